@@ -1,0 +1,448 @@
+//! One request for pictures, as a model understands it.
+
+use super::RgbImage;
+
+/// A value that a request may not have, with the field that carried it.
+///
+/// `field` is the name that the field has everywhere in this project
+/// (`num_inference_steps`, `size`, …); the API passes it on as OpenAI's `param`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct ValidationError {
+    /// The field at fault.
+    pub field: &'static str,
+    /// What is wrong with it: a whole sentence for the client.
+    pub reason: String,
+    /// OpenAI's machine-readable word for this kind of fault.
+    pub code: &'static str,
+}
+
+impl ValidationError {
+    /// A fault of `field` for `reason`, of the kind `code`.
+    #[must_use]
+    pub fn new(field: &'static str, code: &'static str, reason: impl Into<String>) -> Self {
+        Self {
+            field,
+            reason: reason.into(),
+            code,
+        }
+    }
+
+    /// Refuses an integer outside `minimum..=maximum`.
+    fn check_integer(
+        field: &'static str,
+        value: i64,
+        minimum: i64,
+        maximum: i64,
+    ) -> Result<i64, Self> {
+        if value < minimum {
+            return Err(Self::new(
+                field,
+                "integer_below_min_value",
+                format!("Invalid '{field}': expected a value >= {minimum}, got {value}."),
+            ));
+        }
+        if value > maximum {
+            return Err(Self::new(
+                field,
+                "integer_above_max_value",
+                format!("Invalid '{field}': expected a value <= {maximum}, got {value}."),
+            ));
+        }
+        Ok(value)
+    }
+
+    /// Refuses a number that is not finite or lies outside `minimum..=maximum`.
+    fn check_decimal(
+        field: &'static str,
+        value: f64,
+        minimum: f64,
+        maximum: f64,
+    ) -> Result<f64, Self> {
+        if !value.is_finite() {
+            return Err(Self::new(
+                field,
+                "invalid_type",
+                format!("Invalid '{field}': expected a finite number, got {value}."),
+            ));
+        }
+        if value < minimum {
+            return Err(Self::new(
+                field,
+                "decimal_below_min_value",
+                format!("Invalid '{field}': expected a value >= {minimum}, got {value}."),
+            ));
+        }
+        if value > maximum {
+            return Err(Self::new(
+                field,
+                "decimal_above_max_value",
+                format!("Invalid '{field}': expected a value <= {maximum}, got {value}."),
+            ));
+        }
+        Ok(value)
+    }
+}
+
+/// What the user asks for in words: 1 to 32,000 characters.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Prompt(String);
+
+impl Prompt {
+    /// OpenAI's limit for GPT image models, in characters.
+    pub const MAX_CHARACTERS: usize = 32_000;
+
+    /// Accepts a text of 1 to 32,000 characters as the prompt.
+    ///
+    /// # Errors
+    /// [`ValidationError`] on `prompt` if it is empty or too long.
+    pub fn new(text: impl Into<String>) -> Result<Self, ValidationError> {
+        let text = text.into();
+        if text.is_empty() {
+            return Err(ValidationError::new(
+                "prompt",
+                "string_below_min_length",
+                "Invalid 'prompt': expected at least 1 character, got an empty text.",
+            ));
+        }
+        Self::bounded("prompt", text)
+    }
+
+    /// Accepts a text of at most 32,000 characters as the negative prompt.
+    /// The empty text is allowed: it is a negative prompt, too.
+    ///
+    /// # Errors
+    /// [`ValidationError`] on `negative_prompt` if it is too long.
+    pub fn negative(text: impl Into<String>) -> Result<Self, ValidationError> {
+        Self::bounded("negative_prompt", text.into())
+    }
+
+    fn bounded(field: &'static str, text: String) -> Result<Self, ValidationError> {
+        let characters = text.chars().count();
+        if characters > Self::MAX_CHARACTERS {
+            let maximum = Self::MAX_CHARACTERS;
+            return Err(ValidationError::new(
+                field,
+                "string_above_max_length",
+                format!(
+                    "Invalid '{field}': expected at most {maximum} characters, got {characters}."
+                ),
+            ));
+        }
+        Ok(Self(text))
+    }
+
+    /// The text itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Prompt {
+    /// Prints the length, never the text: prompts do not belong in logs.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Prompt({} characters)", self.0.chars().count())
+    }
+}
+
+macro_rules! bounded_integer {
+    ($(#[$doc:meta])* $name:ident, $inner:ty, $field:literal, $minimum:literal..=$maximum:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $name($inner);
+
+        impl $name {
+            /// The smallest value.
+            pub const MIN: $inner = $minimum;
+            /// The largest value.
+            pub const MAX: $inner = $maximum;
+
+            /// Accepts a value between `MIN` and `MAX`.
+            ///
+            /// # Errors
+            #[doc = concat!("[`ValidationError`] on `", $field, "` outside these bounds.")]
+            pub fn new(value: i64) -> Result<Self, ValidationError> {
+                let value = ValidationError::check_integer($field, value, $minimum, $maximum)?;
+                // In bounds by the check above, and the bounds are of the inner type.
+                Ok(Self(<$inner>::try_from(value).unwrap_or(Self::MAX)))
+            }
+
+            /// The number itself.
+            #[must_use]
+            pub fn get(self) -> $inner {
+                self.0
+            }
+        }
+    };
+}
+
+macro_rules! bounded_decimal {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $minimum:literal..=$maximum:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub struct $name(f64);
+
+        impl $name {
+            /// Accepts a finite number in its range.
+            ///
+            /// # Errors
+            #[doc = concat!("[`ValidationError`] on `", $field, "` outside the range, or if it is not finite.")]
+            pub fn new(value: f64) -> Result<Self, ValidationError> {
+                ValidationError::check_decimal($field, value, $minimum, $maximum).map(Self)
+            }
+
+            /// The number itself.
+            #[must_use]
+            pub fn get(self) -> f64 {
+                self.0
+            }
+        }
+    };
+}
+
+bounded_integer! {
+    /// How many denoising steps a picture takes: 1 to 150.
+    Steps, usize, "num_inference_steps", 1..=150
+}
+
+bounded_integer! {
+    /// How many pictures one request makes: 1 to 10.
+    ImageCount, usize, "n", 1..=10
+}
+
+bounded_decimal! {
+    /// Strength of true classifier-free guidance: 0 to 20. Guidance acts above 1.
+    GuidanceScale, "true_cfg_scale", 0.0..=20.0
+}
+
+bounded_decimal! {
+    /// How far a picture is taken away from its source: 0 (not at all) to 1 (anew).
+    Strength, "strength", 0.0..=1.0
+}
+
+/// The number that a picture's noise grows from. Picture `i` of a request uses
+/// `seed + i`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seed(u64);
+
+impl Seed {
+    /// Any 64-bit number is a seed; torch's CPU generator uses its low 32 bits.
+    #[must_use]
+    pub fn new(value: u64) -> Self {
+        Self(value)
+    }
+
+    /// The number itself.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The seed of picture `index` (0-based) of the request.
+    #[must_use]
+    pub fn of_image(self, index: usize) -> Self {
+        Self(self.0.wrapping_add(index as u64))
+    }
+}
+
+/// Width and height in pixels, each 1 to 16,384.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSize {
+    width: usize,
+    height: usize,
+}
+
+impl ImageSize {
+    /// The longest side that can be asked for.
+    pub const MAX_SIDE: usize = 16_384;
+
+    /// Accepts two sides between 1 and 16,384 pixels.
+    ///
+    /// # Errors
+    /// [`ValidationError`] on `size` outside these bounds.
+    pub fn new(width: usize, height: usize) -> Result<Self, ValidationError> {
+        let maximum = Self::MAX_SIDE;
+        if !(1..=maximum).contains(&width) || !(1..=maximum).contains(&height) {
+            return Err(ValidationError::new(
+                "size",
+                "invalid_value",
+                format!(
+                    "Invalid 'size': sides must be 1 to {maximum} pixels, got {width}x{height}."
+                ),
+            ));
+        }
+        Ok(Self { width, height })
+    }
+
+    /// Reads OpenAI's `WIDTHxHEIGHT`: digits, a lower-case x, digits.
+    ///
+    /// # Errors
+    /// [`ValidationError`] on `size` for any other text, or outside the bounds.
+    pub fn parse(text: &str) -> Result<Self, ValidationError> {
+        let digits = |part: &str| {
+            let only_digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+            only_digits.then(|| part.parse::<usize>().unwrap_or(usize::MAX))
+        };
+        let sides = text
+            .split_once('x')
+            .and_then(|(w, h)| Some((digits(w)?, digits(h)?)));
+        match sides {
+            Some((width, height)) => Self::new(width, height),
+            None => Err(ValidationError::new(
+                "size",
+                "invalid_value",
+                format!(
+                    "Invalid value for 'size': '{}'. Supported values are 'auto' and \
+                     'WIDTHxHEIGHT' in pixels, such as '1024x1024'.",
+                    text.chars().take(40).collect::<String>()
+                ),
+            )),
+        }
+    }
+
+    /// Pixels in a row.
+    #[must_use]
+    pub fn width(self) -> usize {
+        self.width
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn height(self) -> usize {
+        self.height
+    }
+
+    /// Width times height.
+    #[must_use]
+    pub fn area(self) -> usize {
+        self.width * self.height
+    }
+}
+
+impl std::fmt::Display for ImageSize {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}x{}", self.width, self.height)
+    }
+}
+
+/// How large the finished picture shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputSize {
+    /// What the reference pipeline makes when it is given no size.
+    Reference,
+    /// This size, floored to the model's grid as the reference pipeline does.
+    Exact(ImageSize),
+}
+
+/// What is to be done, with the pictures it is done to.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// A picture from words alone.
+    Generate,
+    /// Pictures changed as the prompt says.
+    Edit {
+        /// The input pictures in the order given; at least one.
+        images: Vec<RgbImage>,
+    },
+    /// A picture like this one.
+    Vary {
+        /// The input picture.
+        image: RgbImage,
+        /// How far to go from it.
+        strength: Strength,
+    },
+}
+
+/// One request for pictures. Every field has passed its checks.
+#[derive(Debug, Clone)]
+pub struct ImageRequest {
+    /// What is to be done.
+    pub task: Task,
+    /// The words.
+    pub prompt: Prompt,
+    /// What to steer away from; without one there is no guidance.
+    pub negative_prompt: Option<Prompt>,
+    /// How many pictures.
+    pub count: ImageCount,
+    /// How large.
+    pub size: OutputSize,
+    /// How many denoising steps.
+    pub steps: Steps,
+    /// Strength of true classifier-free guidance.
+    pub true_cfg_scale: GuidanceScale,
+    /// Where the noise comes from.
+    pub seed: Seed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_digits_x_digits_and_nothing_else() {
+        let size = ImageSize::parse("640x480").unwrap();
+        assert_eq!((size.width(), size.height()), (640, 480));
+        assert_eq!(size.to_string(), "640x480");
+
+        for wrong in [
+            "",
+            "x",
+            "640",
+            "640x",
+            "x480",
+            "640X480",
+            "640 x 480",
+            "-1x5",
+            "+1x5",
+            "0x5",
+            "1e3x5",
+            "99999999999999999999x1",
+            "640x480x2",
+        ] {
+            let error = ImageSize::parse(wrong).unwrap_err();
+            assert_eq!(
+                (error.field, error.code),
+                ("size", "invalid_value"),
+                "{wrong:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_name_their_field() {
+        assert_eq!(Steps::new(0).unwrap_err().field, "num_inference_steps");
+        assert_eq!(Steps::new(151).unwrap_err().code, "integer_above_max_value");
+        assert_eq!(ImageCount::new(11).unwrap_err().field, "n");
+        assert_eq!(
+            GuidanceScale::new(f64::NAN).unwrap_err().field,
+            "true_cfg_scale"
+        );
+        assert_eq!(
+            GuidanceScale::new(20.5).unwrap_err().code,
+            "decimal_above_max_value"
+        );
+        assert_eq!(Steps::new(150).unwrap().get(), 150);
+    }
+
+    #[test]
+    fn prompts_are_counted_in_characters_and_never_printed() {
+        assert_eq!(Prompt::new("").unwrap_err().field, "prompt");
+        assert!(Prompt::new("é".repeat(32_000)).is_ok());
+        assert_eq!(
+            Prompt::new("a".repeat(32_001)).unwrap_err().code,
+            "string_above_max_length"
+        );
+        assert_eq!(Prompt::negative("").unwrap().as_str(), "");
+        assert_eq!(
+            format!("{:?}", Prompt::new("secret").unwrap()),
+            "Prompt(6 characters)"
+        );
+    }
+
+    #[test]
+    fn picture_i_has_seed_plus_i() {
+        assert_eq!(Seed::new(7).of_image(2), Seed::new(9));
+        assert_eq!(Seed::new(u64::MAX).of_image(1), Seed::new(0));
+    }
+}

@@ -1,0 +1,20 @@
+//! Diffuser API: Qwen-Image-Edit, and the diffusion models around it, behind
+//! OpenAI's images API.
+//!
+//! The layers, from the outside in; each names only those below it:
+//!
+//! - [`config`] gathers settings from defaults, file, environment and flags;
+//! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
+//! - [`service`] owns the queue and the thread on which the model lives;
+//! - [`model`] holds the models, behind [`model::DiffusionModel`];
+//! - [`nn`], [`imaging`], [`hub`] serve the models: layers, pictures, downloads;
+//! - [`domain`] is the vocabulary of them all.
+
+pub mod api;
+pub mod config;
+pub mod domain;
+pub mod hub;
+pub mod imaging;
+pub mod model;
+pub mod nn;
+pub mod service;

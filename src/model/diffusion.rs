@@ -1,0 +1,245 @@
+//! The one contract between the server and a model.
+//!
+//! Pictures cross it, tensors never: the service cannot get a layout or a range
+//! wrong, and a test's model needs no tensor library.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use crate::domain::{GuidanceScale, ImageRequest, ImageSize, RgbImage, Seed, Steps};
+
+/// A loaded image model, owned by one thread: hence `&mut self`, no lock and no
+/// `Sync`.
+pub trait DiffusionModel: Send {
+    /// What this model is and what it can do.
+    fn info(&self) -> &ModelInfo;
+
+    /// Makes the pictures that `request` asks for.
+    ///
+    /// Blocks for seconds or minutes. Tells `observer` after every step and
+    /// stops soon after it breaks. `request` has been held against
+    /// [`ModelInfo::capabilities`] by the caller.
+    ///
+    /// # Errors
+    /// [`ModelError`]: the request cannot be served, was cancelled, or the
+    /// device failed. The model stays usable after each of them.
+    fn generate(
+        &mut self,
+        request: &ImageRequest,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Generation, ModelError>;
+}
+
+/// Is told of each finished step, and can stop the work.
+pub trait StepObserver {
+    /// After `progress.step` of `progress.total_steps`; `Break` cancels.
+    fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()>;
+}
+
+/// Where a request stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepProgress {
+    /// The picture being made, 0-based.
+    pub image: usize,
+    /// Steps finished for this picture; 0 right before the first one.
+    pub step: usize,
+    /// Steps that each picture takes.
+    pub total_steps: usize,
+}
+
+/// An observer that never stops the work.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Unobserved;
+
+impl StepObserver for Unobserved {
+    fn on_step(&mut self, _progress: StepProgress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// What came out of one request.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// The pictures, in order.
+    pub images: Vec<GeneratedImage>,
+    /// What it took, in tokens.
+    pub usage: TokenUsage,
+}
+
+/// One finished picture.
+#[derive(Debug, Clone)]
+pub struct GeneratedImage {
+    /// The picture.
+    pub image: RgbImage,
+    /// The seed that makes it again.
+    pub seed: Seed,
+}
+
+/// Real token counts of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TokenUsage {
+    /// Text tokens of the prompt that condition the picture.
+    pub input_text_tokens: usize,
+    /// Tokens that the input pictures became (encoder and transformer).
+    pub input_image_tokens: usize,
+    /// Tokens of the finished pictures.
+    pub output_image_tokens: usize,
+}
+
+/// What a model can do. The server answers 501 for the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Pictures from words alone: `/v1/images/generations`.
+    pub text_to_image: bool,
+    /// Pictures changed as a prompt says: `/v1/images/edits`.
+    pub image_edit: bool,
+    /// Pictures like a given one: `/v1/images/variations`.
+    pub image_variation: bool,
+    /// Repainting only a part of a picture.
+    pub inpainting: bool,
+    /// The `mask` parameter of an edit.
+    pub mask: bool,
+}
+
+/// What a request gets when it does not say otherwise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RequestDefaults {
+    /// Denoising steps.
+    pub num_inference_steps: Steps,
+    /// Strength of true classifier-free guidance.
+    pub true_cfg_scale: GuidanceScale,
+    /// What to steer away from; `None` switches guidance off.
+    pub negative_prompt: Option<String>,
+}
+
+/// What a model is and can do: all that the server shows and enforces.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// The name in `/v1/models`, such as `Qwen/Qwen-Image-Edit` or `tiny-random`.
+    pub id: String,
+    /// The pipeline class of `model_index.json`.
+    pub pipeline: String,
+    /// One sentence for people.
+    pub description: String,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// What a request gets when it does not say otherwise.
+    pub defaults: RequestDefaults,
+    /// How many input pictures one edit may have.
+    pub max_input_images: usize,
+    /// Output sides are multiples of this many pixels.
+    pub size_multiple: usize,
+    /// The largest output, in pixels.
+    pub max_output_area: usize,
+    /// Whether the model has a guidance embedding, so that `guidance_scale` acts.
+    pub has_guidance_embedding: bool,
+    /// Device that it runs on, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// Number format of the weights, such as `float32`.
+    pub dtype: String,
+    /// Bytes that the weights take on the device.
+    pub weight_bytes: usize,
+}
+
+impl ModelInfo {
+    /// Whether `size`, floored to the model's grid, is one it can make.
+    #[must_use]
+    pub fn accepts(&self, size: ImageSize) -> bool {
+        size.width() >= self.size_multiple
+            && size.height() >= self.size_multiple
+            && size.area() <= self.max_output_area
+    }
+}
+
+/// Why pictures were not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The request is fine in itself, but not for this model and input.
+    #[error("{reason}")]
+    Unsuitable {
+        /// The field at fault.
+        field: &'static str,
+        /// What is wrong with it: a whole sentence for the client.
+        reason: String,
+    },
+    /// The observer broke off.
+    #[error("cancelled")]
+    Cancelled,
+    /// A tensor operation failed: out of memory, or a bug of ours.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+    /// The model produced something that cannot be a picture.
+    #[error("model produced {0}")]
+    BadOutput(String),
+}
+
+/// Why a model was not loaded. Each says which file and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No such embedded model, folder or repository.
+    #[error("no model '{id}': {reason}")]
+    UnknownModel {
+        /// What was asked for.
+        id: String,
+        /// Why it is none, and what would be one.
+        reason: String,
+    },
+    /// A file of the checkpoint is missing.
+    #[error("checkpoint {checkpoint} has no {file}")]
+    MissingFile {
+        /// The checkpoint.
+        checkpoint: String,
+        /// Path inside it.
+        file: String,
+    },
+    /// A file of the checkpoint cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file's content is not what it should be.
+    #[error("{file}: {reason}")]
+    Malformed {
+        /// Path inside the checkpoint.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Configuration values that this implementation does not honour.
+    #[error("{file}: {}", faults.join("; "))]
+    Config {
+        /// Path inside the checkpoint.
+        file: String,
+        /// Each key with what is wrong.
+        faults: Vec<String>,
+    },
+    /// Tensors that are missing, unexpected or misshapen.
+    #[error("{component}: {}", faults.join("; "))]
+    Weights {
+        /// The component's folder.
+        component: String,
+        /// Each tensor with what is wrong.
+        faults: Vec<String>,
+    },
+    /// The tokenizer's files do not make a tokenizer.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// No such device in this build or on this machine.
+    #[error("device '{device}': {reason}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// Why there is none, and what to do.
+        reason: String,
+    },
+    /// A tensor operation failed while loading, such as out of memory.
+    #[error("tensor operation failed while loading")]
+    Tensor(#[from] candle_core::Error),
+    /// Files could not be fetched from the hub.
+    #[error("download failed")]
+    Hub(#[from] crate::hub::HubError),
+}
