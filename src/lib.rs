@@ -11,7 +11,9 @@
 //! - [`domain`] is the vocabulary of them all.
 
 pub mod api;
+pub mod checkpoint;
 pub mod config;
+pub mod device;
 pub mod domain;
 pub mod hub;
 pub mod imaging;

@@ -1,14 +1,19 @@
 //! The models, and the registry that finds one by name.
 
 mod diffusion;
+mod embedded;
+pub mod noise;
+pub mod qwen_image;
+mod registry;
 
 pub use diffusion::{
     Capabilities, DiffusionModel, GeneratedImage, Generation, LoadError, ModelError, ModelInfo,
     RequestDefaults, StepObserver, StepProgress, TokenUsage, Unobserved,
 };
 
+pub use registry::load;
+
 use crate::domain::{GuidanceScale, Steps};
-use crate::hub::HubConfig;
 
 /// Which model to load, where, and what to change about it.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,17 +91,4 @@ pub struct CapabilitySwitches {
     pub inpainting: Option<bool>,
     /// The `mask` parameter of an edit.
     pub mask: Option<bool>,
-}
-
-/// Loads the model that `config` names, on the calling thread, which must be
-/// the one that will use it (a CUDA stream belongs to a thread).
-///
-/// # Errors
-/// [`LoadError`] says which file, key or tensor, and what to do.
-pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    let _ = hub;
-    Err(LoadError::UnknownModel {
-        id: config.id.clone(),
-        reason: "not written yet".to_owned(),
-    })
 }

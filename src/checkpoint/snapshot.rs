@@ -1,0 +1,103 @@
+//! The files of one checkpoint, on disk or inside the program.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use super::ConfigFile;
+use crate::model::LoadError;
+
+/// A checkpoint compiled into the program.
+#[derive(Debug)]
+pub struct EmbeddedCheckpoint {
+    /// The name that asks for it.
+    pub name: &'static str,
+    /// Paths inside the checkpoint, with their content.
+    pub files: &'static [(&'static str, &'static [u8])],
+}
+
+/// Where a checkpoint's files are.
+#[derive(Debug, Clone)]
+pub enum Snapshot {
+    /// A folder.
+    Directory(PathBuf),
+    /// Inside the program.
+    Embedded(&'static EmbeddedCheckpoint),
+}
+
+impl Snapshot {
+    /// The folder's path or the embedded name, for messages.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Directory(directory) => directory.display().to_string(),
+            Self::Embedded(checkpoint) => checkpoint.name.to_owned(),
+        }
+    }
+
+    /// Whether `file` (a path inside the checkpoint) exists.
+    #[must_use]
+    pub fn has(&self, file: &str) -> bool {
+        match self {
+            Self::Directory(directory) => directory.join(file).is_file(),
+            Self::Embedded(checkpoint) => checkpoint.files.iter().any(|(path, _)| *path == file),
+        }
+    }
+
+    /// Where `file` lies, if it lies on disk.
+    pub(super) fn path(&self, file: &str) -> Option<PathBuf> {
+        match self {
+            Self::Directory(directory) => Some(directory.join(file)),
+            Self::Embedded(_) => None,
+        }
+    }
+
+    /// The content of `file`.
+    ///
+    /// # Errors
+    /// [`LoadError::MissingFile`] or [`LoadError::Unreadable`].
+    pub fn bytes(&self, file: &str) -> Result<Cow<'static, [u8]>, LoadError> {
+        match self {
+            Self::Directory(directory) => self.read(directory, file).map(Cow::Owned),
+            Self::Embedded(checkpoint) => checkpoint
+                .files
+                .iter()
+                .find(|(path, _)| *path == file)
+                .map(|(_, content)| Cow::Borrowed(*content))
+                .ok_or_else(|| self.missing(file)),
+        }
+    }
+
+    fn read(&self, directory: &Path, file: &str) -> Result<Vec<u8>, LoadError> {
+        let path = directory.join(file);
+        std::fs::read(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => self.missing(file),
+            _ => LoadError::Unreadable { path, source },
+        })
+    }
+
+    /// The content of `file` as text.
+    ///
+    /// # Errors
+    /// As [`Snapshot::bytes`], or [`LoadError::Malformed`] if it is not UTF-8.
+    pub fn text(&self, file: &str) -> Result<String, LoadError> {
+        String::from_utf8(self.bytes(file)?.into_owned()).map_err(|_| LoadError::Malformed {
+            file: file.to_owned(),
+            reason: "is not UTF-8 text".to_owned(),
+        })
+    }
+
+    /// The JSON object in `file`, to be read key by key.
+    ///
+    /// # Errors
+    /// As [`Snapshot::text`], or [`LoadError::Malformed`] if it is no JSON object.
+    pub fn config(&self, file: &str) -> Result<ConfigFile, LoadError> {
+        ConfigFile::parse(file, &self.text(file)?)
+    }
+
+    pub(super) fn missing(&self, file: &str) -> LoadError {
+        LoadError::MissingFile {
+            checkpoint: self.name(),
+            file: file.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Picks the device and the number format, and says why it cannot.
+
+use candle_core::{DType, Device, DeviceLocation};
+
+use crate::model::{DeviceChoice, DtypeChoice, LoadError};
+
+/// Opens the device that `choice` names.
+///
+/// Only [`DeviceChoice::Auto`] may end up on another kind of device than asked for.
+///
+/// # Errors
+/// [`LoadError::Device`] if this build or this machine has no such device.
+pub fn open(choice: DeviceChoice) -> Result<Device, LoadError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(number) => open_cuda(number),
+        DeviceChoice::Metal => open_metal(),
+        DeviceChoice::Auto => Ok(open_cuda(0)
+            .or_else(|_| open_metal())
+            .unwrap_or(Device::Cpu)),
+    }
+}
+
+fn open_cuda(number: usize) -> Result<Device, LoadError> {
+    let refused = |reason| LoadError::Device {
+        device: format!("cuda:{number}"),
+        reason,
+    };
+    if !candle_core::utils::cuda_is_available() {
+        return Err(refused(
+            "this program was built without CUDA: build it with `--features cuda`, or use device \
+             'cpu' or 'auto'"
+                .to_owned(),
+        ));
+    }
+    Device::new_cuda(number).map_err(|error| {
+        refused(format!(
+            "cannot be opened, is there a driver and such a card? {}",
+            first_line(&error)
+        ))
+    })
+}
+
+fn open_metal() -> Result<Device, LoadError> {
+    let refused = |reason| LoadError::Device {
+        device: "metal".to_owned(),
+        reason,
+    };
+    if !candle_core::utils::metal_is_available() {
+        return Err(refused(
+            "this program was built without Metal: build it with `--features metal` on a Mac, or \
+             use device 'cpu' or 'auto'"
+                .to_owned(),
+        ));
+    }
+    Device::new_metal(0)
+        .map_err(|error| refused(format!("cannot be opened: {}", first_line(&error))))
+}
+
+/// The first line of an error's text: candle may append a backtrace.
+fn first_line(error: &candle_core::Error) -> String {
+    error
+        .to_string()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// The number format that `choice` means on `device`.
+#[must_use]
+pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
+    match choice {
+        DtypeChoice::Float32 => DType::F32,
+        DtypeChoice::Bfloat16 => DType::BF16,
+        DtypeChoice::Float16 => DType::F16,
+        DtypeChoice::Auto if device.is_cpu() => DType::F32,
+        DtypeChoice::Auto => DType::BF16,
+    }
+}
+
+/// The device's name for people and logs: `cpu`, `cuda:0`, `metal`.
+#[must_use]
+pub fn device_name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { .. } => "metal".to_owned(),
+    }
+}
+
+/// The number format's name as torch spells it, such as `bfloat16`.
+#[must_use]
+pub fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        DType::F32 => "float32",
+        _ => dtype.as_str(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_means_float32_on_a_cpu_and_words_are_kept() {
+        assert_eq!(dtype(DtypeChoice::Auto, &Device::Cpu), DType::F32);
+        assert_eq!(dtype(DtypeChoice::Bfloat16, &Device::Cpu), DType::BF16);
+        assert_eq!(dtype_name(DType::F16), "float16");
+        assert_eq!(device_name(&Device::Cpu), "cpu");
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_card_that_this_build_cannot_use_is_refused_with_advice() {
+        let error = open(DeviceChoice::Cuda(1)).unwrap_err().to_string();
+
+        assert!(
+            error.contains("cuda:1") && error.contains("--features cuda"),
+            "{error}"
+        );
+    }
+}

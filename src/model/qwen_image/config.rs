@@ -1,0 +1,490 @@
+//! The configuration files of the components, held against what is implemented.
+//!
+//! Sources: the published `config.json` files, and diffusers 0.42.1 and
+//! transformers 5.23 for what each key does.
+
+use crate::checkpoint::{ConfigFile, Snapshot};
+use crate::model::LoadError;
+
+/// `transformer/config.json`: `QwenImageTransformer2DModel`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransformerConfig {
+    /// Features of an image token: latent channels times four.
+    pub in_channels: usize,
+    /// Latent channels of the prediction.
+    pub out_channels: usize,
+    /// Blocks.
+    pub num_layers: usize,
+    /// Numbers in a head.
+    pub attention_head_dim: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Width of the prompt embeddings.
+    pub joint_attention_dim: usize,
+    /// Numbers of a head that turn with frame, row and column.
+    pub axes_dims_rope: [usize; 3],
+}
+
+impl TransformerConfig {
+    /// Image pixels of the latent picture that make one token, along each axis.
+    pub const PATCH_SIZE: usize = 2;
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+        let mut file = snapshot.config("transformer/config.json")?;
+        file.only("patch_size", Self::PATCH_SIZE);
+        file.only("guidance_embeds", false);
+        file.only("zero_cond_t", false);
+        file.only("use_additional_t_cond", false);
+        file.only("use_layer3d_rope", false);
+        // Of an earlier draft of the class; no tensor depends on it.
+        file.inert(&["pooled_projection_dim"]);
+        let config = Self {
+            in_channels: file.required("in_channels"),
+            out_channels: file.required("out_channels"),
+            num_layers: file.required("num_layers"),
+            attention_head_dim: file.required("attention_head_dim"),
+            num_attention_heads: file.required("num_attention_heads"),
+            joint_attention_dim: file.required("joint_attention_dim"),
+            axes_dims_rope: file.required("axes_dims_rope"),
+        };
+        config.check(&mut file);
+        file.finish()?;
+        Ok(config)
+    }
+
+    fn check(&self, file: &mut ConfigFile) {
+        let patch = Self::PATCH_SIZE * Self::PATCH_SIZE;
+        if self.in_channels != self.out_channels * patch {
+            file.fault(format!(
+                "in_channels = {} is not out_channels = {} times {patch}",
+                self.in_channels, self.out_channels
+            ));
+        }
+        let axes = self.axes_dims_rope;
+        if axes.iter().sum::<usize>() != self.attention_head_dim
+            || axes.iter().any(|axis| axis % 2 != 0)
+        {
+            file.fault(format!(
+                "axes_dims_rope = {axes:?} are not even numbers that add up to \
+                 attention_head_dim = {}",
+                self.attention_head_dim
+            ));
+        }
+    }
+
+    /// Width of the hidden states.
+    #[must_use]
+    pub fn inner_dim(&self) -> usize {
+        self.attention_head_dim * self.num_attention_heads
+    }
+}
+
+/// `vae/config.json`: `AutoencoderKLQwenImage`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VaeConfig {
+    /// Channels of the first stage.
+    pub base_dim: usize,
+    /// Latent channels.
+    pub z_dim: usize,
+    /// Channels of the stages, as multiples of `base_dim`.
+    pub dim_mult: Vec<usize>,
+    /// Residual blocks of an encoder stage; a decoder stage has one more.
+    pub num_res_blocks: usize,
+    /// Which halvings also halve time (the checkpoint's spelling): these have a
+    /// `time_conv`, which a single frame never meets.
+    pub temperal_downsample: Vec<bool>,
+    /// Mean of each latent channel over the training pictures.
+    pub latents_mean: Vec<f64>,
+    /// Standard deviation of each latent channel.
+    pub latents_std: Vec<f64>,
+}
+
+impl VaeConfig {
+    /// Colour channels of a picture.
+    pub const IMAGE_CHANNELS: usize = 3;
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+        let mut file = snapshot.config("vae/config.json")?;
+        file.only("attn_scales", serde_json::json!([]));
+        file.only("input_channels", Self::IMAGE_CHANNELS);
+        // Acts in training alone.
+        file.inert(&["dropout"]);
+        let config = Self {
+            base_dim: file.required("base_dim"),
+            z_dim: file.required("z_dim"),
+            dim_mult: file.required("dim_mult"),
+            num_res_blocks: file.required("num_res_blocks"),
+            temperal_downsample: file.required("temperal_downsample"),
+            latents_mean: file.required("latents_mean"),
+            latents_std: file.required("latents_std"),
+        };
+        config.check(&mut file);
+        file.finish()?;
+        Ok(config)
+    }
+
+    fn check(&self, file: &mut ConfigFile) {
+        for (key, values) in [
+            ("latents_mean", &self.latents_mean),
+            ("latents_std", &self.latents_std),
+        ] {
+            if values.len() != self.z_dim {
+                let (count, z_dim) = (values.len(), self.z_dim);
+                file.fault(format!("{key} has {count} values, z_dim is {z_dim}"));
+            }
+        }
+        if self.latents_std.iter().any(|deviation| *deviation <= 0.0) {
+            file.fault("latents_std has a value that is not above zero");
+        }
+        if self.dim_mult.len() != self.temperal_downsample.len() + 1 {
+            file.fault(format!(
+                "dim_mult has {} stages, temperal_downsample {} halvings between them",
+                self.dim_mult.len(),
+                self.temperal_downsample.len()
+            ));
+        }
+    }
+
+    /// Image pixels of one latent pixel along each axis.
+    #[must_use]
+    pub fn spatial_factor(&self) -> usize {
+        1 << self.temperal_downsample.len()
+    }
+}
+
+/// `text_encoder/config.json`: `Qwen2_5_VLForConditionalGeneration`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextEncoderConfig {
+    /// The language model.
+    pub text: TextConfig,
+    /// The vision tower.
+    pub vision: VisionConfig,
+    /// The token that stands for a patch of a picture.
+    pub image_token_id: u32,
+}
+
+/// The language model of Qwen2.5-VL.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextConfig {
+    /// Width of the hidden states.
+    pub hidden_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Epsilon of the normalisations.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Rotary frequencies that turn with time, row and column.
+    pub mrope_section: [usize; 3],
+}
+
+/// The vision tower of Qwen2.5-VL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VisionConfig {
+    /// Width of the hidden states.
+    pub hidden_size: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Heads.
+    pub num_heads: usize,
+    /// Width of the feed-forward layers.
+    pub intermediate_size: usize,
+    /// Width of the merged tokens: that of the language model.
+    pub out_hidden_size: usize,
+    /// Pixels of a patch along each axis.
+    pub patch_size: usize,
+    /// Frames of a patch; a still picture is shown that many times.
+    pub temporal_patch_size: usize,
+    /// Patches merged into one token along each axis.
+    pub spatial_merge_size: usize,
+    /// Pixels of an attention window along each axis.
+    pub window_size: usize,
+    /// Blocks that attend to the whole picture.
+    pub fullatt_block_indexes: Vec<usize>,
+}
+
+/// Keys of `text_encoder/config.json` that do not change the hidden states.
+const INERT_ENCODER_KEYS: &[&str] = &[
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "image_token_id",
+    "initializer_range",
+    "layer_types",
+    "max_position_embeddings",
+    "max_window_layers",
+    "model_type",
+    "pad_token_id",
+    "sliding_window", // acts only with use_sliding_window
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "video_token_id",
+    "vision_end_token_id",
+    "vision_start_token_id",
+    "vision_token_id",
+];
+
+/// Keys that newer files have under `text_config`, older ones at the top, some both.
+const TEXT_KEYS: &[&str] = &[
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "use_sliding_window",
+    "vocab_size",
+];
+
+impl TextEncoderConfig {
+    /// Reads the file, in either of its published styles.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+        let mut file = snapshot.config("text_encoder/config.json")?;
+        let image_token_id = file.required("image_token_id");
+        let mut vision = file.section("vision_config");
+        let vision_config = VisionConfig::read(&mut vision);
+        file.close(vision);
+        let text_config = if file.has("text_config") {
+            let mut text = file.section("text_config");
+            let config = TextConfig::read(&mut text);
+            file.close(text);
+            // The same values once more, for older readers.
+            file.inert(TEXT_KEYS);
+            config
+        } else {
+            TextConfig::read(&mut file)
+        };
+        if vision_config.out_hidden_size != text_config.hidden_size {
+            file.fault(format!(
+                "vision_config.out_hidden_size = {} differs from hidden_size = {}",
+                vision_config.out_hidden_size, text_config.hidden_size
+            ));
+        }
+        file.inert(INERT_ENCODER_KEYS);
+        file.finish()?;
+        Ok(Self {
+            text: text_config,
+            vision: vision_config,
+            image_token_id,
+        })
+    }
+}
+
+impl TextConfig {
+    fn read(file: &mut ConfigFile) -> Self {
+        file.only("hidden_act", "silu");
+        file.only("use_sliding_window", false);
+        let (rope_theta, mrope_section) = Self::read_rope(file);
+        let config = Self {
+            hidden_size: file.required("hidden_size"),
+            num_hidden_layers: file.required("num_hidden_layers"),
+            num_attention_heads: file.required("num_attention_heads"),
+            num_key_value_heads: file.required("num_key_value_heads"),
+            intermediate_size: file.required("intermediate_size"),
+            vocab_size: file.required("vocab_size"),
+            rms_norm_eps: file.required("rms_norm_eps"),
+            rope_theta,
+            mrope_section,
+        };
+        file.inert(INERT_ENCODER_KEYS);
+        config.check(file);
+        config
+    }
+
+    /// Old style: `rope_theta` and `rope_scaling`; new style: `rope_parameters`.
+    fn read_rope(file: &mut ConfigFile) -> (f64, [usize; 3]) {
+        let outer_theta: Option<f64> = file.optional("rope_theta");
+        let key = if file.has("rope_parameters") {
+            "rope_parameters"
+        } else {
+            "rope_scaling"
+        };
+        let mut rope = file.section(key);
+        for kind in ["rope_type", "type"] {
+            if rope.has(kind) {
+                let value: String = rope.required(kind);
+                if value != "default" && value != "mrope" {
+                    rope.fault(format!("{key}.{kind} = \"{value}\" is not supported"));
+                }
+            }
+        }
+        let mrope_section = rope.required("mrope_section");
+        let inner_theta: Option<f64> = rope.optional("rope_theta");
+        let theta = inner_theta.or(outer_theta);
+        if theta.is_none() {
+            rope.fault("rope_theta is missing");
+        }
+        file.close(rope);
+        (theta.unwrap_or(1.0), mrope_section)
+    }
+
+    fn check(&self, file: &mut ConfigFile) {
+        let heads = (self.num_attention_heads, self.num_key_value_heads);
+        if heads.0 == 0 || heads.1 == 0 {
+            return; // missing, and said so already
+        }
+        if self.hidden_size % heads.0 != 0 || heads.0 % heads.1 != 0 {
+            let size = self.hidden_size;
+            file.fault(format!(
+                "{size} numbers, {} heads and {} kv heads do not divide",
+                heads.0, heads.1
+            ));
+        }
+        if self.mrope_section.iter().sum::<usize>() * 2 != self.head_dim() {
+            let (section, size) = (self.mrope_section, self.head_dim());
+            file.fault(format!(
+                "mrope_section = {section:?} is not half a head of {size}"
+            ));
+        }
+    }
+
+    /// Numbers in a head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+}
+
+impl VisionConfig {
+    fn read(file: &mut ConfigFile) -> Self {
+        file.only("hidden_act", "silu");
+        file.only("in_channels", VaeConfig::IMAGE_CHANNELS);
+        file.only("in_chans", VaeConfig::IMAGE_CHANNELS);
+        // A second name of patch_size; video timing; initial weights.
+        file.inert(&["spatial_patch_size", "tokens_per_second"]);
+        file.inert(INERT_ENCODER_KEYS);
+        let config = Self {
+            hidden_size: file.required("hidden_size"),
+            depth: file.required("depth"),
+            num_heads: file.required("num_heads"),
+            intermediate_size: file.required("intermediate_size"),
+            out_hidden_size: file.required("out_hidden_size"),
+            patch_size: file.required("patch_size"),
+            temporal_patch_size: file.required("temporal_patch_size"),
+            spatial_merge_size: file.required("spatial_merge_size"),
+            window_size: file.required("window_size"),
+            fullatt_block_indexes: file.required("fullatt_block_indexes"),
+        };
+        let token = config.patch_size * config.spatial_merge_size;
+        if token == 0 || config.window_size < token {
+            file.fault("window_size is smaller than patch_size times spatial_merge_size");
+        }
+        if config.num_heads == 0 || config.hidden_size % (4 * config.num_heads) != 0 {
+            file.fault("hidden_size does not divide by four times num_heads");
+        }
+        config
+    }
+
+    /// Merged tokens of an attention window along each axis.
+    #[must_use]
+    pub fn window_tokens(&self) -> usize {
+        self.window_size / self.spatial_merge_size / self.patch_size
+    }
+
+    /// Patches of one merged token.
+    #[must_use]
+    pub fn patches_per_token(&self) -> usize {
+        self.spatial_merge_size * self.spatial_merge_size
+    }
+
+    /// Numbers of one patch: channels, frames, rows, columns.
+    #[must_use]
+    pub fn patch_dim(&self) -> usize {
+        VaeConfig::IMAGE_CHANNELS * self.temporal_patch_size * self.patch_size * self.patch_size
+    }
+}
+
+/// `processor/preprocessor_config.json`: `Qwen2VLImageProcessor`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProcessorConfig {
+    /// Mean of each colour over the training pictures, in 0…1.
+    pub image_mean: [f32; 3],
+    /// Standard deviation of each colour.
+    pub image_std: [f32; 3],
+    /// The fewest pixels that the encoder is shown.
+    pub min_pixels: usize,
+    /// The most.
+    pub max_pixels: usize,
+}
+
+impl ProcessorConfig {
+    /// Reads the file, which must agree with the tower about its patches.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot, vision: &VisionConfig) -> Result<Self, LoadError> {
+        let mut file = snapshot.config("processor/preprocessor_config.json")?;
+        for step in ["do_convert_rgb", "do_normalize", "do_rescale", "do_resize"] {
+            file.only(step, true);
+        }
+        file.only("resample", 3); // PIL's number for bicubic
+        let rescale: f64 = file.or("rescale_factor", 1.0 / 255.0);
+        if (rescale * 255.0 - 1.0).abs() > 1e-6 {
+            file.fault(format!(
+                "rescale_factor = {rescale} is not supported, only 1/255 is"
+            ));
+        }
+        file.only("patch_size", vision.patch_size);
+        file.only("merge_size", vision.spatial_merge_size);
+        file.only("temporal_patch_size", vision.temporal_patch_size);
+        file.inert(&[
+            "image_processor_type",
+            "processor_class",
+            "data_format",
+            "device",
+        ]);
+        let mut size = file.section("size");
+        let shortest: Option<usize> = size.optional("shortest_edge");
+        let longest: Option<usize> = size.optional("longest_edge");
+        let size_min: Option<usize> = size.optional("min_pixels");
+        let size_max: Option<usize> = size.optional("max_pixels");
+        file.close(size);
+        let config = Self {
+            image_mean: file.required("image_mean"),
+            image_std: file.required("image_std"),
+            // The defaults are the class's own.
+            min_pixels: file
+                .optional("min_pixels")
+                .or(size_min)
+                .or(shortest)
+                .unwrap_or(56 * 56),
+            max_pixels: file
+                .optional("max_pixels")
+                .or(size_max)
+                .or(longest)
+                .unwrap_or(28 * 28 * 1280),
+        };
+        if config.min_pixels > config.max_pixels {
+            file.fault("min_pixels is larger than max_pixels");
+        }
+        file.finish()?;
+        Ok(config)
+    }
+}

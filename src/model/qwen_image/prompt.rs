@@ -1,0 +1,258 @@
+//! Words and places of pictures → token ids.
+
+use std::collections::HashMap;
+
+use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::unicode::NFC;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+use super::positions::{Grid, Segment};
+use crate::checkpoint::Snapshot;
+use crate::model::LoadError;
+
+/// How Qwen2 cuts a text before it merges bytes: contractions, words with one
+/// leading sign or blank, single digits, signs, line ends, blanks.
+///
+/// Source: transformers 5.23, `tokenization_qwen2.py`.
+const WORD_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+const IMAGE_PAD: &str = "<|image_pad|>";
+const VISION_START: &str = "<|vision_start|>";
+const VISION_END: &str = "<|vision_end|>";
+
+/// What the encoder is told around a prompt.
+///
+/// Sources: diffusers 0.42.1, `prompt_template_encode` of the pipelines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptTemplate {
+    /// Before the pictures and the prompt.
+    before: &'static str,
+    /// After the prompt.
+    after: &'static str,
+    /// Leading tokens whose hidden states are dropped: exactly those of `before`.
+    pub drop_tokens: usize,
+}
+
+impl PromptTemplate {
+    /// `QwenImageEditPipeline`.
+    pub const EDIT: Self = Self {
+        before: "<|im_start|>system\nDescribe the key features of the input image (color, shape, \
+                 size, texture, objects, background), then explain how the user's text \
+                 instruction should alter or modify the image. Generate a new image that meets \
+                 the user's requirements while maintaining consistency with the original input \
+                 where appropriate.<|im_end|>\n<|im_start|>user\n",
+        after: "<|im_end|>\n<|im_start|>assistant\n",
+        drop_tokens: 64,
+    };
+
+    /// The whole text for one prompt, with one placeholder a picture.
+    fn fill(&self, pictures: usize, prompt: &str) -> String {
+        let places = format!("{VISION_START}{IMAGE_PAD}{VISION_END}").repeat(pictures);
+        format!("{}{places}{prompt}{}", self.before, self.after)
+    }
+}
+
+/// A prompt as the encoder takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenisedPrompt {
+    /// Ids, with one placeholder for each token of a picture.
+    pub token_ids: Vec<u32>,
+    /// Words and pictures in order.
+    pub segments: Vec<Segment>,
+}
+
+/// A prompt holds more or fewer picture placeholders than there are pictures.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("must not contain the reserved words {IMAGE_PAD} and <|video_pad|>")]
+pub struct ReservedWords;
+
+/// The tokenizer of a checkpoint.
+pub struct PromptTokenizer {
+    tokenizer: Tokenizer,
+    image_token_id: u32,
+}
+
+impl PromptTokenizer {
+    /// Builds the tokenizer from `processor/tokenizer.json`, else
+    /// `tokenizer/tokenizer.json`, else `tokenizer/vocab.json`, `merges.txt` and
+    /// the added tokens.
+    ///
+    /// # Errors
+    /// [`LoadError`] if the files are missing or do not fit each other.
+    pub fn load(snapshot: &Snapshot, image_token_id: u32) -> Result<Self, LoadError> {
+        let whole = ["processor/tokenizer.json", "tokenizer/tokenizer.json"];
+        let tokenizer = match whole.into_iter().find(|file| snapshot.has(file)) {
+            Some(file) => Tokenizer::from_bytes(snapshot.bytes(file)?)
+                .map_err(|error| LoadError::Tokenizer(format!("{file}: {error}")))?,
+            None => from_parts(snapshot)?,
+        };
+        if tokenizer.token_to_id(IMAGE_PAD) != Some(image_token_id) {
+            return Err(LoadError::Tokenizer(format!(
+                "{IMAGE_PAD} has id {:?}, text_encoder/config.json says {image_token_id}",
+                tokenizer.token_to_id(IMAGE_PAD)
+            )));
+        }
+        Ok(Self {
+            tokenizer,
+            image_token_id,
+        })
+    }
+
+    /// The ids of a plain text.
+    ///
+    /// # Errors
+    /// The tokenizer's own error.
+    pub fn ids(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(text, false)?.get_ids().to_vec())
+    }
+
+    /// The ids of `prompt` in `template`, with each picture's placeholder
+    /// repeated for its merged tokens, counted by `pictures`.
+    ///
+    /// # Errors
+    /// The outer one is the tokenizer's own; the inner one says that the prompt
+    /// itself contains a placeholder.
+    pub fn tokenise(
+        &self,
+        template: &PromptTemplate,
+        prompt: &str,
+        pictures: &[Grid],
+    ) -> tokenizers::Result<Result<TokenisedPrompt, ReservedWords>> {
+        if prompt.contains(IMAGE_PAD) || prompt.contains("<|video_pad|>") {
+            return Ok(Err(ReservedWords));
+        }
+        let ids = self.ids(&template.fill(pictures.len(), prompt))?;
+        let mut prompt = TokenisedPrompt {
+            token_ids: Vec::new(),
+            segments: Vec::new(),
+        };
+        let mut pictures = pictures.iter();
+        let mut words_from = 0;
+        for id in ids {
+            if id != self.image_token_id {
+                prompt.token_ids.push(id);
+                continue;
+            }
+            let Some(grid) = pictures.next() else {
+                return Ok(Err(ReservedWords));
+            };
+            let start = prompt.token_ids.len();
+            prompt.segments.push(Segment::Text(words_from..start));
+            prompt.token_ids.extend(std::iter::repeat_n(id, grid.len()));
+            words_from = start + grid.len();
+            prompt
+                .segments
+                .push(Segment::Picture(start..words_from, *grid));
+        }
+        prompt
+            .segments
+            .push(Segment::Text(words_from..prompt.token_ids.len()));
+        Ok(Ok(prompt))
+    }
+}
+
+/// An added token of `tokenizer_config.json`.
+#[derive(serde::Deserialize)]
+struct AddedTokenEntry {
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+/// The tokenizer from its parts, as the text-to-image repositories publish it.
+fn from_parts(snapshot: &Snapshot) -> Result<Tokenizer, LoadError> {
+    let fault = |reason: String| LoadError::Tokenizer(reason);
+    let vocab: HashMap<String, u32> = parse_json(snapshot, "tokenizer/vocab.json")?;
+    let merges = snapshot
+        .text("tokenizer/merges.txt")?
+        .lines()
+        .filter(|line| !line.starts_with("#version") && !line.is_empty())
+        .map(|line| {
+            let pair = line
+                .split_once(' ')
+                .map(|(left, right)| (left.to_owned(), right.to_owned()));
+            pair.ok_or_else(|| fault(format!("tokenizer/merges.txt: '{line}' is not a pair")))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let bpe = BPE::builder()
+        .vocab_and_merges(
+            vocab
+                .into_iter()
+                .collect::<tokenizers::models::bpe::Vocab>(),
+            merges,
+        )
+        .build()
+        .map_err(|error| fault(format!("vocab.json and merges.txt: {error}")))?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    let split = Split::new(
+        SplitPattern::Regex(WORD_PATTERN.to_owned()),
+        SplitDelimiterBehavior::Isolated,
+        false,
+    )
+    .map_err(|error| fault(error.to_string()))?;
+    let bytes = ByteLevel::new(false, false, false);
+    tokenizer
+        .with_normalizer(Some(NFC))
+        .map_err(|error| fault(error.to_string()))?;
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
+        PreTokenizerWrapper::Split(split),
+        PreTokenizerWrapper::ByteLevel(bytes),
+    ])));
+    for (id, token) in added_tokens(snapshot)? {
+        let added = AddedToken::from(token.content.clone(), token.special).normalized(false);
+        if token.special {
+            tokenizer.add_special_tokens([added])
+        } else {
+            tokenizer.add_tokens([added])
+        }
+        .map_err(|error| fault(error.to_string()))?;
+        if tokenizer.token_to_id(&token.content) != Some(id) {
+            return Err(fault(format!(
+                "added token {} shall have id {id}, but {:?} is next",
+                token.content,
+                tokenizer.token_to_id(&token.content)
+            )));
+        }
+    }
+    Ok(tokenizer)
+}
+
+/// The added tokens by id: from `added_tokens.json`, and from
+/// `tokenizer_config.json`, which also says which are special.
+fn added_tokens(snapshot: &Snapshot) -> Result<Vec<(u32, AddedTokenEntry)>, LoadError> {
+    #[derive(serde::Deserialize)]
+    struct TokenizerConfig {
+        #[serde(default)]
+        added_tokens_decoder: HashMap<u32, AddedTokenEntry>,
+    }
+    let mut tokens: HashMap<u32, AddedTokenEntry> = HashMap::new();
+    if snapshot.has("tokenizer/added_tokens.json") {
+        let plain: HashMap<String, u32> = parse_json(snapshot, "tokenizer/added_tokens.json")?;
+        let entry = |content| AddedTokenEntry {
+            content,
+            special: true,
+        };
+        tokens.extend(plain.into_iter().map(|(content, id)| (id, entry(content))));
+    }
+    if snapshot.has("tokenizer/tokenizer_config.json") {
+        let config: TokenizerConfig = parse_json(snapshot, "tokenizer/tokenizer_config.json")?;
+        tokens.extend(config.added_tokens_decoder);
+    }
+    let mut tokens: Vec<_> = tokens.into_iter().collect();
+    tokens.sort_by_key(|(id, _)| *id);
+    Ok(tokens)
+}
+
+fn parse_json<T: serde::de::DeserializeOwned>(
+    snapshot: &Snapshot,
+    file: &str,
+) -> Result<T, LoadError> {
+    serde_json::from_str(&snapshot.text(file)?).map_err(|error| LoadError::Malformed {
+        file: file.to_owned(),
+        reason: error.to_string(),
+    })
+}

@@ -1,0 +1,224 @@
+//! The noise schedule: flow matching, Euler steps, with the shifts of
+//! `scheduler/scheduler_config.json`.
+//!
+//! Plain 32-bit arithmetic in the reference's order (it computes with numpy
+//! float32 arrays); no tensors.
+//!
+//! Source: diffusers 0.42.1, `FlowMatchEulerDiscreteScheduler.set_timesteps`
+//! and `calculate_shift`.
+
+use crate::checkpoint::Snapshot;
+use crate::model::LoadError;
+
+/// `scheduler/scheduler_config.json`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SchedulerConfig {
+    /// Timesteps that noise level 1 stands for.
+    pub num_train_timesteps: usize,
+    /// How the levels are moved towards noise.
+    pub shift: Shift,
+    /// Noise level that the last step starts from.
+    pub shift_terminal: Option<f64>,
+}
+
+/// How noise levels are moved.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Shift {
+    /// By a fixed factor.
+    Static {
+        /// The factor.
+        shift: f64,
+    },
+    /// More for larger pictures: `mu` is linear in the number of tokens.
+    Dynamic {
+        /// What is done with `mu`.
+        kind: TimeShift,
+        /// `mu` at `base_image_seq_len` tokens.
+        base_shift: f64,
+        /// `mu` at `max_image_seq_len` tokens.
+        max_shift: f64,
+        /// See `base_shift`.
+        base_image_seq_len: usize,
+        /// See `max_shift`.
+        max_image_seq_len: usize,
+    },
+}
+
+/// What is done with `mu`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeShift {
+    /// σ ← eᵘ / (eᵘ + 1/σ − 1)
+    Exponential,
+    /// σ ← u / (u + 1/σ − 1)
+    Linear,
+}
+
+impl SchedulerConfig {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+        let mut file = snapshot.config("scheduler/scheduler_config.json")?;
+        for switch in [
+            "invert_sigmas",
+            "stochastic_sampling",
+            "use_beta_sigmas",
+            "use_exponential_sigmas",
+            "use_karras_sigmas",
+        ] {
+            file.only(switch, false);
+        }
+        let static_shift: f64 = file.or("shift", 1.0);
+        let dynamic: bool = file.or("use_dynamic_shifting", false);
+        let kind: String = file.or("time_shift_type", "exponential".to_owned());
+        let kind = match kind.as_str() {
+            "linear" => TimeShift::Linear,
+            other => {
+                if other != "exponential" {
+                    file.fault(format!("time_shift_type = \"{other}\" is not supported"));
+                }
+                TimeShift::Exponential
+            }
+        };
+        // Defaults: those of `calculate_shift` and of the class.
+        let dynamic_shift = Shift::Dynamic {
+            kind,
+            base_shift: file.or("base_shift", 0.5),
+            max_shift: file.or("max_shift", 1.15),
+            base_image_seq_len: file.or("base_image_seq_len", 256),
+            max_image_seq_len: file.or("max_image_seq_len", 4096),
+        };
+        // Published as a number, null or false.
+        let terminal: Option<serde_json::Value> = file.optional("shift_terminal");
+        if let Some(other) = terminal
+            .as_ref()
+            .filter(|value| !value.is_number() && **value != false)
+        {
+            file.fault(format!(
+                "shift_terminal = {other} is neither a number nor false"
+            ));
+        }
+        let config = Self {
+            num_train_timesteps: file.or("num_train_timesteps", 1000),
+            shift: if dynamic {
+                dynamic_shift
+            } else {
+                Shift::Static {
+                    shift: static_shift,
+                }
+            },
+            shift_terminal: terminal
+                .and_then(|value| value.as_f64())
+                .filter(|terminal| *terminal != 0.0),
+        };
+        file.finish()?;
+        Ok(config)
+    }
+
+    /// The schedule of `steps` steps for a picture of `image_tokens` tokens
+    /// (those of the picture being made; reference pictures do not count).
+    #[must_use]
+    pub fn schedule(&self, steps: usize, image_tokens: usize) -> Schedule {
+        let mut sigmas = evenly_spaced(steps);
+        match self.shift {
+            Shift::Static { shift } => {
+                let shift = shift as f32;
+                for sigma in &mut sigmas {
+                    *sigma = shift * *sigma / (1.0 + (shift - 1.0) * *sigma);
+                }
+            }
+            Shift::Dynamic { kind, .. } => {
+                let mu = self.mu(image_tokens);
+                let pull = match kind {
+                    TimeShift::Exponential => mu.exp() as f32,
+                    TimeShift::Linear => mu as f32,
+                };
+                for sigma in &mut sigmas {
+                    *sigma = pull / (pull + (1.0 / *sigma - 1.0));
+                }
+            }
+        }
+        if let (Some(terminal), Some(&last)) = (self.shift_terminal, sigmas.last()) {
+            let scale = (1.0 - last) / (1.0 - terminal as f32);
+            // One step starts and ends at level 1: the reference divides zero by
+            // zero here; there is nothing to stretch.
+            if scale > 0.0 {
+                sigmas
+                    .iter_mut()
+                    .for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / scale);
+            }
+        }
+        let train_timesteps = self.num_train_timesteps as f32;
+        let timesteps = sigmas.iter().map(|sigma| sigma * train_timesteps).collect();
+        sigmas.push(0.0);
+        Schedule {
+            sigmas,
+            timesteps,
+            train_timesteps,
+        }
+    }
+
+    /// `mu` for `image_tokens`; 0 without dynamic shifting.
+    fn mu(&self, image_tokens: usize) -> f64 {
+        let Shift::Dynamic {
+            base_shift,
+            max_shift,
+            base_image_seq_len,
+            max_image_seq_len,
+            ..
+        } = self.shift
+        else {
+            return 0.0;
+        };
+        let (base, max) = (base_image_seq_len as f64, max_image_seq_len as f64);
+        let slope = (max_shift - base_shift) / (max - base);
+        let intercept = base_shift - slope * base;
+        image_tokens as f64 * slope + intercept
+    }
+}
+
+/// linspace(1, 1/steps, steps), in f64 and then rounded.
+fn evenly_spaced(steps: usize) -> Vec<f32> {
+    let last = 1.0 / steps as f64;
+    let step = if steps > 1 {
+        (last - 1.0) / (steps - 1) as f64
+    } else {
+        0.0
+    };
+    (0..steps)
+        .map(|index| {
+            let exact = if index > 0 && index == steps - 1 {
+                last
+            } else {
+                1.0 + index as f64 * step
+            };
+            exact as f32
+        })
+        .collect()
+}
+
+/// Noise levels from 1 down to 0.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    /// Noise level before each step, and a final 0.
+    pub sigmas: Vec<f32>,
+    /// The level before each step, times `train_timesteps`.
+    pub timesteps: Vec<f32>,
+    /// The timestep of level 1.
+    pub train_timesteps: f32,
+}
+
+impl Schedule {
+    /// How many steps there are.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// What the noise level changes by in step `index`: a negative number.
+    #[must_use]
+    pub fn sigma_change(&self, index: usize) -> f32 {
+        self.sigmas[index + 1] - self.sigmas[index]
+    }
+}

@@ -1,0 +1,254 @@
+//! Qwen2.5-VL as an encoder: words and pictures → hidden states.
+//!
+//! The whole published model but for its output layer, which would only predict
+//! words.
+//!
+//! Source: transformers 5.23, `Qwen2_5_VLModel`.
+
+use candle_core::{Result, Tensor};
+use candle_nn::rotary_emb::rope;
+
+use super::config::{TextConfig, TextEncoderConfig};
+use super::positions::{Grid, Segment, language_positions, language_rotations};
+use super::vision_tower::VisionTower;
+use crate::checkpoint::Weights;
+use crate::nn::{
+    AttentionMask, Linear, RmsNorm, attention, merge_heads, repeat_heads, silu, split_heads,
+};
+
+/// The encoder with its weights.
+pub struct TextEncoder {
+    visual: VisionTower,
+    embed_tokens: Tensor,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    config: TextConfig,
+}
+
+impl TextEncoder {
+    /// Takes the tensors under `visual` and `model`.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load(weights: &Weights, config: &TextEncoderConfig) -> Result<Self> {
+        let text = &config.text;
+        let model = weights.at("model");
+        let layers = model.at("layers");
+        weights.skip("lm_head.weight", (text.vocab_size, text.hidden_size));
+        Ok(Self {
+            visual: VisionTower::load(&weights.at("visual"), &config.vision)?,
+            embed_tokens: model
+                .at("embed_tokens")
+                .get("weight", (text.vocab_size, text.hidden_size))?,
+            layers: (0..text.num_hidden_layers)
+                .map(|index| Layer::load(&layers.at(index), text))
+                .collect::<Result<_>>()?,
+            norm: RmsNorm::load(&model.at("norm"), text.hidden_size, text.rms_norm_eps)?,
+            config: text.clone(),
+        })
+    }
+
+    /// The stored name of a tensor in the published layout, whichever of the two
+    /// layouts a file has: libraries since 2025 write `model.language_model.` for
+    /// `model.` and `model.visual.` for `visual.`.
+    #[must_use]
+    pub fn canonical_name(stored: &str) -> String {
+        if let Some(rest) = stored.strip_prefix("model.language_model.") {
+            return format!("model.{rest}");
+        }
+        match stored.strip_prefix("model.visual.") {
+            Some(rest) => format!("visual.{rest}"),
+            None => stored.to_owned(),
+        }
+    }
+
+    /// Rows of the embedding: ids must be smaller.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    /// Tokens of pictures. See [`VisionTower::forward`].
+    ///
+    /// # Errors
+    /// A candle error if the shapes do not fit, or out of memory.
+    pub fn encode_pictures(&self, patches: &Tensor, grids: &[Grid]) -> Result<Tensor> {
+        self.visual.forward(patches, grids)
+    }
+
+    /// Hidden states after the final norm.
+    ///
+    /// `token_ids`: the whole sequence, with one placeholder for each picture
+    /// token. `segments`: its words and pictures in order. `picture_tokens`:
+    /// (tokens, hidden size), taken in order for the placeholders.
+    /// Returns (1, sequence, hidden size).
+    ///
+    /// # Errors
+    /// A candle error if the shapes do not fit, or out of memory.
+    pub fn forward(
+        &self,
+        token_ids: &[u32],
+        segments: &[Segment],
+        picture_tokens: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let mut hidden_states = self.embed(token_ids, segments, picture_tokens)?;
+        let dtype = hidden_states.dtype();
+        let rotations = language_rotations(
+            &language_positions(segments),
+            self.config.rope_theta,
+            self.config.mrope_section,
+        );
+        let shape = (token_ids.len(), rotations.width);
+        let device = hidden_states.device().clone();
+        // In 16-bit formats the reference rounds the rotations, too.
+        let cos = Tensor::from_vec(rotations.cos, shape, &device)?.to_dtype(dtype)?;
+        let sin = Tensor::from_vec(rotations.sin, shape, &device)?.to_dtype(dtype)?;
+        for layer in &self.layers {
+            hidden_states = layer.forward(&hidden_states, &cos, &sin)?;
+        }
+        self.norm.forward(&hidden_states)
+    }
+
+    /// Word embeddings, with the pictures' tokens in their places.
+    fn embed(
+        &self,
+        token_ids: &[u32],
+        segments: &[Segment],
+        picture_tokens: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let device = self.embed_tokens.device();
+        let mut taken = 0;
+        let mut parts = Vec::with_capacity(segments.len());
+        for segment in segments {
+            match (segment, picture_tokens) {
+                (Segment::Picture(_, grid), Some(pictures)) => {
+                    parts.push(pictures.narrow(0, taken, grid.len())?);
+                    taken += grid.len();
+                }
+                (Segment::Text(tokens) | Segment::Picture(tokens, _), _) => {
+                    let ids = Tensor::new(&token_ids[tokens.clone()], device)?;
+                    parts.push(self.embed_tokens.index_select(&ids, 0)?);
+                }
+            }
+        }
+        Tensor::cat(&parts, 0)?.unsqueeze(0)
+    }
+}
+
+struct Layer {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+}
+
+impl Layer {
+    fn load(weights: &Weights, config: &TextConfig) -> Result<Self> {
+        let norm = |name| RmsNorm::load(&weights.at(name), config.hidden_size, config.rms_norm_eps);
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention::load(&weights.at("self_attn"), config)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp::load(&weights.at("mlp"), config)?,
+        })
+    }
+
+    /// `x`: (1, sequence, width); `cos`, `sin`: (sequence, head size / 2).
+    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+        let attended = self
+            .self_attn
+            .forward(&self.input_layernorm.forward(x)?, cos, sin)?;
+        let x = (x + attended)?;
+        &x + self
+            .mlp
+            .forward(&self.post_attention_layernorm.forward(&x)?)?
+    }
+}
+
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    heads: usize,
+    kv_heads: usize,
+}
+
+impl Attention {
+    fn load(weights: &Weights, config: &TextConfig) -> Result<Self> {
+        let width = config.hidden_size;
+        let kv_width = config.num_key_value_heads * config.head_dim();
+        Ok(Self {
+            q_proj: Linear::load(&weights.at("q_proj"), width, width)?,
+            k_proj: Linear::load(&weights.at("k_proj"), width, kv_width)?,
+            v_proj: Linear::load(&weights.at("v_proj"), width, kv_width)?,
+            o_proj: Linear::load_without_bias(&weights.at("o_proj"), width, width)?,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+        let q = rope(
+            &split_heads(&self.q_proj.forward(x)?, self.heads)?,
+            cos,
+            sin,
+        )?;
+        let k = rope(
+            &split_heads(&self.k_proj.forward(x)?, self.kv_heads)?,
+            cos,
+            sin,
+        )?;
+        let v = split_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
+        let shared_by = self.heads / self.kv_heads;
+        let (k, v) = (repeat_heads(&k, shared_by)?, repeat_heads(&v, shared_by)?);
+        let attended = attention(&q, &k, &v, AttentionMask::Causal)?;
+        self.o_proj.forward(&merge_heads(&attended)?)
+    }
+}
+
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    fn load(weights: &Weights, config: &TextConfig) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            gate_proj: Linear::load_without_bias(&weights.at("gate_proj"), width, inner)?,
+            up_proj: Linear::load_without_bias(&weights.at("up_proj"), width, inner)?,
+            down_proj: Linear::load_without_bias(&weights.at("down_proj"), inner, width)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gated = (silu(&self.gate_proj.forward(x)?)? * self.up_proj.forward(x)?)?;
+        self.down_proj.forward(&gated)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_published_layouts_of_the_names_are_read() {
+        let canonical = TextEncoder::canonical_name;
+
+        assert_eq!(
+            canonical("model.language_model.norm.weight"),
+            "model.norm.weight"
+        );
+        assert_eq!(
+            canonical("model.visual.merger.ln_q.weight"),
+            "visual.merger.ln_q.weight"
+        );
+        assert_eq!(
+            canonical("model.layers.0.mlp.up_proj.weight"),
+            "model.layers.0.mlp.up_proj.weight"
+        );
+        assert_eq!(canonical("lm_head.weight"), "lm_head.weight");
+    }
+}

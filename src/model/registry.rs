@@ -1,0 +1,212 @@
+//! Finds the model that a name means, and the code that loads it.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+
+use super::{
+    Capabilities, CapabilitySwitches, DiffusionModel, LoadError, ModelConfig, RequestDefaults,
+};
+use super::{embedded, qwen_image};
+use crate::checkpoint::Snapshot;
+use crate::domain::{GuidanceScale, Steps, ValidationError};
+use crate::hub::HubConfig;
+
+/// Every pipeline class that is served: one line a model.
+const MODELS: &[ModelEntry] = &[qwen_image::EDIT];
+
+/// A pipeline class of `model_index.json`, and what loads it.
+pub(super) struct ModelEntry {
+    pub(super) class_name: &'static str,
+    pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
+}
+
+/// What a model needs in order to load.
+pub(super) struct LoadContext<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) config: &'a ModelConfig,
+    /// The name that clients see.
+    pub(super) id: String,
+    pub(super) device: Device,
+    pub(super) dtype: DType,
+}
+
+/// Loads the model that `config` names, on the calling thread, which must be
+/// the one that will use it (a CUDA stream belongs to a thread).
+///
+/// # Errors
+/// [`LoadError`] says which file, key or tensor, and what to do.
+pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
+    let (snapshot, id) = find(config, hub)?;
+    let entry = entry_of(&snapshot)?;
+    let device = crate::device::open(config.device)?;
+    let dtype = crate::device::dtype(config.dtype, &device);
+    let id = config.name.clone().unwrap_or(id);
+    let model = (entry.load)(&LoadContext {
+        snapshot: &snapshot,
+        config,
+        id,
+        device,
+        dtype,
+    })?;
+    warn_of_settings_without_effect(config, model.as_ref());
+    Ok(model)
+}
+
+/// The files that `config.id` means, and the name that clients see.
+fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, String), LoadError> {
+    let id = &config.id;
+    if let Some(checkpoint) = embedded::find(id) {
+        return Ok((Snapshot::Embedded(checkpoint), id.clone()));
+    }
+    let path = Path::new(id);
+    if path.is_dir() {
+        let name = path.canonicalize().ok();
+        let name = name.as_deref().unwrap_or(path).file_name();
+        let name = name.map_or_else(|| id.clone(), |name| name.to_string_lossy().into_owned());
+        return Ok((Snapshot::Directory(path.to_owned()), name));
+    }
+    let unknown = |reason| LoadError::UnknownModel {
+        id: id.clone(),
+        reason,
+    };
+    let Ok(repository) = id.parse::<crate::hub::RepositoryId>() else {
+        let names = embedded::names().join("', '");
+        return Err(unknown(format!(
+            "it is no embedded model ('{names}'), no folder, and no repository id such as \
+             'Qwen/Qwen-Image-Edit'"
+        )));
+    };
+    let folder = crate::hub::fetch_snapshot(&repository, config.revision.as_deref(), hub)?;
+    Ok((Snapshot::Directory(folder), id.clone()))
+}
+
+/// The registry's entry for the checkpoint's pipeline class.
+fn entry_of(snapshot: &Snapshot) -> Result<&'static ModelEntry, LoadError> {
+    let mut index = snapshot.config("model_index.json")?;
+    let class_name: String = index.required("_class_name");
+    MODELS
+        .iter()
+        .find(|entry| entry.class_name == class_name)
+        .ok_or_else(|| {
+            let known: Vec<&str> = MODELS.iter().map(|entry| entry.class_name).collect();
+            LoadError::UnknownModel {
+                id: snapshot.name(),
+                reason: format!(
+                    "its model_index.json says '{class_name}'; this program has {}",
+                    known.join(", ")
+                ),
+            }
+        })
+}
+
+fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionModel) {
+    let info = model.info();
+    for (capability, wanted, can) in config.capabilities.against(&info.capabilities) {
+        if wanted == Some(true) && !can {
+            tracing::warn!(
+                capability,
+                model = info.id,
+                "switched on, but this model cannot do it"
+            );
+        }
+    }
+    if config.defaults.guidance_scale.is_some() && !info.has_guidance_embedding {
+        tracing::warn!(
+            model = info.id,
+            "a default guidance_scale is set, but this model has no guidance embedding: \
+             true_cfg_scale is the one that acts"
+        );
+    }
+}
+
+impl Capabilities {
+    /// Nothing at all.
+    pub const NONE: Self = Self {
+        text_to_image: false,
+        image_edit: false,
+        image_variation: false,
+        inpainting: false,
+        mask: false,
+    };
+
+    /// What is left when `switches` have switched off what they switch off.
+    #[must_use]
+    pub fn restricted_by(self, switches: &CapabilitySwitches) -> Self {
+        Self {
+            text_to_image: self.text_to_image && switches.text_to_image != Some(false),
+            image_edit: self.image_edit && switches.image_edit != Some(false),
+            image_variation: self.image_variation && switches.image_variation != Some(false),
+            inpainting: self.inpainting && switches.inpainting != Some(false),
+            mask: self.mask && switches.mask != Some(false),
+        }
+    }
+}
+
+impl CapabilitySwitches {
+    /// Each switch by name, with whether the model has the capability.
+    fn against(&self, has: &Capabilities) -> [(&'static str, Option<bool>, bool); 5] {
+        [
+            ("text_to_image", self.text_to_image, has.text_to_image),
+            ("image_edit", self.image_edit, has.image_edit),
+            ("image_variation", self.image_variation, has.image_variation),
+            ("inpainting", self.inpainting, has.inpainting),
+            ("mask", self.mask, has.mask),
+        ]
+    }
+}
+
+/// `diffuser.json`: what a checkpoint says of itself, if it does.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct CheckpointDefaults {
+    pub(super) description: Option<String>,
+    pub(super) image_area: Option<usize>,
+    pub(super) num_inference_steps: Option<i64>,
+    pub(super) true_cfg_scale: Option<f64>,
+    pub(super) negative_prompt: Option<String>,
+}
+
+impl CheckpointDefaults {
+    const FILE: &str = "diffuser.json";
+
+    pub(super) fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+        if !snapshot.has(Self::FILE) {
+            return Ok(Self::default());
+        }
+        let mut file = snapshot.config(Self::FILE)?;
+        let defaults = Self {
+            description: file.optional("description"),
+            image_area: file.optional("image_area"),
+            num_inference_steps: file.optional("num_inference_steps"),
+            true_cfg_scale: file.optional("true_cfg_scale"),
+            negative_prompt: file.optional("negative_prompt"),
+        };
+        file.finish()?;
+        Ok(defaults)
+    }
+}
+
+impl LoadContext<'_> {
+    /// The settings' defaults, else the checkpoint's, else those of the original system.
+    pub(super) fn request_defaults(
+        &self,
+        checkpoint: &CheckpointDefaults,
+    ) -> Result<RequestDefaults, LoadError> {
+        let fault = |error: ValidationError| LoadError::Malformed {
+            file: CheckpointDefaults::FILE.to_owned(),
+            reason: error.to_string(),
+        };
+        let settings = &self.config.defaults;
+        let steps = Steps::new(checkpoint.num_inference_steps.unwrap_or(50)).map_err(fault)?;
+        let scale = GuidanceScale::new(checkpoint.true_cfg_scale.unwrap_or(4.0)).map_err(fault)?;
+        let negative = settings
+            .negative_prompt
+            .clone()
+            .or(checkpoint.negative_prompt.clone());
+        Ok(RequestDefaults {
+            num_inference_steps: settings.num_inference_steps.unwrap_or(steps),
+            true_cfg_scale: settings.true_cfg_scale.unwrap_or(scale),
+            negative_prompt: Some(negative.unwrap_or_else(|| " ".to_owned())),
+        })
+    }
+}
