@@ -15,17 +15,12 @@ pub fn open(choice: DeviceChoice) -> Result<Device, LoadError> {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Cuda(number) => open_cuda(number),
         DeviceChoice::Metal => open_metal(),
-        DeviceChoice::Auto => Ok(open_cuda(0)
-            .or_else(|_| open_metal())
-            .unwrap_or(Device::Cpu)),
+        DeviceChoice::Auto => Ok(open_cuda(0).or_else(|_| open_metal()).unwrap_or(Device::Cpu)),
     }
 }
 
 fn open_cuda(number: usize) -> Result<Device, LoadError> {
-    let refused = |reason| LoadError::Device {
-        device: format!("cuda:{number}"),
-        reason,
-    };
+    let refused = |reason| LoadError::Device { device: format!("cuda:{number}"), reason };
     if !candle_core::utils::cuda_is_available() {
         return Err(refused(
             "this program was built without CUDA: build it with `--features cuda`, or use device \
@@ -42,10 +37,7 @@ fn open_cuda(number: usize) -> Result<Device, LoadError> {
 }
 
 fn open_metal() -> Result<Device, LoadError> {
-    let refused = |reason| LoadError::Device {
-        device: "metal".to_owned(),
-        reason,
-    };
+    let refused = |reason| LoadError::Device { device: "metal".to_owned(), reason };
     if !candle_core::utils::metal_is_available() {
         return Err(refused(
             "this program was built without Metal: build it with `--features metal` on a Mac, or \
@@ -59,12 +51,7 @@ fn open_metal() -> Result<Device, LoadError> {
 
 /// The first line of an error's text: candle may append a backtrace.
 fn first_line(error: &candle_core::Error) -> String {
-    error
-        .to_string()
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The number format that `choice` means on `device`.
@@ -117,9 +104,6 @@ mod tests {
     fn a_card_that_this_build_cannot_use_is_refused_with_advice() {
         let error = open(DeviceChoice::Cuda(1)).unwrap_err().to_string();
 
-        assert!(
-            error.contains("cuda:1") && error.contains("--features cuda"),
-            "{error}"
-        );
+        assert!(error.contains("cuda:1") && error.contains("--features cuda"), "{error}");
     }
 }

@@ -25,17 +25,11 @@ impl ConfigFile {
     /// # Errors
     /// [`LoadError::Malformed`] if it is something else.
     pub fn parse(file: &str, text: &str) -> Result<Self, LoadError> {
-        let malformed = |reason: String| LoadError::Malformed {
-            file: file.to_owned(),
-            reason,
-        };
+        let malformed = |reason: String| LoadError::Malformed { file: file.to_owned(), reason };
         match serde_json::from_str(text) {
-            Ok(Value::Object(values)) => Ok(Self {
-                file: file.to_owned(),
-                path: String::new(),
-                values,
-                faults: Vec::new(),
-            }),
+            Ok(Value::Object(values)) => {
+                Ok(Self { file: file.to_owned(), path: String::new(), values, faults: Vec::new() })
+            }
             Ok(_) => Err(malformed("is not a JSON object".to_owned())),
             Err(error) => Err(malformed(format!("is not JSON: {error}"))),
         }
@@ -68,10 +62,7 @@ impl ConfigFile {
         let value = self.values.remove(key).filter(|value| !value.is_null())?;
         let shown = value.to_string();
         serde_json::from_value(value)
-            .map_err(|error| {
-                self.faults
-                    .push(format!("{}{key} = {shown}: {error}", self.path))
-            })
+            .map_err(|error| self.faults.push(format!("{}{key} = {shown}: {error}", self.path)))
             .ok()
     }
 
@@ -85,9 +76,8 @@ impl ConfigFile {
             };
             if !equal {
                 let path = &self.path;
-                self.faults.push(format!(
-                    "{path}{key} = {value} is not supported, only {supported} is"
-                ));
+                self.faults
+                    .push(format!("{path}{key} = {value} is not supported, only {supported} is"));
             }
         }
     }
@@ -134,10 +124,7 @@ impl ConfigFile {
         if self.faults.is_empty() {
             return Ok(());
         }
-        Err(LoadError::Config {
-            file: self.file,
-            faults: self.faults,
-        })
+        Err(LoadError::Config { file: self.file, faults: self.faults })
     }
 
     fn leftovers(&self) -> Vec<String> {
@@ -191,10 +178,7 @@ mod tests {
         let faults = faults(config.finish());
 
         for expected in ["act", "layers", "width", "novel", "inner.deep"] {
-            assert!(
-                faults.iter().any(|fault| fault.contains(expected)),
-                "{expected}: {faults:?}"
-            );
+            assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected}: {faults:?}");
         }
     }
 }

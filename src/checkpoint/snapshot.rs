@@ -95,9 +95,6 @@ impl Snapshot {
     }
 
     pub(super) fn missing(&self, file: &str) -> LoadError {
-        LoadError::MissingFile {
-            checkpoint: self.name(),
-            file: file.to_owned(),
-        }
+        LoadError::MissingFile { checkpoint: self.name(), file: file.to_owned() }
     }
 }

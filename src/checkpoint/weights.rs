@@ -79,35 +79,20 @@ impl Weights {
         dtype: DType,
         device: &Device,
     ) -> Self {
-        let store = Store {
-            component: component.to_owned(),
-            files,
-            account: Mutex::default(),
-        };
-        Self {
-            store: Arc::new(store),
-            prefix: String::new(),
-            dtype,
-            device: device.clone(),
-        }
+        let store = Store { component: component.to_owned(), files, account: Mutex::default() };
+        Self { store: Arc::new(store), prefix: String::new(), dtype, device: device.clone() }
     }
 
     /// The place `name` below this one.
     #[must_use]
     pub fn at(&self, name: impl Display) -> Self {
-        Self {
-            prefix: self.full_name(&name.to_string()),
-            ..self.clone()
-        }
+        Self { prefix: self.full_name(&name.to_string()), ..self.clone() }
     }
 
     /// The same place, handing out tensors of another number format.
     #[must_use]
     pub fn with_dtype(&self, dtype: DType) -> Self {
-        Self {
-            dtype,
-            ..self.clone()
-        }
+        Self { dtype, ..self.clone() }
     }
 
     /// Number format of the tensors handed out.
@@ -159,11 +144,7 @@ impl Weights {
         let name = self.full_name(name);
         let shape = shape.into();
         self.request(&name, &shape);
-        let found = self
-            .store
-            .files
-            .as_ref()
-            .and_then(|files| files.find(&name, shape.dims()));
+        let found = self.store.files.as_ref().and_then(|files| files.find(&name, shape.dims()));
         if let Some(Err(fault)) = found {
             self.note(fault);
         }
@@ -193,10 +174,7 @@ impl Weights {
             faults.truncate(LISTED_FAULTS);
             faults.push(format!("and {more} more"));
         }
-        Err(LoadError::Weights {
-            component: self.store.component.clone(),
-            faults,
-        })
+        Err(LoadError::Weights { component: self.store.component.clone(), faults })
     }
 
     /// Every name asked for so far, with the shape.
@@ -211,17 +189,11 @@ impl Weights {
     }
 
     fn full_name(&self, name: &str) -> String {
-        if self.prefix.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.prefix)
-        }
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
     fn request(&self, name: &str, shape: &Shape) {
-        self.account()
-            .requested
-            .insert(name.to_owned(), shape.dims().to_vec());
+        self.account().requested.insert(name.to_owned(), shape.dims().to_vec());
     }
 
     fn note(&self, fault: String) {
@@ -229,10 +201,7 @@ impl Weights {
     }
 
     fn account(&self) -> std::sync::MutexGuard<'_, Account> {
-        self.store
-            .account
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.store.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -272,10 +241,7 @@ impl TensorFiles {
         stem: &str,
         canonical: fn(&str) -> String,
     ) -> Result<Self, LoadError> {
-        let mut files = Self {
-            buffers: Vec::new(),
-            entries: HashMap::new(),
-        };
+        let mut files = Self { buffers: Vec::new(), entries: HashMap::new() };
         for name in shard_names(snapshot, component, stem)? {
             files.add(snapshot, &format!("{component}/{name}"), canonical)?;
         }
@@ -289,10 +255,7 @@ impl TensorFiles {
         canonical: fn(&str) -> String,
     ) -> Result<(), LoadError> {
         let buffer = open_buffer(snapshot, file)?;
-        let malformed = |reason| LoadError::Malformed {
-            file: file.to_owned(),
-            reason,
-        };
+        let malformed = |reason| LoadError::Malformed { file: file.to_owned(), reason };
         let broken = |error| malformed(format!("is not a whole safetensors file: {error}"));
         SafeTensors::deserialize(buffer.bytes()).map_err(broken)?;
         let (header_bytes, header) = SafeTensors::read_metadata(buffer.bytes()).map_err(broken)?;
@@ -307,9 +270,7 @@ impl TensorFiles {
                 range: data_start + begin..data_start + end,
             };
             if self.entries.insert(canonical(&name), entry).is_some() {
-                return Err(malformed(format!(
-                    "has {name}, which an earlier file has, too"
-                )));
+                return Err(malformed(format!("has {name}, which an earlier file has, too")));
             }
         }
         self.buffers.push(buffer);
@@ -324,16 +285,9 @@ impl TensorFiles {
     fn find(&self, name: &str, shape: &[usize]) -> Option<Result<TensorView<'_>, String>> {
         let entry = self.entries.get(name)?;
         if entry.shape != shape {
-            return Some(Err(format!(
-                "{name} has shape {:?}, expected {shape:?}",
-                entry.shape
-            )));
+            return Some(Err(format!("{name} has shape {:?}, expected {shape:?}", entry.shape)));
         }
-        let known = [
-            safetensors::Dtype::F32,
-            safetensors::Dtype::BF16,
-            safetensors::Dtype::F16,
-        ];
+        let known = [safetensors::Dtype::F32, safetensors::Dtype::BF16, safetensors::Dtype::F16];
         if !known.contains(&entry.dtype) {
             let dtype = entry.dtype;
             return Some(Err(format!(
@@ -356,27 +310,19 @@ fn shard_names(snapshot: &Snapshot, component: &str, stem: &str) -> Result<Vec<S
     struct Index {
         weight_map: HashMap<String, String>,
     }
-    let malformed = |reason| LoadError::Malformed {
-        file: index_file.clone(),
-        reason,
-    };
+    let malformed = |reason| LoadError::Malformed { file: index_file.clone(), reason };
     let index: Index = serde_json::from_str(&snapshot.text(&index_file)?)
         .map_err(|error| malformed(format!("is not a shard index: {error}")))?;
     let mut names: Vec<String> = index.weight_map.into_values().collect();
     names.sort();
     names.dedup();
     match names.iter().find(|name| name.contains(['/', '\\'])) {
-        Some(name) => Err(malformed(format!(
-            "names '{name}', which is not in its folder"
-        ))),
+        Some(name) => Err(malformed(format!("names '{name}', which is not in its folder"))),
         None => Ok(names),
     }
 }
 
-#[expect(
-    unsafe_code,
-    reason = "memory-mapped weights: the one place that maps files"
-)]
+#[expect(unsafe_code, reason = "memory-mapped weights: the one place that maps files")]
 fn open_buffer(snapshot: &Snapshot, file: &str) -> Result<Buffer, LoadError> {
     let (Snapshot::Directory(_), Some(path)) = (snapshot, snapshot.path(file)) else {
         return match snapshot.bytes(file)? {
@@ -387,10 +333,7 @@ fn open_buffer(snapshot: &Snapshot, file: &str) -> Result<Buffer, LoadError> {
     if !path.is_file() {
         return Err(snapshot.missing(file));
     }
-    let unreadable = |source| LoadError::Unreadable {
-        path: path.clone(),
-        source,
-    };
+    let unreadable = |source| LoadError::Unreadable { path: path.clone(), source };
     let handle = std::fs::File::open(&path).map_err(unreadable)?;
     // SAFETY: a checkpoint must not be changed while the program starts: the
     // documentation says so, downloads replace files by renaming, and nothing

@@ -47,29 +47,16 @@ impl RgbImage {
         }
         let expected = width * height * 3;
         if pixels.len() != expected {
-            return Err(ImageError::WrongLength {
-                width,
-                height,
-                expected,
-                actual: pixels.len(),
-            });
+            return Err(ImageError::WrongLength { width, height, expected, actual: pixels.len() });
         }
-        Ok(Self {
-            width,
-            height,
-            pixels,
-        })
+        Ok(Self { width, height, pixels })
     }
 
     /// A picture of one colour; sides of zero become one.
     #[must_use]
     pub fn filled(width: usize, height: usize, colour: [u8; 3]) -> Self {
         let (width, height) = (width.max(1), height.max(1));
-        Self {
-            width,
-            height,
-            pixels: colour.repeat(width * height),
-        }
+        Self { width, height, pixels: colour.repeat(width * height) }
     }
 
     /// Pixels in a row.
@@ -107,21 +94,12 @@ mod tests {
         let image = RgbImage::new(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
 
         assert_eq!((image.width(), image.height()), (2, 1));
-        assert!(matches!(
-            RgbImage::new(2, 1, vec![0; 5]),
-            Err(ImageError::WrongLength { .. })
-        ));
-        assert!(matches!(
-            RgbImage::new(0, 1, vec![]),
-            Err(ImageError::Empty { .. })
-        ));
+        assert!(matches!(RgbImage::new(2, 1, vec![0; 5]), Err(ImageError::WrongLength { .. })));
+        assert!(matches!(RgbImage::new(0, 1, vec![]), Err(ImageError::Empty { .. })));
     }
 
     #[test]
     fn debug_output_has_no_pixels() {
-        assert_eq!(
-            format!("{:?}", RgbImage::filled(3, 2, [9, 9, 9])),
-            "RgbImage(3x2)"
-        );
+        assert_eq!(format!("{:?}", RgbImage::filled(3, 2, [9, 9, 9])), "RgbImage(3x2)");
     }
 }

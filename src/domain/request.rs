@@ -21,11 +21,7 @@ impl ValidationError {
     /// A fault of `field` for `reason`, of the kind `code`.
     #[must_use]
     pub fn new(field: &'static str, code: &'static str, reason: impl Into<String>) -> Self {
-        Self {
-            field,
-            reason: reason.into(),
-            code,
-        }
+        Self { field, reason: reason.into(), code }
     }
 
     /// Refuses an integer outside `minimum..=maximum`.
@@ -284,9 +280,7 @@ impl ImageSize {
             let only_digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
             only_digits.then(|| part.parse::<usize>().unwrap_or(usize::MAX))
         };
-        let sides = text
-            .split_once('x')
-            .and_then(|(w, h)| Some((digits(w)?, digits(h)?)));
+        let sides = text.split_once('x').and_then(|(w, h)| Some((digits(w)?, digits(h)?)));
         match sides {
             Some((width, height)) => Self::new(width, height),
             None => Err(ValidationError::new(
@@ -401,11 +395,7 @@ mod tests {
             "640x480x2",
         ] {
             let error = ImageSize::parse(wrong).unwrap_err();
-            assert_eq!(
-                (error.field, error.code),
-                ("size", "invalid_value"),
-                "{wrong:?}"
-            );
+            assert_eq!((error.field, error.code), ("size", "invalid_value"), "{wrong:?}");
         }
     }
 
@@ -414,14 +404,8 @@ mod tests {
         assert_eq!(Steps::new(0).unwrap_err().field, "num_inference_steps");
         assert_eq!(Steps::new(151).unwrap_err().code, "integer_above_max_value");
         assert_eq!(ImageCount::new(11).unwrap_err().field, "n");
-        assert_eq!(
-            GuidanceScale::new(f64::NAN).unwrap_err().field,
-            "true_cfg_scale"
-        );
-        assert_eq!(
-            GuidanceScale::new(20.5).unwrap_err().code,
-            "decimal_above_max_value"
-        );
+        assert_eq!(GuidanceScale::new(f64::NAN).unwrap_err().field, "true_cfg_scale");
+        assert_eq!(GuidanceScale::new(20.5).unwrap_err().code, "decimal_above_max_value");
         assert_eq!(Steps::new(150).unwrap().get(), 150);
     }
 
@@ -429,15 +413,9 @@ mod tests {
     fn prompts_are_counted_in_characters_and_never_printed() {
         assert_eq!(Prompt::new("").unwrap_err().field, "prompt");
         assert!(Prompt::new("é".repeat(32_000)).is_ok());
-        assert_eq!(
-            Prompt::new("a".repeat(32_001)).unwrap_err().code,
-            "string_above_max_length"
-        );
+        assert_eq!(Prompt::new("a".repeat(32_001)).unwrap_err().code, "string_above_max_length");
         assert_eq!(Prompt::negative("").unwrap().as_str(), "");
-        assert_eq!(
-            format!("{:?}", Prompt::new("secret").unwrap()),
-            "Prompt(6 characters)"
-        );
+        assert_eq!(format!("{:?}", Prompt::new("secret").unwrap()), "Prompt(6 characters)");
     }
 
     #[test]

@@ -38,13 +38,7 @@ pub fn resize(image: &RgbImage, width: usize, height: usize, resampler: Resample
         let rows = resize_columns(image.pixels(), in_width, in_height, height, resampler);
         horizontal(&rows)
     } else {
-        resize_columns(
-            &horizontal(image.pixels()),
-            width,
-            in_height,
-            height,
-            resampler,
-        )
+        resize_columns(&horizontal(image.pixels()), width, in_height, height, resampler)
     };
     // The two passes make exactly width · height · 3 bytes.
     RgbImage::new(width, height, pixels).unwrap_or_else(|_| image.clone())
@@ -96,17 +90,9 @@ impl Resampler {
 
 fn lanczos(x: f64) -> f64 {
     let sinc = |x: f64| {
-        if x == 0.0 {
-            1.0
-        } else {
-            (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI)
-        }
+        if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) }
     };
-    if (-3.0..3.0).contains(&x) {
-        sinc(x) * sinc(x / 3.0)
-    } else {
-        0.0
-    }
+    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }
 
 fn bicubic(x: f64) -> f64 {
@@ -159,15 +145,9 @@ impl Taps {
         let taps = firsts
             .into_iter()
             .zip(weights)
-            .map(|(first, row)| Tap {
-                first,
-                weights: integers(row),
-            })
+            .map(|(first, row)| Tap { first, weights: integers(row) })
             .collect();
-        Self {
-            taps,
-            precision_bits,
-        }
+        Self { taps, precision_bits }
     }
 
     /// One output value from the input values at `at(index)`.
@@ -177,9 +157,7 @@ impl Taps {
             .weights
             .iter()
             .enumerate()
-            .fold(half, |sum, (index, weight)| {
-                sum + weight * i64::from(at(tap.first + index))
-            });
+            .fold(half, |sum, (index, weight)| sum + weight * i64::from(at(tap.first + index)));
         (sum >> self.precision_bits).clamp(0, 255) as u8
     }
 }
@@ -192,15 +170,15 @@ fn resize_rows(pixels: &[u8], in_width: usize, out_width: usize, resampler: Resa
     let taps = Taps::new(in_width, out_width, resampler);
     let height = pixels.len() / (in_width * CHANNELS);
     let mut out = vec![0; out_width * height * CHANNELS];
-    out.par_chunks_mut(out_width * CHANNELS)
-        .zip(pixels.par_chunks(in_width * CHANNELS))
-        .for_each(|(out_row, row)| {
+    out.par_chunks_mut(out_width * CHANNELS).zip(pixels.par_chunks(in_width * CHANNELS)).for_each(
+        |(out_row, row)| {
             for (pixel, tap) in out_row.chunks_exact_mut(CHANNELS).zip(&taps.taps) {
                 for (channel, value) in pixel.iter_mut().enumerate() {
                     *value = taps.apply(tap, |x| row[x * CHANNELS + channel]);
                 }
             }
-        });
+        },
+    );
     out
 }
 
@@ -218,12 +196,10 @@ fn resize_columns(
     let taps = Taps::new(in_height, out_height, resampler);
     let row_bytes = width * CHANNELS;
     let mut out = vec![0; row_bytes * out_height];
-    out.par_chunks_mut(row_bytes)
-        .zip(taps.taps.par_iter())
-        .for_each(|(out_row, tap)| {
-            for (x, value) in out_row.iter_mut().enumerate() {
-                *value = taps.apply(tap, |y| pixels[y * row_bytes + x]);
-            }
-        });
+    out.par_chunks_mut(row_bytes).zip(taps.taps.par_iter()).for_each(|(out_row, tap)| {
+        for (x, value) in out_row.iter_mut().enumerate() {
+            *value = taps.apply(tap, |y| pixels[y * row_bytes + x]);
+        }
+    });
     out
 }

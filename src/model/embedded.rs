@@ -41,16 +41,10 @@ static CHECKPOINTS: &[&EmbeddedCheckpoint] = &[&TINY_RANDOM];
 
 /// The checkpoint called `name`.
 pub(super) fn find(name: &str) -> Option<&'static EmbeddedCheckpoint> {
-    CHECKPOINTS
-        .iter()
-        .find(|checkpoint| checkpoint.name == name)
-        .copied()
+    CHECKPOINTS.iter().find(|checkpoint| checkpoint.name == name).copied()
 }
 
 /// The names of all of them.
 pub(super) fn names() -> Vec<&'static str> {
-    CHECKPOINTS
-        .iter()
-        .map(|checkpoint| checkpoint.name)
-        .collect()
+    CHECKPOINTS.iter().map(|checkpoint| checkpoint.name).collect()
 }

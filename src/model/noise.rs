@@ -23,10 +23,7 @@ impl TorchGenerator {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut state = [0_u32; STATE_LENGTH];
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "torch seeds with the low 32 bits"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "torch seeds with the low 32 bits")]
         {
             state[0] = seed as u32;
         }
@@ -34,15 +31,9 @@ impl TorchGenerator {
         for at in 1..STATE_LENGTH {
             index += 1;
             let before = state[at - 1];
-            state[at] = 1_812_433_253_u32
-                .wrapping_mul(before ^ (before >> 30))
-                .wrapping_add(index);
+            state[at] = 1_812_433_253_u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(index);
         }
-        Self {
-            state,
-            next: STATE_LENGTH,
-            spare_normal: None,
-        }
+        Self { state, next: STATE_LENGTH, spare_normal: None }
     }
 
     /// `count` numbers of the standard normal distribution, as `torch.randn` draws them.
@@ -52,14 +43,11 @@ impl TorchGenerator {
         }
         let mut numbers: Vec<f32> = (0..count).map(|_| self.uniform_f32()).collect();
         let whole = count - count % BLOCK;
-        numbers[..whole]
-            .chunks_exact_mut(BLOCK)
-            .for_each(box_muller);
+        numbers[..whole].chunks_exact_mut(BLOCK).for_each(box_muller);
         if whole < count {
             // torch draws the last 16 anew, over numbers that are finished already.
             let tail = &mut numbers[count - BLOCK..];
-            tail.iter_mut()
-                .for_each(|number| *number = self.uniform_f32());
+            tail.iter_mut().for_each(|number| *number = self.uniform_f32());
             box_muller(tail);
         }
         numbers
@@ -89,10 +77,7 @@ impl TorchGenerator {
 
     /// 24 random bits in [0, 1).
     fn uniform_f32(&mut self) -> f32 {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "24 bits fit a float's significand"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "24 bits fit a float's significand")]
         let bits = (self.next_u32() & 0x00ff_ffff) as f32;
         bits / 16_777_216.0
     }
@@ -101,20 +86,14 @@ impl TorchGenerator {
     fn uniform_f64(&mut self) -> f64 {
         let high = u64::from(self.next_u32());
         let bits = ((high << 32) | u64::from(self.next_u32())) & ((1 << 53) - 1);
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "53 bits fit a double's significand"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "53 bits fit a double's significand")]
         let bits = bits as f64;
         bits / 9_007_199_254_740_992.0
     }
 
     /// torch's path for fewer than 16 numbers: in double precision, two at a time.
     fn scalar_normal(&mut self) -> f32 {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "torch rounds the double to a float"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "torch rounds the double to a float")]
         let rounded = |number: f64| number as f32;
         if let Some(spare) = self.spare_normal.take() {
             return rounded(spare);

@@ -42,13 +42,7 @@ pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionMo
     let device = crate::device::open(config.device)?;
     let dtype = crate::device::dtype(config.dtype, &device);
     let id = config.name.clone().unwrap_or(id);
-    let model = (entry.load)(&LoadContext {
-        snapshot: &snapshot,
-        config,
-        id,
-        device,
-        dtype,
-    })?;
+    let model = (entry.load)(&LoadContext { snapshot: &snapshot, config, id, device, dtype })?;
     warn_of_settings_without_effect(config, model.as_ref());
     Ok(model)
 }
@@ -66,10 +60,7 @@ fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, String), Loa
         let name = name.map_or_else(|| id.clone(), |name| name.to_string_lossy().into_owned());
         return Ok((Snapshot::Directory(path.to_owned()), name));
     }
-    let unknown = |reason| LoadError::UnknownModel {
-        id: id.clone(),
-        reason,
-    };
+    let unknown = |reason| LoadError::UnknownModel { id: id.clone(), reason };
     let Ok(repository) = id.parse::<crate::hub::RepositoryId>() else {
         let names = embedded::names().join("', '");
         return Err(unknown(format!(
@@ -85,30 +76,23 @@ fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, String), Loa
 fn entry_of(snapshot: &Snapshot) -> Result<&'static ModelEntry, LoadError> {
     let mut index = snapshot.config("model_index.json")?;
     let class_name: String = index.required("_class_name");
-    MODELS
-        .iter()
-        .find(|entry| entry.class_name == class_name)
-        .ok_or_else(|| {
-            let known: Vec<&str> = MODELS.iter().map(|entry| entry.class_name).collect();
-            LoadError::UnknownModel {
-                id: snapshot.name(),
-                reason: format!(
-                    "its model_index.json says '{class_name}'; this program has {}",
-                    known.join(", ")
-                ),
-            }
-        })
+    MODELS.iter().find(|entry| entry.class_name == class_name).ok_or_else(|| {
+        let known: Vec<&str> = MODELS.iter().map(|entry| entry.class_name).collect();
+        LoadError::UnknownModel {
+            id: snapshot.name(),
+            reason: format!(
+                "its model_index.json says '{class_name}'; this program has {}",
+                known.join(", ")
+            ),
+        }
+    })
 }
 
 fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionModel) {
     let info = model.info();
     for (capability, wanted, can) in config.capabilities.against(&info.capabilities) {
         if wanted == Some(true) && !can {
-            tracing::warn!(
-                capability,
-                model = info.id,
-                "switched on, but this model cannot do it"
-            );
+            tracing::warn!(capability, model = info.id, "switched on, but this model cannot do it");
         }
     }
     if config.defaults.guidance_scale.is_some() && !info.has_guidance_embedding {
@@ -199,10 +183,7 @@ impl LoadContext<'_> {
         let settings = &self.config.defaults;
         let steps = Steps::new(checkpoint.num_inference_steps.unwrap_or(50)).map_err(fault)?;
         let scale = GuidanceScale::new(checkpoint.true_cfg_scale.unwrap_or(4.0)).map_err(fault)?;
-        let negative = settings
-            .negative_prompt
-            .clone()
-            .or(checkpoint.negative_prompt.clone());
+        let negative = settings.negative_prompt.clone().or(checkpoint.negative_prompt.clone());
         Ok(RequestDefaults {
             num_inference_steps: settings.num_inference_steps.unwrap_or(steps),
             true_cfg_scale: settings.true_cfg_scale.unwrap_or(scale),

@@ -31,11 +31,7 @@ pub enum AttentionMask<'a> {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
     let dtype = q.dtype();
     // Matrix products of 16-bit numbers are slow on a CPU, and round the scores.
-    let compute = if q.device().is_cpu() {
-        DType::F32
-    } else {
-        dtype
-    };
+    let compute = if q.device().is_cpu() { DType::F32 } else { dtype };
     let (batch, heads, queries, size) = q.dims4()?;
     let keys = k.dim(2)?;
     let q = (q.to_dtype(compute)? * (1.0 / (size as f64).sqrt()))?;
@@ -77,13 +73,7 @@ fn causal_mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
     let keys = start + count;
     let mask: Vec<f32> = (0..count)
         .flat_map(|row| {
-            (0..keys).map(move |key| {
-                if key <= start + row {
-                    0.0
-                } else {
-                    f32::NEG_INFINITY
-                }
-            })
+            (0..keys).map(move |key| if key <= start + row { 0.0 } else { f32::NEG_INFINITY })
         })
         .collect();
     Tensor::from_vec(mask, (count, keys), device)
@@ -97,9 +87,12 @@ fn causal_mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
 /// A candle error, such as out of memory.
 pub fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     let (batch, heads, tokens, size) = x.dims4()?;
-    x.unsqueeze(2)?
-        .expand((batch, heads, times, tokens, size))?
-        .reshape((batch, heads * times, tokens, size))
+    x.unsqueeze(2)?.expand((batch, heads, times, tokens, size))?.reshape((
+        batch,
+        heads * times,
+        tokens,
+        size,
+    ))
 }
 
 /// (batch, tokens, heads · size) → (batch, heads, tokens, size), contiguous.
@@ -108,9 +101,7 @@ pub fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
 /// A candle error if the last dimension does not divide by `heads`.
 pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
-    x.reshape((batch, tokens, heads, width / heads))?
-        .transpose(1, 2)?
-        .contiguous()
+    x.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()
 }
 
 /// (batch, heads, tokens, size) → (batch, tokens, heads · size), contiguous.
@@ -151,9 +142,7 @@ mod tests {
                 let sum: f32 = weights.iter().sum();
                 for channel in 0..query.len() {
                     out.push(
-                        (0..seen)
-                            .map(|key| weights[key] * v[head][key][channel])
-                            .sum::<f32>()
+                        (0..seen).map(|key| weights[key] * v[head][key][channel]).sum::<f32>()
                             / sum,
                     );
                 }
@@ -174,19 +163,12 @@ mod tests {
 
     fn largest_difference(ours: &Tensor, theirs: &[f32]) -> f32 {
         let ours: Vec<f32> = ours.flatten_all().unwrap().to_vec1().unwrap();
-        ours.iter()
-            .zip(theirs)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max)
+        ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
     #[test]
     fn every_query_weighs_the_keys_it_may_see() {
-        let (q, k, v) = (
-            ramp((1, 2, 5, 4), 0.7),
-            ramp((1, 2, 5, 4), 1.3),
-            ramp((1, 2, 5, 4), 0.3),
-        );
+        let (q, k, v) = (ramp((1, 2, 5, 4), 0.7), ramp((1, 2, 5, 4), 1.3), ramp((1, 2, 5, 4), 0.3));
 
         let all = attention(&q, &k, &v, AttentionMask::None).unwrap();
         let causal = attention(&q, &k, &v, AttentionMask::Causal).unwrap();

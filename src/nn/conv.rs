@@ -37,20 +37,10 @@ impl Conv2d {
     pub fn new(weight: &Tensor, bias: &Tensor, padding: Padding, stride: usize) -> Result<Self> {
         let (out_channels, _, kernel, _) = weight.dims4()?;
         // candle's CPU convolution has no 16-bit arithmetic; torch sums in 32 bits, too.
-        let compute = if weight.device().is_cpu() {
-            DType::F32
-        } else {
-            weight.dtype()
-        };
+        let compute = if weight.device().is_cpu() { DType::F32 } else { weight.dtype() };
         let weight = weight.to_dtype(compute)?.contiguous()?;
         let bias = bias.to_dtype(compute)?.reshape((1, out_channels, 1, 1))?;
-        Ok(Self {
-            weight,
-            bias,
-            kernel,
-            padding,
-            stride,
-        })
+        Ok(Self { weight, bias, kernel, padding, stride })
     }
 
     /// `x`: (batch, in, height, width). Returns (batch, out, height', width') in
@@ -83,7 +73,6 @@ impl Conv2d {
             Padding::Around(pixels) => (pixels, pixels),
             Padding::RightBottom => (0, 1),
         };
-        x.pad_with_zeros(2, before, after)?
-            .pad_with_zeros(3, before, after)
+        x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)
     }
 }

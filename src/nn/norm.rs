@@ -16,10 +16,7 @@ impl RmsNorm {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, size: usize, eps: f64) -> Result<Self> {
-        Ok(Self {
-            weight: weights.get("weight", size)?,
-            eps,
-        })
+        Ok(Self { weight: weights.get("weight", size)?, eps })
     }
 
     /// `x`: (…, size). In 16-bit formats the normalised value is rounded before

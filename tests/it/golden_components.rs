@@ -82,18 +82,13 @@ fn resizing_gives_the_bytes_of_pillow_and_torchvision() {
 fn pictures_get_the_sizes_of_the_reference() {
     let tables = tables();
     for case in tables["calculate_dimensions"].as_array().unwrap() {
-        let size = size_of_area(
-            number(&case["area"]),
-            number(&case["width"]),
-            number(&case["height"]),
-        );
+        let size =
+            size_of_area(number(&case["area"]), number(&case["width"]), number(&case["height"]));
         assert_eq!([size.width, size.height], [0, 1].map(|i| number(&case["out_wh"][i])), "{case}");
     }
     for case in tables["smart_resize"].as_array().unwrap() {
-        let size =
-            PixelSize { width: number(&case["width"]), height: number(&case["height"]) };
-        let size =
-            smart_resize(size, 28, number(&case["min_pixels"]), number(&case["max_pixels"]));
+        let size = PixelSize { width: number(&case["width"]), height: number(&case["height"]) };
+        let size = smart_resize(size, 28, number(&case["min_pixels"]), number(&case["max_pixels"]));
         assert_eq!([size.height, size.width], [0, 1].map(|i| number(&case["out_hw"][i])), "{case}");
     }
 }
@@ -263,7 +258,8 @@ fn the_language_model_makes_the_hidden_states_of_the_reference() {
 /// Words and pictures of a sequence whose pictures are marked by `image_token`.
 fn segments(ids: &[i64], image_token: i64, grids: &[Grid]) -> Vec<Segment> {
     let mut segments = Vec::new();
-    let mut grids = grids.iter().map(|grid| Grid { height: grid.height / 2, width: grid.width / 2 });
+    let mut grids =
+        grids.iter().map(|grid| Grid { height: grid.height / 2, width: grid.width / 2 });
     let mut at = 0;
     while at < ids.len() {
         if ids[at] == image_token {
@@ -402,8 +398,7 @@ fn rotary_positions_are_those_of_the_reference() {
     let case = TransformerCase::load("qwen-image-edit", DType::F32);
     let text_tokens = case.golden.tensor("rope_txt").dim(0).unwrap();
 
-    let (image, text) =
-        transformer_positions(&case.grids, text_tokens, case.config.axes_dims_rope);
+    let (image, text) = transformer_positions(&case.grids, text_tokens, case.config.axes_dims_rope);
 
     for (name, ours) in [("rope_img", image), ("rope_txt", text)] {
         let shape = (ours.cos.len() / ours.width, ours.width);

@@ -1,9 +1,5 @@
 //! All integration tests, in one binary: each binary would link the world again.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot go on fails here"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails here")]
 
 mod checkpoint;
 mod config_sources;

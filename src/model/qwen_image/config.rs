@@ -132,10 +132,9 @@ impl VaeConfig {
     }
 
     fn check(&self, file: &mut ConfigFile) {
-        for (key, values) in [
-            ("latents_mean", &self.latents_mean),
-            ("latents_std", &self.latents_std),
-        ] {
+        for (key, values) in
+            [("latents_mean", &self.latents_mean), ("latents_std", &self.latents_std)]
+        {
             if values.len() != self.z_dim {
                 let (count, z_dim) = (values.len(), self.z_dim);
                 file.fault(format!("{key} has {count} values, z_dim is {z_dim}"));
@@ -289,11 +288,7 @@ impl TextEncoderConfig {
         }
         file.inert(INERT_ENCODER_KEYS);
         file.finish()?;
-        Ok(Self {
-            text: text_config,
-            vision: vision_config,
-            image_token_id,
-        })
+        Ok(Self { text: text_config, vision: vision_config, image_token_id })
     }
 }
 
@@ -321,11 +316,7 @@ impl TextConfig {
     /// Old style: `rope_theta` and `rope_scaling`; new style: `rope_parameters`.
     fn read_rope(file: &mut ConfigFile) -> (f64, [usize; 3]) {
         let outer_theta: Option<f64> = file.optional("rope_theta");
-        let key = if file.has("rope_parameters") {
-            "rope_parameters"
-        } else {
-            "rope_scaling"
-        };
+        let key = if file.has("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
         let mut rope = file.section(key);
         for kind in ["rope_type", "type"] {
             if rope.has(kind) {
@@ -359,9 +350,7 @@ impl TextConfig {
         }
         if self.mrope_section.iter().sum::<usize>() * 2 != self.head_dim() {
             let (section, size) = (self.mrope_section, self.head_dim());
-            file.fault(format!(
-                "mrope_section = {section:?} is not half a head of {size}"
-            ));
+            file.fault(format!("mrope_section = {section:?} is not half a head of {size}"));
         }
     }
 
@@ -447,19 +436,12 @@ impl ProcessorConfig {
         file.only("resample", 3); // PIL's number for bicubic
         let rescale: f64 = file.or("rescale_factor", 1.0 / 255.0);
         if (rescale * 255.0 - 1.0).abs() > 1e-6 {
-            file.fault(format!(
-                "rescale_factor = {rescale} is not supported, only 1/255 is"
-            ));
+            file.fault(format!("rescale_factor = {rescale} is not supported, only 1/255 is"));
         }
         file.only("patch_size", vision.patch_size);
         file.only("merge_size", vision.spatial_merge_size);
         file.only("temporal_patch_size", vision.temporal_patch_size);
-        file.inert(&[
-            "image_processor_type",
-            "processor_class",
-            "data_format",
-            "device",
-        ]);
+        file.inert(&["image_processor_type", "processor_class", "data_format", "device"]);
         let mut size = file.section("size");
         let shortest: Option<usize> = size.optional("shortest_edge");
         let longest: Option<usize> = size.optional("longest_edge");
@@ -470,11 +452,7 @@ impl ProcessorConfig {
             image_mean: file.required("image_mean"),
             image_std: file.required("image_std"),
             // The defaults are the class's own.
-            min_pixels: file
-                .optional("min_pixels")
-                .or(size_min)
-                .or(shortest)
-                .unwrap_or(56 * 56),
+            min_pixels: file.optional("min_pixels").or(size_min).or(shortest).unwrap_or(56 * 56),
             max_pixels: file
                 .optional("max_pixels")
                 .or(size_max)

@@ -44,10 +44,8 @@ mod tests {
 
     #[test]
     fn a_token_holds_channel_by_channel_its_four_pixels_row_by_row() {
-        let latents = Tensor::arange(0_u32, 32, &Device::Cpu)
-            .unwrap()
-            .reshape((1, 2, 4, 4))
-            .unwrap();
+        let latents =
+            Tensor::arange(0_u32, 32, &Device::Cpu).unwrap().reshape((1, 2, 4, 4)).unwrap();
 
         let tokens = pack_latents(&latents).unwrap();
 

@@ -29,10 +29,8 @@ use super::{Capabilities, DiffusionModel, LoadError, ModelInfo};
 use crate::checkpoint::{ConfigFile, Weights};
 
 /// Qwen/Qwen-Image-Edit.
-pub(super) const EDIT: ModelEntry = ModelEntry {
-    class_name: "QwenImageEditPipeline",
-    load: load_edit,
-};
+pub(super) const EDIT: ModelEntry =
+    ModelEntry { class_name: "QwenImageEditPipeline", load: load_edit };
 
 /// Pixels that the published pipelines scale a picture to.
 const PUBLISHED_IMAGE_AREA: usize = 1024 * 1024;
@@ -45,6 +43,10 @@ const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 const TRANSFORMERS_STEM: &str = "model";
 
 fn load_edit(context: &LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError> {
+    Ok(Box::new(load_pipeline(context)?))
+}
+
+fn load_pipeline(context: &LoadContext) -> Result<EditPipeline, LoadError> {
     check_components(context)?;
     let defaults = CheckpointDefaults::load(context.snapshot)?;
     let (components, weight_bytes) = load_components(context)?;
@@ -55,11 +57,8 @@ fn load_edit(context: &LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError
             .description
             .clone()
             .unwrap_or_else(|| "Edits a picture as the prompt says (Qwen-Image-Edit).".to_owned()),
-        capabilities: Capabilities {
-            image_edit: true,
-            ..Capabilities::NONE
-        }
-        .restricted_by(&context.config.capabilities),
+        capabilities: Capabilities { image_edit: true, ..Capabilities::NONE }
+            .restricted_by(&context.config.capabilities),
         defaults: context.request_defaults(&defaults)?,
         max_input_images: 1,
         size_multiple: components.vae.spatial_factor() * TransformerConfig::PATCH_SIZE,
@@ -69,16 +68,9 @@ fn load_edit(context: &LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError
         dtype: crate::device::dtype_name(context.dtype).to_owned(),
         weight_bytes,
     };
-    let image_area = context
-        .config
-        .image_area
-        .or(defaults.image_area)
-        .unwrap_or(PUBLISHED_IMAGE_AREA);
-    Ok(Box::new(EditPipeline {
-        info,
-        components,
-        image_area,
-    }))
+    let image_area =
+        context.config.image_area.or(defaults.image_area).unwrap_or(PUBLISHED_IMAGE_AREA);
+    Ok(EditPipeline { info, components, image_area })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
@@ -94,13 +86,8 @@ fn check_components(context: &LoadContext) -> Result<(), LoadError> {
     ];
     for (component, classes) in known {
         let names: Vec<String> = index.required(component);
-        if !names
-            .last()
-            .is_some_and(|name| classes.contains(&name.as_str()))
-        {
-            index.fault(format!(
-                "{component} = {names:?}: only {classes:?} is supported"
-            ));
+        if !names.last().is_some_and(|name| classes.contains(&name.as_str())) {
+            index.fault(format!("{component} = {names:?}: only {classes:?} is supported"));
         }
     }
     index.finish()
@@ -118,11 +105,7 @@ fn load_components(context: &LoadContext) -> Result<(Components, usize), LoadErr
         Weights::open(snapshot, component, stem, kind, canonical)
     };
     let unchanged: fn(&str) -> String = str::to_owned;
-    let text_weights = open(
-        "text_encoder",
-        TRANSFORMERS_STEM,
-        TextEncoder::canonical_name,
-    )?;
+    let text_weights = open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?;
     let transformer_weights = open("transformer", DIFFUSERS_STEM, unchanged)?;
     let vae_weights = open("vae", DIFFUSERS_STEM, unchanged)?;
     let components = Components {
@@ -147,26 +130,16 @@ fn check_widths(
     vae: &VaeConfig,
 ) -> Result<(), LoadError> {
     let mut faults = Vec::new();
-    let (text, expected) = (
-        text_encoder.text.hidden_size,
-        transformer.joint_attention_dim,
-    );
+    let (text, expected) = (text_encoder.text.hidden_size, transformer.joint_attention_dim);
     if text != expected {
-        faults.push(format!(
-            "joint_attention_dim = {expected}, the text encoder makes {text}"
-        ));
+        faults.push(format!("joint_attention_dim = {expected}, the text encoder makes {text}"));
     }
     let (z_dim, expected) = (vae.z_dim, transformer.out_channels);
     if z_dim != expected {
-        faults.push(format!(
-            "out_channels = {expected}, the vae has z_dim = {z_dim}"
-        ));
+        faults.push(format!("out_channels = {expected}, the vae has z_dim = {z_dim}"));
     }
     if faults.is_empty() {
         return Ok(());
     }
-    Err(LoadError::Config {
-        file: "transformer/config.json".to_owned(),
-        faults,
-    })
+    Err(LoadError::Config { file: "transformer/config.json".to_owned(), faults })
 }

@@ -113,11 +113,7 @@ fn centred(count: usize) -> impl Iterator<Item = f64> {
 /// The position of the first text token: half of the longest side.
 #[must_use]
 pub fn text_start(pictures: &[Grid]) -> usize {
-    pictures
-        .iter()
-        .map(|grid| grid.height.max(grid.width) / 2)
-        .max()
-        .unwrap_or(0)
+    pictures.iter().map(|grid| grid.height.max(grid.width) / 2).max().unwrap_or(0)
 }
 
 /// A stretch of the token sequence.
@@ -163,11 +159,8 @@ pub fn language_positions(segments: &[Segment]) -> Vec<[usize; 3]> {
 pub fn language_rotations(positions: &[[usize; 3]], theta: f64, section: [usize; 3]) -> Rotations {
     let width = section.iter().sum();
     let frequencies = frequencies(theta, 2 * width);
-    let axis_of: Vec<usize> = section
-        .iter()
-        .enumerate()
-        .flat_map(|(axis, count)| vec![axis; *count])
-        .collect();
+    let axis_of: Vec<usize> =
+        section.iter().enumerate().flat_map(|(axis, count)| vec![axis; *count]).collect();
     let angles = positions
         .iter()
         .flat_map(|position| {
@@ -191,9 +184,7 @@ pub fn vision_rotations(places: &[(usize, usize)], head_dim: usize) -> Rotations
         .iter()
         .flat_map(|&(row, column)| {
             [row, column].into_iter().flat_map(|place| {
-                frequencies
-                    .iter()
-                    .map(move |frequency| angle(place as f64, *frequency))
+                frequencies.iter().map(move |frequency| angle(place as f64, *frequency))
             })
         })
         .collect();
@@ -208,32 +199,14 @@ mod tests {
     fn rows_and_columns_are_counted_from_the_centre() {
         assert_eq!(centred(5).collect::<Vec<_>>(), [-3.0, -2.0, -1.0, 0.0, 1.0]);
         assert_eq!(centred(4).collect::<Vec<_>>(), [-2.0, -1.0, 0.0, 1.0]);
-        assert_eq!(
-            text_start(&[
-                Grid {
-                    height: 6,
-                    width: 9
-                },
-                Grid {
-                    height: 11,
-                    width: 2
-                }
-            ]),
-            5
-        );
+        assert_eq!(text_start(&[Grid { height: 6, width: 9 }, Grid { height: 11, width: 2 }]), 5);
     }
 
     #[test]
     fn a_picture_stands_still_in_time_and_words_go_on_behind_its_longer_side() {
-        let grid = Grid {
-            height: 3,
-            width: 6,
-        };
-        let segments = [
-            Segment::Text(0..65),
-            Segment::Picture(65..83, grid),
-            Segment::Text(83..85),
-        ];
+        let grid = Grid { height: 3, width: 6 };
+        let segments =
+            [Segment::Text(0..65), Segment::Picture(65..83, grid), Segment::Text(83..85)];
 
         let positions = language_positions(&segments);
 

@@ -21,10 +21,7 @@ impl PixelSize {
     #[must_use]
     pub fn floored_to(self, multiple: usize) -> Self {
         let floor = |side: usize| side / multiple * multiple;
-        Self {
-            width: floor(self.width),
-            height: floor(self.height),
-        }
+        Self { width: floor(self.width), height: floor(self.height) }
     }
 }
 
@@ -38,10 +35,7 @@ pub fn size_of_area(area: usize, width: usize, height: usize) -> PixelSize {
     let exact_width = (area as f64 * ratio).sqrt();
     let exact_height = exact_width / ratio;
     let round = |side: f64| (side / 32.0).round_ties_even() as usize * 32;
-    PixelSize {
-        width: round(exact_width),
-        height: round(exact_height),
-    }
+    PixelSize { width: round(exact_width), height: round(exact_height) }
 }
 
 /// The size in which the encoder sees a picture: sides are multiples of
@@ -58,26 +52,17 @@ pub fn smart_resize(
     let factor_f = factor as f64;
     let (width, height) = (size.width as f64, size.height as f64);
     let nearest = |side: f64| (side / factor_f).round_ties_even() as usize * factor;
-    let rounded = PixelSize {
-        width: nearest(width),
-        height: nearest(height),
-    };
+    let rounded = PixelSize { width: nearest(width), height: nearest(height) };
     let area = rounded.width * rounded.height;
     if area > max_pixels {
         let shrink = (width * height / max_pixels as f64).sqrt();
         let floor = |side: f64| ((side / shrink / factor_f).floor() as usize * factor).max(factor);
-        return PixelSize {
-            width: floor(width),
-            height: floor(height),
-        };
+        return PixelSize { width: floor(width), height: floor(height) };
     }
     if area < min_pixels {
         let grow = (min_pixels as f64 / (width * height)).sqrt();
         let ceil = |side: f64| (side * grow / factor_f).ceil() as usize * factor;
-        return PixelSize {
-            width: ceil(width),
-            height: ceil(height),
-        };
+        return PixelSize { width: ceil(width), height: ceil(height) };
     }
     rounded
 }
@@ -108,28 +93,15 @@ pub fn encoder_input(
     (dtype, device): (DType, &Device),
 ) -> Result<EncoderInput> {
     let factor = vision.patch_size * vision.spatial_merge_size;
-    let size = PixelSize {
-        width: image.width(),
-        height: image.height(),
-    };
+    let size = PixelSize { width: image.width(), height: image.height() };
     let size = smart_resize(size, factor, processor.min_pixels, processor.max_pixels);
-    let image = resize(
-        image,
-        size.width,
-        size.height,
-        Resampler::TorchvisionBicubic,
-    );
-    let grid = Grid {
-        height: size.height / vision.patch_size,
-        width: size.width / vision.patch_size,
-    };
+    let image = resize(image, size.width, size.height, Resampler::TorchvisionBicubic);
+    let grid =
+        Grid { height: size.height / vision.patch_size, width: size.width / vision.patch_size };
     let numbers = patch_numbers(&image, grid, processor, vision);
     let shape = (grid.len(), vision.patch_dim());
     let patches = Tensor::from_vec(numbers, shape, &Device::Cpu)?;
-    Ok(EncoderInput {
-        patches: patches.to_dtype(dtype)?.to_device(device)?,
-        grid,
-    })
+    Ok(EncoderInput { patches: patches.to_dtype(dtype)?.to_device(device)?, grid })
 }
 
 fn patch_numbers(
@@ -169,10 +141,7 @@ fn patch_places(grid: Grid, merge: usize) -> impl Iterator<Item = (usize, usize)
     (0..grid.height / merge).flat_map(move |block_row| {
         (0..grid.width / merge).flat_map(move |block_column| {
             (0..merge * merge).map(move |inner| {
-                (
-                    block_row * merge + inner / merge,
-                    block_column * merge + inner % merge,
-                )
+                (block_row * merge + inner / merge, block_column * merge + inner % merge)
             })
         })
     })
@@ -185,11 +154,8 @@ fn patch_places(grid: Grid, merge: usize) -> impl Iterator<Item = (usize, usize)
 ///
 /// Source: diffusers 0.42.1, `VaeImageProcessor.preprocess`.
 pub fn vae_input(image: &RgbImage, (dtype, device): (DType, &Device)) -> Result<Tensor> {
-    let numbers: Vec<f32> = image
-        .pixels()
-        .iter()
-        .map(|value| 2.0 * (f32::from(*value) / 255.0) - 1.0)
-        .collect();
+    let numbers: Vec<f32> =
+        image.pixels().iter().map(|value| 2.0 * (f32::from(*value) / 255.0) - 1.0).collect();
     Tensor::from_vec(numbers, (1, image.height(), image.width(), 3), &Device::Cpu)?
         .permute((0, 3, 1, 2))?
         .contiguous()?
@@ -214,8 +180,5 @@ pub fn output_pixels(image: &Tensor) -> Result<Vec<u8>> {
         .permute((1, 2, 0))?
         .flatten_all()?
         .to_vec1::<f32>()?;
-    Ok(numbers
-        .iter()
-        .map(|value| (value * 255.0).round_ties_even() as u8)
-        .collect())
+    Ok(numbers.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect())
 }

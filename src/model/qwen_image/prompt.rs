@@ -96,10 +96,7 @@ impl PromptTokenizer {
                 tokenizer.token_to_id(IMAGE_PAD)
             )));
         }
-        Ok(Self {
-            tokenizer,
-            image_token_id,
-        })
+        Ok(Self { tokenizer, image_token_id })
     }
 
     /// The ids of a plain text.
@@ -126,10 +123,7 @@ impl PromptTokenizer {
             return Ok(Err(ReservedWords));
         }
         let ids = self.ids(&template.fill(pictures.len(), prompt))?;
-        let mut prompt = TokenisedPrompt {
-            token_ids: Vec::new(),
-            segments: Vec::new(),
-        };
+        let mut prompt = TokenisedPrompt { token_ids: Vec::new(), segments: Vec::new() };
         let mut pictures = pictures.iter();
         let mut words_from = 0;
         for id in ids {
@@ -144,13 +138,9 @@ impl PromptTokenizer {
             prompt.segments.push(Segment::Text(words_from..start));
             prompt.token_ids.extend(std::iter::repeat_n(id, grid.len()));
             words_from = start + grid.len();
-            prompt
-                .segments
-                .push(Segment::Picture(start..words_from, *grid));
+            prompt.segments.push(Segment::Picture(start..words_from, *grid));
         }
-        prompt
-            .segments
-            .push(Segment::Text(words_from..prompt.token_ids.len()));
+        prompt.segments.push(Segment::Text(words_from..prompt.token_ids.len()));
         Ok(Ok(prompt))
     }
 }
@@ -172,19 +162,13 @@ fn from_parts(snapshot: &Snapshot) -> Result<Tokenizer, LoadError> {
         .lines()
         .filter(|line| !line.starts_with("#version") && !line.is_empty())
         .map(|line| {
-            let pair = line
-                .split_once(' ')
-                .map(|(left, right)| (left.to_owned(), right.to_owned()));
+            let pair =
+                line.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
             pair.ok_or_else(|| fault(format!("tokenizer/merges.txt: '{line}' is not a pair")))
         })
         .collect::<Result<Vec<_>, _>>()?;
     let bpe = BPE::builder()
-        .vocab_and_merges(
-            vocab
-                .into_iter()
-                .collect::<tokenizers::models::bpe::Vocab>(),
-            merges,
-        )
+        .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
         .build()
         .map_err(|error| fault(format!("vocab.json and merges.txt: {error}")))?;
     let mut tokenizer = Tokenizer::new(bpe);
@@ -195,9 +179,7 @@ fn from_parts(snapshot: &Snapshot) -> Result<Tokenizer, LoadError> {
     )
     .map_err(|error| fault(error.to_string()))?;
     let bytes = ByteLevel::new(false, false, false);
-    tokenizer
-        .with_normalizer(Some(NFC))
-        .map_err(|error| fault(error.to_string()))?;
+    tokenizer.with_normalizer(Some(NFC)).map_err(|error| fault(error.to_string()))?;
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
         PreTokenizerWrapper::Split(split),
         PreTokenizerWrapper::ByteLevel(bytes),
@@ -232,10 +214,7 @@ fn added_tokens(snapshot: &Snapshot) -> Result<Vec<(u32, AddedTokenEntry)>, Load
     let mut tokens: HashMap<u32, AddedTokenEntry> = HashMap::new();
     if snapshot.has("tokenizer/added_tokens.json") {
         let plain: HashMap<String, u32> = parse_json(snapshot, "tokenizer/added_tokens.json")?;
-        let entry = |content| AddedTokenEntry {
-            content,
-            special: true,
-        };
+        let entry = |content| AddedTokenEntry { content, special: true };
         tokens.extend(plain.into_iter().map(|(content, id)| (id, entry(content))));
     }
     if snapshot.has("tokenizer/tokenizer_config.json") {
@@ -251,8 +230,6 @@ fn parse_json<T: serde::de::DeserializeOwned>(
     snapshot: &Snapshot,
     file: &str,
 ) -> Result<T, LoadError> {
-    serde_json::from_str(&snapshot.text(file)?).map_err(|error| LoadError::Malformed {
-        file: file.to_owned(),
-        reason: error.to_string(),
-    })
+    serde_json::from_str(&snapshot.text(file)?)
+        .map_err(|error| LoadError::Malformed { file: file.to_owned(), reason: error.to_string() })
 }

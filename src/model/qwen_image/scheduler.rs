@@ -91,23 +91,14 @@ impl SchedulerConfig {
         };
         // Published as a number, null or false.
         let terminal: Option<serde_json::Value> = file.optional("shift_terminal");
-        if let Some(other) = terminal
-            .as_ref()
-            .filter(|value| !value.is_number() && **value != false)
+        if let Some(other) =
+            terminal.as_ref().filter(|value| !value.is_number() && **value != false)
         {
-            file.fault(format!(
-                "shift_terminal = {other} is neither a number nor false"
-            ));
+            file.fault(format!("shift_terminal = {other} is neither a number nor false"));
         }
         let config = Self {
             num_train_timesteps: file.or("num_train_timesteps", 1000),
-            shift: if dynamic {
-                dynamic_shift
-            } else {
-                Shift::Static {
-                    shift: static_shift,
-                }
-            },
+            shift: if dynamic { dynamic_shift } else { Shift::Static { shift: static_shift } },
             shift_terminal: terminal
                 .and_then(|value| value.as_f64())
                 .filter(|terminal| *terminal != 0.0),
@@ -144,30 +135,19 @@ impl SchedulerConfig {
             // One step starts and ends at level 1: the reference divides zero by
             // zero here; there is nothing to stretch.
             if scale > 0.0 {
-                sigmas
-                    .iter_mut()
-                    .for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / scale);
+                sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / scale);
             }
         }
         let train_timesteps = self.num_train_timesteps as f32;
         let timesteps = sigmas.iter().map(|sigma| sigma * train_timesteps).collect();
         sigmas.push(0.0);
-        Schedule {
-            sigmas,
-            timesteps,
-            train_timesteps,
-        }
+        Schedule { sigmas, timesteps, train_timesteps }
     }
 
     /// `mu` for `image_tokens`; 0 without dynamic shifting.
     fn mu(&self, image_tokens: usize) -> f64 {
-        let Shift::Dynamic {
-            base_shift,
-            max_shift,
-            base_image_seq_len,
-            max_image_seq_len,
-            ..
-        } = self.shift
+        let Shift::Dynamic { base_shift, max_shift, base_image_seq_len, max_image_seq_len, .. } =
+            self.shift
         else {
             return 0.0;
         };
@@ -181,18 +161,11 @@ impl SchedulerConfig {
 /// linspace(1, 1/steps, steps), in f64 and then rounded.
 fn evenly_spaced(steps: usize) -> Vec<f32> {
     let last = 1.0 / steps as f64;
-    let step = if steps > 1 {
-        (last - 1.0) / (steps - 1) as f64
-    } else {
-        0.0
-    };
+    let step = if steps > 1 { (last - 1.0) / (steps - 1) as f64 } else { 0.0 };
     (0..steps)
         .map(|index| {
-            let exact = if index > 0 && index == steps - 1 {
-                last
-            } else {
-                1.0 + index as f64 * step
-            };
+            let exact =
+                if index > 0 && index == steps - 1 { last } else { 1.0 + index as f64 * step };
             exact as f32
         })
         .collect()

@@ -155,13 +155,9 @@ impl Layer {
 
     /// `x`: (1, sequence, width); `cos`, `sin`: (sequence, head size / 2).
     fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-        let attended = self
-            .self_attn
-            .forward(&self.input_layernorm.forward(x)?, cos, sin)?;
+        let attended = self.self_attn.forward(&self.input_layernorm.forward(x)?, cos, sin)?;
         let x = (x + attended)?;
-        &x + self
-            .mlp
-            .forward(&self.post_attention_layernorm.forward(&x)?)?
+        &x + self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?
     }
 }
 
@@ -189,16 +185,8 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-        let q = rope(
-            &split_heads(&self.q_proj.forward(x)?, self.heads)?,
-            cos,
-            sin,
-        )?;
-        let k = rope(
-            &split_heads(&self.k_proj.forward(x)?, self.kv_heads)?,
-            cos,
-            sin,
-        )?;
+        let q = rope(&split_heads(&self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
+        let k = rope(&split_heads(&self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
         let v = split_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
         let shared_by = self.heads / self.kv_heads;
         let (k, v) = (repeat_heads(&k, shared_by)?, repeat_heads(&v, shared_by)?);
@@ -237,14 +225,8 @@ mod tests {
     fn both_published_layouts_of_the_names_are_read() {
         let canonical = TextEncoder::canonical_name;
 
-        assert_eq!(
-            canonical("model.language_model.norm.weight"),
-            "model.norm.weight"
-        );
-        assert_eq!(
-            canonical("model.visual.merger.ln_q.weight"),
-            "visual.merger.ln_q.weight"
-        );
+        assert_eq!(canonical("model.language_model.norm.weight"), "model.norm.weight");
+        assert_eq!(canonical("model.visual.merger.ln_q.weight"), "visual.merger.ln_q.weight");
         assert_eq!(
             canonical("model.layers.0.mlp.up_proj.weight"),
             "model.layers.0.mlp.up_proj.weight"

@@ -122,18 +122,13 @@ impl Transformer {
         positions: &TokenPositions,
     ) -> Result<Tensor> {
         let mut image = self.img_in.forward(latents)?;
-        let mut text = self
-            .txt_in
-            .forward(&self.txt_norm.forward(prompt_embeds)?)?;
-        let temb = self
-            .timestep_embedder
-            .forward(sigma, self.dtype, &self.device)?;
+        let mut text = self.txt_in.forward(&self.txt_norm.forward(prompt_embeds)?)?;
+        let temb = self.timestep_embedder.forward(sigma, self.dtype, &self.device)?;
         let temb = silu(&temb)?; // the first layer of every modulation
         for block in &self.transformer_blocks {
             (text, image) = block.forward(&text, &image, &temb, positions)?;
         }
-        self.proj_out
-            .forward(&self.norm_out.forward(&image, &temb)?)
+        self.proj_out.forward(&self.norm_out.forward(&image, &temb)?)
     }
 }
 
@@ -167,11 +162,7 @@ fn timestep_waves(sigma: f32) -> Vec<f32> {
         1000.0 * (sigma * exponent.exp())
     });
     let angles: Vec<f32> = angles.collect();
-    angles
-        .iter()
-        .map(|a| a.cos())
-        .chain(angles.iter().map(|a| a.sin()))
-        .collect()
+    angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect()
 }
 
 /// Shift, scale and gate of one half of a block, each (batch, 1, width).
@@ -184,8 +175,7 @@ struct Modulation {
 impl Modulation {
     /// x · (1 + scale) + shift
     fn modulate(&self, x: &Tensor) -> Result<Tensor> {
-        x.broadcast_mul(&(&self.scale + 1.0)?)?
-            .broadcast_add(&self.shift)
+        x.broadcast_mul(&(&self.scale + 1.0)?)?.broadcast_add(&self.shift)
     }
 
     /// x + gate · update
@@ -218,11 +208,7 @@ impl Stream {
     /// The modulations of the attention half and of the feed-forward half.
     /// `temb`: (batch, width), SiLU applied.
     fn modulations(&self, temb: &Tensor) -> Result<(Modulation, Modulation)> {
-        let parts = self
-            .modulation
-            .forward(temb)?
-            .unsqueeze(1)?
-            .chunk(6, D::Minus1)?;
+        let parts = self.modulation.forward(temb)?.unsqueeze(1)?.chunk(6, D::Minus1)?;
         let half = |first: usize| Modulation {
             shift: parts[first].clone(),
             scale: parts[first + 1].clone(),
@@ -268,8 +254,7 @@ impl Block {
         let image_modulated = image_attn.modulate(&self.img.norm.forward(image)?)?;
         let text_modulated = text_attn.modulate(&self.txt.norm.forward(text)?)?;
         let (text_update, image_update) =
-            self.attn
-                .forward(&text_modulated, &image_modulated, positions)?;
+            self.attn.forward(&text_modulated, &image_modulated, positions)?;
         let image = image_attn.gated_add(image, &image_update)?;
         let text = text_attn.gated_add(text, &text_update)?;
         let image = self.img.feed_forward(&image, &image_mlp)?;
@@ -280,11 +265,7 @@ impl Block {
 
 /// Keeps half-precision hidden states finite, as the reference does.
 fn clip_f16(x: Tensor) -> Result<Tensor> {
-    if x.dtype() == DType::F16 {
-        x.clamp(-F16_MAX, F16_MAX)
-    } else {
-        Ok(x)
-    }
+    if x.dtype() == DType::F16 { x.clamp(-F16_MAX, F16_MAX) } else { Ok(x) }
 }
 
 /// Queries, keys and values of one stream, and the way back.
@@ -306,12 +287,8 @@ impl Projections {
         heads: usize,
         positions: &RotationTensors,
     ) -> Result<[Tensor; 3]> {
-        let q = self
-            .norm_q
-            .forward(&split_heads(&self.q.forward(x)?, heads)?)?;
-        let k = self
-            .norm_k
-            .forward(&split_heads(&self.k.forward(x)?, heads)?)?;
+        let q = self.norm_q.forward(&split_heads(&self.q.forward(x)?, heads)?)?;
+        let k = self.norm_k.forward(&split_heads(&self.k.forward(x)?, heads)?)?;
         let v = split_heads(&self.v.forward(x)?, heads)?;
         Ok([positions.apply(&q)?, positions.apply(&k)?, v])
     }
@@ -365,10 +342,7 @@ impl JointAttention {
         let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
         let text_half = merge_heads(&attended.narrow(2, 0, text_tokens)?)?;
         let image_half = merge_heads(&attended.narrow(2, text_tokens, image_tokens)?)?;
-        Ok((
-            self.text.out.forward(&text_half)?,
-            self.image.out.forward(&image_half)?,
-        ))
+        Ok((self.text.out.forward(&text_half)?, self.image.out.forward(&image_half)?))
     }
 }
 
@@ -388,15 +362,8 @@ impl OutputNorm {
 
     /// Here the scale comes first, then the shift: the other way round than in the blocks.
     fn forward(&self, x: &Tensor, temb: &Tensor) -> Result<Tensor> {
-        let parts = self
-            .linear
-            .forward(temb)?
-            .unsqueeze(1)?
-            .chunk(2, D::Minus1)?;
+        let parts = self.linear.forward(temb)?.unsqueeze(1)?.chunk(2, D::Minus1)?;
         let scale = (&parts[0] + 1.0)?;
-        self.norm
-            .forward(x)?
-            .broadcast_mul(&scale)?
-            .broadcast_add(&parts[1])
+        self.norm.forward(x)?.broadcast_mul(&scale)?.broadcast_add(&parts[1])
     }
 }

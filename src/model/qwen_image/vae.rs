@@ -83,8 +83,7 @@ impl Vae {
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn encode_to_latents(&self, image: &Tensor) -> Result<Tensor> {
         let mean = self.encode(image)?.narrow(1, 0, self.z_dim)?;
-        mean.broadcast_sub(&self.latents_mean)?
-            .broadcast_div(&self.latents_std)
+        mean.broadcast_sub(&self.latents_mean)?.broadcast_div(&self.latents_std)
     }
 
     /// The picture of latents in the network's own scale.
@@ -94,9 +93,7 @@ impl Vae {
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decoder
-            .forward(&self.post_quant_conv.forward(latents)?)?
-            .clamp(-1.0, 1.0)
+        self.decoder.forward(&self.post_quant_conv.forward(latents)?)?.clamp(-1.0, 1.0)
     }
 
     /// The picture of latents of mean 0 and deviation 1. Shapes as [`Vae::decode`].
@@ -141,17 +138,13 @@ impl ChannelNorm {
         let mut shape = vec![channels];
         shape.resize(1 + trailing_ones, 1);
         let gamma = weights.get("gamma", shape)?.reshape((1, channels, 1, 1))?;
-        Ok(Self {
-            scale: (gamma * (channels as f64).sqrt())?,
-        })
+        Ok(Self { scale: (gamma * (channels as f64).sqrt())? })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let wide = x.to_dtype(DType::F32)?;
         let length = wide.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(MIN_NORM)?;
-        wide.broadcast_div(&length)?
-            .to_dtype(x.dtype())?
-            .broadcast_mul(&self.scale)
+        wide.broadcast_div(&length)?.to_dtype(x.dtype())?.broadcast_mul(&self.scale)
     }
 }
 
@@ -196,12 +189,7 @@ struct AttentionBlock {
 impl AttentionBlock {
     fn load(weights: &Weights, channels: usize) -> Result<Self> {
         let conv = |name, outputs| {
-            plain_conv(
-                &weights.at(name),
-                (channels, outputs, 1),
-                Padding::Around(0),
-                1,
-            )
+            plain_conv(&weights.at(name), (channels, outputs, 1), Padding::Around(0), 1)
         };
         Ok(Self {
             norm: ChannelNorm::load(&weights.at("norm"), channels, 2)?,
@@ -219,10 +207,8 @@ impl AttentionBlock {
             .transpose(2, 3)?; // (batch, 1 head, pixels, 3 channels)
         let part = |index: usize| pixels.narrow(3, index * channels, channels)?.contiguous();
         let attended = attention(&part(0)?, &part(1)?, &part(2)?, AttentionMask::None)?;
-        let attended = attended
-            .transpose(2, 3)?
-            .contiguous()?
-            .reshape((batch, channels, height, width))?;
+        let attended =
+            attended.transpose(2, 3)?.contiguous()?.reshape((batch, channels, height, width))?;
         x + self.proj.forward(&attended)?
     }
 }
@@ -245,8 +231,7 @@ impl MidBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.last
-            .forward(&self.attention.forward(&self.first.forward(x)?)?)
+        self.last.forward(&self.attention.forward(&self.first.forward(x)?)?)
     }
 }
 
@@ -276,11 +261,8 @@ struct Encoder {
 
 impl Encoder {
     fn load(weights: &Weights, config: &VaeConfig) -> Result<Self> {
-        let channels: Vec<usize> = config
-            .dim_mult
-            .iter()
-            .map(|multiple| multiple * config.base_dim)
-            .collect();
+        let channels: Vec<usize> =
+            config.dim_mult.iter().map(|multiple| multiple * config.base_dim).collect();
         let deepest = *channels.last().unwrap_or(&config.base_dim);
         Ok(Self {
             conv_in: causal_conv(
@@ -370,12 +352,8 @@ struct Decoder {
 
 impl Decoder {
     fn load(weights: &Weights, config: &VaeConfig) -> Result<Self> {
-        let channels: Vec<usize> = config
-            .dim_mult
-            .iter()
-            .rev()
-            .map(|multiple| multiple * config.base_dim)
-            .collect();
+        let channels: Vec<usize> =
+            config.dim_mult.iter().rev().map(|multiple| multiple * config.base_dim).collect();
         let deepest = *channels.first().unwrap_or(&config.base_dim);
         let last = *channels.last().unwrap_or(&config.base_dim);
         Ok(Self {
@@ -407,12 +385,7 @@ impl Decoder {
             if stage < doublings {
                 let place = place.at("upsamplers.0");
                 let conv = (outputs, outputs / 2, 3);
-                upsampler = Some(plain_conv(
-                    &place.at("resample.1"),
-                    conv,
-                    Padding::Around(1),
-                    1,
-                )?);
+                upsampler = Some(plain_conv(&place.at("resample.1"), conv, Padding::Around(1), 1)?);
                 if config.temperal_downsample[doublings - 1 - stage] {
                     skip_time_conv(&place, outputs, 2 * outputs);
                 }

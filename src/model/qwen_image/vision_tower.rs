@@ -67,11 +67,7 @@ impl VisionTower {
         let mut hidden_states = self.regroup(&embedded, &to_windows)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let whole_picture = self.config.fullatt_block_indexes.contains(&index);
-            let reach = if whole_picture {
-                Reach::Picture
-            } else {
-                Reach::Window
-            };
+            let reach = if whole_picture { Reach::Picture } else { Reach::Window };
             hidden_states = block.forward(&hidden_states, &context, reach)?;
         }
         let merged = self.merger.forward(&hidden_states)?;
@@ -215,11 +211,7 @@ impl PaddedWindows {
             scatter.extend((0..patches).map(|place| window * length + place));
             gather.extend((0..length).map(|place| if place < patches { first + place } else { 0 }));
             let hidden = |place| {
-                if place < patches {
-                    0.0
-                } else {
-                    f32::NEG_INFINITY
-                }
+                if place < patches { 0.0 } else { f32::NEG_INFINITY }
             };
             mask.extend((0..length).map(hidden));
             first += patches;
@@ -246,9 +238,7 @@ impl PaddedWindows {
     /// (windows, heads, length, size) → (patches, heads · size)
     fn join(&self, x: &Tensor) -> Result<Tensor> {
         let (windows, heads, length, size) = x.dims4()?;
-        x.transpose(1, 2)?
-            .reshape((windows * length, heads * size))?
-            .index_select(&self.scatter, 0)
+        x.transpose(1, 2)?.reshape((windows * length, heads * size))?.index_select(&self.scatter, 0)
     }
 }
 
@@ -320,12 +310,7 @@ impl Attention {
         let mut pictures = Vec::with_capacity(patches.len());
         for &count in patches {
             let part = |x: &Tensor| x.narrow(2, first, count)?.contiguous();
-            pictures.push(attention(
-                &part(q)?,
-                &part(k)?,
-                &part(v)?,
-                AttentionMask::None,
-            )?);
+            pictures.push(attention(&part(q)?, &part(k)?, &part(v)?, AttentionMask::None)?);
             first += count;
         }
         crate::nn::merge_heads(&Tensor::cat(&pictures, 2)?)?.squeeze(0)
@@ -376,7 +361,6 @@ impl Merger {
     /// (patches, width) → (tokens, out width)
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let joined = self.ln_q.forward(x)?.reshape(((), self.joined_width))?;
-        self.mlp_2
-            .forward(&gelu_erf(&self.mlp_0.forward(&joined)?)?)
+        self.mlp_2.forward(&gelu_erf(&self.mlp_0.forward(&joined)?)?)
     }
 }

@@ -60,11 +60,12 @@ pub fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f32) 
     let flat = |tensor: &Tensor| -> Vec<f32> {
         tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
-    let largest = flat(ours)
-        .iter()
-        .zip(flat(theirs))
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0_f32, |largest, difference| if difference.is_nan() { f32::NAN } else { largest.max(difference) });
+    let largest = flat(ours).iter().zip(flat(theirs)).map(|(a, b)| (a - b).abs()).fold(
+        0.0_f32,
+        |largest, difference| {
+            if difference.is_nan() { f32::NAN } else { largest.max(difference) }
+        },
+    );
     println!("{what}: largest difference {largest:e}");
     assert!(largest <= tolerance, "{what}: differs by {largest}, {tolerance} is allowed");
 }

@@ -98,37 +98,16 @@ impl DiffusionModel for EditPipeline {
         // 1. Sizes.
         let sizes = self.sizes(image, request.size)?;
         // 2. Picture and prompts → what steers the transformer.
-        observe(
-            observer,
-            StepProgress {
-                image: 0,
-                step: 0,
-                total_steps,
-            },
-        )?;
-        let resized = resize(
-            image,
-            sizes.reference.width,
-            sizes.reference.height,
-            Resampler::PillowLanczos,
-        );
+        observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        let resized =
+            resize(image, sizes.reference.width, sizes.reference.height, Resampler::PillowLanczos);
         let guidance = self.encode_prompts(&resized, request, sizes.output)?;
         // 3. Picture → the latents that the transformer looks at.
-        observe(
-            observer,
-            StepProgress {
-                image: 0,
-                step: 0,
-                total_steps,
-            },
-        )?;
+        observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         let references = self.encode_reference(&resized)?;
         // 4. Where all tokens stand, and the schedule.
         let grids = [self.grid(sizes.output), self.grid(sizes.reference)];
-        let schedule = self
-            .components
-            .scheduler
-            .schedule(total_steps, grids[0].len());
+        let schedule = self.components.scheduler.schedule(total_steps, grids[0].len());
         let denoising =
             Denoising::new(&self.components, &guidance, &references, &grids, &schedule)?;
         let mut images = Vec::with_capacity(request.count.get());
@@ -137,22 +116,11 @@ impl DiffusionModel for EditPipeline {
             // 5. Noise from the seed.
             let noise = self.noise(seed.get(), sizes.output)?;
             // 6. Noise → latents.
-            let mut on_step = |step| {
-                observe(
-                    observer,
-                    StepProgress {
-                        image: index,
-                        step,
-                        total_steps,
-                    },
-                )
-            };
+            let mut on_step =
+                |step| observe(observer, StepProgress { image: index, step, total_steps });
             let latents = denoising.run(noise, &mut on_step)?;
             // 7. Latents → picture.
-            images.push(GeneratedImage {
-                image: self.decode(&latents, sizes.output)?,
-                seed,
-            });
+            images.push(GeneratedImage { image: self.decode(&latents, sizes.output)?, seed });
         }
         let usage = TokenUsage {
             input_text_tokens: guidance.positive.words,
@@ -177,10 +145,7 @@ fn edited_image(task: &Task) -> Result<&RgbImage, ModelError> {
         Task::Edit { images } if images.len() == 1 => Ok(&images[0]),
         Task::Edit { images } => Err(ModelError::Unsuitable {
             field: "image",
-            reason: format!(
-                "This model edits exactly one picture, got {}.",
-                images.len()
-            ),
+            reason: format!("This model edits exactly one picture, got {}.", images.len()),
         }),
         Task::Generate | Task::Vary { .. } => Err(ModelError::Unsuitable {
             field: "image",
@@ -201,10 +166,8 @@ impl EditPipeline {
     fn sizes(&self, image: &RgbImage, size: OutputSize) -> Result<Sizes, ModelError> {
         let (width, height) = (image.width(), image.height());
         let reference = preprocess::size_of_area(self.image_area, width, height);
-        let (short, long) = (
-            reference.width.min(reference.height),
-            reference.width.max(reference.height),
-        );
+        let (short, long) =
+            (reference.width.min(reference.height), reference.width.max(reference.height));
         if short == 0 || long > MAX_ASPECT_RATIO * short {
             return Err(ModelError::Unsuitable {
                 field: "image",
@@ -215,24 +178,15 @@ impl EditPipeline {
         }
         let output = match size {
             OutputSize::Reference => reference,
-            OutputSize::Exact(size) => PixelSize {
-                width: size.width(),
-                height: size.height(),
-            },
+            OutputSize::Exact(size) => PixelSize { width: size.width(), height: size.height() },
         };
-        Ok(Sizes {
-            reference,
-            output: output.floored_to(self.info.size_multiple),
-        })
+        Ok(Sizes { reference, output: output.floored_to(self.info.size_multiple) })
     }
 
     /// Tokens of a picture of `size` pixels.
     fn grid(&self, size: PixelSize) -> Grid {
         let token = self.info.size_multiple;
-        Grid {
-            height: size.height / token,
-            width: size.width / token,
-        }
+        Grid { height: size.height / token, width: size.width / token }
     }
 
     fn encode_prompts(
@@ -247,15 +201,10 @@ impl EditPipeline {
             self.vision_config(),
             self.tensor_kind(),
         )?;
-        let picture = self
-            .components
-            .text_encoder
-            .encode_pictures(&input.patches, &[input.grid])?;
+        let picture =
+            self.components.text_encoder.encode_pictures(&input.patches, &[input.grid])?;
         let merge = self.vision_config().spatial_merge_size;
-        let tokens = Grid {
-            height: input.grid.height / merge,
-            width: input.grid.width / merge,
-        };
+        let tokens = Grid { height: input.grid.height / merge, width: input.grid.width / merge };
         let encode = |field, prompt: &Prompt| {
             self.encode_prompt(field, prompt, &picture, tokens, self.grid(output))
         };
@@ -263,9 +212,7 @@ impl EditPipeline {
         let negative = request.negative_prompt.as_ref().filter(|_| scale > 1.0);
         Ok(Guidance {
             positive: encode("prompt", &request.prompt)?,
-            negative: negative
-                .map(|prompt| encode("negative_prompt", prompt))
-                .transpose()?,
+            negative: negative.map(|prompt| encode("negative_prompt", prompt)).transpose()?,
             scale,
         })
     }
@@ -300,9 +247,7 @@ impl EditPipeline {
             Some(picture),
         )?;
         Ok(Conditioning {
-            embeds: hidden_states
-                .narrow(1, template.drop_tokens, length)?
-                .contiguous()?,
+            embeds: hidden_states.narrow(1, template.drop_tokens, length)?.contiguous()?,
             words: length - picture_tokens.len(),
         })
     }
@@ -380,10 +325,7 @@ impl<'a> Denoising<'a> {
             on_step(step + 1)?;
         }
         // The sum is finite only if every number is.
-        let sum = latents
-            .to_dtype(DType::F32)?
-            .sum_all()?
-            .to_scalar::<f32>()?;
+        let sum = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
         if !sum.is_finite() {
             return Err(ModelError::BadOutput(
                 "numbers that are not finite; another dtype may help".to_owned(),
@@ -397,9 +339,7 @@ impl<'a> Denoising<'a> {
         let tokens = Tensor::cat(&[latents, self.references], 1)?;
         let sigma = self.schedule.timesteps[step] / self.schedule.train_timesteps;
         let flow = |prompt: &Conditioning, positions: &TokenPositions| {
-            let all = self
-                .transformer
-                .forward(&tokens, &prompt.embeds, sigma, positions)?;
+            let all = self.transformer.forward(&tokens, &prompt.embeds, sigma, positions)?;
             all.i((.., ..self.image_tokens))
         };
         let conditional = flow(&self.guidance.positive, &self.positions)?;
@@ -424,11 +364,7 @@ fn guide(conditional: &Tensor, unconditional: &Tensor, scale: f64) -> TensorResu
 
 /// The Euclidean length of each token, summed in 32 bits: (1, tokens, 1).
 fn token_lengths(x: &Tensor) -> TensorResult<Tensor> {
-    x.to_dtype(DType::F32)?
-        .sqr()?
-        .sum_keepdim(D::Minus1)?
-        .sqrt()?
-        .to_dtype(x.dtype())
+    x.to_dtype(DType::F32)?.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.to_dtype(x.dtype())
 }
 
 /// latents + change · flow. In 16-bit formats the product is rounded, the sum is
@@ -438,3 +374,6 @@ fn euler_step(latents: &Tensor, flow: &Tensor, sigma_change: f32) -> TensorResul
     let change = (flow.to_dtype(DType::F32)? * f64::from(sigma_change))?.to_dtype(dtype)?;
     (latents.to_dtype(DType::F32)? + change.to_dtype(DType::F32)?)?.to_dtype(dtype)
 }
+
+#[cfg(test)]
+mod tests;
