@@ -1,1 +1,364 @@
-//! Not written yet.
+//! Loading checkpoints: what they must have, and what is said when they do not.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use diffuser_api::checkpoint::{Snapshot, Weights};
+use diffuser_api::domain::{
+    GuidanceScale, ImageCount, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Steps, Task,
+};
+use diffuser_api::hub::HubConfig;
+use diffuser_api::model::qwen_image::config::{TextEncoderConfig, TransformerConfig, VaeConfig};
+use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
+use diffuser_api::model::qwen_image::transformer::Transformer;
+use diffuser_api::model::qwen_image::vae::Vae;
+use diffuser_api::model::{
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DiffusionModel, DtypeChoice, LoadError,
+    ModelConfig, Unobserved,
+};
+
+// ---- the full-size checkpoint, by its list of tensors -----------------------
+
+/// A folder of configuration files with the published values of
+/// Qwen/Qwen-Image-Edit.
+fn published_configs(manifest: &serde_json::Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (component, config) in [
+        ("transformer", manifest["transformer"]["config"].to_string()),
+        ("vae", include_str!("../data/manifest-full/vae_config.json").to_owned()),
+        ("text_encoder", include_str!("../data/manifest-full/text_encoder_config.json").to_owned()),
+    ] {
+        let path = folder.path().join(component);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("config.json"), config).unwrap();
+    }
+    folder
+}
+
+fn manifest() -> serde_json::Value {
+    let path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifest-full/Qwen-Image-Edit.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn the_loader_asks_for_exactly_the_tensors_of_the_published_checkpoint() {
+    let manifest = manifest();
+    let folder = published_configs(&manifest);
+    let snapshot = Snapshot::Directory(folder.path().to_owned());
+    let weights = |component| Weights::recording(component, DType::BF16);
+    let [transformer, vae, text_encoder] = ["transformer", "vae", "text_encoder"].map(weights);
+
+    Transformer::load(&transformer, &TransformerConfig::load(&snapshot).unwrap()).unwrap();
+    Vae::load(&vae, &VaeConfig::load(&snapshot).unwrap()).unwrap();
+    TextEncoder::load(&text_encoder, &TextEncoderConfig::load(&snapshot).unwrap()).unwrap();
+
+    for (component, weights) in
+        [("transformer", transformer), ("vae", vae), ("text_encoder", text_encoder)]
+    {
+        let published: BTreeMap<String, Vec<usize>> =
+            serde_json::from_value(manifest[component]["tensors"].clone()).unwrap();
+        assert_eq!(weights.requested(), published, "{component}");
+    }
+}
+
+// ---- copies of the tiny checkpoint, changed ---------------------------------
+
+/// A copy of the tiny edit checkpoint that a test may damage.
+struct Copy(tempfile::TempDir);
+
+impl Copy {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(&tiny_checkpoint(), folder.path());
+        Self(folder)
+    }
+
+    fn path(&self, file: &str) -> std::path::PathBuf {
+        self.0.path().join(file)
+    }
+
+    fn remove(&self, file: &str) -> &Self {
+        std::fs::remove_file(self.path(file)).unwrap();
+        self
+    }
+
+    /// Sets the value at `pointer` (JSON pointer) of a file.
+    fn set(&self, file: &str, pointer: &str, value: serde_json::Value) -> &Self {
+        let text = std::fs::read_to_string(self.path(file)).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        json.pointer_mut(parent).unwrap()[key] = value;
+        std::fs::write(self.path(file), json.to_string()).unwrap();
+        self
+    }
+
+    /// Rewrites the tensors of a component, as one file.
+    fn rewrite(
+        &self,
+        component: &str,
+        stem: &str,
+        change: impl Fn(&mut HashMap<String, Tensor>),
+    ) -> &Self {
+        let folder = self.path(component);
+        let mut tensors = HashMap::new();
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
+                tensors.extend(candle_core::safetensors::load(&path, &Device::Cpu).unwrap());
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        change(&mut tensors);
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        if index.exists() {
+            std::fs::remove_file(index).unwrap();
+        }
+        let file = folder.join(format!("{stem}.safetensors"));
+        candle_core::safetensors::save(&tensors, file).unwrap();
+        self
+    }
+
+    fn load(&self) -> Result<Box<dyn DiffusionModel>, LoadError> {
+        load(&self.0.path().display().to_string())
+    }
+
+    /// What loading says, with its causes, in one line.
+    fn fault(&self) -> String {
+        match self.load() {
+            Ok(_) => panic!("it loads"),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+/// The tiny edit checkpoint of the repository.
+fn tiny_checkpoint() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/ckpt/qwen-image-edit")
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&target).unwrap();
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::write(target, std::fs::read(entry.path()).unwrap()).unwrap();
+        }
+    }
+}
+
+fn load(id: &str) -> Result<Box<dyn DiffusionModel>, LoadError> {
+    let config = ModelConfig {
+        id: id.to_owned(),
+        name: None,
+        revision: None,
+        device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::Auto,
+        image_area: Some(64 * 64),
+        condition_area: None,
+        defaults: DefaultOverrides::default(),
+        capabilities: CapabilitySwitches::default(),
+    };
+    diffuser_api::model::load(&config, &offline_hub())
+}
+
+fn offline_hub() -> HubConfig {
+    HubConfig {
+        endpoint: "http://127.0.0.1:9".to_owned(),
+        cache: std::env::temp_dir().join("no-such-cache"),
+        token: None,
+        offline: true,
+    }
+}
+
+fn picture_of(model: &mut dyn DiffusionModel) -> RgbImage {
+    let request = ImageRequest {
+        task: Task::Edit { images: vec![RgbImage::filled(40, 30, [200, 30, 90])] },
+        prompt: Prompt::new("make it blue").unwrap(),
+        negative_prompt: Some(Prompt::negative(" ").unwrap()),
+        count: ImageCount::new(1).unwrap(),
+        size: OutputSize::Reference,
+        steps: Steps::new(2).unwrap(),
+        true_cfg_scale: GuidanceScale::new(4.0).unwrap(),
+        seed: Seed::new(7),
+    };
+    model.generate(&request, &mut Unobserved).unwrap().images.remove(0).image
+}
+
+#[test]
+fn the_same_weights_make_the_same_picture_however_they_are_stored() {
+    let original = picture_of(Copy::new().load().unwrap().as_mut());
+
+    // One file instead of shards, the newer prefixes, no output layer.
+    let renamed = Copy::new();
+    renamed.rewrite("transformer", "diffusion_pytorch_model", |_| {});
+    renamed.rewrite("text_encoder", "model", |tensors| {
+        tensors.remove("lm_head.weight");
+        *tensors = std::mem::take(tensors)
+            .into_iter()
+            .map(|(name, tensor)| match name.strip_prefix("model.") {
+                Some(rest) => (format!("model.language_model.{rest}"), tensor),
+                None => (format!("model.{name}"), tensor),
+            })
+            .collect();
+    });
+    // The tokenizer from its parts.
+    renamed.remove("processor/tokenizer.json");
+    assert!(picture_of(renamed.load().unwrap().as_mut()) == original);
+
+    // The tokenizer from its parts, the added tokens from either file alone.
+    for file in ["tokenizer/added_tokens.json", "tokenizer/tokenizer_config.json"] {
+        let copy = Copy::new();
+        copy.remove("processor/tokenizer.json").remove(file);
+        assert!(picture_of(copy.load().unwrap().as_mut()) == original, "without {file}");
+    }
+}
+
+#[test]
+fn missing_misshapen_and_unexpected_tensors_are_named_together() {
+    let copy = Copy::new();
+    copy.rewrite("transformer", "diffusion_pytorch_model", |tensors| {
+        tensors.remove("transformer_blocks.1.attn.norm_q.weight").unwrap();
+        tensors.insert("img_in.bias".to_owned(), Tensor::new(&[1_f32, 2.0], &Device::Cpu).unwrap());
+        let stranger = Tensor::new(&[1_f32], &Device::Cpu).unwrap();
+        tensors.insert("transformer_blocks.7.stranger".to_owned(), stranger);
+    });
+
+    let fault = copy.fault();
+
+    assert!(fault.contains("transformer:"), "{fault}");
+    assert!(fault.contains("transformer_blocks.1.attn.norm_q.weight is missing"), "{fault}");
+    assert!(fault.contains("img_in.bias has shape [2], expected [36]"), "{fault}");
+    assert!(fault.contains("transformer_blocks.7.stranger is unexpected"), "{fault}");
+}
+
+#[test]
+fn a_number_format_that_is_not_read_is_named() {
+    let copy = Copy::new();
+    copy.rewrite("vae", "diffusion_pytorch_model", |tensors| {
+        let bias = tensors["quant_conv.bias"].to_dtype(DType::F64).unwrap();
+        tensors.insert("quant_conv.bias".to_owned(), bias);
+    });
+
+    let fault = copy.fault();
+
+    assert!(fault.contains("quant_conv.bias is stored as F64"), "{fault}");
+}
+
+#[test]
+fn missing_files_are_named() {
+    for file in [
+        "model_index.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model-00002-of-00003.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+        "processor/preprocessor_config.json",
+    ] {
+        let fault = Copy::new().remove(file).fault();
+        assert!(fault.contains(file), "{file}: {fault}");
+    }
+    let without_vocabulary = Copy::new();
+    without_vocabulary.remove("processor/tokenizer.json").remove("tokenizer/vocab.json");
+    assert!(without_vocabulary.fault().contains("tokenizer/vocab.json"));
+}
+
+#[test]
+fn a_cut_or_foreign_weights_file_is_refused() {
+    let vae = "vae/diffusion_pytorch_model.safetensors";
+    let copy = Copy::new();
+    let whole = std::fs::read(copy.path(vae)).unwrap();
+    for broken in [&whole[..whole.len() - 1], &whole[..100], &whole[..0], b"not a tensor at all"] {
+        std::fs::write(copy.path(vae), broken).unwrap();
+
+        let fault = copy.fault();
+
+        assert!(fault.contains(vae) && fault.contains("safetensors"), "{fault}");
+    }
+}
+
+#[test]
+fn configuration_values_that_are_not_implemented_are_refused_by_name() {
+    use serde_json::json;
+    for (file, pointer, value) in [
+        ("transformer/config.json", "/guidance_embeds", json!(true)),
+        ("transformer/config.json", "/patch_size", json!(4)),
+        ("transformer/config.json", "/zero_cond_t", json!(true)),
+        ("transformer/config.json", "/axes_dims_rope", json!([4, 4, 6])),
+        ("transformer/config.json", "/num_layers", json!("two")),
+        ("transformer/config.json", "/num_layers", json!(null)),
+        ("transformer/config.json", "/window_attention", json!(8)),
+        ("transformer/config.json", "/joint_attention_dim", json!(48)),
+        ("vae/config.json", "/attn_scales", json!([1.0])),
+        ("vae/config.json", "/input_channels", json!(4)),
+        ("vae/config.json", "/latents_std", json!([1.0, 2.0])),
+        ("scheduler/scheduler_config.json", "/use_karras_sigmas", json!(true)),
+        ("scheduler/scheduler_config.json", "/time_shift_type", json!("cosine")),
+        ("scheduler/scheduler_config.json", "/shift_terminal", json!("late")),
+        ("text_encoder/config.json", "/text_config/use_sliding_window", json!(true)),
+        ("text_encoder/config.json", "/text_config/hidden_act", json!("gelu")),
+        ("text_encoder/config.json", "/text_config/rope_scaling/type", json!("yarn")),
+        ("text_encoder/config.json", "/vision_config/in_channels", json!(4)),
+        ("processor/preprocessor_config.json", "/do_resize", json!(false)),
+        ("processor/preprocessor_config.json", "/resample", json!(2)),
+        ("processor/preprocessor_config.json", "/rescale_factor", json!(0.5)),
+        ("model_index.json", "/vae", json!(["diffusers", "AutoencoderKL"])),
+    ] {
+        let copy = Copy::new();
+        copy.set(file, pointer, value.clone());
+        let key = pointer.rsplit('/').next().unwrap();
+
+        let fault = copy.fault();
+
+        assert!(fault.contains(file) && fault.contains(key), "{file}{pointer} = {value}: {fault}");
+    }
+}
+
+#[test]
+fn keys_without_effect_and_another_style_of_the_encoders_configuration_are_read() {
+    use serde_json::json;
+    let original = picture_of(Copy::new().load().unwrap().as_mut());
+    let copy = Copy::new();
+    copy.set("transformer/config.json", "/pooled_projection_dim", json!(768));
+    copy.set("transformer/config.json", "/_note", json!("x"));
+    copy.set("transformer/config.json", "/zero_cond_t", json!(false));
+    // Older files have the language model's values at the top alone.
+    let file = copy.path("text_encoder/config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    config.as_object_mut().unwrap().remove("text_config");
+    std::fs::write(&file, config.to_string()).unwrap();
+
+    assert!(picture_of(copy.load().unwrap().as_mut()) == original);
+}
+
+#[test]
+fn a_pipeline_class_that_is_not_served_is_named_with_those_that_are() {
+    let copy = Copy::new();
+    copy.set("model_index.json", "/_class_name", serde_json::json!("FluxPipeline"));
+
+    let fault = copy.fault();
+
+    assert!(fault.contains("FluxPipeline") && fault.contains("QwenImageEditPipeline"), "{fault}");
+}
+
+#[test]
+fn a_name_that_is_no_model_is_answered_with_what_would_be_one() {
+    let fault = load("no such thing").err().unwrap().to_string();
+
+    assert!(fault.contains("no such thing") && fault.contains("tiny-random"), "{fault}");
+}
+
+#[test]
+fn the_embedded_model_edits() {
+    let mut model = load("tiny-random").unwrap();
+
+    assert_eq!(model.info().id, "tiny-random");
+    assert!(model.info().capabilities.image_edit && !model.info().capabilities.text_to_image);
+    let picture = picture_of(model.as_mut());
+    assert_eq!((picture.width(), picture.height()), (64, 64));
+}

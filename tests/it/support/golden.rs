@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 /// The folder of fixtures: that of the repository, or the one that the variable
 /// `FIXTURES` names, made by `tests/data/make_fixtures.py --seed S --out DIR`.
 #[expect(clippy::disallowed_methods, reason = "a switch for people who run the tests")]
-pub fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     std::env::var_os("FIXTURES").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures"),
         PathBuf::from,
@@ -16,43 +16,43 @@ pub fn fixtures() -> PathBuf {
 }
 
 /// A file of golden tensors.
-pub struct Golden {
+pub(crate) struct Golden {
     name: String,
     tensors: HashMap<String, Tensor>,
 }
 
 impl Golden {
     /// Reads `name`.safetensors below the folder of fixtures.
-    pub fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let path = fixtures().join(format!("{name}.safetensors"));
         let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
         Self { name: name.to_owned(), tensors }
     }
 
     /// The tensor `name` as it is stored.
-    pub fn tensor(&self, name: &str) -> Tensor {
+    pub(crate) fn tensor(&self, name: &str) -> Tensor {
         self.tensors.get(name).unwrap_or_else(|| panic!("{} has no {name}", self.name)).clone()
     }
 
     /// Whether there is a tensor `name`.
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// The integers of tensor `name`, flat.
-    pub fn integers(&self, name: &str) -> Vec<i64> {
+    pub(crate) fn integers(&self, name: &str) -> Vec<i64> {
         self.tensor(name).flatten_all().unwrap().to_vec1().unwrap()
     }
 
     /// Asserts that `ours` differs nowhere by more than `tolerance` from tensor
     /// `name`, dimensions of length one aside.
-    pub fn assert_close(&self, name: &str, ours: &Tensor, tolerance: f32) {
+    pub(crate) fn assert_close(&self, name: &str, ours: &Tensor, tolerance: f32) {
         assert_close(&format!("{} {name}", self.name), ours, &self.tensor(name), tolerance);
     }
 }
 
 /// Asserts that two tensors differ nowhere by more than `tolerance`.
-pub fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f32) {
+pub(crate) fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f32) {
     let essential = |tensor: &Tensor| -> Vec<usize> {
         tensor.dims().iter().copied().filter(|side| *side != 1).collect()
     };
@@ -72,7 +72,7 @@ pub fn assert_close(what: &str, ours: &Tensor, theirs: &Tensor, tolerance: f32) 
 
 /// Asserts that two pictures differ by at most one level anywhere and by at most
 /// 0.01 levels on average: what two builds of the reference differ by.
-pub fn assert_same_picture(what: &str, ours: &[u8], theirs: &Tensor) {
+pub(crate) fn assert_same_picture(what: &str, ours: &[u8], theirs: &Tensor) {
     let theirs: Vec<u8> = theirs.flatten_all().unwrap().to_vec1().unwrap();
     assert_eq!(ours.len(), theirs.len(), "{what}: number of bytes");
     let differences = ours.iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b));

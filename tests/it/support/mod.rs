@@ -1,3 +1,3 @@
 //! Helpers that several areas of the tests share.
 
-pub mod golden;
+pub(crate) mod golden;
