@@ -2,15 +2,49 @@
 
 use candle_core::{DType, Device, DeviceLocation};
 
-use crate::model::{DeviceChoice, DtypeChoice, LoadError};
+/// Where a model shall run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first NVIDIA card, else Apple's GPU, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The NVIDIA card of this number.
+    Cuda(usize),
+    /// Apple's GPU.
+    Metal,
+}
+
+/// Number format that a model shall compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// bfloat16 on a GPU, float32 on a CPU.
+    Auto,
+    /// 32-bit floats.
+    Float32,
+    /// 16-bit floats with the range of 32-bit ones.
+    Bfloat16,
+    /// 16-bit floats.
+    Float16,
+}
+
+/// No such device in this build or on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("device '{device}': {reason}")]
+pub struct DeviceError {
+    /// What was asked for.
+    pub device: String,
+    /// Why there is none, and what to do.
+    pub reason: String,
+}
 
 /// Opens the device that `choice` names.
 ///
 /// Only [`DeviceChoice::Auto`] may end up on another kind of device than asked for.
 ///
 /// # Errors
-/// [`LoadError::Device`] if this build or this machine has no such device.
-pub fn open(choice: DeviceChoice) -> Result<Device, LoadError> {
+/// [`DeviceError`] if this build or this machine has no such device.
+pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Cuda(number) => open_cuda(number),
@@ -19,8 +53,8 @@ pub fn open(choice: DeviceChoice) -> Result<Device, LoadError> {
     }
 }
 
-fn open_cuda(number: usize) -> Result<Device, LoadError> {
-    let refused = |reason| LoadError::Device { device: format!("cuda:{number}"), reason };
+fn open_cuda(number: usize) -> Result<Device, DeviceError> {
+    let refused = |reason| DeviceError { device: format!("cuda:{number}"), reason };
     if !candle_core::utils::cuda_is_available() {
         return Err(refused(
             "this program was built without CUDA: build it with `--features cuda`, or use device \
@@ -36,8 +70,8 @@ fn open_cuda(number: usize) -> Result<Device, LoadError> {
     })
 }
 
-fn open_metal() -> Result<Device, LoadError> {
-    let refused = |reason| LoadError::Device { device: "metal".to_owned(), reason };
+fn open_metal() -> Result<Device, DeviceError> {
+    let refused = |reason| DeviceError { device: "metal".to_owned(), reason };
     if !candle_core::utils::metal_is_available() {
         return Err(refused(
             "this program was built without Metal: build it with `--features metal` on a Mac, or \
@@ -79,12 +113,8 @@ pub fn device_name(device: &Device) -> String {
 /// The number format's name as torch spells it, such as `bfloat16`.
 #[must_use]
 pub fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::BF16 => "bfloat16",
-        DType::F16 => "float16",
-        DType::F32 => "float32",
-        _ => dtype.as_str(),
-    }
+    let names = [(DType::F32, "float32"), (DType::BF16, "bfloat16"), (DType::F16, "float16")];
+    names.iter().find(|(known, _)| *known == dtype).map_or(dtype.as_str(), |(_, name)| name)
 }
 
 #[cfg(test)]

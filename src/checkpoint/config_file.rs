@@ -7,7 +7,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::model::LoadError;
+use super::CheckpointError;
 
 /// The values of one JSON object that have not been accounted for yet.
 #[derive(Debug)]
@@ -23,9 +23,10 @@ impl ConfigFile {
     /// Reads `text` as the JSON object of `file`.
     ///
     /// # Errors
-    /// [`LoadError::Malformed`] if it is something else.
-    pub fn parse(file: &str, text: &str) -> Result<Self, LoadError> {
-        let malformed = |reason: String| LoadError::Malformed { file: file.to_owned(), reason };
+    /// [`CheckpointError::Malformed`] if it is something else.
+    pub fn parse(file: &str, text: &str) -> Result<Self, CheckpointError> {
+        let malformed =
+            |reason: String| CheckpointError::Malformed { file: file.to_owned(), reason };
         match serde_json::from_str(text) {
             Ok(Value::Object(values)) => {
                 Ok(Self { file: file.to_owned(), path: String::new(), values, faults: Vec::new() })
@@ -50,6 +51,18 @@ impl ConfigFile {
                 T::default()
             }
         }
+    }
+
+    /// Takes `key`, which must be a number from 1 to a million: how many or how
+    /// wide something is.
+    pub fn count(&mut self, key: &str) -> usize {
+        const LARGEST: usize = 1_000_000;
+        let count: usize = self.required(key);
+        if (1..=LARGEST).contains(&count) {
+            return count;
+        }
+        self.faults.push(format!("{}{key} = {count} is not between 1 and {LARGEST}", self.path));
+        1
     }
 
     /// Takes `key`, or `default` where it is absent or null.
@@ -115,16 +128,16 @@ impl ConfigFile {
     /// Ends the reading.
     ///
     /// # Errors
-    /// [`LoadError::Config`] with every fault: missing keys, wrong types,
+    /// [`CheckpointError::Config`] with every fault: missing keys, wrong types,
     /// unsupported values, and keys that nothing has accounted for. An unknown
     /// key that is null or false asks for nothing and passes.
-    pub fn finish(mut self) -> Result<(), LoadError> {
+    pub fn finish(mut self) -> Result<(), CheckpointError> {
         let leftovers = self.leftovers();
         self.faults.extend(leftovers);
         if self.faults.is_empty() {
             return Ok(());
         }
-        Err(LoadError::Config { file: self.file, faults: self.faults })
+        Err(CheckpointError::Config { file: self.file, faults: self.faults })
     }
 
     fn leftovers(&self) -> Vec<String> {
@@ -144,9 +157,9 @@ impl ConfigFile {
 mod tests {
     use super::*;
 
-    fn faults(result: Result<(), LoadError>) -> Vec<String> {
+    fn faults(result: Result<(), CheckpointError>) -> Vec<String> {
         match result {
-            Err(LoadError::Config { faults, .. }) => faults,
+            Err(CheckpointError::Config { faults, .. }) => faults,
             other => panic!("expected configuration faults, got {other:?}"),
         }
     }

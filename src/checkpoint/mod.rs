@@ -6,9 +6,11 @@
 //! those that are missing, unexpected or misshapen.
 
 mod config_file;
+mod error;
 mod snapshot;
 mod weights;
 
 pub use config_file::ConfigFile;
+pub use error::CheckpointError;
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
 pub use weights::Weights;

@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use super::ConfigFile;
-use crate::model::LoadError;
+use super::{CheckpointError, ConfigFile};
 
 /// A checkpoint compiled into the program.
 #[derive(Debug)]
@@ -54,8 +53,8 @@ impl Snapshot {
     /// The content of `file`.
     ///
     /// # Errors
-    /// [`LoadError::MissingFile`] or [`LoadError::Unreadable`].
-    pub fn bytes(&self, file: &str) -> Result<Cow<'static, [u8]>, LoadError> {
+    /// [`CheckpointError::MissingFile`] or [`CheckpointError::Unreadable`].
+    pub fn bytes(&self, file: &str) -> Result<Cow<'static, [u8]>, CheckpointError> {
         match self {
             Self::Directory(directory) => self.read(directory, file).map(Cow::Owned),
             Self::Embedded(checkpoint) => checkpoint
@@ -67,20 +66,22 @@ impl Snapshot {
         }
     }
 
-    fn read(&self, directory: &Path, file: &str) -> Result<Vec<u8>, LoadError> {
+    fn read(&self, directory: &Path, file: &str) -> Result<Vec<u8>, CheckpointError> {
         let path = directory.join(file);
-        std::fs::read(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => self.missing(file),
-            _ => LoadError::Unreadable { path, source },
+        std::fs::read(&path).map_err(|source| {
+            if source.kind() == std::io::ErrorKind::NotFound {
+                return self.missing(file);
+            }
+            CheckpointError::Unreadable { path, source }
         })
     }
 
     /// The content of `file` as text.
     ///
     /// # Errors
-    /// As [`Snapshot::bytes`], or [`LoadError::Malformed`] if it is not UTF-8.
-    pub fn text(&self, file: &str) -> Result<String, LoadError> {
-        String::from_utf8(self.bytes(file)?.into_owned()).map_err(|_| LoadError::Malformed {
+    /// As [`Snapshot::bytes`], or [`CheckpointError::Malformed`] if it is not UTF-8.
+    pub fn text(&self, file: &str) -> Result<String, CheckpointError> {
+        String::from_utf8(self.bytes(file)?.into_owned()).map_err(|_| CheckpointError::Malformed {
             file: file.to_owned(),
             reason: "is not UTF-8 text".to_owned(),
         })
@@ -89,12 +90,12 @@ impl Snapshot {
     /// The JSON object in `file`, to be read key by key.
     ///
     /// # Errors
-    /// As [`Snapshot::text`], or [`LoadError::Malformed`] if it is no JSON object.
-    pub fn config(&self, file: &str) -> Result<ConfigFile, LoadError> {
+    /// As [`Snapshot::text`], or [`CheckpointError::Malformed`] if it is no JSON object.
+    pub fn config(&self, file: &str) -> Result<ConfigFile, CheckpointError> {
         ConfigFile::parse(file, &self.text(file)?)
     }
 
-    pub(super) fn missing(&self, file: &str) -> LoadError {
-        LoadError::MissingFile { checkpoint: self.name(), file: file.to_owned() }
+    pub(super) fn missing(&self, file: &str) -> CheckpointError {
+        CheckpointError::MissingFile { checkpoint: self.name(), file: file.to_owned() }
     }
 }

@@ -14,8 +14,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use super::Snapshot;
-use crate::model::LoadError;
+use super::{CheckpointError, Snapshot};
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
@@ -53,14 +52,14 @@ impl Weights {
     /// `canonical` turns a stored name into the one that the component asks for.
     ///
     /// # Errors
-    /// [`LoadError`] if a file is missing or is not a safetensors file.
+    /// [`CheckpointError`] if a file is missing or is not a safetensors file.
     pub fn open(
         snapshot: &Snapshot,
         component: &str,
         stem: &str,
         (dtype, device): (DType, &Device),
         canonical: fn(&str) -> String,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, CheckpointError> {
         let files = TensorFiles::open(snapshot, component, stem, canonical)?;
         Ok(Self::from_store(component, Some(files), dtype, device))
     }
@@ -153,8 +152,8 @@ impl Weights {
     /// Ends the loading of this component. Returns the bytes taken.
     ///
     /// # Errors
-    /// [`LoadError::Weights`] naming every missing, misshapen and unexpected tensor.
-    pub fn finish(&self) -> Result<usize, LoadError> {
+    /// [`CheckpointError::Weights`] naming every missing, misshapen and unexpected tensor.
+    pub fn finish(&self) -> Result<usize, CheckpointError> {
         let account = self.account();
         let mut faults = account.faults.clone();
         if let Some(files) = &self.store.files {
@@ -174,7 +173,7 @@ impl Weights {
             faults.truncate(LISTED_FAULTS);
             faults.push(format!("and {more} more"));
         }
-        Err(LoadError::Weights { component: self.store.component.clone(), faults })
+        Err(CheckpointError::Weights { component: self.store.component.clone(), faults })
     }
 
     /// Every name asked for so far, with the shape.
@@ -240,7 +239,7 @@ impl TensorFiles {
         component: &str,
         stem: &str,
         canonical: fn(&str) -> String,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, CheckpointError> {
         let mut files = Self { buffers: Vec::new(), entries: HashMap::new() };
         for name in shard_names(snapshot, component, stem)? {
             files.add(snapshot, &format!("{component}/{name}"), canonical)?;
@@ -253,9 +252,9 @@ impl TensorFiles {
         snapshot: &Snapshot,
         file: &str,
         canonical: fn(&str) -> String,
-    ) -> Result<(), LoadError> {
+    ) -> Result<(), CheckpointError> {
         let buffer = open_buffer(snapshot, file)?;
-        let malformed = |reason| LoadError::Malformed { file: file.to_owned(), reason };
+        let malformed = |reason| CheckpointError::Malformed { file: file.to_owned(), reason };
         let broken = |error| malformed(format!("is not a whole safetensors file: {error}"));
         SafeTensors::deserialize(buffer.bytes()).map_err(broken)?;
         let (header_bytes, header) = SafeTensors::read_metadata(buffer.bytes()).map_err(broken)?;
@@ -301,7 +300,11 @@ impl TensorFiles {
 }
 
 /// The safetensors files of `component`, from the index or by the plain name.
-fn shard_names(snapshot: &Snapshot, component: &str, stem: &str) -> Result<Vec<String>, LoadError> {
+fn shard_names(
+    snapshot: &Snapshot,
+    component: &str,
+    stem: &str,
+) -> Result<Vec<String>, CheckpointError> {
     let index_file = format!("{component}/{stem}.safetensors.index.json");
     if !snapshot.has(&index_file) {
         return Ok(vec![format!("{stem}.safetensors")]);
@@ -310,7 +313,7 @@ fn shard_names(snapshot: &Snapshot, component: &str, stem: &str) -> Result<Vec<S
     struct Index {
         weight_map: HashMap<String, String>,
     }
-    let malformed = |reason| LoadError::Malformed { file: index_file.clone(), reason };
+    let malformed = |reason| CheckpointError::Malformed { file: index_file.clone(), reason };
     let index: Index = serde_json::from_str(&snapshot.text(&index_file)?)
         .map_err(|error| malformed(format!("is not a shard index: {error}")))?;
     let mut names: Vec<String> = index.weight_map.into_values().collect();
@@ -323,7 +326,7 @@ fn shard_names(snapshot: &Snapshot, component: &str, stem: &str) -> Result<Vec<S
 }
 
 #[expect(unsafe_code, reason = "memory-mapped weights: the one place that maps files")]
-fn open_buffer(snapshot: &Snapshot, file: &str) -> Result<Buffer, LoadError> {
+fn open_buffer(snapshot: &Snapshot, file: &str) -> Result<Buffer, CheckpointError> {
     let (Snapshot::Directory(_), Some(path)) = (snapshot, snapshot.path(file)) else {
         return match snapshot.bytes(file)? {
             std::borrow::Cow::Borrowed(bytes) => Ok(Buffer::Embedded(bytes)),
@@ -333,7 +336,7 @@ fn open_buffer(snapshot: &Snapshot, file: &str) -> Result<Buffer, LoadError> {
     if !path.is_file() {
         return Err(snapshot.missing(file));
     }
-    let unreadable = |source| LoadError::Unreadable { path: path.clone(), source };
+    let unreadable = |source| CheckpointError::Unreadable { path: path.clone(), source };
     let handle = std::fs::File::open(&path).map_err(unreadable)?;
     // SAFETY: a checkpoint must not be changed while the program starts: the
     // documentation says so, downloads replace files by renaming, and nothing

@@ -10,6 +10,11 @@
 //! `UpSampleKernel.cpp` (uint8, antialias). `tests/it/golden_components.rs`
 //! holds both against pictures that these libraries made: no value differs.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "positions and weights of pictures of at most 2^31 pixels; C's casts are the reference"
+)]
+
 use rayon::prelude::*;
 
 use crate::domain::RgbImage;

@@ -4,9 +4,11 @@
 //! wrong, and a test's model needs no tensor library.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
+use crate::checkpoint::CheckpointError;
+use crate::device::DeviceError;
 use crate::domain::{GuidanceScale, ImageRequest, ImageSize, RgbImage, Seed, Steps};
+use crate::hub::HubError;
 
 /// A loaded image model, owned by one thread: hence `&mut self`, no lock and no
 /// `Sync`.
@@ -184,62 +186,19 @@ pub enum LoadError {
         /// Why it is none, and what would be one.
         reason: String,
     },
-    /// A file of the checkpoint is missing.
-    #[error("checkpoint {checkpoint} has no {file}")]
-    MissingFile {
-        /// The checkpoint.
-        checkpoint: String,
-        /// Path inside it.
-        file: String,
-    },
-    /// A file of the checkpoint cannot be read.
-    #[error("cannot read {path}")]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A file's content is not what it should be.
-    #[error("{file}: {reason}")]
-    Malformed {
-        /// Path inside the checkpoint.
-        file: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Configuration values that this implementation does not honour.
-    #[error("{file}: {}", faults.join("; "))]
-    Config {
-        /// Path inside the checkpoint.
-        file: String,
-        /// Each key with what is wrong.
-        faults: Vec<String>,
-    },
-    /// Tensors that are missing, unexpected or misshapen.
-    #[error("{component}: {}", faults.join("; "))]
-    Weights {
-        /// The component's folder.
-        component: String,
-        /// Each tensor with what is wrong.
-        faults: Vec<String>,
-    },
+    /// The checkpoint's files are not what they should be.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The tokenizer's files do not make a tokenizer.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
     /// No such device in this build or on this machine.
-    #[error("device '{device}': {reason}")]
-    Device {
-        /// What was asked for.
-        device: String,
-        /// Why there is none, and what to do.
-        reason: String,
-    },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A tensor operation failed while loading, such as out of memory.
     #[error("tensor operation failed while loading")]
     Tensor(#[from] candle_core::Error),
     /// Files could not be fetched from the hub.
     #[error("download failed")]
-    Hub(#[from] crate::hub::HubError),
+    Hub(#[from] HubError),
 }

@@ -11,6 +11,7 @@ pub use diffusion::{
     RequestDefaults, StepObserver, StepProgress, TokenUsage, Unobserved,
 };
 
+pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use registry::load;
 
 use crate::domain::{GuidanceScale, Steps};
@@ -37,32 +38,6 @@ pub struct ModelConfig {
     pub defaults: DefaultOverrides,
     /// Capabilities to switch off.
     pub capabilities: CapabilitySwitches,
-}
-
-/// Where a model shall run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The first NVIDIA card, else Apple's GPU, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The NVIDIA card of this number.
-    Cuda(usize),
-    /// Apple's GPU.
-    Metal,
-}
-
-/// Number format that a model shall compute in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DtypeChoice {
-    /// bfloat16 on a GPU, float32 on a CPU.
-    Auto,
-    /// 32-bit floats.
-    Float32,
-    /// 16-bit floats with the range of 32-bit ones.
-    Bfloat16,
-    /// 16-bit floats.
-    Float16,
 }
 
 /// Overrides of [`RequestDefaults`]; `None` leaves the model's own.

@@ -8,7 +8,7 @@ use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, LoadError, ModelConfig, RequestDefaults,
 };
 use super::{embedded, qwen_image};
-use crate::checkpoint::Snapshot;
+use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::domain::{GuidanceScale, Steps, ValidationError};
 use crate::hub::HubConfig;
 
@@ -153,7 +153,7 @@ pub(super) struct CheckpointDefaults {
 impl CheckpointDefaults {
     const FILE: &str = "diffuser.json";
 
-    pub(super) fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+    pub(super) fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         if !snapshot.has(Self::FILE) {
             return Ok(Self::default());
         }
@@ -175,8 +175,8 @@ impl LoadContext<'_> {
     pub(super) fn request_defaults(
         &self,
         checkpoint: &CheckpointDefaults,
-    ) -> Result<RequestDefaults, LoadError> {
-        let fault = |error: ValidationError| LoadError::Malformed {
+    ) -> Result<RequestDefaults, CheckpointError> {
+        let fault = |error: ValidationError| CheckpointError::Malformed {
             file: CheckpointDefaults::FILE.to_owned(),
             reason: error.to_string(),
         };

@@ -27,8 +27,8 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 }
 
 fn in_f32(x: &Tensor, function: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    match x.dtype() {
-        DType::F32 => function(x),
-        dtype => function(&x.to_dtype(DType::F32)?)?.to_dtype(dtype),
+    if x.dtype() == DType::F32 {
+        return function(x);
     }
+    function(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())
 }

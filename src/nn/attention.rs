@@ -140,12 +140,9 @@ mod tests {
                     |key: &Vec<f32>| key.iter().zip(query).map(|(a, b)| a * b).sum::<f32>() / scale;
                 let weights: Vec<f32> = k[head][..seen].iter().map(|key| dot(key).exp()).collect();
                 let sum: f32 = weights.iter().sum();
-                for channel in 0..query.len() {
-                    out.push(
-                        (0..seen).map(|key| weights[key] * v[head][key][channel]).sum::<f32>()
-                            / sum,
-                    );
-                }
+                out.extend((0..query.len()).map(|channel| {
+                    (0..seen).map(|key| weights[key] * v[head][key][channel]).sum::<f32>() / sum
+                }));
             }
         }
         out

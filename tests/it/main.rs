@@ -1,5 +1,10 @@
 //! All integration tests, in one binary: each binary would link the world again.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails here")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on fails here, and says what it measured"
+)]
 
 mod checkpoint;
 mod config_sources;
@@ -9,5 +14,6 @@ mod http_edits;
 mod http_errors;
 mod http_meta;
 mod hub_download;
+mod layers;
 mod queue;
 mod support;

@@ -3,8 +3,7 @@
 //! Sources: the published `config.json` files, and diffusers 0.42.1 and
 //! transformers 5.23 for what each key does.
 
-use crate::checkpoint::{ConfigFile, Snapshot};
-use crate::model::LoadError;
+use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
 
 /// `transformer/config.json`: `QwenImageTransformer2DModel`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +31,8 @@ impl TransformerConfig {
     /// Reads the file.
     ///
     /// # Errors
-    /// [`LoadError`] naming every value that is missing or not honoured.
-    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+    /// [`CheckpointError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("transformer/config.json")?;
         file.only("patch_size", Self::PATCH_SIZE);
         file.only("guidance_embeds", false);
@@ -43,12 +42,12 @@ impl TransformerConfig {
         // Of an earlier draft of the class; no tensor depends on it.
         file.inert(&["pooled_projection_dim"]);
         let config = Self {
-            in_channels: file.required("in_channels"),
-            out_channels: file.required("out_channels"),
-            num_layers: file.required("num_layers"),
-            attention_head_dim: file.required("attention_head_dim"),
-            num_attention_heads: file.required("num_attention_heads"),
-            joint_attention_dim: file.required("joint_attention_dim"),
+            in_channels: file.count("in_channels"),
+            out_channels: file.count("out_channels"),
+            num_layers: file.count("num_layers"),
+            attention_head_dim: file.count("attention_head_dim"),
+            num_attention_heads: file.count("num_attention_heads"),
+            joint_attention_dim: file.count("joint_attention_dim"),
             axes_dims_rope: file.required("axes_dims_rope"),
         };
         config.check(&mut file);
@@ -110,18 +109,18 @@ impl VaeConfig {
     /// Reads the file.
     ///
     /// # Errors
-    /// [`LoadError`] naming every value that is missing or not honoured.
-    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+    /// [`CheckpointError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("vae/config.json")?;
         file.only("attn_scales", serde_json::json!([]));
         file.only("input_channels", Self::IMAGE_CHANNELS);
         // Acts in training alone.
         file.inert(&["dropout"]);
         let config = Self {
-            base_dim: file.required("base_dim"),
-            z_dim: file.required("z_dim"),
+            base_dim: file.count("base_dim"),
+            z_dim: file.count("z_dim"),
             dim_mult: file.required("dim_mult"),
-            num_res_blocks: file.required("num_res_blocks"),
+            num_res_blocks: file.count("num_res_blocks"),
             temperal_downsample: file.required("temperal_downsample"),
             latents_mean: file.required("latents_mean"),
             latents_std: file.required("latents_std"),
@@ -142,6 +141,9 @@ impl VaeConfig {
         }
         if self.latents_std.iter().any(|deviation| *deviation <= 0.0) {
             file.fault("latents_std has a value that is not above zero");
+        }
+        if self.dim_mult.contains(&0) {
+            file.fault("dim_mult has a zero");
         }
         if self.dim_mult.len() != self.temperal_downsample.len() + 1 {
             file.fault(format!(
@@ -263,8 +265,8 @@ impl TextEncoderConfig {
     /// Reads the file, in either of its published styles.
     ///
     /// # Errors
-    /// [`LoadError`] naming every value that is missing or not honoured.
-    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+    /// [`CheckpointError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("text_encoder/config.json")?;
         let image_token_id = file.required("image_token_id");
         let mut vision = file.section("vision_config");
@@ -298,12 +300,12 @@ impl TextConfig {
         file.only("use_sliding_window", false);
         let (rope_theta, mrope_section) = Self::read_rope(file);
         let config = Self {
-            hidden_size: file.required("hidden_size"),
-            num_hidden_layers: file.required("num_hidden_layers"),
-            num_attention_heads: file.required("num_attention_heads"),
-            num_key_value_heads: file.required("num_key_value_heads"),
-            intermediate_size: file.required("intermediate_size"),
-            vocab_size: file.required("vocab_size"),
+            hidden_size: file.count("hidden_size"),
+            num_hidden_layers: file.count("num_hidden_layers"),
+            num_attention_heads: file.count("num_attention_heads"),
+            num_key_value_heads: file.count("num_key_value_heads"),
+            intermediate_size: file.count("intermediate_size"),
+            vocab_size: file.count("vocab_size"),
             rms_norm_eps: file.required("rms_norm_eps"),
             rope_theta,
             mrope_section,
@@ -338,10 +340,7 @@ impl TextConfig {
 
     fn check(&self, file: &mut ConfigFile) {
         let heads = (self.num_attention_heads, self.num_key_value_heads);
-        if heads.0 == 0 || heads.1 == 0 {
-            return; // missing, and said so already
-        }
-        if self.hidden_size % heads.0 != 0 || heads.0 % heads.1 != 0 {
+        if !self.hidden_size.is_multiple_of(heads.0) || !heads.0.is_multiple_of(heads.1) {
             let size = self.hidden_size;
             file.fault(format!(
                 "{size} numbers, {} heads and {} kv heads do not divide",
@@ -370,22 +369,22 @@ impl VisionConfig {
         file.inert(&["spatial_patch_size", "tokens_per_second"]);
         file.inert(INERT_ENCODER_KEYS);
         let config = Self {
-            hidden_size: file.required("hidden_size"),
-            depth: file.required("depth"),
-            num_heads: file.required("num_heads"),
-            intermediate_size: file.required("intermediate_size"),
-            out_hidden_size: file.required("out_hidden_size"),
-            patch_size: file.required("patch_size"),
-            temporal_patch_size: file.required("temporal_patch_size"),
-            spatial_merge_size: file.required("spatial_merge_size"),
-            window_size: file.required("window_size"),
+            hidden_size: file.count("hidden_size"),
+            depth: file.count("depth"),
+            num_heads: file.count("num_heads"),
+            intermediate_size: file.count("intermediate_size"),
+            out_hidden_size: file.count("out_hidden_size"),
+            patch_size: file.count("patch_size"),
+            temporal_patch_size: file.count("temporal_patch_size"),
+            spatial_merge_size: file.count("spatial_merge_size"),
+            window_size: file.count("window_size"),
             fullatt_block_indexes: file.required("fullatt_block_indexes"),
         };
         let token = config.patch_size * config.spatial_merge_size;
-        if token == 0 || config.window_size < token {
+        if config.window_size < token {
             file.fault("window_size is smaller than patch_size times spatial_merge_size");
         }
-        if config.num_heads == 0 || config.hidden_size % (4 * config.num_heads) != 0 {
+        if !config.hidden_size.is_multiple_of(4 * config.num_heads) {
             file.fault("hidden_size does not divide by four times num_heads");
         }
         config
@@ -427,8 +426,8 @@ impl ProcessorConfig {
     /// Reads the file, which must agree with the tower about its patches.
     ///
     /// # Errors
-    /// [`LoadError`] naming every value that is missing or not honoured.
-    pub fn load(snapshot: &Snapshot, vision: &VisionConfig) -> Result<Self, LoadError> {
+    /// [`CheckpointError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot, vision: &VisionConfig) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("processor/preprocessor_config.json")?;
         for step in ["do_convert_rgb", "do_normalize", "do_rescale", "do_resize"] {
             file.only(step, true);

@@ -26,7 +26,7 @@ use vae::Vae;
 
 use super::registry::{CheckpointDefaults, LoadContext, ModelEntry};
 use super::{Capabilities, DiffusionModel, LoadError, ModelInfo};
-use crate::checkpoint::{ConfigFile, Weights};
+use crate::checkpoint::{CheckpointError, ConfigFile, Weights};
 
 /// Qwen/Qwen-Image-Edit.
 pub(super) const EDIT: ModelEntry =
@@ -74,7 +74,7 @@ fn load_pipeline(context: &LoadContext) -> Result<EditPipeline, LoadError> {
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
-fn check_components(context: &LoadContext) -> Result<(), LoadError> {
+fn check_components(context: &LoadContext) -> Result<(), CheckpointError> {
     let mut index: ConfigFile = context.snapshot.config("model_index.json")?;
     let known: [(&str, &[&str]); 6] = [
         ("scheduler", &["FlowMatchEulerDiscreteScheduler"]),
@@ -128,7 +128,7 @@ fn check_widths(
     text_encoder: &TextEncoderConfig,
     transformer: &TransformerConfig,
     vae: &VaeConfig,
-) -> Result<(), LoadError> {
+) -> Result<(), CheckpointError> {
     let mut faults = Vec::new();
     let (text, expected) = (text_encoder.text.hidden_size, transformer.joint_attention_dim);
     if text != expected {
@@ -141,5 +141,5 @@ fn check_widths(
     if faults.is_empty() {
         return Ok(());
     }
-    Err(LoadError::Config { file: "transformer/config.json".to_owned(), faults })
+    Err(CheckpointError::Config { file: "transformer/config.json".to_owned(), faults })
 }

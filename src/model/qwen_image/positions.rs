@@ -4,6 +4,11 @@
 //! transformer; time, row and column in the language model; row and column in
 //! the vision tower.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the reference rounds each of these doubles to a float"
+)]
+
 use std::ops::Range;
 
 /// Cosines and sines of every token's angles, row-major (tokens, `width`).

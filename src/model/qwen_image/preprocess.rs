@@ -1,5 +1,10 @@
 //! Which size for whom, and pictures as tensors.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "sides are below 2^32 and never negative, colours are clamped to a byte"
+)]
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::{ProcessorConfig, VisionConfig};

@@ -11,7 +11,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::positions::{Grid, Segment};
-use crate::checkpoint::Snapshot;
+use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::model::LoadError;
 
 /// How Qwen2 cuts a text before it merges bytes: contractions, words with one
@@ -229,7 +229,9 @@ fn added_tokens(snapshot: &Snapshot) -> Result<Vec<(u32, AddedTokenEntry)>, Load
 fn parse_json<T: serde::de::DeserializeOwned>(
     snapshot: &Snapshot,
     file: &str,
-) -> Result<T, LoadError> {
-    serde_json::from_str(&snapshot.text(file)?)
-        .map_err(|error| LoadError::Malformed { file: file.to_owned(), reason: error.to_string() })
+) -> Result<T, CheckpointError> {
+    serde_json::from_str(&snapshot.text(file)?).map_err(|error| CheckpointError::Malformed {
+        file: file.to_owned(),
+        reason: error.to_string(),
+    })
 }

@@ -7,8 +7,12 @@
 //! Source: diffusers 0.42.1, `FlowMatchEulerDiscreteScheduler.set_timesteps`
 //! and `calculate_shift`.
 
-use crate::checkpoint::Snapshot;
-use crate::model::LoadError;
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the reference rounds each of these doubles to a float"
+)]
+
+use crate::checkpoint::{CheckpointError, Snapshot};
 
 /// `scheduler/scheduler_config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,8 +61,8 @@ impl SchedulerConfig {
     /// Reads the file.
     ///
     /// # Errors
-    /// [`LoadError`] naming every value that is missing or not honoured.
-    pub fn load(snapshot: &Snapshot) -> Result<Self, LoadError> {
+    /// [`CheckpointError`] naming every value that is missing or not honoured.
+    pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("scheduler/scheduler_config.json")?;
         for switch in [
             "invert_sigmas",

@@ -14,7 +14,7 @@ use crate::nn::{
 };
 
 /// Epsilon of all its normalisations; a constant of the reference.
-const NORM_EPS: f64 = 1e-6;
+const NORM_EPS: f32 = 1e-6;
 /// Numbers that a timestep is spread over: half cosines, half sines.
 const TIMESTEP_CHANNELS: usize = 256;
 /// Widening of the feed-forward layers.
@@ -78,7 +78,7 @@ impl Transformer {
                 &weights.at("time_text_embed.timestep_embedder"),
                 width,
             )?,
-            txt_norm: RmsNorm::load(&weights.at("txt_norm"), text_width, NORM_EPS)?,
+            txt_norm: RmsNorm::load(&weights.at("txt_norm"), text_width, NORM_EPS.into())?,
             img_in: Linear::load(&weights.at("img_in"), config.in_channels, width)?,
             txt_in: Linear::load(&weights.at("txt_in"), text_width, width)?,
             transformer_blocks: (0..config.num_layers)
@@ -199,7 +199,7 @@ impl Stream {
         let inner = MLP_RATIO * width;
         Ok(Self {
             modulation: Linear::load(&weights.at(format!("{name}_mod.1")), width, 6 * width)?,
-            norm: LayerNorm::new(width, NORM_EPS as f32, weights.dtype(), weights.device())?,
+            norm: LayerNorm::new(width, NORM_EPS, weights.dtype(), weights.device())?,
             mlp_in: Linear::load(&mlp.at("0.proj"), width, inner)?,
             mlp_out: Linear::load(&mlp.at("2"), inner, width)?,
         })
@@ -306,7 +306,7 @@ impl JointAttention {
         let width = config.inner_dim();
         let head_dim = config.attention_head_dim;
         let linear = |name| Linear::load(&weights.at(name), width, width);
-        let norm = |name| RmsNorm::load(&weights.at(name), head_dim, NORM_EPS);
+        let norm = |name| RmsNorm::load(&weights.at(name), head_dim, NORM_EPS.into());
         Ok(Self {
             image: Projections {
                 q: linear("to_q")?,
@@ -356,7 +356,7 @@ impl OutputNorm {
     fn load(weights: &Weights, width: usize) -> Result<Self> {
         Ok(Self {
             linear: Linear::load(&weights.at("linear"), width, 2 * width)?,
-            norm: LayerNorm::new(width, NORM_EPS as f32, weights.dtype(), weights.device())?,
+            norm: LayerNorm::new(width, NORM_EPS, weights.dtype(), weights.device())?,
         })
     }
 

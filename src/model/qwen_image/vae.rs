@@ -7,7 +7,7 @@
 //!
 //! Source: diffusers 0.42.1, `AutoencoderKLQwenImage`.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::VaeConfig;
 use crate::checkpoint::Weights;
@@ -37,8 +37,9 @@ impl Vae {
     pub fn load(weights: &Weights, config: &VaeConfig) -> Result<Self> {
         let z_dim = config.z_dim;
         let per_channel = |values: &[f64]| {
-            let values: Vec<f32> = values.iter().map(|value| *value as f32).collect();
-            Tensor::from_vec(values, (1, z_dim, 1, 1), weights.device())?.to_dtype(weights.dtype())
+            Tensor::from_slice(values, (1, z_dim, 1, 1), &Device::Cpu)?
+                .to_dtype(weights.dtype())?
+                .to_device(weights.device())
         };
         Ok(Self {
             encoder: Encoder::load(&weights.at("encoder"), config)?,

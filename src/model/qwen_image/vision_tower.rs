@@ -158,6 +158,7 @@ impl WindowLayout {
 }
 
 fn index_tensor(indexes: impl IntoIterator<Item = usize>, device: &Device) -> Result<Tensor> {
+    #[expect(clippy::cast_possible_truncation, reason = "a picture has fewer than 2^32 patches")]
     let indexes: Vec<u32> = indexes.into_iter().map(|index| index as u32).collect();
     let count = indexes.len();
     Tensor::from_vec(indexes, count, device)

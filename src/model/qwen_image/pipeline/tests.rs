@@ -5,6 +5,12 @@
 //! the steps; the reference differs from itself by 5e-6 with other kernels), one
 //! level for a finished picture and 0.01 levels on average.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a test says what it measured; its numbers are small"
+)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
