@@ -1,1 +1,3 @@
 //! Pictures as files and at other sizes.
+
+pub mod codec;

@@ -1,0 +1,212 @@
+//! The OpenAPI document and the page on which it can be tried out, both served
+//! from this binary.
+//!
+//! The structs here are never made: they describe the request bodies that
+//! `form` and `parameters` read, each field with what it does.
+#![expect(dead_code, reason = "read by the derive macros only")]
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use utoipa::{OpenApi, ToSchema};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::wire::json_bytes;
+use super::{ApiConfig, images, meta, path_prefix};
+use crate::model::ModelInfo;
+
+/// Where the document is.
+pub(super) const DOCUMENT_PATH: &str = "/openapi.json";
+/// Where the page is.
+pub(super) const UI_PATH: &str = "/docs";
+
+/// A form for an edit.
+#[derive(ToSchema)]
+pub(super) struct EditForm {
+    /// The pictures to edit: PNG, JPEG or WebP. `image[]` works as well.
+    #[schema(value_type = Vec<String>, format = Binary)]
+    image: Vec<Vec<u8>>,
+    /// What to change, in words: 1 to 32,000 characters.
+    #[schema(example = "Turn the sky into a red sunset")]
+    prompt: String,
+    /// The loaded model's id, or a hosted name such as `gpt-image-1`.
+    model: Option<String>,
+    /// How many pictures.
+    #[schema(minimum = 1, maximum = 10, default = 1)]
+    n: Option<u32>,
+    /// `auto` (what the model makes of the first picture) or `WIDTHxHEIGHT`.
+    #[schema(default = "auto")]
+    size: Option<String>,
+    /// What to steer away from; the empty text counts.
+    negative_prompt: Option<String>,
+    /// Denoising steps; the model's own number if absent.
+    #[schema(minimum = 1, maximum = 150)]
+    num_inference_steps: Option<u32>,
+    /// Strength of true classifier-free guidance; the model's own if absent.
+    #[schema(minimum = 0, maximum = 20)]
+    true_cfg_scale: Option<f64>,
+    /// Same request, same seed, same picture. Drawn if absent, and reported.
+    #[schema(minimum = 0)]
+    seed: Option<u64>,
+    /// `png`, `jpeg` or `webp` (without loss).
+    #[schema(default = "png")]
+    output_format: Option<String>,
+    /// Quality of a JPEG, 0 to 100.
+    #[schema(minimum = 0, maximum = 100)]
+    output_compression: Option<u8>,
+    /// Only `b64_json`.
+    response_format: Option<String>,
+}
+
+/// A picture by reference.
+#[derive(ToSchema)]
+pub(super) struct ImageReference {
+    /// A data URL. Addresses are not fetched.
+    #[schema(
+        example = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYPgPAAEDAQAIicLsAAAAAElFTkSuQmCC"
+    )]
+    image_url: String,
+}
+
+/// A JSON object for an edit. Takes every field of the form, too.
+#[derive(ToSchema)]
+pub(super) struct EditJson {
+    /// The pictures to edit.
+    images: Vec<ImageReference>,
+    /// What to change, in words: 1 to 32,000 characters.
+    #[schema(example = "Turn the sky into a red sunset")]
+    prompt: String,
+    /// The loaded model's id, or a hosted name such as `gpt-image-1`.
+    #[schema(example = "gpt-image-1")]
+    model: Option<String>,
+    /// How many pictures.
+    #[schema(minimum = 1, maximum = 10, default = 1)]
+    n: Option<u32>,
+    /// `auto` or `WIDTHxHEIGHT`.
+    #[schema(default = "auto")]
+    size: Option<String>,
+    /// What to steer away from; the empty text counts.
+    #[schema(example = " ")]
+    negative_prompt: Option<String>,
+    /// Denoising steps; the model's own number if absent.
+    #[schema(minimum = 1, maximum = 150, example = 20)]
+    num_inference_steps: Option<u32>,
+    /// Strength of true classifier-free guidance; the model's own if absent.
+    #[schema(minimum = 0, maximum = 20, example = 4.0)]
+    true_cfg_scale: Option<f64>,
+    /// Same request, same seed, same picture. Drawn if absent, and reported.
+    #[schema(minimum = 0, example = 42)]
+    seed: Option<u64>,
+    /// `png`, `jpeg` or `webp` (without loss).
+    #[schema(default = "png")]
+    output_format: Option<String>,
+}
+
+/// A JSON object for a generation. Takes every field of an edit's form but the
+/// pictures.
+#[derive(ToSchema)]
+pub(super) struct GenerationJson {
+    /// What to show, in words: 1 to 32,000 characters.
+    #[schema(example = "A lighthouse at dusk, oil on canvas")]
+    prompt: String,
+    /// The loaded model's id, or a hosted name such as `gpt-image-1`.
+    #[schema(example = "gpt-image-1")]
+    model: Option<String>,
+    /// How many pictures.
+    #[schema(minimum = 1, maximum = 10, default = 1)]
+    n: Option<u32>,
+    /// `auto` or `WIDTHxHEIGHT`.
+    #[schema(default = "auto")]
+    size: Option<String>,
+    /// What to steer away from; the empty text counts.
+    #[schema(example = " ")]
+    negative_prompt: Option<String>,
+    /// Denoising steps; the model's own number if absent.
+    #[schema(minimum = 1, maximum = 150, example = 20)]
+    num_inference_steps: Option<u32>,
+    /// Same request, same seed, same picture. Drawn if absent, and reported.
+    #[schema(minimum = 0, example = 42)]
+    seed: Option<u64>,
+    /// `png`, `jpeg` or `webp` (without loss).
+    #[schema(default = "png")]
+    output_format: Option<String>,
+}
+
+/// A form for a variation.
+#[derive(ToSchema)]
+pub(super) struct VariationForm {
+    /// The picture to vary: PNG, JPEG or WebP.
+    #[schema(value_type = String, format = Binary)]
+    image: Vec<u8>,
+    /// How far to go from it: 0 (not at all) to 1 (anew).
+    #[schema(minimum = 0, maximum = 1)]
+    strength: Option<f64>,
+    /// Words to go by; may be left out.
+    prompt: Option<String>,
+    /// How many pictures.
+    #[schema(minimum = 1, maximum = 10, default = 1)]
+    n: Option<u32>,
+    /// `auto` or `WIDTHxHEIGHT`.
+    #[schema(default = "auto")]
+    size: Option<String>,
+    /// Same request, same seed, same picture. Drawn if absent, and reported.
+    #[schema(minimum = 0)]
+    seed: Option<u64>,
+}
+
+#[derive(OpenApi)]
+#[openapi(paths(
+    images::edits,
+    images::generations,
+    images::variations,
+    meta::models,
+    meta::model,
+    meta::health,
+    meta::service_info,
+))]
+struct Document;
+
+/// Routes of the document and the page.
+pub(super) fn router<S: Clone + Send + Sync + 'static>(
+    config: &ApiConfig,
+    model: &ModelInfo,
+) -> Router<S> {
+    let document = document(config, model);
+    let serve_document = move || {
+        let document = document.clone();
+        async move { json_bytes(StatusCode::OK, document.into_bytes()) }
+    };
+    // The validator's badge would have the browser call a foreign site.
+    let page = SwaggerUi::new(UI_PATH).config(
+        Config::from(DOCUMENT_PATH)
+            .validator_url("none")
+            .try_it_out_enabled(true)
+            .display_request_duration(true),
+    );
+    Router::new()
+        .route(DOCUMENT_PATH, get(serve_document))
+        .merge(page)
+}
+
+/// The document as JSON, with the configured prefix and the loaded model.
+fn document(config: &ApiConfig, model: &ModelInfo) -> String {
+    let mut document = Document::openapi();
+    document.info.title.clone_from(&config.app_name);
+    document.info.version.clone_from(&config.app_version);
+    document.info.license = None;
+    document.info.description = Some(format!(
+        "OpenAI's images API, answered by `{}` on `{}`. {}",
+        model.id, model.device, model.description
+    ));
+    let prefix = path_prefix(config);
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths
+        .into_iter()
+        .map(|(path, item)| match path.as_str() {
+            "/" | "/health" => (path, item),
+            _ => (format!("{prefix}{path}"), item),
+        })
+        .collect();
+    // Only maps with keys that are no strings fail, and the document has none.
+    document.to_json().unwrap_or_default()
+}
