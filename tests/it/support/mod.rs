@@ -1,1 +1,5 @@
 //! Helpers that several areas of the tests share.
+
+pub(crate) mod files;
+pub(crate) mod scripted_model;
+pub(crate) mod server;
