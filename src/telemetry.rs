@@ -1,5 +1,7 @@
 //! Logs: one line per event, to standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 /// Why logging was not set up.
@@ -32,6 +34,7 @@ pub fn init(filter: &str) -> Result<(), TelemetryError> {
     tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init()
         .map_err(TelemetryError::AlreadySet)
 }

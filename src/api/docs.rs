@@ -8,6 +8,7 @@
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use utoipa::{OpenApi, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
@@ -30,32 +31,44 @@ pub(super) struct EditForm {
     #[schema(example = "Turn the sky into a red sunset")]
     prompt: String,
     /// The loaded model's id, or a hosted name such as `gpt-image-1`.
+    #[schema(nullable = false)]
     model: Option<String>,
     /// How many pictures.
-    #[schema(minimum = 1, maximum = 10, default = 1)]
+    #[schema(nullable = false, minimum = 1, maximum = 10, default = 1)]
     n: Option<u32>,
     /// `auto` (what the model makes of the first picture) or `WIDTHxHEIGHT`.
-    #[schema(default = "auto")]
+    #[schema(nullable = false, default = "auto")]
     size: Option<String>,
     /// What to steer away from; the empty text counts.
+    #[schema(nullable = false)]
     negative_prompt: Option<String>,
     /// Denoising steps; the model's own number if absent.
-    #[schema(minimum = 1, maximum = 150)]
+    #[schema(nullable = false, minimum = 1, maximum = 150)]
     num_inference_steps: Option<u32>,
     /// Strength of true classifier-free guidance; the model's own if absent.
-    #[schema(minimum = 0, maximum = 20)]
+    #[schema(nullable = false, minimum = 0, maximum = 20)]
     true_cfg_scale: Option<f64>,
     /// Same request, same seed, same picture. Drawn if absent, and reported.
-    #[schema(minimum = 0)]
+    #[schema(nullable = false, minimum = 0)]
     seed: Option<u64>,
-    /// `png`, `jpeg` or `webp` (without loss).
-    #[schema(default = "png")]
+    #[schema(schema_with = format_schema, required = false)]
     output_format: Option<String>,
     /// Quality of a JPEG, 0 to 100.
-    #[schema(minimum = 0, maximum = 100)]
+    #[schema(nullable = false, minimum = 0, maximum = 100)]
     output_compression: Option<u8>,
     /// Only `b64_json`.
+    #[schema(nullable = false)]
     response_format: Option<String>,
+}
+
+/// A format of the finished pictures, for a list to choose from.
+fn format_schema() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(["png", "jpeg", "webp"]))
+        .default(Some("png".into()))
+        .description(Some("Format of the pictures; `webp` is without loss."))
+        .build()
 }
 
 /// A picture by reference.
@@ -97,8 +110,7 @@ pub(super) struct EditJson {
     /// Same request, same seed, same picture. Drawn if absent, and reported.
     #[schema(minimum = 0, example = 42)]
     seed: Option<u64>,
-    /// `png`, `jpeg` or `webp` (without loss).
-    #[schema(default = "png")]
+    #[schema(schema_with = format_schema, required = false)]
     output_format: Option<String>,
 }
 
@@ -127,8 +139,7 @@ pub(super) struct GenerationJson {
     /// Same request, same seed, same picture. Drawn if absent, and reported.
     #[schema(minimum = 0, example = 42)]
     seed: Option<u64>,
-    /// `png`, `jpeg` or `webp` (without loss).
-    #[schema(default = "png")]
+    #[schema(schema_with = format_schema, required = false)]
     output_format: Option<String>,
 }
 
@@ -139,18 +150,19 @@ pub(super) struct VariationForm {
     #[schema(value_type = String, format = Binary)]
     image: Vec<u8>,
     /// How far to go from it: 0 (not at all) to 1 (anew).
-    #[schema(minimum = 0, maximum = 1)]
+    #[schema(nullable = false, minimum = 0, maximum = 1)]
     strength: Option<f64>,
     /// Words to go by; may be left out.
+    #[schema(nullable = false)]
     prompt: Option<String>,
     /// How many pictures.
-    #[schema(minimum = 1, maximum = 10, default = 1)]
+    #[schema(nullable = false, minimum = 1, maximum = 10, default = 1)]
     n: Option<u32>,
     /// `auto` or `WIDTHxHEIGHT`.
-    #[schema(default = "auto")]
+    #[schema(nullable = false, default = "auto")]
     size: Option<String>,
     /// Same request, same seed, same picture. Drawn if absent, and reported.
-    #[schema(minimum = 0)]
+    #[schema(nullable = false, minimum = 0)]
     seed: Option<u64>,
 }
 

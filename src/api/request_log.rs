@@ -103,12 +103,12 @@ impl Drop for LogLine {
         }) = work
         {
             tracing::info!(
-                id, %method, route, status, milliseconds, steps, size, n = images, "request served"
+                id, %method, route, status, milliseconds, steps, size, n = images, "request answered"
             );
         } else if route == "/health" {
-            tracing::debug!(id, %method, route, status, milliseconds, "request served");
+            tracing::debug!(id, %method, route, status, milliseconds, "request answered");
         } else {
-            tracing::info!(id, %method, route, status, milliseconds, "request served");
+            tracing::info!(id, %method, route, status, milliseconds, "request answered");
         }
     }
 }

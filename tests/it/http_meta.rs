@@ -1,7 +1,7 @@
 //! What the server says about itself, and what all its answers have in common.
 
 use crate::support::scripted_model;
-use crate::support::server::{Setup, TestServer, error_of, json_of};
+use crate::support::server::{Setup, TestServer, edit_form, error_of, json_of};
 
 #[tokio::test]
 async fn health_and_root_tell_what_is_running() {
@@ -145,6 +145,31 @@ async fn the_document_and_its_page_come_from_the_binary() {
     assert!(script.contains(r#""validatorUrl": "none""#), "{script}");
     let file = server.get("/docs/swagger-ui-bundle.js").send().await;
     assert_eq!(file.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn every_documented_field_is_known() {
+    let server = TestServer::start().await;
+    let document = json_of(server.get("/openapi.json").send().await.unwrap()).await;
+    let fields_of = |schema: &str| {
+        let properties = &document["components"]["schemas"][schema]["properties"];
+        let names = properties.as_object().unwrap().keys();
+        let optional = names.filter(|name| !["image", "images", "prompt"].contains(&name.as_str()));
+        optional.cloned().collect::<Vec<_>>()
+    };
+
+    for schema in ["EditForm", "EditJson", "GenerationJson"] {
+        let form = fields_of(schema)
+            .into_iter()
+            .fold(edit_form(), |form, name| form.text(name, ""));
+        let reply = json_of(server.edit(form).await).await;
+
+        assert_eq!(reply.get("warnings"), None, "{schema}");
+    }
+    let format = &document["components"]["schemas"]["EditForm"]["properties"]["output_format"];
+    assert_eq!(format["enum"][1], "jpeg", "{format}");
+    let required = &document["components"]["schemas"]["EditForm"]["required"];
+    assert_eq!(required, &serde_json::json!(["image", "prompt"]));
 }
 
 #[tokio::test]
