@@ -332,6 +332,31 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_of_a_handler_is_a_500_with_its_words_in_the_log_only() {
+        let response = panicked(Box::new("index out of bounds"));
+
+        assert_eq!(response.status(), 500);
+        let Cause(logged) = response.extensions().get::<Cause>().unwrap();
+        assert_eq!(logged, "a handler panicked: index out of bounds");
+    }
+
+    #[tokio::test]
+    async fn plain_text_errors_keep_their_status_and_headers_in_the_envelope() {
+        let foreign = (
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            [("x-own", "kept")],
+            "no such range",
+        );
+
+        let wrapped = wrap_foreign(foreign.into_response()).await;
+
+        assert_eq!(wrapped.status(), 416);
+        assert_eq!(wrapped.headers()["x-own"], "kept");
+        assert_eq!(wrapped.headers()["content-type"], "application/json");
+        assert!(!wrapped.headers().contains_key("content-length"));
+    }
+
+    #[test]
     fn a_full_queue_says_when_to_come_back() {
         let response = ApiError::from(ServiceError::Busy { waiting: 3 }).into_response();
 

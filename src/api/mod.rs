@@ -1,9 +1,9 @@
 //! HTTP and OpenAI's words; the only layer that knows either.
 //!
 //! [`router`] is the table of contents: each route names its handler. A request
-//! for pictures goes through [`form`] (bytes → fields), [`parameters`] (fields
-//! → checked values) and [`pictures`] (files → pixels) to the service; [`wire`]
-//! is what comes back, and [`error`] the one table of what does not.
+//! for pictures goes through `form` (bytes → fields), `parameters` (fields
+//! → checked values) and `pictures` (files → pixels) to the service; `wire`
+//! is what comes back, and `error` the one table of what does not.
 
 mod docs;
 mod error;
