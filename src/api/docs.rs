@@ -8,6 +8,7 @@
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use serde_json::Value;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 use utoipa::{OpenApi, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -20,6 +21,9 @@ use crate::model::ModelInfo;
 pub(super) const DOCUMENT_PATH: &str = "/openapi.json";
 /// Where the page is.
 pub(super) const UI_PATH: &str = "/docs";
+
+/// The schemas of request bodies, in which the loaded model's defaults are filled in.
+const REQUEST_BODIES: [&str; 4] = ["EditForm", "EditJson", "GenerationJson", "VariationForm"];
 
 /// A form for an edit.
 #[derive(ToSchema)]
@@ -49,7 +53,7 @@ pub(super) struct EditForm {
     #[schema(nullable = false, minimum = 0, maximum = 20)]
     true_cfg_scale: Option<f64>,
     /// Same request, same seed, same picture. Drawn if absent, and reported.
-    #[schema(nullable = false, minimum = 0)]
+    #[schema(nullable = false, minimum = 0, example = 42)]
     seed: Option<u64>,
     #[schema(schema_with = format_schema, required = false)]
     output_format: Option<String>,
@@ -90,7 +94,6 @@ pub(super) struct EditJson {
     #[schema(example = "Turn the sky into a red sunset")]
     prompt: String,
     /// The loaded model's id, or a hosted name such as `gpt-image-1`.
-    #[schema(example = "gpt-image-1")]
     model: Option<String>,
     /// How many pictures.
     #[schema(minimum = 1, maximum = 10, default = 1)]
@@ -99,13 +102,12 @@ pub(super) struct EditJson {
     #[schema(default = "auto")]
     size: Option<String>,
     /// What to steer away from; the empty text counts.
-    #[schema(example = " ")]
     negative_prompt: Option<String>,
     /// Denoising steps; the model's own number if absent.
-    #[schema(minimum = 1, maximum = 150, example = 20)]
+    #[schema(minimum = 1, maximum = 150)]
     num_inference_steps: Option<u32>,
     /// Strength of true classifier-free guidance; the model's own if absent.
-    #[schema(minimum = 0, maximum = 20, example = 4.0)]
+    #[schema(minimum = 0, maximum = 20)]
     true_cfg_scale: Option<f64>,
     /// Same request, same seed, same picture. Drawn if absent, and reported.
     #[schema(minimum = 0, example = 42)]
@@ -122,7 +124,6 @@ pub(super) struct GenerationJson {
     #[schema(example = "A lighthouse at dusk, oil on canvas")]
     prompt: String,
     /// The loaded model's id, or a hosted name such as `gpt-image-1`.
-    #[schema(example = "gpt-image-1")]
     model: Option<String>,
     /// How many pictures.
     #[schema(minimum = 1, maximum = 10, default = 1)]
@@ -131,10 +132,9 @@ pub(super) struct GenerationJson {
     #[schema(default = "auto")]
     size: Option<String>,
     /// What to steer away from; the empty text counts.
-    #[schema(example = " ")]
     negative_prompt: Option<String>,
     /// Denoising steps; the model's own number if absent.
-    #[schema(minimum = 1, maximum = 150, example = 20)]
+    #[schema(minimum = 1, maximum = 150)]
     num_inference_steps: Option<u32>,
     /// Same request, same seed, same picture. Drawn if absent, and reported.
     #[schema(minimum = 0, example = 42)]
@@ -162,7 +162,7 @@ pub(super) struct VariationForm {
     #[schema(nullable = false, default = "auto")]
     size: Option<String>,
     /// Same request, same seed, same picture. Drawn if absent, and reported.
-    #[schema(nullable = false, minimum = 0)]
+    #[schema(nullable = false, minimum = 0, example = 42)]
     seed: Option<u64>,
 }
 
@@ -220,5 +220,32 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
         })
         .collect();
     // Only maps with keys that are no strings fail, and the document has none.
-    document.to_json().unwrap_or_default()
+    let mut document = serde_json::to_value(&document).unwrap_or_default();
+    fill_in_examples(&mut document, model);
+    document.to_string()
+}
+
+/// Puts what the loaded model goes by into the forms of the page.
+fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
+    let defaults = &model.defaults;
+    let negative_prompt = defaults.negative_prompt.as_deref().unwrap_or_default();
+    let examples = [
+        ("model", Value::from(model.id.as_str())),
+        (
+            "num_inference_steps",
+            defaults.num_inference_steps.get().into(),
+        ),
+        ("true_cfg_scale", defaults.true_cfg_scale.get().into()),
+        ("negative_prompt", negative_prompt.into()),
+    ];
+    let schemas = document.pointer_mut("/components/schemas");
+    let schemas = schemas.and_then(Value::as_object_mut).into_iter().flatten();
+    let requests = schemas.filter(|(name, _)| REQUEST_BODIES.contains(&name.as_str()));
+    for (_, schema) in requests {
+        for (field, example) in &examples {
+            if let Some(field) = schema.pointer_mut(&format!("/properties/{field}")) {
+                field["example"] = example.clone();
+            }
+        }
+    }
 }

@@ -138,6 +138,8 @@ async fn the_document_and_its_page_come_from_the_binary() {
     assert_eq!(form["image"]["type"], "array", "{form}");
     assert_eq!(form["image"]["items"]["format"], "binary", "{form}");
     assert!(form["prompt"]["example"].is_string(), "{form}");
+    assert_eq!(form["model"]["example"], "test/scripted-edit");
+    assert_eq!(form["num_inference_steps"]["example"], 4);
     assert!(edit["requestBody"]["content"]["multipart/form-data"].is_object());
     assert!(edit["requestBody"]["content"]["application/json"].is_object());
     assert!(page_type.to_str().unwrap().contains("html"));
