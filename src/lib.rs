@@ -7,6 +7,7 @@
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`service`] owns the queue and the thread on which the model lives;
 //! - [`model`] holds the models, behind [`model::DiffusionModel`];
+//! - [`telemetry`] sets up the logs;
 //! - [`nn`], [`imaging`], [`hub`] serve the models: layers, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all.
 
@@ -20,3 +21,4 @@ pub mod imaging;
 pub mod model;
 pub mod nn;
 pub mod service;
+pub mod telemetry;

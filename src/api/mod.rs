@@ -1,4 +1,36 @@
 //! HTTP and OpenAI's words; the only layer that knows either.
+//!
+//! [`router`] is the table of contents: each route names its handler. A request
+//! for pictures goes through `form` (bytes → fields), `parameters` (fields
+//! → checked values) and `pictures` (files → pixels) to the service; `wire`
+//! is what comes back, and `error` the one table of what does not.
+
+mod docs;
+mod error;
+mod fields;
+mod form;
+mod images;
+mod meta;
+mod parameters;
+mod pictures;
+mod request_log;
+mod serve;
+mod state;
+mod unread;
+mod wire;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{HeaderName, Method, header};
+use axum::middleware::{from_fn, map_response};
+use axum::routing::{get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
+
+pub use serve::serve;
+
+use crate::service::ImageService;
+use state::AppState;
 
 /// What the HTTP side can be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,4 +45,53 @@ pub struct ApiConfig {
     pub max_upload_bytes: usize,
     /// The largest input picture, in pixels.
     pub max_image_pixels: usize,
+}
+
+/// Everything that is served, as one router.
+pub fn router(service: ImageService, config: &ApiConfig) -> Router {
+    let prefix = path_prefix(config);
+    let at = |path: &str| format!("{prefix}{path}");
+    Router::new()
+        .route(&at("/images/edits"), post(images::edits))
+        .route(&at("/images/generations"), post(images::generations))
+        .route(&at("/images/variations"), post(images::variations))
+        .route(&at("/models"), get(meta::models))
+        .route(&at("/models/{*id}"), get(meta::model))
+        .route("/health", get(meta::health))
+        .route("/", get(meta::service_info))
+        .merge(docs::router(config, service.info()))
+        .fallback(meta::unknown_route)
+        .method_not_allowed_fallback(meta::wrong_method)
+        .layer(DefaultBodyLimit::max(config.max_upload_bytes))
+        .layer(map_response(error::wrap_foreign))
+        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(from_fn(unread::drain_afterwards))
+        .layer(cors())
+        .layer(from_fn(request_log::log_requests))
+        .with_state(AppState::new(service, config))
+}
+
+/// The configured prefix as `/v1`, or as nothing.
+fn path_prefix(config: &ApiConfig) -> String {
+    match config.api_prefix.trim_matches('/') {
+        "" => String::new(),
+        prefix => format!("/{prefix}"),
+    }
+}
+
+/// Any page may call; errors can be read by it, too. Headers are mirrored, for
+/// `*` does not cover `Authorization`. Answers every OPTIONS, also a plain one.
+fn cors() -> CorsLayer {
+    let retry_headers = ["retry-after-ms", "x-should-retry"].map(HeaderName::from_static);
+    let [retry_after_ms, should_retry] = retry_headers;
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([
+            request_log::REQUEST_ID,
+            header::RETRY_AFTER,
+            retry_after_ms,
+            should_retry,
+        ])
 }

@@ -1,3 +1,4 @@
-//! Pictures as files and at other sizes.
+//! Pictures as files ([`codec`]) and at other sizes ([`resample`]).
 
+pub mod codec;
 pub mod resample;

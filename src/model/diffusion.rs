@@ -195,6 +195,9 @@ pub enum LoadError {
     /// No such device in this build or on this machine.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The system gives no thread for the model.
+    #[error("no thread for the model")]
+    Thread(#[source] std::io::Error),
     /// A tensor operation failed while loading, such as out of memory.
     #[error("tensor operation failed while loading")]
     Tensor(#[from] candle_core::Error),

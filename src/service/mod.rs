@@ -1,8 +1,289 @@
 //! The queue, and the thread on which the model lives.
+//!
+//! [`ImageService::start`] loads a model on a thread of its own and hands out
+//! an [`ImageService`], of which clones are cheap. Requests are made one at a
+//! time, in the order of their arrival. A full queue refuses at once; a client
+//! that goes away takes its job with it; a panic of the model fails one request.
+
+mod error;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+pub use error::{ErrorKind, ServiceError};
+
+use crate::domain::{
+    ImageCount, ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Seed, Steps, Strength, Task,
+    ValidationError,
+};
+use crate::model::{DiffusionModel, Generation, LoadError, ModelInfo};
+use worker::{Job, Worker};
 
 /// What the service can be told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceConfig {
     /// How many requests may wait while one is being served.
     pub queue_capacity: usize,
+}
+
+/// The way to the model. Clones share one queue and one model.
+#[derive(Clone)]
+pub struct ImageService {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    info: ModelInfo,
+    /// `None` once the service has been shut down.
+    queue: Mutex<Option<mpsc::Sender<Job>>>,
+    /// One place for each request that may wait, and one for the running one.
+    places: Arc<Semaphore>,
+    capacity: usize,
+    busy: Arc<AtomicBool>,
+    alive: Arc<AtomicBool>,
+}
+
+/// A kind of work, without what it is done to: see [`Task`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskKind {
+    /// A picture from words alone.
+    Generate,
+    /// Pictures changed as the prompt says.
+    Edit,
+    /// A picture like a given one.
+    Vary,
+}
+
+impl From<&Task> for TaskKind {
+    fn from(task: &Task) -> Self {
+        match task {
+            Task::Generate => Self::Generate,
+            Task::Edit { .. } => Self::Edit,
+            Task::Vary { .. } => Self::Vary,
+        }
+    }
+}
+
+/// How the service is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceStatus {
+    /// Requests that wait for the model.
+    pub waiting: usize,
+    /// How many may wait.
+    pub capacity: usize,
+    /// Whether the model is at work.
+    pub busy: bool,
+    /// Whether new requests are taken.
+    pub accepting: bool,
+    /// Whether the thread of the model runs.
+    pub worker_alive: bool,
+}
+
+/// The thread of the model, to wait for after a shutdown.
+#[derive(Debug)]
+pub struct WorkerHandle(JoinHandle<()>);
+
+impl WorkerHandle {
+    /// Blocks until the thread has ended, which it does once
+    /// [`ImageService::shut_down`] was called, or all services were dropped, and
+    /// the running request is finished.
+    pub fn join(self) {
+        if self.0.join().is_err() {
+            tracing::error!("the thread of the model ended with a panic");
+        }
+    }
+}
+
+impl ImageService {
+    /// Starts the thread `model`, has `load` make a model there (a CUDA stream
+    /// belongs to a thread) and waits until it has.
+    ///
+    /// # Errors
+    /// What `load` gives back, or [`LoadError::Thread`] if the system gives no
+    /// thread.
+    ///
+    /// # Panics
+    /// If `load` does: its panic is passed on.
+    pub fn start(
+        config: ServiceConfig,
+        load: impl FnOnce() -> Result<Box<dyn DiffusionModel>, LoadError> + Send + 'static,
+    ) -> Result<(Self, WorkerHandle), LoadError> {
+        let places = config.queue_capacity.min(Semaphore::MAX_PERMITS - 1) + 1;
+        let (queue, arriving) = mpsc::channel(places);
+        let busy = Arc::new(AtomicBool::new(false));
+        let alive = Arc::new(AtomicBool::new(true));
+        let worker = Worker::new(arriving, Arc::clone(&busy));
+        let (tell_loaded, loaded) = std::sync::mpsc::sync_channel(1);
+        let life_sign = LifeSign(Arc::clone(&alive));
+        let thread = std::thread::Builder::new()
+            .name("model".to_owned())
+            .spawn(move || {
+                let _life_sign = life_sign;
+                match load() {
+                    Ok(mut model) => {
+                        let _ = tell_loaded.send(Ok(model.info().clone()));
+                        worker.run(model.as_mut());
+                    }
+                    Err(error) => {
+                        let _ = tell_loaded.send(Err(error));
+                    }
+                }
+            })
+            .map_err(LoadError::Thread)?;
+        let Ok(loaded) = loaded.recv() else {
+            // The thread went away without a word: `load` panicked.
+            let panic = thread.join().err();
+            std::panic::resume_unwind(panic.unwrap_or_else(|| Box::new("loading ended early")));
+        };
+        let shared = Shared {
+            info: loaded?,
+            queue: Mutex::new(Some(queue)),
+            places: Arc::new(Semaphore::new(places)),
+            capacity: places - 1,
+            busy,
+            alive,
+        };
+        let service = Self { shared: Arc::new(shared) };
+        Ok((service, WorkerHandle(thread)))
+    }
+
+    /// What the model is and can do.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    /// Refuses a kind of work that the model does not do.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotOffered`].
+    pub fn check_offered(&self, kind: TaskKind) -> Result<(), ServiceError> {
+        let capabilities = self.info().capabilities;
+        let (offered, what) = match kind {
+            TaskKind::Generate => (capabilities.text_to_image, "pictures from words alone"),
+            TaskKind::Edit => (capabilities.image_edit, "edits of pictures"),
+            TaskKind::Vary => (capabilities.image_variation, "variations of pictures"),
+        };
+        if offered { Ok(()) } else { Err(ServiceError::NotOffered { what, field: None }) }
+    }
+
+    /// Has the model make what `request` asks for, and waits for it. Dropping
+    /// the future calls the work off at its next step.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; `Busy` and `ShuttingDown` come at once.
+    pub async fn generate(&self, request: ImageRequest) -> Result<Generation, ServiceError> {
+        let answer = self.enqueue(request)?;
+        answer.await.unwrap_or(Err(ServiceError::WorkerGone))
+    }
+
+    fn enqueue(
+        &self,
+        request: ImageRequest,
+    ) -> Result<oneshot::Receiver<Result<Generation, ServiceError>>, ServiceError> {
+        self.check_offered(TaskKind::from(&request.task))?;
+        let queue = self.shared.queue.lock();
+        let queue = queue.unwrap_or_else(PoisonError::into_inner);
+        let queue = queue.as_ref().ok_or(ServiceError::ShuttingDown)?;
+        let busy = || ServiceError::Busy { waiting: self.shared.capacity };
+        let place = Arc::clone(&self.shared.places).try_acquire_owned();
+        let (reply, answer) = oneshot::channel();
+        let job = Job { request, reply, place: place.map_err(|_no_place| busy())? };
+        queue.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => busy(),
+            mpsc::error::TrySendError::Closed(_) => ServiceError::WorkerGone,
+        })?;
+        Ok(answer)
+    }
+
+    /// Takes no more requests, and refuses those that wait. The running one is
+    /// finished and answered; then the thread of the model ends.
+    pub fn shut_down(&self) {
+        let queue = self.shared.queue.lock();
+        drop(queue.unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// How the service is doing.
+    #[must_use]
+    pub fn status(&self) -> ServiceStatus {
+        let busy = self.shared.busy.load(Ordering::Relaxed);
+        let admitted = self.shared.capacity + 1 - self.shared.places.available_permits();
+        let queue = self.shared.queue.lock();
+        let accepting = queue.unwrap_or_else(PoisonError::into_inner).is_some();
+        ServiceStatus {
+            waiting: admitted.saturating_sub(usize::from(busy)),
+            capacity: self.shared.capacity,
+            busy,
+            accepting,
+            worker_alive: self.shared.alive.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Makes one small throw-away picture, so that the first client does not
+    /// wait for what a device does only once. `image` is the picture to edit;
+    /// without one, a grey square is.
+    ///
+    /// Returns how long it took, in seconds.
+    ///
+    /// # Errors
+    /// [`ServiceError`], as for any request.
+    pub async fn warm_up(&self, image: Option<RgbImage>) -> Result<f64, ServiceError> {
+        let started = Instant::now();
+        let request = warm_up_request(self.info(), image)?;
+        self.generate(request).await?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+}
+
+impl std::fmt::Debug for ImageService {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ImageService")
+            .field("model", &self.info().id)
+            .field("status", &self.status())
+            .finish()
+    }
+}
+
+/// Says that the thread of the model has ended, however it ends.
+struct LifeSign(Arc<AtomicBool>);
+
+impl Drop for LifeSign {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The least that the model can be asked for: two steps, one small picture.
+fn warm_up_request(
+    info: &ModelInfo,
+    image: Option<RgbImage>,
+) -> Result<ImageRequest, ValidationError> {
+    const SIDE: usize = 256;
+    let side = SIDE.next_multiple_of(info.size_multiple.max(1));
+    let size = ImageSize::new(side, side)?;
+    let image = image.unwrap_or_else(|| RgbImage::filled(side, side, [128, 128, 128]));
+    let task = if info.capabilities.image_edit {
+        Task::Edit { images: vec![image] }
+    } else if info.capabilities.text_to_image {
+        Task::Generate
+    } else {
+        Task::Vary { image, strength: Strength::new(0.5)? }
+    };
+    let negative_prompt = info.defaults.negative_prompt.clone();
+    Ok(ImageRequest {
+        task,
+        prompt: Prompt::new("warm up")?,
+        negative_prompt: negative_prompt.map(Prompt::negative).transpose()?,
+        count: ImageCount::new(1)?,
+        size: if info.accepts(size) { OutputSize::Exact(size) } else { OutputSize::Reference },
+        steps: Steps::new(2)?,
+        true_cfg_scale: info.defaults.true_cfg_scale,
+        seed: Seed::new(0),
+    })
 }

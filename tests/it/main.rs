@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: each binary would link the world again.
 #![expect(
+    clippy::expect_used,
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::cast_possible_truncation,
@@ -9,7 +10,7 @@
 mod checkpoint;
 mod config_sources;
 mod golden_components;
-mod golden_pipeline;
+mod golden_http;
 mod http_edits;
 mod http_errors;
 mod http_meta;

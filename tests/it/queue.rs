@@ -1,1 +1,209 @@
-//! Not written yet.
+//! The queue: order, back-pressure, cancellation, panics and shutdown.
+
+use std::time::{Duration, Instant};
+
+use diffuser_api::model::LoadError;
+use diffuser_api::service::{ImageService, ServiceConfig};
+
+use crate::support::scripted_model::{Behaviour, Event};
+use crate::support::server::{Setup, TestServer, edit_form, error_of, json_of, within_patience};
+
+/// Steps of a request that says nothing about them.
+const STEPS: usize = 4;
+
+#[tokio::test]
+async fn a_full_queue_answers_429_at_once() {
+    let setup = Setup { queue_capacity: 1, ..Setup::script([Behaviour::StepOnRelease]) };
+    let mut server = setup.start().await;
+    let running = server.edit_in_background(edit_form());
+    server.next_request().await;
+    let waiting = server.edit_in_background(edit_form());
+    server.until(|status| status.waiting == 1).await;
+
+    let refused = server.edit(edit_form()).await;
+
+    assert_eq!(refused.headers()["retry-after"], "5");
+    let error = error_of(refused, 429, None).await;
+    assert_eq!(error["code"], "server_busy");
+    assert_eq!(error["type"], "rate_limit_error");
+    server.release(STEPS);
+    json_of(running.await.unwrap()).await;
+    json_of(waiting.await.unwrap()).await;
+    json_of(server.edit(edit_form()).await).await;
+}
+
+#[tokio::test]
+async fn a_queue_of_none_serves_one_at_a_time() {
+    let setup = Setup { queue_capacity: 0, ..Setup::script([Behaviour::StepOnRelease]) };
+    let mut server = setup.start().await;
+    let running = server.edit_in_background(edit_form());
+    server.next_request().await;
+
+    error_of(server.edit(edit_form()).await, 429, None).await;
+
+    server.release(STEPS);
+    json_of(running.await.unwrap()).await;
+    json_of(server.edit(edit_form()).await).await;
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_although_the_queue_is_full() {
+    let setup = Setup { queue_capacity: 0, ..Setup::script([Behaviour::StepOnRelease]) };
+    let mut server = setup.start().await;
+    let running = server.edit_in_background(edit_form());
+    server.next_request().await;
+
+    let refused = server.edit(edit_form().text("n", "0")).await;
+
+    error_of(refused, 400, Some("n")).await;
+    server.release(STEPS);
+    json_of(running.await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn health_answers_in_milliseconds_while_a_picture_is_being_made() {
+    let mut server = Setup::script([Behaviour::StepOnRelease]).start().await;
+    let running = server.edit_in_background(edit_form());
+    server.next_request().await;
+
+    let asked = Instant::now();
+    let health = json_of(server.get("/health").send().await.unwrap()).await;
+
+    assert!(asked.elapsed() < Duration::from_millis(500));
+    assert_eq!((&health["status"], &health["busy"]), (&"ok".into(), &true.into()));
+    server.release(STEPS);
+    json_of(running.await.unwrap()).await;
+    server.until(|status| !status.busy).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_running_job_with_it() {
+    let mut server = Setup::script([Behaviour::UntilCancelled]).start().await;
+    let running = server.edit_in_background(edit_form());
+    server.next_request().await;
+
+    running.abort();
+
+    assert!(matches!(server.next_event().await, Event::Cancelled));
+    json_of(server.edit(edit_form()).await).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_waiting_gives_its_place_back() {
+    let setup = Setup { queue_capacity: 1, ..Setup::script([Behaviour::StepOnRelease]) };
+    let mut server = setup.start().await;
+    let long = edit_form().text("num_inference_steps", "150");
+    let running = server.edit_in_background(long);
+    server.next_request().await;
+    let waiting = server.edit_in_background(edit_form().text("seed", "1"));
+    server.until(|status| status.waiting == 1).await;
+
+    waiting.abort();
+
+    // The worker looks at its queue after each step.
+    for _ in 0..100 {
+        server.release(1);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        if server.service.status().waiting == 0 {
+            break;
+        }
+    }
+    let next = server.edit_in_background(edit_form().text("seed", "2"));
+    server.until(|status| status.waiting == 1).await;
+    server.release(150);
+    json_of(running.await.unwrap()).await;
+    json_of(next.await.unwrap()).await;
+    assert_eq!(server.next_request().await.seed.get(), 2);
+}
+
+#[tokio::test]
+async fn failures_and_panics_fail_one_request_and_tell_no_secrets() {
+    let script = [Behaviour::Panic, Behaviour::Fail, Behaviour::Panic];
+    let server = Setup::script(script).start().await;
+
+    for _ in script {
+        let response = server.edit(edit_form()).await;
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        let error = error_of(response, 500, None).await;
+        assert_eq!(error["type"], "server_error");
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+
+    json_of(server.edit(edit_form()).await).await;
+    assert!(server.service.status().worker_alive);
+}
+
+#[tokio::test]
+async fn what_the_model_finds_unsuitable_is_the_clients_to_mend() {
+    let server = Setup::script([Behaviour::FindUnsuitable]).start().await;
+
+    let error = error_of(server.edit(edit_form()).await, 400, Some("prompt")).await;
+
+    assert_eq!(error["message"], "Invalid 'prompt': too many tokens.");
+}
+
+#[tokio::test]
+async fn shutdown_finishes_the_running_picture_and_refuses_the_rest() {
+    let mut server = Setup::script([Behaviour::StepOnRelease]).start().await;
+    let running = server.edit_in_background(edit_form());
+    server.next_request().await;
+    let waiting = server.edit_in_background(edit_form());
+    server.until(|status| status.waiting == 1).await;
+
+    server.service.shut_down();
+
+    let late = server.edit(edit_form()).await;
+    assert!(late.headers().contains_key("retry-after"));
+    let error = error_of(late, 503, None).await;
+    assert_eq!(error["code"], "shutting_down");
+    let health = server.get("/health").send().await.unwrap();
+    assert_eq!(health.status(), 503);
+    // One step of the running picture is enough for the waiting client to hear.
+    server.release(1);
+    error_of(within_patience(waiting).await.unwrap(), 503, None).await;
+    server.release(STEPS - 1);
+    json_of(running.await.unwrap()).await;
+    let worker = server.worker.take().unwrap();
+    within_patience(tokio::task::spawn_blocking(move || worker.join())).await.unwrap();
+    assert!(!server.service.status().worker_alive);
+}
+
+#[tokio::test]
+async fn a_stopped_server_answers_what_is_in_flight_and_returns() {
+    let mut server = Setup::script([Behaviour::StepOnRelease]).start().await;
+    let running = server.edit_in_background(edit_form());
+    server.next_request().await;
+
+    server.stop.take().unwrap().send(()).unwrap();
+    server.until(|status| !status.accepting).await;
+    server.release(STEPS);
+
+    json_of(running.await.unwrap()).await;
+    within_patience(&mut server.serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn warm_up_makes_one_small_picture() {
+    let mut server = TestServer::start().await;
+
+    let seconds = server.service.warm_up(None).await.unwrap();
+
+    assert!(seconds > 0.0);
+    let request = server.next_request().await;
+    assert_eq!((request.steps.get(), request.count.get()), (2, 1));
+}
+
+#[test]
+fn a_model_that_does_not_load_is_reported_to_the_starter() {
+    let config = ServiceConfig { queue_capacity: 1 };
+
+    let error = ImageService::start(config, || {
+        Err(LoadError::UnknownModel {
+            id: "nobody/nothing".to_owned(),
+            reason: "it is a test".to_owned(),
+        })
+    });
+
+    let error = error.unwrap_err().to_string();
+    assert_eq!(error, "no model 'nobody/nothing': it is a test");
+}

@@ -1,0 +1,336 @@
+//! The one table of errors: cause → status, OpenAI's `type` and `code`, and
+//! whether to try again.
+//!
+//! Clients get texts of ours only. The causes of a 5xx go to the log, once,
+//! through [`Cause`] in the response's extensions.
+
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::wire::{ErrorBody, ErrorEnvelope, json_response};
+use crate::domain::ValidationError;
+use crate::service::{ErrorKind, ServiceError};
+
+/// Why a request gets no 2xx.
+#[derive(Debug)]
+pub(super) enum ApiError {
+    /// The service refused or failed.
+    Service(ServiceError),
+    /// The bytes of a picture are no picture, or too large a one.
+    BadPicture {
+        field: &'static str,
+        message: String,
+    },
+    /// The body is not what its media type says.
+    Malformed(String),
+    UnsupportedMediaType {
+        accepted: &'static str,
+    },
+    BodyTooLarge {
+        max_upload_bytes: usize,
+    },
+    UnknownModel(String),
+    UnknownRoute {
+        method: Method,
+        path: String,
+    },
+    WrongMethod {
+        method: Method,
+        path: String,
+    },
+    /// A fault of this layer, with its cause for the log.
+    Internal(String),
+}
+
+/// What the log is to say about a 5xx.
+#[derive(Debug, Clone)]
+pub(super) struct Cause(pub(super) String);
+
+/// One row of the table.
+struct Row {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<&'static str>,
+    retry: Retry,
+}
+
+/// What the client is told about trying again.
+enum Retry {
+    /// Nothing: what the status says by itself.
+    AsUsual,
+    /// Do not: OpenAI's clients would otherwise send every 5xx three times.
+    Never,
+    /// After so many seconds. Above 60 node's client does not listen.
+    After(u8),
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl ApiError {
+    fn row(&self) -> Row {
+        let row = |status, kind, code, param, retry| Row { status, kind, code, param, retry };
+        let refused = |status, code| row(status, INVALID, code, None, Retry::AsUsual);
+        match self {
+            Self::Service(error) => match error.kind() {
+                ErrorKind::InvalidRequest { field, code } => {
+                    row(StatusCode::BAD_REQUEST, INVALID, Some(code), Some(field), Retry::AsUsual)
+                }
+                ErrorKind::NotImplemented { field } => row(
+                    StatusCode::NOT_IMPLEMENTED,
+                    "not_implemented_error",
+                    Some("not_implemented"),
+                    field,
+                    Retry::Never,
+                ),
+                ErrorKind::Busy => row(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "rate_limit_error",
+                    Some("server_busy"),
+                    None,
+                    Retry::After(5),
+                ),
+                ErrorKind::ShuttingDown => row(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    Some("shutting_down"),
+                    None,
+                    Retry::After(10),
+                ),
+                ErrorKind::Cancelled => row(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    Some("cancelled"),
+                    None,
+                    Retry::AsUsual,
+                ),
+                ErrorKind::Internal => {
+                    row(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, None, Retry::Never)
+                }
+            },
+            Self::BadPicture { field, .. } => row(
+                StatusCode::BAD_REQUEST,
+                "image_generation_user_error",
+                Some("invalid_image_file"),
+                Some(field),
+                Retry::AsUsual,
+            ),
+            Self::Malformed(_) => refused(StatusCode::BAD_REQUEST, None),
+            Self::UnsupportedMediaType { .. } => {
+                refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_type"))
+            }
+            Self::BodyTooLarge { .. } => {
+                refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
+            }
+            Self::UnknownModel(_) => row(
+                StatusCode::NOT_FOUND,
+                INVALID,
+                Some("model_not_found"),
+                Some("model"),
+                Retry::AsUsual,
+            ),
+            Self::UnknownRoute { .. } => refused(StatusCode::NOT_FOUND, None),
+            Self::WrongMethod { .. } => {
+                refused(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_supported"))
+            }
+            Self::Internal(_) => {
+                row(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, None, Retry::Never)
+            }
+        }
+    }
+
+    /// What the client reads. Never a cause from below: those may hold paths.
+    fn message(&self) -> String {
+        match self {
+            Self::Service(error) => match error.kind() {
+                ErrorKind::Internal => {
+                    "The server failed to make the picture. Its log says why.".to_owned()
+                }
+                ErrorKind::InvalidRequest { .. } => error.to_string(),
+                ErrorKind::NotImplemented { .. }
+                | ErrorKind::Busy
+                | ErrorKind::ShuttingDown
+                | ErrorKind::Cancelled => sentence(&error.to_string()),
+            },
+            Self::BadPicture { message, .. } | Self::Malformed(message) => message.clone(),
+            Self::UnsupportedMediaType { accepted } => {
+                format!("Unsupported Content-Type: this endpoint takes {accepted}.")
+            }
+            Self::BodyTooLarge { max_upload_bytes } => {
+                format!("The request body is larger than {max_upload_bytes} bytes.")
+            }
+            Self::UnknownModel(id) => format!("The model '{id}' does not exist."),
+            Self::UnknownRoute { method, path } => format!("Invalid URL ({method} {path})"),
+            Self::WrongMethod { method, path } => format!(
+                "Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different \
+                 HTTP method?)"
+            ),
+            Self::Internal(_) => "The server failed. Its log says why.".to_owned(),
+        }
+    }
+
+    /// The causes, outermost first, where the log should have them.
+    fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Service(error) if error.kind() == ErrorKind::Internal => {
+                Some(Cause(chain(error)))
+            }
+            Self::Internal(cause) => Some(Cause(cause.clone())),
+            Self::Service(_)
+            | Self::BadPicture { .. }
+            | Self::Malformed(_)
+            | Self::UnsupportedMediaType { .. }
+            | Self::BodyTooLarge { .. }
+            | Self::UnknownModel(_)
+            | Self::UnknownRoute { .. }
+            | Self::WrongMethod { .. } => None,
+        }
+    }
+}
+
+/// An error with all that caused it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// `text`, an error in our style, with a capital letter and a full stop.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+    first.into_iter().chain(letters).chain(['.']).collect()
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl From<ValidationError> for ApiError {
+    fn from(error: ValidationError) -> Self {
+        Self::Service(ServiceError::Invalid(error))
+    }
+}
+
+impl From<tokio::task::JoinError> for ApiError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::Internal(chain(&error))
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let row = self.row();
+        let body = ErrorBody {
+            message: self.message(),
+            kind: row.kind.to_owned(),
+            param: row.param.map(str::to_owned),
+            code: row.code.map(str::to_owned),
+        };
+        let mut response = json_response(row.status, &ErrorEnvelope { error: body });
+        let headers = response.headers_mut();
+        match row.retry {
+            Retry::AsUsual => {}
+            Retry::Never => {
+                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+            }
+            Retry::After(seconds) => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
+            }
+        }
+        if let Some(cause) = self.cause() {
+            response.extensions_mut().insert(cause);
+        }
+        response
+    }
+}
+
+/// Answers a panic of a handler.
+pub(super) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let said = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    ApiError::Internal(format!("a handler panicked: {said}")).into_response()
+}
+
+/// Puts an error that something below us wrote as plain text into the envelope,
+/// under the same status and headers.
+pub(super) async fn wrap_foreign(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"application/json"));
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let kind = if status.is_server_error() { SERVER } else { INVALID };
+    let body = ErrorBody {
+        message: sentence(status.canonical_reason().unwrap_or("error")),
+        kind: kind.to_owned(),
+        param: None,
+        code: None,
+    };
+    let mut wrapped = json_response(status, &ErrorEnvelope { error: body });
+    let (mut parts, _text) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    for (name, value) in &parts.headers {
+        if name != header::CONTENT_TYPE {
+            wrapped.headers_mut().append(name, value.clone());
+        }
+    }
+    wrapped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelError;
+
+    #[test]
+    fn causes_reach_the_log_and_not_the_client() {
+        let cause = ModelError::BadOutput("NaN at /secret/path".to_owned());
+
+        let response = ApiError::from(ServiceError::from(cause)).into_response();
+
+        assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        let Cause(logged) = response.extensions().get::<Cause>().unwrap();
+        assert_eq!(logged, "the model failed: model produced NaN at /secret/path");
+    }
+
+    #[test]
+    fn a_panic_of_a_handler_is_a_500_with_its_words_in_the_log_only() {
+        let response = panicked(Box::new("index out of bounds"));
+
+        assert_eq!(response.status(), 500);
+        let Cause(logged) = response.extensions().get::<Cause>().unwrap();
+        assert_eq!(logged, "a handler panicked: index out of bounds");
+    }
+
+    #[tokio::test]
+    async fn plain_text_errors_keep_their_status_and_headers_in_the_envelope() {
+        let foreign = (StatusCode::RANGE_NOT_SATISFIABLE, [("x-own", "kept")], "no such range");
+
+        let wrapped = wrap_foreign(foreign.into_response()).await;
+
+        assert_eq!(wrapped.status(), 416);
+        assert_eq!(wrapped.headers()["x-own"], "kept");
+        assert_eq!(wrapped.headers()["content-type"], "application/json");
+        assert!(!wrapped.headers().contains_key("content-length"));
+    }
+
+    #[test]
+    fn a_full_queue_says_when_to_come_back() {
+        let response = ApiError::from(ServiceError::Busy { waiting: 3 }).into_response();
+
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["retry-after"], "5");
+    }
+}

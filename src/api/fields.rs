@@ -1,0 +1,343 @@
+//! The fields of a request as they came: named, not yet checked.
+//!
+//! Forms and JSON objects both become [`Fields`], from which each field is
+//! taken once, by name and type. What nobody took is what we do not know.
+
+use axum::body::Bytes;
+use serde_json::Value;
+
+use crate::domain::ValidationError;
+
+/// One value, as its encoding gave it.
+#[derive(Debug)]
+pub(super) enum RawValue {
+    /// A form field without a file name.
+    Text(Bytes),
+    /// A form field with a file name.
+    File(Bytes),
+    /// A value of a JSON object; never null.
+    Json(Value),
+}
+
+/// The fields that are left, in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    values: Vec<(String, RawValue)>,
+}
+
+/// Names that other servers and clients use for fields of ours.
+const ALIASES: [(&str, &str); 8] = [
+    ("steps", "num_inference_steps"),
+    ("step", "num_inference_steps"),
+    ("cfg_scale", "true_cfg_scale"),
+    ("denoising_strength", "strength"),
+    ("image_size", "size"),
+    ("batch_size", "n"),
+    ("mask[]", "mask"),
+    ("mask_image", "mask"),
+];
+
+/// Characters of a client's own words that an error repeats.
+const QUOTED_CHARACTERS: usize = 60;
+
+impl Fields {
+    /// Adds a value; names may repeat.
+    pub(super) fn push(&mut self, name: String, value: RawValue) {
+        if !matches!(value, RawValue::Json(Value::Null)) {
+            self.values.push((name, value));
+        }
+    }
+
+    /// Gives fields known by another name their own, unless that is given, too.
+    pub(super) fn resolve_aliases(&mut self) {
+        for (alias, name) in ALIASES {
+            let is_given = self.values.iter().any(|(given, _)| given == name);
+            for (given, _) in self.values.iter_mut().filter(|_| !is_given) {
+                if given == alias {
+                    name.clone_into(given);
+                }
+            }
+        }
+    }
+
+    /// Takes all values under any of `names`, in the order in which they came.
+    /// An empty text is no value.
+    pub(super) fn take_all(&mut self, names: &[&str]) -> Vec<RawValue> {
+        self.values
+            .extract_if(.., |(name, _)| names.contains(&name.as_str()))
+            .map(|(_, value)| value)
+            .filter(|value| !value.is_empty_text())
+            .collect()
+    }
+
+    /// Takes the only value under `name`, an empty text too.
+    fn take(&mut self, name: &'static str) -> Result<Option<RawValue>, ValidationError> {
+        let mut given = self.values.extract_if(.., |(given, _)| given == name);
+        let value = given.next().map(|(_, value)| value);
+        if given.count() > 0 {
+            return Err(ValidationError::new(
+                name,
+                "invalid_value",
+                format!("Invalid '{name}': expected one value, got several."),
+            ));
+        }
+        Ok(value)
+    }
+
+    /// Takes a text; an empty one is given back as such.
+    pub(super) fn text_or_empty(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<String>, ValidationError> {
+        let value = self.take(name)?;
+        value.map(|value| value.into_text(name)).transpose()
+    }
+
+    /// Takes a text; an empty one counts as not given.
+    pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, ValidationError> {
+        let text = self.text_or_empty(name)?;
+        Ok(text.filter(|text| !text.is_empty()))
+    }
+
+    /// Takes one of `choices`.
+    pub(super) fn choice(
+        &mut self,
+        name: &'static str,
+        choices: &[&'static str],
+    ) -> Result<Option<&'static str>, ValidationError> {
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
+        let chosen = choices.iter().find(|choice| **choice == text);
+        chosen.map(|choice| Some(*choice)).ok_or_else(|| {
+            let supported = choices.join("', '");
+            ValidationError::new(
+                name,
+                "invalid_value",
+                format!(
+                    "Invalid value for '{name}': '{}'. Supported values are '{supported}'.",
+                    quote(&text)
+                ),
+            )
+        })
+    }
+
+    /// Takes an integer within `minimum..=maximum`. Digits only: `2.0` is none.
+    pub(super) fn integer(
+        &mut self,
+        name: &'static str,
+        minimum: i128,
+        maximum: i128,
+    ) -> Result<Option<i128>, ValidationError> {
+        let Some(text) = self.number(name, "an integer")? else {
+            return Ok(None);
+        };
+        let digits = text.strip_prefix('-').unwrap_or(&text);
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(wrong_type(name, "an integer", &text));
+        }
+        let saturated = if text.starts_with('-') { i128::MIN } else { i128::MAX };
+        let number = text.parse().unwrap_or(saturated);
+        if (minimum..=maximum).contains(&number) {
+            return Ok(Some(number));
+        }
+        let (code, bound) = if number < minimum {
+            ("integer_below_min_value", format!(">= {minimum}"))
+        } else {
+            ("integer_above_max_value", format!("<= {maximum}"))
+        };
+        Err(ValidationError::new(
+            name,
+            code,
+            format!("Invalid '{name}': expected a value {bound}, got {}.", quote(&text)),
+        ))
+    }
+
+    /// Takes a decimal number that is finite.
+    pub(super) fn decimal(&mut self, name: &'static str) -> Result<Option<f64>, ValidationError> {
+        let Some(text) = self.number(name, "a number")? else {
+            return Ok(None);
+        };
+        let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
+        let number = number.ok_or_else(|| wrong_type(name, "a finite number", &text))?;
+        Ok(Some(number))
+    }
+
+    /// Takes `true` or `false`; in forms, where Python's `str` and hand-made
+    /// clients write it, also `1`, `0` and capital letters.
+    pub(super) fn boolean(&mut self, name: &'static str) -> Result<Option<bool>, ValidationError> {
+        let truth = |text: &str| match text.to_ascii_lowercase().as_str() {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        };
+        match self.take(name)? {
+            None => Ok(None),
+            Some(RawValue::Json(Value::Bool(value))) => Ok(Some(value)),
+            Some(value @ RawValue::Text(_)) => {
+                let text = value.into_text(name)?;
+                if text.is_empty() {
+                    return Ok(None);
+                }
+                truth(&text).map(Some).ok_or_else(|| wrong_type(name, "a boolean", &text))
+            }
+            Some(value) => Err(wrong_type(name, "a boolean", value.describe())),
+        }
+    }
+
+    /// Takes the text of what should be a number. In JSON it must be one; a
+    /// form has nothing but texts.
+    fn number(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+    ) -> Result<Option<String>, ValidationError> {
+        match self.take(name)? {
+            None => Ok(None),
+            Some(value) if value.is_empty_text() => Ok(None),
+            Some(RawValue::Json(Value::Number(number))) => Ok(Some(number.to_string())),
+            Some(value @ RawValue::Text(_)) => value.into_text(name).map(Some),
+            Some(value) => Err(wrong_type(name, expected, value.describe())),
+        }
+    }
+
+    /// The names of the fields that are left, each once.
+    pub(super) fn left_over(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for (name, _) in &self.values {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names
+    }
+}
+
+impl RawValue {
+    fn is_empty_text(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Json(value) => value.as_str().is_some_and(str::is_empty),
+            Self::File(_) => false,
+        }
+    }
+
+    /// What this is, for an error's text.
+    pub(super) fn describe(&self) -> &'static str {
+        match self {
+            Self::Text(_) | Self::Json(Value::String(_)) => "a text",
+            Self::File(_) => "a file",
+            Self::Json(Value::Number(_)) => "a number",
+            Self::Json(Value::Bool(_)) => "a boolean",
+            Self::Json(Value::Array(_)) => "an array",
+            Self::Json(Value::Object(_)) => "an object",
+            Self::Json(Value::Null) => "null",
+        }
+    }
+
+    fn into_text(self, name: &'static str) -> Result<String, ValidationError> {
+        match self {
+            Self::Text(bytes) => String::from_utf8(bytes.to_vec())
+                .map_err(|_not_utf8| wrong_type(name, "a UTF-8 text", "other bytes")),
+            Self::Json(Value::String(text)) => Ok(text),
+            Self::File(_) | Self::Json(_) => Err(wrong_type(name, "a text", self.describe())),
+        }
+    }
+}
+
+/// The error of a value that has the wrong type. `got` is its text or kind.
+pub(super) fn wrong_type(name: &'static str, expected: &str, got: &str) -> ValidationError {
+    ValidationError::new(
+        name,
+        "invalid_type",
+        format!("Invalid type for '{name}': expected {expected}, got {}.", quote(got)),
+    )
+}
+
+/// The beginning of a client's own words.
+pub(super) fn quote(text: &str) -> String {
+    let mut quoted: String = text.chars().take(QUOTED_CHARACTERS).collect();
+    if quoted.len() < text.len() {
+        quoted.push('…');
+    }
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form(name: &str, text: &'static str) -> Fields {
+        let mut fields = Fields::default();
+        fields.push(name.to_owned(), RawValue::Text(Bytes::from_static(text.as_bytes())));
+        fields
+    }
+
+    fn json(name: &str, value: Value) -> Fields {
+        let mut fields = Fields::default();
+        fields.push(name.to_owned(), RawValue::Json(value));
+        fields
+    }
+
+    #[test]
+    fn integers_are_integers_in_both_encodings() {
+        let maximum = i128::from(u64::MAX);
+        let seed = |mut fields: Fields| fields.integer("seed", 0, maximum);
+        assert_eq!(seed(form("seed", "18446744073709551615")), Ok(Some(maximum)));
+        assert_eq!(seed(json("seed", u64::MAX.into())), Ok(Some(maximum)));
+        assert_eq!(seed(form("seed", "")), Ok(None));
+        assert_eq!(seed(json("seed", Value::Null)), Ok(None));
+
+        for wrong in ["2.0", "two", "1e3", " 2", "+2", "-", "0x10", "nan"] {
+            let error = seed(form("seed", wrong)).unwrap_err();
+            assert_eq!(error.code, "invalid_type", "{wrong}");
+        }
+        for wrong in [Value::from(2.0), "2".into(), true.into(), Value::Array(vec![])] {
+            let error = seed(json("seed", wrong.clone())).unwrap_err();
+            assert_eq!(error.code, "invalid_type", "{wrong}");
+        }
+        let huge = "9".repeat(80).leak();
+        assert_eq!(seed(form("seed", huge)).unwrap_err().code, "integer_above_max_value");
+        assert_eq!(seed(form("seed", "-1")).unwrap_err().code, "integer_below_min_value");
+    }
+
+    #[test]
+    fn booleans_may_be_pythons_in_forms_and_only_booleans_in_json() {
+        for (text, value) in [("True", true), ("1", true), ("false", false), ("0", false)] {
+            assert_eq!(form("stream", text).boolean("stream"), Ok(Some(value)));
+        }
+        assert!(form("stream", "yes").boolean("stream").is_err());
+        assert!(json("stream", "true".into()).boolean("stream").is_err());
+        assert!(json("stream", 1.into()).boolean("stream").is_err());
+    }
+
+    #[test]
+    fn decimals_are_finite() {
+        for wrong in ["nan", "inf", "-inf", "infinity", "four", "1,5"] {
+            let error = form("strength", wrong).decimal("strength").unwrap_err();
+            assert_eq!((error.field, error.code), ("strength", "invalid_type"), "{wrong}");
+        }
+        assert_eq!(form("strength", "4").decimal("strength"), Ok(Some(4.0)));
+    }
+
+    #[test]
+    fn the_canonical_name_wins_over_an_alias() {
+        let mut fields = form("steps", "3");
+        fields.push("num_inference_steps".to_owned(), RawValue::Text("4".into()));
+        fields.resolve_aliases();
+        assert_eq!(fields.integer("num_inference_steps", 0, 9).unwrap(), Some(4));
+        assert_eq!(fields.left_over(), ["steps"]);
+
+        let mut fields = form("steps", "3");
+        fields.resolve_aliases();
+        assert_eq!(fields.integer("num_inference_steps", 0, 9).unwrap(), Some(3));
+    }
+
+    #[test]
+    fn one_value_is_expected_where_one_is_meant() {
+        let mut fields = form("n", "1");
+        fields.push("n".to_owned(), RawValue::Text("2".into()));
+
+        assert_eq!(fields.integer("n", 1, 10).unwrap_err().field, "n");
+    }
+}

@@ -1,0 +1,123 @@
+//! What the server is and how it is doing.
+
+use axum::extract::{OriginalUri, Path, State};
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+
+use super::error::ApiError;
+use super::fields::quote;
+use super::state::AppState;
+use super::wire::{ErrorEnvelope, Health, ModelList, ModelObject, ServiceInfo, json_response};
+
+/// Whether the server works
+///
+/// Answers at once, also while a picture is being made.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "server",
+    responses(
+        (status = 200, description = "It works", body = Health),
+        (status = 503, description = "It does not, or takes no more requests", body = Health),
+    )
+)]
+pub(super) async fn health(State(state): State<AppState>) -> Response {
+    let service = state.images.status();
+    let (code, status) = if !service.accepting {
+        (StatusCode::SERVICE_UNAVAILABLE, "shutting_down")
+    } else if service.worker_alive {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "failed")
+    };
+    let health = Health {
+        status,
+        busy: service.busy,
+        waiting: service.waiting,
+        queue_capacity: service.capacity,
+    };
+    json_response(code, &health)
+}
+
+/// What the server is and what it can do
+#[utoipa::path(
+    get,
+    path = "/",
+    tag = "server",
+    responses((status = 200, description = "Facts", body = ServiceInfo))
+)]
+pub(super) async fn service_info(State(state): State<AppState>) -> Response {
+    let model = state.images.info();
+    let prefix = super::path_prefix(&state.config);
+    let capabilities = model.capabilities;
+    let offered = [
+        (capabilities.image_edit, "POST", "/images/edits"),
+        (capabilities.text_to_image, "POST", "/images/generations"),
+        (capabilities.image_variation, "POST", "/images/variations"),
+        (true, "GET", "/models"),
+    ];
+    let offered = offered.into_iter().filter(|(is_offered, ..)| *is_offered);
+    let endpoints = offered.map(|(_, method, path)| format!("{method} {prefix}{path}"));
+    let info = ServiceInfo {
+        service: state.config.app_name.clone(),
+        version: state.config.app_version.clone(),
+        model: model.into(),
+        capabilities: capabilities.into(),
+        endpoints: endpoints.chain(["GET /health".to_owned()]).collect(),
+        docs: super::docs::UI_PATH,
+        openapi: super::docs::DOCUMENT_PATH,
+    };
+    json_response(StatusCode::OK, &info)
+}
+
+/// The loaded model, as OpenAI lists models
+#[utoipa::path(
+    get,
+    path = "/models",
+    tag = "models",
+    responses((status = 200, description = "A list of one", body = ModelList))
+)]
+pub(super) async fn models(State(state): State<AppState>) -> Response {
+    let list = ModelList { object: "list", data: vec![model_object(&state)] };
+    json_response(StatusCode::OK, &list)
+}
+
+/// The loaded model, if it has this name
+#[utoipa::path(
+    get,
+    path = "/models/{id}",
+    tag = "models",
+    params(("id" = String, Path, description = "The model's id, its last part, or a hosted name such as `gpt-image-1`")),
+    responses(
+        (status = 200, description = "The model", body = ModelObject),
+        (status = 404, description = "Another model", body = ErrorEnvelope),
+    )
+)]
+pub(super) async fn model(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    if !state.names.include(&id) {
+        return Err(ApiError::UnknownModel(quote(&id)));
+    }
+    Ok(json_response(StatusCode::OK, &model_object(&state)))
+}
+
+fn model_object(state: &AppState) -> ModelObject {
+    ModelObject {
+        id: state.images.info().id.clone(),
+        object: "model",
+        created: state.started,
+        owned_by: state.config.app_name.clone(),
+    }
+}
+
+/// Answers paths that are none.
+pub(super) async fn unknown_route(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
+    ApiError::UnknownRoute { method, path: quote(uri.path()) }
+}
+
+/// Answers methods that a path does not have; axum adds `Allow`.
+pub(super) async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
+    ApiError::WrongMethod { method, path: quote(uri.path()) }
+}

@@ -1,0 +1,123 @@
+//! One log line and one id per request.
+//!
+//! The line has the id, the route, the status and the time, and what was made.
+//! It never has prompts, pictures, keys, or paths that are no routes of ours.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::error::Cause;
+
+/// The header that carries a request's id, both ways.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest id of a client's own that is kept.
+const MAX_ID_LENGTH: usize = 128;
+
+/// What was made for a request; in its response's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct WorkDone {
+    pub(super) steps: usize,
+    /// `WIDTHxHEIGHT`.
+    pub(super) size: String,
+    pub(super) images: usize,
+}
+
+/// Middleware: gives the request an id and logs how it went.
+pub(super) async fn log_requests(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let matched = request.extensions().get::<MatchedPath>();
+    let mut line = LogLine {
+        id: id.clone(),
+        method: request.method().clone(),
+        route: matched.map_or("(none)", MatchedPath::as_str).to_owned(),
+        started: Instant::now(),
+        outcome: None,
+    };
+    let mut response = next.run(request).await;
+    line.outcome = Some(Outcome {
+        status: response.status(),
+        cause: response.extensions_mut().remove(),
+        work: response.extensions_mut().remove(),
+    });
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// The client's own id if it is short and plain, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_sane = |id: &&HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=MAX_ID_LENGTH).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    let given = headers.get(REQUEST_ID).filter(is_sane).cloned();
+    given.unwrap_or_else(|| {
+        let id = uuid::Uuid::new_v4().to_string();
+        // A UUID is plain ASCII: the alternative is never taken.
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("none"))
+    })
+}
+
+/// A log line that is written when it is dropped: also when the client leaves
+/// and the request is dropped half way.
+struct LogLine {
+    id: HeaderValue,
+    method: Method,
+    route: String,
+    started: Instant,
+    /// `None` until the response is there.
+    outcome: Option<Outcome>,
+}
+
+struct Outcome {
+    status: StatusCode,
+    cause: Option<Cause>,
+    work: Option<WorkDone>,
+}
+
+impl Drop for LogLine {
+    fn drop(&mut self) {
+        let id = self.id.to_str().unwrap_or_default();
+        let (method, route) = (&self.method, &self.route);
+        let milliseconds = self.started.elapsed().as_millis();
+        let Some(Outcome { status, cause, work }) = &self.outcome else {
+            tracing::info!(id, %method, route, milliseconds, "client went away");
+            return;
+        };
+        let status = status.as_u16();
+        if let Some(Cause(cause)) = cause {
+            tracing::error!(id, %method, route, status, milliseconds, cause, "request failed");
+        } else if let Some(WorkDone { steps, size, images }) = work {
+            tracing::info!(
+                id, %method, route, status, milliseconds, steps, size, n = images, "request answered"
+            );
+        } else if route == "/health" {
+            tracing::debug!(id, %method, route, status, milliseconds, "request answered");
+        } else {
+            tracing::info!(id, %method, route, status, milliseconds, "request answered");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sane_ids_are_kept_and_others_replaced() {
+        let id_for = |given: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_bytes(given).unwrap());
+            request_id(&headers)
+        };
+
+        assert_eq!(id_for(b"trace-7:a/b"), "trace-7:a/b");
+        for odd in [b"".as_slice(), b"two words", b"\xff", &[b'a'; 129]] {
+            assert_eq!(id_for(odd).len(), 36, "{odd:?}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Why a request was not served, by cause and by class.
+
+use crate::domain::ValidationError;
+use crate::model::ModelError;
+
+/// Why a request was not served: one variant per cause a caller can act upon.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// A value of the request is not one that can be served.
+    #[error(transparent)]
+    Invalid(#[from] ValidationError),
+    /// The request is fine, but the model cannot do this with it.
+    #[error("{reason}")]
+    Unsuitable {
+        /// The field at fault.
+        field: &'static str,
+        /// What is wrong with it: a whole sentence for the client.
+        reason: String,
+    },
+    /// The loaded model does not do this kind of work.
+    #[error("the loaded model does not offer {what}")]
+    NotOffered {
+        /// The work, in words for the client.
+        what: &'static str,
+        /// The field that asked for it, where one did.
+        field: Option<&'static str>,
+    },
+    /// As many requests are waiting as may wait.
+    #[error("the server is busy: {waiting} requests are waiting")]
+    Busy {
+        /// How many.
+        waiting: usize,
+    },
+    /// The service takes no more requests.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// The client went away, or the work was called off.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The model failed.
+    #[error("the model failed")]
+    Model(#[source] ModelError),
+    /// The model panicked; it goes on with the next request.
+    #[error("the model panicked: {message}")]
+    Panicked {
+        /// What the panic said; for the log, not for clients.
+        message: String,
+    },
+    /// The thread that owns the model has ended.
+    #[error("the thread of the model has ended")]
+    WorkerGone,
+}
+
+/// The class of a [`ServiceError`]: what an outer layer decides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The client can mend the request.
+    InvalidRequest {
+        /// The field at fault.
+        field: &'static str,
+        /// OpenAI's machine-readable word for the fault.
+        code: &'static str,
+    },
+    /// This server will never do it.
+    NotImplemented {
+        /// The field that asked for it, where one did.
+        field: Option<&'static str>,
+    },
+    /// Trying again soon may help.
+    Busy,
+    /// Another server may help.
+    ShuttingDown,
+    /// Nobody waits for the answer.
+    Cancelled,
+    /// A fault of ours or of the machine.
+    Internal,
+}
+
+impl ServiceError {
+    /// The class of this error.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid(ValidationError { field, code, .. }) => {
+                ErrorKind::InvalidRequest { field, code }
+            }
+            Self::Unsuitable { field, .. } => {
+                ErrorKind::InvalidRequest { field, code: "invalid_value" }
+            }
+            Self::NotOffered { field, .. } => ErrorKind::NotImplemented { field: *field },
+            Self::Busy { .. } => ErrorKind::Busy,
+            Self::ShuttingDown => ErrorKind::ShuttingDown,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Model(_) | Self::Panicked { .. } | Self::WorkerGone => ErrorKind::Internal,
+        }
+    }
+}
+
+impl From<ModelError> for ServiceError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Unsuitable { field, reason } => Self::Unsuitable { field, reason },
+            ModelError::Cancelled => Self::Cancelled,
+            ModelError::Tensor(_) | ModelError::BadOutput(_) => Self::Model(error),
+        }
+    }
+}

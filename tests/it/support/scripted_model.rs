@@ -1,0 +1,171 @@
+//! A model that does as the test says, without a tensor in it.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::mpsc::Receiver;
+
+use diffuser_api::domain::{
+    GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Task,
+};
+use diffuser_api::model::{
+    Capabilities, DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo,
+    RequestDefaults, StepObserver, StepProgress, TokenUsage,
+};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// What the model does with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    /// Tints the input.
+    Tint,
+    /// Waits for a release before each step.
+    StepOnRelease,
+    /// Makes steps until it is cancelled.
+    UntilCancelled,
+    /// Fails as a device does that is out of memory.
+    Fail,
+    /// Finds the request unsuitable.
+    FindUnsuitable,
+    /// Panics.
+    Panic,
+}
+
+/// What the model tells the test.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// It has begun with this request.
+    Started(Box<ImageRequest>),
+    /// The observer stopped it.
+    Cancelled,
+}
+
+pub(crate) struct ScriptedModel {
+    pub(crate) info: ModelInfo,
+    /// One for each request; then it tints.
+    pub(crate) script: VecDeque<Behaviour>,
+    pub(crate) events: UnboundedSender<Event>,
+    pub(crate) releases: Receiver<()>,
+}
+
+pub(crate) fn info() -> ModelInfo {
+    ModelInfo {
+        id: "test/scripted-edit".to_owned(),
+        pipeline: "ScriptedPipeline".to_owned(),
+        description: "Tints pictures.".to_owned(),
+        capabilities: Capabilities {
+            text_to_image: false,
+            image_edit: true,
+            image_variation: false,
+            inpainting: false,
+            mask: false,
+        },
+        defaults: RequestDefaults {
+            num_inference_steps: Steps::new(4).unwrap(),
+            true_cfg_scale: GuidanceScale::new(4.0).unwrap(),
+            negative_prompt: Some("default negative".to_owned()),
+        },
+        max_input_images: 3,
+        size_multiple: 16,
+        max_output_area: 1024 * 1024,
+        has_guidance_embedding: false,
+        device: "cpu".to_owned(),
+        dtype: "float32".to_owned(),
+        weight_bytes: 0,
+    }
+}
+
+impl DiffusionModel for ScriptedModel {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn generate(
+        &mut self,
+        request: &ImageRequest,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Generation, ModelError> {
+        let behaviour = self.script.pop_front().unwrap_or(Behaviour::Tint);
+        let _ = self.events.send(Event::Started(Box::new(request.clone())));
+        match behaviour {
+            Behaviour::Tint | Behaviour::StepOnRelease | Behaviour::UntilCancelled => {}
+            Behaviour::Fail => {
+                let reason = "out of memory at /secret/path".to_owned();
+                return Err(ModelError::Tensor(candle_core::Error::Msg(reason)));
+            }
+            Behaviour::FindUnsuitable => {
+                return Err(ModelError::Unsuitable {
+                    field: "prompt",
+                    reason: "Invalid 'prompt': too many tokens.".to_owned(),
+                });
+            }
+            Behaviour::Panic => panic!("scripted panic at /secret/path"),
+        }
+        let images = (0..request.count.get())
+            .map(|index| self.make(request, index, behaviour, observer))
+            .collect::<Result<_, _>>()?;
+        Ok(Generation {
+            images,
+            usage: TokenUsage {
+                input_text_tokens: 5,
+                input_image_tokens: 7,
+                output_image_tokens: 11 * request.count.get(),
+            },
+        })
+    }
+}
+
+impl ScriptedModel {
+    fn make(
+        &mut self,
+        request: &ImageRequest,
+        image: usize,
+        behaviour: Behaviour,
+        observer: &mut dyn StepObserver,
+    ) -> Result<GeneratedImage, ModelError> {
+        let total_steps = request.steps.get();
+        let mut step = 0;
+        while step < total_steps {
+            if behaviour == Behaviour::StepOnRelease {
+                // A test that has ended releases nothing any more.
+                let _ = self.releases.recv();
+            }
+            if behaviour == Behaviour::UntilCancelled {
+                std::thread::yield_now();
+            } else {
+                step += 1;
+            }
+            let progress = StepProgress { image, step, total_steps };
+            if let ControlFlow::Break(()) = observer.on_step(progress) {
+                let _ = self.events.send(Event::Cancelled);
+                return Err(ModelError::Cancelled);
+            }
+        }
+        let seed = request.seed.of_image(image);
+        let tint = seed.get().to_le_bytes()[0];
+        Ok(GeneratedImage { image: tinted(request, self.info.size_multiple, tint), seed })
+    }
+}
+
+/// The first input picture (or grey), cut or repeated to size, plus a colour.
+fn tinted(request: &ImageRequest, multiple: usize, tint: u8) -> RgbImage {
+    let source = match &request.task {
+        Task::Generate => RgbImage::filled(64, 64, [128; 3]),
+        Task::Edit { images } => images[0].clone(),
+        Task::Vary { image, .. } => image.clone(),
+    };
+    let size = match request.size {
+        OutputSize::Exact(size) => size,
+        OutputSize::Reference => ImageSize::new(source.width(), source.height()).unwrap(),
+    };
+    let floor = |side: usize| (side / multiple).max(1) * multiple;
+    let (width, height) = (floor(size.width()), floor(size.height()));
+    let mut pixels = Vec::with_capacity(width * height * 3);
+    for y in 0..height {
+        for x in 0..width {
+            let at = (y % source.height() * source.width() + x % source.width()) * 3;
+            let [red, green, blue] = [0, 1, 2].map(|channel| source.pixels()[at + channel]);
+            pixels.extend([red.wrapping_add(tint), green, blue]);
+        }
+    }
+    RgbImage::new(width, height, pixels).unwrap()
+}
