@@ -3,6 +3,7 @@
 //!
 //! The layers, from the outside in; each names only those below it:
 //!
+//! - [`cli`] is what may be typed;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`service`] owns the queue and the thread on which the model lives;
@@ -11,6 +12,7 @@
 //! - [`domain`] is the vocabulary of them all.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod hub;
