@@ -171,7 +171,13 @@ mod tests {
 
     #[test]
     fn pull_takes_a_model_and_perhaps_a_revision() {
-        let typed = ["diffuser-api", "pull", "Qwen/Qwen-Image-Edit", "--revision", "v1"];
+        let typed = [
+            "diffuser-api",
+            "pull",
+            "Qwen/Qwen-Image-Edit",
+            "--revision",
+            "v1",
+        ];
         let command = Cli::try_parse_from(typed).unwrap().into_command();
 
         let Command::Pull(args) = command else {

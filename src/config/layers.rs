@@ -112,7 +112,11 @@ impl Layers {
             } else if is_section {
                 match value.into_dict() {
                     Some(section) => self.add_dict(&path, section, origin),
-                    None => self.refuse(path, "expected a section: [name], then its settings", origin),
+                    None => self.refuse(
+                        path,
+                        "expected a section: [name], then its settings",
+                        origin,
+                    ),
                 }
             } else {
                 let meant = nearest(&path, KEYS.iter().map(|key| key.path));

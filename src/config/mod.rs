@@ -35,9 +35,7 @@ pub use values::UnknownChoice;
 use crate::api::ApiConfig;
 use crate::domain::{GuidanceScale, Prompt, Steps};
 use crate::hub::HubConfig;
-use crate::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig,
-};
+use crate::model::{CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig};
 use crate::service::ServiceConfig;
 use layers::Layers;
 
