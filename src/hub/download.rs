@@ -335,9 +335,10 @@ impl<'a> Download<'a> {
 
     /// What went wrong with the request for `file`.
     fn failed(&self, error: ApiError, url: &str, file: &str) -> HubError {
-        let status = match &error {
-            ApiError::RequestError(request) => request.status().map(|status| status.as_u16()),
-            _ => None,
+        let status = if let ApiError::RequestError(request) = &error {
+            request.status().map(|status| status.as_u16())
+        } else {
+            None
         };
         match status {
             Some(404) => self.faulty(PlanFault::Missing {
