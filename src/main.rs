@@ -197,10 +197,7 @@ fn message_of(error: &anyhow::Error) -> String {
         return faults.to_string();
     }
     // Further lines are a backtrace, which candle's errors may carry.
-    let first_line = |cause: &dyn std::error::Error| {
-        let text = cause.to_string();
-        text.lines().next().unwrap_or_default().to_owned()
-    };
-    let causes: Vec<String> = error.chain().map(first_line).collect();
-    causes.join(": ")
+    let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    let causes = error.chain().map(|cause| first_line(cause.to_string()));
+    causes.collect::<Vec<_>>().join(": ")
 }
