@@ -7,10 +7,12 @@
 //! ```
 #![expect(
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "a client shows what the server answered"
 )]
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
@@ -64,8 +66,17 @@ struct EditArgs {
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let cli = Cli::parse();
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
     let server = Server {
         client: Client::new(),
         address: cli.api_url.trim_end_matches('/').to_owned(),
@@ -88,7 +99,10 @@ async fn edit(server: &Server, args: &EditArgs) -> Result<()> {
         form = form.part("image[]", picture_part(path)?);
     }
     let numbers = [
-        ("num_inference_steps", args.steps.map(|steps| steps.to_string())),
+        (
+            "num_inference_steps",
+            args.steps.map(|steps| steps.to_string()),
+        ),
         ("true_cfg_scale", args.cfg.map(|scale| scale.to_string())),
         ("seed", args.seed.map(|seed| seed.to_string())),
     ];
@@ -111,8 +125,7 @@ async fn edit(server: &Server, args: &EditArgs) -> Result<()> {
 }
 
 fn picture_part(path: &Path) -> Result<Part> {
-    let content =
-        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let content = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(Part::bytes(content).file_name(name.into_owned()))
 }

@@ -25,7 +25,11 @@ use diffuser_api::model::{
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let mut next = |name| arguments.next().with_context(|| format!("{name} is missing"));
+    let mut next = |name| {
+        arguments
+            .next()
+            .with_context(|| format!("{name} is missing"))
+    };
     let (input, prompt, output) = (next("INPUT")?, next("PROMPT")?, next("OUTPUT")?);
     let id = arguments.next().unwrap_or_else(|| "tiny-random".to_owned());
 
