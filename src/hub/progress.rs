@@ -32,7 +32,7 @@ impl Progress {
             Self::Log => ProgressBar::hidden(),
             Self::Bar => {
                 let template =
-                    "{bytes}/{total_bytes} [{wide_bar}] {bytes_per_sec} {eta} left  {msg}";
+                    "{bytes}/{total_bytes} [{bar:20}] {bytes_per_sec}, {eta} left  {wide_msg}";
                 let style = ProgressStyle::with_template(template)
                     .unwrap_or_else(|_| ProgressStyle::default_bar());
                 ProgressBar::new(0).with_style(style)

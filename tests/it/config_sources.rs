@@ -570,3 +570,25 @@ fn is_setting(comment: &str) -> bool {
             .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
     })
 }
+
+#[test]
+fn the_program_tells_its_faults_on_standard_error_and_fails() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
+        .args(["--device", "gpu", "--port", "-1"])
+        .env_clear()
+        .env("DIFFUSER_TORCH_DTYPE", "int4")
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "diffuser-api: 3 faulty settings:
+  server.port: expected a whole number from 0 to 65535, got '-1' (flag --port)
+  model.device: expected auto, cpu, cuda, cuda:N or metal, got 'gpu' (flag --device)
+  model.dtype: expected auto, float32, bfloat16 or float16, got 'int4' \
+(environment variable DIFFUSER_TORCH_DTYPE)
+"
+    );
+}

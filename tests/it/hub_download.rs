@@ -765,3 +765,34 @@ fn a_repository_that_is_no_pipeline_says_so() {
 
     assert_eq!(message, "owner/model: there is no model_index.json");
 }
+
+#[test]
+fn pull_prints_the_folder_and_nothing_else() {
+    let hub = FakeHub::start();
+    let pull = |model| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
+            .args(["pull", model])
+            .env("HF_ENDPOINT", hub.config().endpoint)
+            .env("HF_HUB_CACHE", hub.cache.path())
+            .env_remove("HF_HUB_OFFLINE")
+            .output()
+            .unwrap()
+    };
+
+    let done = pull("owner/model");
+
+    let printed = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success(), "{printed}");
+    let folder = fetch(&hub.offline(), None).unwrap();
+    assert_eq!(printed, format!("{}\n", folder.display()));
+
+    let refused = pull("no-owner");
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success());
+    assert!(refused.stdout.is_empty());
+    assert_eq!(
+        message,
+        "diffuser-api: 'no-owner' is no repository: \
+         expected owner/name, such as Qwen/Qwen-Image-Edit\n"
+    );
+}
