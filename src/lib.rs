@@ -3,16 +3,19 @@
 //!
 //! The layers, from the outside in; each names only those below it:
 //!
+//! - [`cli`] is what may be typed;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`service`] owns the queue and the thread on which the model lives;
 //! - [`model`] holds the models, behind [`model::DiffusionModel`];
-//! - [`telemetry`] sets up the logs;
-//! - [`nn`], [`imaging`], [`hub`] serve the models: layers, pictures, downloads;
-//! - [`domain`] is the vocabulary of them all.
+//! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
+//!   layers, weights and their configuration, devices, pictures, downloads;
+//! - [`domain`] is the vocabulary of them all;
+//! - [`telemetry`] sets up the logs.
 
 pub mod api;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod device;
 pub mod domain;

@@ -1,2 +1,197 @@
-//! placeholder
-fn main() {}
+//! The program: from flags to a server that answers, and to its end.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use diffuser_api::api;
+use diffuser_api::cli::{Cli, Command, PullArgs, ServeArgs};
+use diffuser_api::config::{
+    Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub,
+};
+use diffuser_api::domain::RgbImage;
+use diffuser_api::hub::{Progress, fetch_snapshot};
+use diffuser_api::model;
+use diffuser_api::service::{ImageService, WorkerHandle};
+use diffuser_api::telemetry;
+use tokio::net::TcpSocket;
+use tracing::info;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().into_command() {
+        Command::Serve(args) => serve(args),
+        Command::Pull(args) => pull(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "there may be no log yet")]
+            {
+                eprintln!("diffuser-api: {}", message_of(&error));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: ServeArgs) -> Result<()> {
+    let config =
+        Config::load(&Sources { environment: Environment::of_process(), flags: args.into() })?;
+    telemetry::init(&config.log_filter)?;
+    let picture = warm_up_picture(&config.warmup)?;
+
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let result = runtime.block_on(run(config, picture));
+    // Whoever stops the program while it loads does not want to wait for that.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(config: Config, picture: Option<RgbImage>) -> Result<()> {
+    let socket = reserve(&config.listen).await?;
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let (service, worker) = tokio::select! {
+        started = start(&config, picture) => started?,
+        () = signals.next() => return Ok(()),
+    };
+
+    let listener = socket.listen(1024).context("cannot listen")?;
+    let mut address = listener.local_addr()?;
+    if address.ip().is_unspecified() {
+        // Every card was asked for; this machine's own is one that a click finds.
+        address.set_ip(if address.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    info!("listening; open http://{address}/docs");
+
+    api::serve(listener, service, config.api, first_of(signals)).await?;
+    tokio::task::spawn_blocking(|| worker.join()).await?;
+    info!("all answered; leaving");
+    Ok(())
+}
+
+/// Loads the model on the thread that will own it, and warms it up.
+async fn start(config: &Config, picture: Option<RgbImage>) -> Result<(ImageService, WorkerHandle)> {
+    info!(model = config.model.id, device = ?config.model.device, dtype = ?config.model.dtype, "loading");
+    let (model, hub) = (config.model.clone(), config.hub.clone());
+    let settings = config.service.clone();
+    let load = move || ImageService::start(settings, move || model::load(&model, &hub));
+    let loaded = tokio::task::spawn_blocking(load).await?;
+    let (service, worker) =
+        loaded.with_context(|| format!("cannot load the model '{}'", config.model.id))?;
+
+    let model = service.info();
+    let weights = indicatif::BinaryBytes(model.weight_bytes as u64);
+    info!(model = model.id, device = model.device, dtype = model.dtype, %weights, "loaded");
+    if config.warmup.enabled {
+        let seconds = service.warm_up(picture).await.context("warm-up failed")?;
+        info!(seconds, "warmed up");
+    }
+    Ok((service, worker))
+}
+
+fn pull(args: &PullArgs) -> Result<()> {
+    let hub = load_hub(&Environment::of_process())?;
+    telemetry::init("warn,diffuser_api=info")?;
+
+    let repository = args.model.parse()?;
+    let progress = Progress::for_terminal();
+    let folder = fetch_snapshot(&repository, args.revision.as_deref(), &hub, progress)?;
+
+    #[expect(clippy::print_stdout, reason = "the folder is what was asked for")]
+    {
+        println!("{}", folder.display());
+    }
+    Ok(())
+}
+
+/// Reads the picture before the model is loaded: if it is faulty, that is told
+/// in a moment and not in minutes.
+fn warm_up_picture(config: &WarmupConfig) -> Result<Option<RgbImage>> {
+    let Some(path) = config.image_path.as_ref().filter(|_| config.enabled) else {
+        return Ok(None);
+    };
+    let read = || -> Result<RgbImage> {
+        let reader = image::ImageReader::open(path)?.with_guessed_format()?;
+        let picture = reader.decode()?.into_rgb8();
+        let (width, height) = (picture.width() as usize, picture.height() as usize);
+        Ok(RgbImage::new(width, height, picture.into_raw())?)
+    };
+    let picture = read().with_context(|| format!("warm-up picture {}", path.display()))?;
+    Ok(Some(picture))
+}
+
+/// Takes the address without listening yet: if another program has it, that is
+/// told before the model is loaded, and nobody waits in line meanwhile.
+async fn reserve(listen: &ListenConfig) -> Result<TcpSocket> {
+    let name = (listen.host.as_str(), listen.port);
+    let cannot = || format!("cannot listen on {} port {}", listen.host, listen.port);
+    let mut result = Err(std::io::Error::other("the name has no address"));
+    for address in tokio::net::lookup_host(name).await.with_context(cannot)? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // As every server does, so that a restart need not wait for old connections.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        result = socket.bind(address).map(|()| socket);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result.with_context(cannot)
+}
+
+/// Completes with the first signal; a second one then ends the program at once.
+async fn first_of(mut signals: Signals) {
+    signals.next().await;
+    info!("finishing the running picture; a second signal leaves at once");
+    tokio::spawn(async move {
+        signals.next().await;
+        std::process::exit(130);
+    });
+}
+
+/// Ctrl-c, and on Unix SIGTERM.
+struct Signals {
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// From now on the signals no longer end the program by themselves.
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            #[cfg(unix)]
+            terminate: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        // Where ctrl-c cannot be had, SIGTERM is left.
+        let interrupt = async {
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        #[cfg(unix)]
+        tokio::select! {
+            () = interrupt => {}
+            _ = self.terminate.recv() => {}
+        }
+        #[cfg(not(unix))]
+        interrupt.await;
+    }
+}
+
+/// The error with its causes in one line. Faulty settings have a line each.
+fn message_of(error: &anyhow::Error) -> String {
+    if let Some(faults) = error.downcast_ref::<ConfigError>() {
+        return faults.to_string();
+    }
+    // Further lines are a backtrace, which candle's errors may carry.
+    let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    let causes = error.chain().map(|cause| first_line(cause.to_string()));
+    causes.collect::<Vec<_>>().join(": ")
+}

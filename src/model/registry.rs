@@ -10,7 +10,7 @@ use super::{
 use super::{embedded, qwen_image};
 use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::domain::{GuidanceScale, Steps, ValidationError};
-use crate::hub::HubConfig;
+use crate::hub::{HubConfig, Progress, RepositoryId, fetch_snapshot};
 
 /// Every pipeline class that is served: one line a model.
 const MODELS: &[ModelEntry] = &[qwen_image::EDIT];
@@ -61,14 +61,15 @@ fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, String), Loa
         return Ok((Snapshot::Directory(path.to_owned()), name));
     }
     let unknown = |reason| LoadError::UnknownModel { id: id.clone(), reason };
-    let Ok(repository) = id.parse::<crate::hub::RepositoryId>() else {
+    let Ok(repository) = id.parse::<RepositoryId>() else {
         let names = embedded::names().join("', '");
         return Err(unknown(format!(
             "it is no embedded model ('{names}'), no folder, and no repository id such as \
              'Qwen/Qwen-Image-Edit'"
         )));
     };
-    let folder = crate::hub::fetch_snapshot(&repository, config.revision.as_deref(), hub)?;
+    let folder =
+        fetch_snapshot(&repository, config.revision.as_deref(), hub, Progress::for_terminal())?;
     Ok((Snapshot::Directory(folder), id.clone()))
 }
 

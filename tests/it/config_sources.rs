@@ -1,1 +1,527 @@
-//! Not written yet.
+//! Settings: where they come from, which one wins, and what is refused.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use diffuser_api::config::{
+    Config, ConfigError, Environment, Fault, Flags, KEYS, Sources, load_hub,
+};
+use diffuser_api::domain::{GuidanceScale, Steps};
+use diffuser_api::model::{DeviceChoice, DtypeChoice};
+
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
+/// Loads from the environment alone; the token file is looked for where none is.
+fn load(variables: Variables) -> Result<Config, ConfigError> {
+    load_with(variables, Flags::default())
+}
+
+fn load_with(variables: Variables, flags: Flags) -> Result<Config, ConfigError> {
+    let nowhere = [("HF_HOME", "/nowhere/huggingface")];
+    let environment = nowhere.iter().chain(variables).copied().collect();
+    Config::load(&Sources { environment, flags })
+}
+
+/// Loads from a file with this text, and the path that it had.
+fn load_file(text: &str, variables: Variables) -> (Result<Config, ConfigError>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("settings.toml");
+    std::fs::write(&path, text).unwrap();
+    let flags = Flags { config: Some(path.clone()), ..Flags::default() };
+    (load_with(variables, flags), path.display().to_string())
+}
+
+fn faults(result: Result<Config, ConfigError>) -> Vec<Fault> {
+    result.expect_err("the settings are faulty").faults
+}
+
+#[test]
+fn without_any_source_the_documented_defaults_hold() {
+    let config = load(&[]).unwrap();
+
+    assert_eq!(config.listen.host, "127.0.0.1");
+    assert_eq!(config.listen.port, 8000);
+    assert_eq!(config.api.api_prefix, "/v1");
+    assert_eq!(config.api.app_name, "Diffuser API");
+    assert_eq!(config.api.app_version, env!("CARGO_PKG_VERSION"));
+    assert_eq!(config.api.max_upload_bytes, 134_217_728);
+    assert_eq!(config.api.max_image_pixels, 67_108_864);
+    assert_eq!(config.model.id, "tiny-random");
+    assert_eq!(config.model.name, None);
+    assert_eq!(config.model.device, DeviceChoice::Auto);
+    assert_eq!(config.model.dtype, DtypeChoice::Auto);
+    assert_eq!(config.model.defaults, Default::default());
+    assert_eq!(config.model.capabilities, Default::default());
+    assert_eq!(config.service.queue_capacity, 64);
+    assert!(!config.warmup.enabled);
+    assert_eq!(config.log_filter, "info");
+    assert_eq!(config.hub.endpoint, "https://huggingface.co");
+}
+
+#[test]
+fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
+    let file = "[server]\nhost = \"file\"\nport = 1\napp_name = \"file\"\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("settings.toml");
+    std::fs::write(&path, file).unwrap();
+    let flags = Flags { config: Some(path), host: Some("flag".to_owned()), ..Flags::default() };
+    let variables = [("DIFFUSER_HOST", "variable"), ("DIFFUSER_PORT", "2")];
+
+    let config = load_with(&variables, flags).unwrap();
+
+    assert_eq!(config.listen.host, "flag");
+    assert_eq!(config.listen.port, 2);
+    assert_eq!(config.api.app_name, "file");
+    assert_eq!(config.api.api_prefix, "/v1");
+}
+
+#[test]
+fn the_file_can_be_named_by_variable_and_the_flag_beats_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [by_variable, by_flag] = ["variable", "flag"].map(|name| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("[server]\napp_name = \"{name}\"\n")).unwrap();
+        path
+    });
+    let variables = [("DIFFUSER_CONFIG", by_variable.to_str().unwrap())];
+    let flags = Flags { config: Some(by_flag), ..Flags::default() };
+
+    assert_eq!(load(&variables).unwrap().api.app_name, "variable");
+    assert_eq!(load_with(&variables, flags).unwrap().api.app_name, "flag");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_fault() {
+    let found = faults(load(&[("DIFFUSER_CONFIG", "/nowhere/settings.toml")]));
+
+    let [fault] = found.as_slice() else {
+        panic!("{found:?}");
+    };
+    let message = fault.to_string();
+    assert!(message.contains("/nowhere/settings.toml"), "{message}");
+    assert!(message.contains("DIFFUSER_CONFIG"), "{message}");
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_a_fault_with_its_line() {
+    let (result, path) = load_file("[server]\nport = = 1\n", &[]);
+
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains(&path), "{message}");
+    assert!(message.contains("line 2"), "{message}");
+}
+
+#[test]
+fn every_variable_works() {
+    let config = load(&[
+        ("DIFFUSER_HOST", "::1"),
+        ("DIFFUSER_PORT", "9000"),
+        ("DIFFUSER_API_PREFIX", "/images/v2"),
+        ("DIFFUSER_APP_NAME", "Mine"),
+        ("DIFFUSER_APP_VERSION", "1.0"),
+        ("DIFFUSER_MAX_UPLOAD_BYTES", "1000"),
+        ("DIFFUSER_MAX_IMAGE_PIXELS", "2000"),
+        ("DIFFUSER_MODEL_ID", "Qwen/Qwen-Image-Edit"),
+        ("DIFFUSER_MODEL_NAME", "2511"),
+        ("DIFFUSER_MODEL_REVISION", "1234567"),
+        ("DIFFUSER_DEVICE", "cuda:1"),
+        ("DIFFUSER_TORCH_DTYPE", "bfloat16"),
+        ("DIFFUSER_IMAGE_AREA", "4096"),
+        ("DIFFUSER_CONDITION_AREA", "1024"),
+        ("DIFFUSER_DEFAULT_NUM_INFERENCE_STEPS", "20"),
+        ("DIFFUSER_DEFAULT_TRUE_CFG_SCALE", "3"),
+        ("DIFFUSER_DEFAULT_GUIDANCE_SCALE", "7.5"),
+        ("DIFFUSER_DEFAULT_NEGATIVE_PROMPT", "blurry"),
+        ("DIFFUSER_MODEL_CAP_SUPPORTS_TEXT_TO_IMAGE", "false"),
+        ("DIFFUSER_MODEL_CAP_SUPPORTS_IMAGE_EDIT", "true"),
+        ("DIFFUSER_MODEL_CAP_SUPPORTS_IMAGE_VARIATION", "no"),
+        ("DIFFUSER_MODEL_CAP_SUPPORTS_INPAINTING", "0"),
+        ("DIFFUSER_MODEL_CAP_SUPPORTS_MASK", "YES"),
+        ("DIFFUSER_QUEUE_CAPACITY", "3"),
+        ("DIFFUSER_ENABLE_WARMUP", "True"),
+        ("DIFFUSER_WARMUP_IMAGE_PATH", "/pictures/a.png"),
+        ("DIFFUSER_LOG_FILTER", "debug"),
+    ])
+    .unwrap();
+
+    assert_eq!((config.listen.host.as_str(), config.listen.port), ("::1", 9000));
+    assert_eq!(config.api.api_prefix, "/images/v2");
+    assert_eq!(config.api.app_name, "Mine");
+    assert_eq!(config.api.app_version, "1.0");
+    assert_eq!(config.api.max_upload_bytes, 1000);
+    assert_eq!(config.api.max_image_pixels, 2000);
+    assert_eq!(config.model.id, "Qwen/Qwen-Image-Edit");
+    assert_eq!(config.model.name.as_deref(), Some("2511"));
+    assert_eq!(config.model.revision.as_deref(), Some("1234567"));
+    assert_eq!(config.model.device, DeviceChoice::Cuda(1));
+    assert_eq!(config.model.dtype, DtypeChoice::Bfloat16);
+    assert_eq!(config.model.image_area, Some(4096));
+    assert_eq!(config.model.condition_area, Some(1024));
+    let defaults = &config.model.defaults;
+    assert_eq!(defaults.num_inference_steps.map(Steps::get), Some(20));
+    assert_eq!(defaults.true_cfg_scale.map(GuidanceScale::get), Some(3.0));
+    assert_eq!(defaults.guidance_scale.map(GuidanceScale::get), Some(7.5));
+    assert_eq!(defaults.negative_prompt.as_deref(), Some("blurry"));
+    let capabilities = config.model.capabilities;
+    assert_eq!(capabilities.text_to_image, Some(false));
+    assert_eq!(capabilities.image_edit, Some(true));
+    assert_eq!(capabilities.image_variation, Some(false));
+    assert_eq!(capabilities.inpainting, Some(false));
+    assert_eq!(capabilities.mask, Some(true));
+    assert_eq!(config.service.queue_capacity, 3);
+    assert!(config.warmup.enabled);
+    assert_eq!(config.warmup.image_path, Some(PathBuf::from("/pictures/a.png")));
+    assert_eq!(config.log_filter, "debug");
+}
+
+#[test]
+fn every_variable_of_the_table_reaches_its_setting() {
+    for key in KEYS {
+        for variable in [Some(key.variable), key.alias].into_iter().flatten() {
+            // Only a setting that takes any text takes this.
+            let refused = format!("\t={}", "x".repeat(40_000));
+            let is_free_text = load(&[(variable, &refused)]).is_ok();
+            if is_free_text {
+                let changed = load(&[(variable, "other")]).unwrap();
+                assert_ne!(changed, load(&[]).unwrap(), "{variable}");
+            } else {
+                let fault = &faults(load(&[(variable, &refused)]))[0];
+                assert_eq!(fault.key, key.path);
+                assert_eq!(fault.origin, format!("environment variable {variable}"));
+                let value = fault.value.as_deref().unwrap();
+                assert!(value.len() < 100, "{value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn capability_variables_of_the_original_system_work_without_our_prefix() {
+    let config = load(&[
+        ("MODEL_CAP_SUPPORTS_TEXT_TO_IMAGE", "false"),
+        ("MODEL_CAP_SUPPORTS_IMAGE_EDIT", "1"),
+        ("MODEL_CAP_SUPPORTS_IMAGE_VARIATION", "0"),
+        ("MODEL_CAP_SUPPORTS_INPAINTING", "true"),
+        ("MODEL_CAP_SUPPORTS_MASK", "false"),
+        ("DIFFUSER_MODEL_CAP_SUPPORTS_MASK", "true"),
+    ])
+    .unwrap();
+
+    let capabilities = config.model.capabilities;
+    assert_eq!(capabilities.text_to_image, Some(false));
+    assert_eq!(capabilities.image_edit, Some(true));
+    assert_eq!(capabilities.image_variation, Some(false));
+    assert_eq!(capabilities.inpainting, Some(true));
+    assert_eq!(capabilities.mask, Some(true), "ours wins");
+}
+
+#[test]
+fn the_environment_of_the_original_system_starts_this_one() {
+    let config = load(&[
+        ("DIFFUSER_APP_NAME", "Diffuser API - OpenAI Compatible"),
+        ("DIFFUSER_APP_VERSION", "1.0.0"),
+        ("DIFFUSER_API_PREFIX", "/v1"),
+        ("DIFFUSER_MODEL_ID", "Qwen/Qwen-Image-Edit"),
+        ("DIFFUSER_MODEL_NAME", "qwen-image-edit"),
+        ("DIFFUSER_TORCH_DTYPE", "bfloat16"),
+        ("DIFFUSER_DEVICE", "mps"),
+        ("DIFFUSER_DEFAULT_NUM_INFERENCE_STEPS", "50"),
+        ("DIFFUSER_DEFAULT_GUIDANCE_SCALE", "7.5"),
+        ("DIFFUSER_DEFAULT_TRUE_CFG_SCALE", "4.0"),
+        ("DIFFUSER_DEFAULT_NEGATIVE_PROMPT", " "),
+        ("DIFFUSER_HOST", "0.0.0.0"),
+        ("DIFFUSER_PORT", "8000"),
+        ("DIFFUSER_WORKERS", "1"),
+        ("DIFFUSER_ENABLE_WARMUP", "false"),
+        ("DIFFUSER_WARMUP_IMAGE_PATH", ""),
+        ("RAY_MODEL_NUM_GPUS", "1"),
+    ])
+    .unwrap();
+
+    assert_eq!(config.model.device, DeviceChoice::Metal);
+    assert_eq!(config.warmup.image_path, None);
+    assert!(load(&[("DIFFUSER_WORKERS", "4")]).is_err());
+}
+
+#[test]
+fn a_single_blank_is_a_negative_prompt_and_so_is_nothing() {
+    for prompt in [" ", "", "  two  ", "12", "true", "[1]"] {
+        let config = load(&[("DIFFUSER_DEFAULT_NEGATIVE_PROMPT", prompt)]).unwrap();
+        assert_eq!(config.model.defaults.negative_prompt.as_deref(), Some(prompt));
+    }
+    let (config, _) = load_file("[defaults]\nnegative_prompt = \" \"\n", &[]);
+    assert_eq!(config.unwrap().model.defaults.negative_prompt.as_deref(), Some(" "));
+}
+
+#[test]
+fn texts_that_look_like_numbers_stay_texts() {
+    let config = load(&[
+        ("DIFFUSER_APP_VERSION", "1.0"),
+        ("DIFFUSER_APP_NAME", "true"),
+        ("DIFFUSER_MODEL_NAME", "2511"),
+        ("DIFFUSER_MODEL_ID", "007"),
+    ])
+    .unwrap();
+
+    assert_eq!(config.api.app_version, "1.0");
+    assert_eq!(config.api.app_name, "true");
+    assert_eq!(config.model.name.as_deref(), Some("2511"));
+    assert_eq!(config.model.id, "007");
+}
+
+#[test]
+fn an_empty_variable_is_not_set_except_where_emptiness_means_something() {
+    let config = load(&[
+        ("DIFFUSER_PORT", ""),
+        ("DIFFUSER_MODEL_NAME", ""),
+        ("DIFFUSER_ENABLE_WARMUP", ""),
+        ("DIFFUSER_API_PREFIX", ""),
+    ])
+    .unwrap();
+
+    assert_eq!(config.listen.port, 8000);
+    assert_eq!(config.model.name, None);
+    assert_eq!(config.api.api_prefix, "");
+}
+
+#[test]
+fn all_faults_are_told_at_once_with_value_and_origin() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("settings.toml");
+    std::fs::write(
+        &path,
+        "[server]\nport = 70000\napp_version = 1.0\nprot = 1\n[queue]\ncapacity = 0\n",
+    )
+    .unwrap();
+    let flags =
+        Flags { config: Some(path.clone()), device: Some("gpu".to_owned()), ..Flags::default() };
+    let variables = [
+        ("DIFFUSER_DEFAULT_NUM_INFERENCE_STEPS", "0"),
+        ("DIFFUSER_DEFAULT_TRUE_CFG_SCALE", "nan"),
+        ("DIFFUSER_ENABLE_WARMUP", "perhaps"),
+        ("DIFFUSER_MODLE_ID", "x"),
+        ("HF_HUB_OFFLINE", "sometimes"),
+    ];
+
+    let error = load_with(&variables, flags).unwrap_err();
+
+    let keys: BTreeSet<&str> = error.faults.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(
+        keys,
+        BTreeSet::from([
+            "server.port",
+            "server.app_version",
+            "server.prot",
+            "queue.capacity",
+            "model.device",
+            "defaults.num_inference_steps",
+            "defaults.true_cfg_scale",
+            "warmup.enabled",
+            "DIFFUSER_MODLE_ID",
+            "HF_HUB_OFFLINE",
+        ])
+    );
+    let message = error.to_string();
+    let file = path.display();
+    for line in [
+        format!("server.port: expected a whole number from 0 to 65535, got 70000 (file {file})"),
+        "model.device: expected auto, cpu, cuda, cuda:N or metal, got 'gpu' (flag --device)"
+            .to_owned(),
+        "warmup.enabled: expected true or false, got 'perhaps' \
+         (environment variable DIFFUSER_ENABLE_WARMUP)"
+            .to_owned(),
+        format!("server.prot: no such setting; did you mean server.port? (file {file})"),
+        "DIFFUSER_MODLE_ID: no such variable; did you mean DIFFUSER_MODEL_ID? (environment)"
+            .to_owned(),
+    ] {
+        assert!(message.contains(&line), "no\n  {line}\nin\n{message}");
+    }
+}
+
+#[test]
+fn unknown_sections_and_misplaced_settings_are_refused_with_a_hint() {
+    let (result, _) = load_file("port = 1\nserver = 2\n[modle]\nid = \"x\"\n", &[]);
+
+    let found = faults(result);
+    let message = format!("{:?}", found.iter().map(Fault::to_string).collect::<Vec<_>>());
+    assert!(message.contains("port: no such setting; did you mean server.port?"), "{message}");
+    assert!(message.contains("server: expected a section"), "{message}");
+    assert!(message.contains("modle: no such setting"), "{message}");
+    assert_eq!(found.len(), 3);
+}
+
+#[test]
+fn an_unknown_capability_is_refused_without_our_prefix_too() {
+    let found = faults(load(&[("MODEL_CAP_SUPPORTS_MASKS", "true")]));
+
+    assert_eq!(found.len(), 1);
+    assert!(found[0].expected.contains("MODEL_CAP_SUPPORTS_MASK?"));
+}
+
+#[test]
+fn addresses_that_kubernetes_adds_are_no_settings() {
+    let config = load(&[
+        ("DIFFUSER_API_SERVICE_HOST", "10.0.0.7"),
+        ("DIFFUSER_API_SERVICE_PORT", "8000"),
+        ("DIFFUSER_API_SERVICE_PORT_HTTP", "8000"),
+        ("DIFFUSER_API_PORT", "tcp://10.0.0.7:8000"),
+        ("DIFFUSER_API_PORT_8000_TCP", "tcp://10.0.0.7:8000"),
+        ("DIFFUSER_API_PORT_8000_TCP_ADDR", "10.0.0.7"),
+        ("DIFFUSER_API_PORT_8000_TCP_PORT", "8000"),
+        ("DIFFUSER_API_PORT_8000_TCP_PROTO", "tcp"),
+        ("DIFFUSER_PORT", "tcp://10.0.0.7:8000"),
+    ])
+    .unwrap();
+
+    assert_eq!(config.listen.port, 8000);
+    assert_eq!(config, load(&[]).unwrap());
+}
+
+#[test]
+fn the_prefix_is_a_path_or_nothing() {
+    for right in ["", "/v1", "/a/b-c_d.e~f"] {
+        let config = load(&[("DIFFUSER_API_PREFIX", right)]).unwrap();
+        assert_eq!(config.api.api_prefix, right);
+    }
+    for wrong in ["v1", "/", "/v1/", "//v1", "/v 1", "/{a}", "/a?b", "/*"] {
+        assert!(load(&[("DIFFUSER_API_PREFIX", wrong)]).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn numbers_are_checked_by_the_limits_of_requests() {
+    for (variable, right, wrong) in [
+        ("DIFFUSER_DEFAULT_NUM_INFERENCE_STEPS", ["1", "150"], ["151", "2.5"]),
+        ("DIFFUSER_DEFAULT_TRUE_CFG_SCALE", ["0", "20"], ["20.5", "inf"]),
+        ("DIFFUSER_DEFAULT_GUIDANCE_SCALE", ["0.0", "20.0"], ["-1", "four"]),
+        ("DIFFUSER_PORT", ["0", "65535"], ["65536", "-1"]),
+        ("DIFFUSER_QUEUE_CAPACITY", ["1", "64"], ["0", "1e3"]),
+    ] {
+        for value in right {
+            assert!(load(&[(variable, value)]).is_ok(), "{variable}={value}");
+        }
+        for value in wrong {
+            assert!(load(&[(variable, value)]).is_err(), "{variable}={value}");
+        }
+    }
+}
+
+#[test]
+fn the_log_filter_is_checked_and_ours_beats_rust_log() {
+    let filter = |variables: Variables| load(variables).map(|config| config.log_filter);
+
+    assert_eq!(filter(&[("RUST_LOG", "warn")]).unwrap(), "warn");
+    let both = [("RUST_LOG", "warn"), ("DIFFUSER_LOG_FILTER", "debug")];
+    assert_eq!(filter(&both).unwrap(), "debug");
+    let fault = &faults(load(&[("RUST_LOG", "a=b=c")]))[0];
+    assert_eq!(fault.origin, "environment variable RUST_LOG");
+}
+
+#[test]
+fn the_hub_goes_by_the_variables_of_its_own_tools() {
+    let hub = |variables: Variables| load_hub(&variables.iter().copied().collect()).unwrap();
+
+    assert_eq!(hub(&[("HOME", "/home/me")]).cache, Path::new("/home/me/.cache/huggingface/hub"));
+    let elsewhere = [("HOME", "/home/me"), ("XDG_CACHE_HOME", "/cache")];
+    assert_eq!(hub(&elsewhere).cache, Path::new("/cache/huggingface/hub"));
+    assert_eq!(hub(&[("HF_HOME", "/hf")]).cache, Path::new("/hf/hub"));
+    let both = [("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/data")];
+    assert_eq!(hub(&both).cache, Path::new("/data"));
+    let tilde = [("HOME", "/home/me"), ("HF_HOME", "~/hf")];
+    assert_eq!(hub(&tilde).cache, Path::new("/home/me/hf/hub"));
+
+    let mirror = [("HF_ENDPOINT", "https://mirror.example/"), ("HF_HUB_OFFLINE", "1")];
+    assert_eq!(hub(&mirror).endpoint, "https://mirror.example");
+    assert!(hub(&mirror).offline);
+    assert!(!hub(&[("HF_HUB_OFFLINE", "0")]).offline);
+    assert!(load_hub(&Environment::from_iter([("HF_ENDPOINT", "mirror")])).is_err());
+}
+
+#[test]
+fn the_token_is_a_variable_or_a_file_and_never_printed() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("token"), "hf_from_file\n").unwrap();
+    let home = home.path().to_str().unwrap();
+    let token =
+        |variables: Variables| load_hub(&variables.iter().copied().collect()).unwrap().token;
+
+    assert_eq!(token(&[("HF_HOME", home)]).as_deref(), Some("hf_from_file"));
+    let both = [("HF_HOME", home), ("HF_TOKEN", "hf_from_variable")];
+    assert_eq!(token(&both).as_deref(), Some("hf_from_variable"));
+    assert_eq!(token(&[("HF_HOME", "/nowhere")]), None);
+    let printed = format!("{:?}", load(&[("HF_TOKEN", "hf_secret")]).unwrap());
+    assert!(!printed.contains("hf_secret"), "{printed}");
+}
+
+#[test]
+fn every_configuration_file_of_the_project_loads() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let flags = Flags { config: Some(path.clone()), ..Flags::default() };
+        let config = load_with(&[], flags).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if name == "qwen-image-edit-cuda.toml" {
+            assert_eq!(config.model.id, "Qwen/Qwen-Image-Edit");
+            assert_eq!(config.model.device, DeviceChoice::Cuda(0));
+            assert_eq!(config.model.dtype, DtypeChoice::Bfloat16);
+            assert_eq!(config.model.defaults.negative_prompt.as_deref(), Some(" "));
+            assert!(config.warmup.enabled);
+        }
+        names.insert(name);
+    }
+    assert!(names.contains("default.toml"), "{names:?}");
+    assert!(names.contains("tiny-random.toml"), "{names:?}");
+    assert!(names.contains("qwen-image-edit-cuda.toml"), "{names:?}");
+}
+
+#[test]
+fn the_default_file_documents_every_setting_and_its_variable() {
+    let text = include_str!("../../config/default.toml");
+    let with_all_settings: String = text
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|rest| is_setting(rest)).unwrap_or(line))
+        .map(|line| format!("{line}\n"))
+        .collect();
+
+    let (config, _) = load_file(&with_all_settings, &[]);
+
+    config.expect("the settings behind a # are valid, too");
+    for key in KEYS {
+        let (section, name) = key.path.split_once('.').unwrap();
+        let section = with_all_settings.split(&format!("[{section}]\n")).nth(1).unwrap();
+        let section = section.split("\n[").next().unwrap();
+        assert!(section.contains(&format!("\n{name} = ")), "{}", key.path);
+        assert!(section.contains(key.variable), "{}", key.variable);
+    }
+}
+
+/// Whether a comment is a setting that was commented out.
+fn is_setting(comment: &str) -> bool {
+    comment
+        .split_once(" = ")
+        .is_some_and(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
+}
+
+#[test]
+fn the_program_tells_its_faults_on_standard_error_and_fails() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
+        .args(["--device", "gpu", "--port", "-1"])
+        .env_clear()
+        .env("DIFFUSER_TORCH_DTYPE", "int4")
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "diffuser-api: 3 faulty settings:
+  server.port: expected a whole number from 0 to 65535, got '-1' (flag --port)
+  model.device: expected auto, cpu, cuda, cuda:N or metal, got 'gpu' (flag --device)
+  model.dtype: expected auto, float32, bfloat16 or float16, got 'int4' \
+(environment variable DIFFUSER_TORCH_DTYPE)
+"
+    );
+}

@@ -1,0 +1,91 @@
+//! The library without HTTP: load a model, edit a picture, save the result.
+//!
+//! ```text
+//! cargo run --example edit_image -- photo.png "make the sky pink" pink.png
+//! cargo run --example edit_image -- photo.png "make the sky pink" pink.png Qwen/Qwen-Image-Edit
+//! ```
+//!
+//! Without a model's name it is the embedded one, whose weights are random: it
+//! shows the way, not a picture. A downloaded model is looked for in the cache
+//! that `diffuser-api pull` fills, and fetched if it is not there.
+#![expect(clippy::print_stdout, reason = "an example tells the person who runs it what it does")]
+
+use std::ops::ControlFlow;
+
+use anyhow::{Context, Result};
+use diffuser_api::config::{Environment, load_hub};
+use diffuser_api::domain::{ImageCount, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Task};
+use diffuser_api::model::{
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig, StepObserver,
+    StepProgress,
+};
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut next = |name| arguments.next().with_context(|| format!("{name} is missing"));
+    let (input, prompt, output) = (next("INPUT")?, next("PROMPT")?, next("OUTPUT")?);
+    let id = arguments.next().unwrap_or_else(|| "tiny-random".to_owned());
+
+    let hub = load_hub(&Environment::of_process())?;
+    let mut model = diffuser_api::model::load(&model_named(id), &hub)?;
+    let info = model.info().clone();
+    println!("loaded {} on {} in {}", info.id, info.device, info.dtype);
+
+    let negative_prompt = info.defaults.negative_prompt.map(Prompt::negative);
+    let request = ImageRequest {
+        task: Task::Edit { images: vec![read(&input)?] },
+        prompt: Prompt::new(prompt)?,
+        negative_prompt: negative_prompt.transpose()?,
+        count: ImageCount::new(1)?,
+        size: OutputSize::Reference,
+        steps: info.defaults.num_inference_steps,
+        true_cfg_scale: info.defaults.true_cfg_scale,
+        seed: Seed::new(42),
+    };
+    let generation = model.generate(&request, &mut PrintedSteps)?;
+
+    for generated in &generation.images {
+        save(&generated.image, &output)?;
+        println!("saved {output}, made from seed {}", generated.seed.get());
+    }
+    Ok(())
+}
+
+/// The model of this name as it is, wherever it runs best.
+fn model_named(id: String) -> ModelConfig {
+    ModelConfig {
+        id,
+        name: None,
+        revision: None,
+        device: DeviceChoice::Auto,
+        dtype: DtypeChoice::Auto,
+        image_area: None,
+        condition_area: None,
+        defaults: DefaultOverrides::default(),
+        capabilities: CapabilitySwitches::default(),
+    }
+}
+
+/// Tells of each step; would break to stop the work.
+struct PrintedSteps;
+
+impl StepObserver for PrintedSteps {
+    fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
+        println!("step {} of {}", progress.step, progress.total_steps);
+        ControlFlow::Continue(())
+    }
+}
+
+fn read(path: &str) -> Result<RgbImage> {
+    let picture = image::open(path).with_context(|| format!("cannot read {path}"))?;
+    let picture = picture.into_rgb8();
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    Ok(RgbImage::new(width, height, picture.into_raw())?)
+}
+
+fn save(picture: &RgbImage, path: &str) -> Result<()> {
+    let (width, height) = (picture.width().try_into()?, picture.height().try_into()?);
+    let colours = image::ExtendedColorType::Rgb8;
+    image::save_buffer(path, picture.pixels(), width, height, colours)
+        .with_context(|| format!("cannot write {path}"))
+}

@@ -1,0 +1,144 @@
+//! The one table of settings: where each stands in the file, in the environment
+//! and among the flags. Reading, the help text and the tests all go by it.
+
+/// One setting and the names it goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Section and name in the configuration file, such as `server.port`.
+    pub path: &'static str,
+    /// The environment variable that sets it.
+    pub variable: &'static str,
+    /// A second variable that sets it, where an older one is in use.
+    pub alias: Option<&'static str>,
+    /// The flag that sets it.
+    pub flag: Option<&'static str>,
+    /// What it is, in a few words.
+    pub help: &'static str,
+}
+
+macro_rules! keys {
+    ($($name:ident: $path:literal, $variable:literal $(or $alias:literal)? $(flag $flag:literal)?, $help:literal;)*) => {
+        $(pub(super) const $name: Key = Key {
+            path: $path,
+            variable: $variable,
+            alias: [$(Some($alias),)? None][0],
+            flag: [$(Some($flag),)? None][0],
+            help: $help,
+        };)*
+
+        /// Every setting, in the order of the configuration file.
+        pub const KEYS: &[Key] = &[$($name),*];
+    };
+}
+
+keys! {
+    HOST: "server.host", "DIFFUSER_HOST" flag "--host", "address to listen on";
+    PORT: "server.port", "DIFFUSER_PORT" flag "--port", "port to listen on";
+    API_PREFIX: "server.api_prefix", "DIFFUSER_API_PREFIX", "path before /images/edits";
+    APP_NAME: "server.app_name", "DIFFUSER_APP_NAME", "name shown at /";
+    APP_VERSION: "server.app_version", "DIFFUSER_APP_VERSION", "version shown at /";
+    MAX_UPLOAD_BYTES: "server.max_upload_bytes", "DIFFUSER_MAX_UPLOAD_BYTES", "largest request body";
+    MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
+
+    MODEL_ID: "model.id", "DIFFUSER_MODEL_ID" flag "--model", "embedded model, folder or repository";
+    MODEL_NAME: "model.name", "DIFFUSER_MODEL_NAME", "the name that clients see";
+    MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
+    DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal";
+    DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16 or float16";
+    IMAGE_AREA: "model.image_area", "DIFFUSER_IMAGE_AREA", "pixels of a picture for the VAE";
+    CONDITION_AREA: "model.condition_area", "DIFFUSER_CONDITION_AREA", "pixels of a picture for the encoder";
+
+    STEPS: "defaults.num_inference_steps", "DIFFUSER_DEFAULT_NUM_INFERENCE_STEPS", "steps of a request that names none";
+    TRUE_CFG_SCALE: "defaults.true_cfg_scale", "DIFFUSER_DEFAULT_TRUE_CFG_SCALE", "true CFG of such a request";
+    GUIDANCE_SCALE: "defaults.guidance_scale", "DIFFUSER_DEFAULT_GUIDANCE_SCALE", "its guidance embedding";
+    NEGATIVE_PROMPT: "defaults.negative_prompt", "DIFFUSER_DEFAULT_NEGATIVE_PROMPT", "its negative prompt, taken as it is";
+
+    TEXT_TO_IMAGE: "capabilities.text_to_image", "DIFFUSER_MODEL_CAP_SUPPORTS_TEXT_TO_IMAGE" or "MODEL_CAP_SUPPORTS_TEXT_TO_IMAGE", "false switches generations off";
+    IMAGE_EDIT: "capabilities.image_edit", "DIFFUSER_MODEL_CAP_SUPPORTS_IMAGE_EDIT" or "MODEL_CAP_SUPPORTS_IMAGE_EDIT", "false switches edits off";
+    IMAGE_VARIATION: "capabilities.image_variation", "DIFFUSER_MODEL_CAP_SUPPORTS_IMAGE_VARIATION" or "MODEL_CAP_SUPPORTS_IMAGE_VARIATION", "false switches variations off";
+    INPAINTING: "capabilities.inpainting", "DIFFUSER_MODEL_CAP_SUPPORTS_INPAINTING" or "MODEL_CAP_SUPPORTS_INPAINTING", "false switches inpainting off";
+    MASK: "capabilities.mask", "DIFFUSER_MODEL_CAP_SUPPORTS_MASK" or "MODEL_CAP_SUPPORTS_MASK", "false switches masks off";
+
+    QUEUE_CAPACITY: "queue.capacity", "DIFFUSER_QUEUE_CAPACITY", "requests that may wait";
+
+    WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
+    WARMUP_IMAGE_PATH: "warmup.image_path", "DIFFUSER_WARMUP_IMAGE_PATH", "picture for it";
+
+    LOG_FILTER: "log.filter", "DIFFUSER_LOG_FILTER" or "RUST_LOG", "what is logged, such as info";
+}
+
+/// The variable that names the configuration file.
+pub const CONFIG_FILE_VARIABLE: &str = "DIFFUSER_CONFIG";
+
+impl Key {
+    /// Whether the empty text is a value of this setting. In the environment it
+    /// otherwise means "not set", as compose files write `NAME=` for that.
+    pub(super) fn may_be_empty(&self) -> bool {
+        *self == API_PREFIX || *self == NEGATIVE_PROMPT
+    }
+}
+
+/// The name in `known` that `name` was probably meant to be.
+pub(super) fn nearest<'a>(
+    name: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> Option<&'a str> {
+    let same_last_part = |candidate: &&str| candidate.rsplit('.').next() == name.rsplit('.').next();
+    if let Some(elsewhere) = known.clone().find(same_last_part) {
+        return Some(elsewhere);
+    }
+    let (distance, candidate) = known
+        .map(|candidate| (edit_distance(name, candidate), candidate))
+        .min_by_key(|(distance, _)| *distance)?;
+    (distance <= name.len() / 3).then_some(candidate)
+}
+
+/// Insertions, deletions and replacements that make `left` into `right`.
+fn edit_distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (line, left_character) in left.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = line + 1;
+        for (column, right_character) in right.iter().enumerate() {
+            let replaced = diagonal + usize::from(left_character != *right_character);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(row[column] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_two_settings_share_a_name() {
+        let paths: BTreeSet<_> = KEYS.iter().map(|key| key.path).collect();
+        let variables: BTreeSet<_> =
+            KEYS.iter().flat_map(|key| [Some(key.variable), key.alias]).flatten().collect();
+        let aliases = KEYS.iter().filter(|key| key.alias.is_some()).count();
+
+        assert_eq!(paths.len(), KEYS.len());
+        assert_eq!(variables.len(), KEYS.len() + aliases);
+    }
+
+    #[test]
+    fn a_misspelt_name_finds_its_neighbour_and_a_strange_one_finds_none() {
+        let paths = KEYS.iter().map(|key| key.path);
+
+        assert_eq!(nearest("server.prot", paths.clone()), Some("server.port"));
+        assert_eq!(nearest("port", paths.clone()), Some("server.port"));
+        assert_eq!(nearest("model.port", paths.clone()), Some("server.port"));
+        assert_eq!(nearest("zzzzzzzz", paths), None);
+    }
+
+    #[test]
+    fn edit_distance_counts_single_letters() {
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("same", "same"), 0);
+    }
+}

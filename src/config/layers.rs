@@ -1,0 +1,211 @@
+//! The sources of settings, laid one over the other. Each value keeps the name
+//! of the source that it came from.
+
+use std::path::Path;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+
+use super::environment::Environment;
+use super::error::Fault;
+use super::keys::{CONFIG_FILE_VARIABLE, KEYS, Key, nearest};
+
+/// The compiled-in settings: the commented file that users read.
+const DEFAULT_FILE: &str = include_str!("../../config/default.toml");
+
+/// Where a value from [`DEFAULT_FILE`] says that it comes from.
+const DEFAULT_ORIGIN: &str = "built-in default";
+
+/// Settings of the original system that mean nothing here: the value that
+/// changes nothing, and why no other can be had.
+const RETIRED: &[(&str, &str, &str)] = &[(
+    "DIFFUSER_WORKERS",
+    "1",
+    "expected 1, or nothing: one process owns the model; start another server for more",
+)];
+
+/// All layers given so far, and the faults found in them.
+pub(super) struct Layers {
+    figment: Figment,
+    pub(super) faults: Vec<Fault>,
+}
+
+/// A value with the name of its source.
+pub(super) struct Found {
+    pub(super) value: Value,
+    pub(super) origin: String,
+}
+
+/// One value from one source, as figment takes it.
+struct Setting<'a> {
+    path: &'a str,
+    value: Value,
+    origin: String,
+}
+
+impl Provider for Setting<'_> {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        let nested = figment::util::nest(self.path, self.value.clone());
+        let dict = nested.into_dict().unwrap_or_default();
+        Ok(Profile::Default.collect(dict))
+    }
+}
+
+impl Layers {
+    /// The compiled-in defaults.
+    pub(super) fn defaults() -> Self {
+        let mut layers = Self { figment: Figment::new(), faults: Vec::new() };
+        layers.add_toml(DEFAULT_FILE, DEFAULT_ORIGIN);
+        layers
+    }
+
+    /// Adds the settings of the file at `path`, which must be there.
+    pub(super) fn add_file(&mut self, path: &Path, named_by: &str) {
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.add_toml(&text, &format!("file {}", path.display())),
+            Err(error) => self.faults.push(Fault {
+                key: "configuration file".to_owned(),
+                value: Some(format!("'{}': {error}", path.display())),
+                expected: "expected a file that can be read".to_owned(),
+                origin: named_by.to_owned(),
+            }),
+        }
+    }
+
+    fn add_toml(&mut self, text: &str, origin: &str) {
+        match <Toml as Format>::from_str::<Dict>(text) {
+            Ok(dict) => self.add_dict("", dict, origin),
+            Err(error) => {
+                let report = error.to_string();
+                let place = report.lines().next().unwrap_or_default();
+                self.faults.push(Fault {
+                    key: "configuration file".to_owned(),
+                    value: Some(format!("{place}: {}", error.message())),
+                    expected: "expected TOML".to_owned(),
+                    origin: origin.to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Adds the known settings below `prefix`; the others are faults.
+    fn add_dict(&mut self, prefix: &str, dict: Dict, origin: &str) {
+        for (name, value) in dict {
+            let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+            let is_section =
+                KEYS.iter().any(|key| key.path.split_once('.').is_some_and(|(s, _)| s == path));
+            if KEYS.iter().any(|key| key.path == path) {
+                self.add(&path, value, origin.to_owned());
+            } else if is_section {
+                match value.into_dict() {
+                    Some(section) => self.add_dict(&path, section, origin),
+                    None => {
+                        self.refuse(path, "expected a section: [name], then its settings", origin)
+                    }
+                }
+            } else {
+                let meant = nearest(&path, KEYS.iter().map(|key| key.path));
+                self.refuse(path, &unknown("setting", meant), origin);
+            }
+        }
+    }
+
+    /// Adds the variables of `environment` that are settings. Others that bear
+    /// our prefix are faults: a misspelt one would else be lost in silence.
+    pub(super) fn add_environment(&mut self, environment: &Environment) {
+        for key in KEYS {
+            for variable in [key.alias, Some(key.variable)].into_iter().flatten() {
+                if let Some(text) = environment.get(variable)
+                    && (key.may_be_empty() || !text.is_empty())
+                    && !is_service_link(variable, text)
+                {
+                    self.add(key.path, Value::from(text), origin_variable(variable));
+                }
+            }
+        }
+        for (name, text) in environment.iter() {
+            if let Some((_, harmless, reason)) = RETIRED.iter().find(|(old, ..)| *old == name) {
+                if text != *harmless && !text.is_empty() {
+                    self.refuse(name.to_owned(), reason, &origin_variable(name));
+                }
+            } else if is_ours(name) && !is_known(name) && !is_service_link(name, text) {
+                let meant = nearest(name, known_variables());
+                self.refuse(name.to_owned(), &unknown("variable", meant), "environment");
+            }
+        }
+    }
+
+    /// Adds what the flag of `key` says.
+    pub(super) fn add_flag(&mut self, key: Key, text: Option<&str>) {
+        if let (Some(flag), Some(text)) = (key.flag, text) {
+            self.add(key.path, Value::from(text), format!("flag {flag}"));
+        }
+    }
+
+    /// The topmost value of `key`.
+    pub(super) fn find(&self, key: Key) -> Option<Found> {
+        let value = self.figment.find_value(key.path).ok()?;
+        let metadata = self.figment.get_metadata(value.tag());
+        let origin = metadata.map_or("unknown source", |metadata| &metadata.name);
+        Some(Found { origin: origin.to_owned(), value })
+    }
+
+    fn add(&mut self, path: &str, value: Value, origin: String) {
+        let setting = Setting { path, value, origin };
+        self.figment = std::mem::take(&mut self.figment).merge(setting);
+    }
+
+    fn refuse(&mut self, key: String, expected: &str, origin: &str) {
+        self.faults.push(Fault {
+            key,
+            value: None,
+            expected: expected.to_owned(),
+            origin: origin.to_owned(),
+        });
+    }
+}
+
+fn origin_variable(name: &str) -> String {
+    format!("environment variable {name}")
+}
+
+fn unknown(kind: &str, meant: Option<&str>) -> String {
+    match meant {
+        Some(meant) => format!("no such {kind}; did you mean {meant}?"),
+        None => format!("no such {kind}; --help lists them all"),
+    }
+}
+
+/// Names that may be set, in the environment.
+fn known_variables() -> impl Iterator<Item = &'static str> + Clone {
+    KEYS.iter()
+        .flat_map(|key| [Some(key.variable), key.alias])
+        .flatten()
+        .chain([CONFIG_FILE_VARIABLE])
+}
+
+fn is_known(name: &str) -> bool {
+    known_variables().any(|known| known == name)
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("DIFFUSER_") || name.starts_with("MODEL_CAP_SUPPORTS_")
+}
+
+/// Whether Kubernetes set this variable, for a Service whose name begins with
+/// "diffuser": such as `DIFFUSER_API_SERVICE_HOST`, or `DIFFUSER_PORT` with the
+/// value `tcp://10.0.0.7:8000`. Nobody meant those as settings.
+fn is_service_link(name: &str, text: &str) -> bool {
+    let is_address = text.starts_with("tcp://") || text.starts_with("udp://");
+    let is_part_of_address =
+        ["_TCP_ADDR", "_TCP_PORT", "_TCP_PROTO"].iter().any(|end| name.ends_with(end));
+    name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || is_part_of_address
+        || (is_address && name.contains("_PORT"))
+}

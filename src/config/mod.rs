@@ -1,0 +1,355 @@
+//! Settings, from four layers: compiled-in defaults, a file, the environment and
+//! flags; each overrides those before it.
+//!
+//! ```
+//! use diffuser_api::config::{Config, Environment, Flags, Sources};
+//!
+//! let sources = Sources {
+//!     environment: Environment::from_iter([("DIFFUSER_PORT", "9000")]),
+//!     flags: Flags { host: Some("0.0.0.0".to_owned()), ..Flags::default() },
+//! };
+//! let config = Config::load(&sources).expect("both values are fine");
+//!
+//! assert_eq!((config.listen.host.as_str(), config.listen.port), ("0.0.0.0", 9000));
+//! ```
+//!
+//! `config/default.toml` documents every setting and is what gets compiled in.
+//! [`KEYS`] is the one table of their names. Faults are reported all at once.
+//! This is the only module that reads the environment; nothing below it does.
+
+mod environment;
+mod error;
+mod keys;
+mod layers;
+mod values;
+
+use std::path::PathBuf;
+
+use figment::value::Value;
+
+pub use environment::Environment;
+pub use error::{ConfigError, Fault};
+pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
+pub use values::UnknownChoice;
+
+use crate::api::ApiConfig;
+use crate::domain::{GuidanceScale, Prompt, Steps};
+use crate::hub::HubConfig;
+use crate::model::{CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig};
+use crate::service::ServiceConfig;
+use layers::Layers;
+
+/// All settings of the server, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The HTTP side.
+    pub api: ApiConfig,
+    /// Where to listen.
+    pub listen: ListenConfig,
+    /// The queue.
+    pub service: ServiceConfig,
+    /// The model.
+    pub model: ModelConfig,
+    /// Where weights come from.
+    pub hub: HubConfig,
+    /// What to do between loading and listening.
+    pub warmup: WarmupConfig,
+    /// What is logged, in `tracing`'s syntax.
+    pub log_filter: String,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenConfig {
+    /// Address or host name, such as `127.0.0.1`, `::1` or `localhost`.
+    pub host: String,
+    /// Port; 0 takes any that is free.
+    pub port: u16,
+}
+
+/// What to do between loading and listening.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WarmupConfig {
+    /// Whether to make one picture first, so that no client pays for it.
+    pub enabled: bool,
+    /// The picture to edit for it; a plain one if absent.
+    pub image_path: Option<PathBuf>,
+}
+
+/// Where settings come from, besides the compiled-in defaults.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The environment.
+    pub environment: Environment,
+    /// The flags.
+    pub flags: Flags,
+}
+
+/// Flags as they were typed: unchecked, so that their faults are reported along
+/// with the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// `--config`: the configuration file.
+    pub config: Option<PathBuf>,
+    /// `--model`
+    pub model: Option<String>,
+    /// `--device`
+    pub device: Option<String>,
+    /// `--dtype`
+    pub dtype: Option<String>,
+    /// `--host`
+    pub host: Option<String>,
+    /// `--port`
+    pub port: Option<String>,
+}
+
+impl Config {
+    /// Lays the sources over the defaults and checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError`] lists every fault: values out of range or of the wrong
+    /// kind, unknown settings and variables, a file that cannot be read.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut layers = layers_of(sources);
+
+        let config = Self {
+            listen: layers.listen(),
+            api: layers.api(),
+            model: layers.model(),
+            service: layers.service(),
+            warmup: layers.warmup(),
+            log_filter: layers.log_filter(),
+            hub: sources.environment.hub(&mut layers.faults),
+        };
+
+        match layers.faults {
+            faults if faults.is_empty() => Ok(config),
+            faults => Err(ConfigError { faults }),
+        }
+    }
+}
+
+/// Where the hub is, for commands that need no other setting.
+///
+/// # Errors
+/// [`ConfigError`] lists the faulty `HF_*` variables.
+pub fn load_hub(environment: &Environment) -> Result<HubConfig, ConfigError> {
+    let mut faults = Vec::new();
+    let hub = environment.hub(&mut faults);
+    if faults.is_empty() { Ok(hub) } else { Err(ConfigError { faults }) }
+}
+
+fn layers_of(sources: &Sources) -> Layers {
+    let mut layers = Layers::defaults();
+    let named_by_variable = sources.environment.non_empty(CONFIG_FILE_VARIABLE);
+    if let Some(path) = &sources.flags.config {
+        layers.add_file(path, "flag --config");
+    } else if let Some(path) = named_by_variable {
+        let origin = format!("environment variable {CONFIG_FILE_VARIABLE}");
+        layers.add_file(path.as_ref(), &origin);
+    }
+    layers.add_environment(&sources.environment);
+    for (key, text) in [
+        (keys::MODEL_ID, &sources.flags.model),
+        (keys::DEVICE, &sources.flags.device),
+        (keys::DTYPE, &sources.flags.dtype),
+        (keys::HOST, &sources.flags.host),
+        (keys::PORT, &sources.flags.port),
+    ] {
+        layers.add_flag(key, text.as_deref());
+    }
+    layers
+}
+
+/// The sections. Where a value is faulty a stand-in fills its place: the fault
+/// is noted, so the stand-in never leaves [`Config::load`].
+impl Layers {
+    fn listen(&mut self) -> ListenConfig {
+        let host = self.name(keys::HOST).unwrap_or_default();
+        let without_brackets = host.trim_start_matches('[').trim_end_matches(']');
+        ListenConfig {
+            host: without_brackets.to_owned(),
+            port: self.integer(keys::PORT, 0, 65_535).unwrap_or_default(),
+        }
+    }
+
+    fn api(&mut self) -> ApiConfig {
+        ApiConfig {
+            app_name: self.name(keys::APP_NAME).unwrap_or_default(),
+            app_version: self
+                .name(keys::APP_VERSION)
+                .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+            api_prefix: self.path_prefix(keys::API_PREFIX).unwrap_or_default(),
+            max_upload_bytes: self.integer(keys::MAX_UPLOAD_BYTES, 1, 1 << 40).unwrap_or_default(),
+            max_image_pixels: self.integer(keys::MAX_IMAGE_PIXELS, 1, 1 << 32).unwrap_or_default(),
+        }
+    }
+
+    fn model(&mut self) -> ModelConfig {
+        ModelConfig {
+            id: self.name(keys::MODEL_ID).unwrap_or_default(),
+            name: self.name(keys::MODEL_NAME),
+            revision: self.name(keys::MODEL_REVISION),
+            device: self
+                .read(keys::DEVICE, values::DEVICES, |value| value.as_str()?.parse().ok())
+                .unwrap_or(DeviceChoice::Auto),
+            dtype: self
+                .read(keys::DTYPE, values::DTYPES, |value| value.as_str()?.parse().ok())
+                .unwrap_or(DtypeChoice::Auto),
+            image_area: self.integer(keys::IMAGE_AREA, 1, 1 << 28),
+            condition_area: self.integer(keys::CONDITION_AREA, 1, 1 << 28),
+            defaults: self.defaults_of_requests(),
+            capabilities: self.capabilities(),
+        }
+    }
+
+    fn defaults_of_requests(&mut self) -> DefaultOverrides {
+        let steps = format!("a whole number from {} to {}", Steps::MIN, Steps::MAX);
+        let guidance = "a number from 0 to 20";
+        DefaultOverrides {
+            num_inference_steps: self
+                .read(keys::STEPS, &steps, |value| Steps::new(whole_number(value)?).ok()),
+            true_cfg_scale: self.read(keys::TRUE_CFG_SCALE, guidance, |value| {
+                GuidanceScale::new(number(value)?).ok()
+            }),
+            guidance_scale: self.read(keys::GUIDANCE_SCALE, guidance, |value| {
+                GuidanceScale::new(number(value)?).ok()
+            }),
+            negative_prompt: self.read(
+                keys::NEGATIVE_PROMPT,
+                "a text of at most 32000 characters",
+                |value| {
+                    let text = value.as_str()?;
+                    Prompt::negative(text).ok()?;
+                    Some(text.to_owned())
+                },
+            ),
+        }
+    }
+
+    fn capabilities(&mut self) -> CapabilitySwitches {
+        CapabilitySwitches {
+            text_to_image: self.boolean(keys::TEXT_TO_IMAGE),
+            image_edit: self.boolean(keys::IMAGE_EDIT),
+            image_variation: self.boolean(keys::IMAGE_VARIATION),
+            inpainting: self.boolean(keys::INPAINTING),
+            mask: self.boolean(keys::MASK),
+        }
+    }
+
+    fn service(&mut self) -> ServiceConfig {
+        ServiceConfig {
+            queue_capacity: self.integer(keys::QUEUE_CAPACITY, 1, 1_000_000).unwrap_or_default(),
+        }
+    }
+
+    fn warmup(&mut self) -> WarmupConfig {
+        WarmupConfig {
+            enabled: self.boolean(keys::WARMUP_ENABLED).unwrap_or_default(),
+            image_path: self.name(keys::WARMUP_IMAGE_PATH).map(PathBuf::from),
+        }
+    }
+
+    fn log_filter(&mut self) -> String {
+        let expected = "a filter such as info or warn,diffuser_api=debug";
+        self.read(keys::LOG_FILTER, expected, |value| {
+            let filter = value.as_str()?;
+            tracing_subscriber::EnvFilter::try_new(filter).ok()?;
+            Some(filter.to_owned())
+        })
+        .unwrap_or_default()
+    }
+}
+
+/// Values by kind. `None`: not set, or faulty and noted as such.
+impl Layers {
+    fn read<T>(
+        &mut self,
+        key: Key,
+        expected: &str,
+        parse: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<T> {
+        let found = self.find(key)?;
+        let parsed = parse(&found.value);
+        if parsed.is_none() {
+            self.faults.push(Fault {
+                key: key.path.to_owned(),
+                value: Some(printed(&found.value)),
+                expected: format!("expected {expected}"),
+                origin: found.origin,
+            });
+        }
+        parsed
+    }
+
+    /// A text with something in it.
+    fn name(&mut self, key: Key) -> Option<String> {
+        self.read(key, "a text that is not blank", |value| {
+            let text = value.as_str()?;
+            (!text.trim().is_empty()).then(|| text.to_owned())
+        })
+    }
+
+    fn boolean(&mut self, key: Key) -> Option<bool> {
+        self.read(key, "true or false", |value| {
+            let from_text = || values::parse_boolean(value.as_str()?);
+            value.to_bool().or_else(from_text)
+        })
+    }
+
+    fn integer<T: TryFrom<i64>>(&mut self, key: Key, minimum: i64, maximum: i64) -> Option<T> {
+        let expected = format!("a whole number from {minimum} to {maximum}");
+        self.read(key, &expected, |value| {
+            let number = whole_number(value)?;
+            let in_range = (minimum..=maximum).contains(&number);
+            in_range.then(|| T::try_from(number).ok()).flatten()
+        })
+    }
+
+    fn path_prefix(&mut self, key: Key) -> Option<String> {
+        let expected = "nothing, or a path such as /v1 with no slash at its end";
+        self.read(key, expected, |value| {
+            let prefix = value.as_str()?;
+            let is_plain = |part: &str| {
+                !part.is_empty()
+                    && part
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte))
+            };
+            let is_path =
+                || prefix.strip_prefix('/').is_some_and(|path| path.split('/').all(is_plain));
+            (prefix.is_empty() || is_path()).then(|| prefix.to_owned())
+        })
+    }
+}
+
+fn whole_number(value: &Value) -> Option<i64> {
+    match value.as_str() {
+        Some(text) => text.parse().ok(),
+        None => value
+            .to_i128()
+            .or_else(|| value.to_u128()?.try_into().ok())
+            .and_then(|number| number.try_into().ok()),
+    }
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value.as_str() {
+        Some(text) => text.parse().ok(),
+        None => value.to_f64().or_else(|| whole_number(value)?.to_string().parse().ok()),
+    }
+}
+
+/// The value as a message shows it: one line, cut short.
+fn printed(value: &Value) -> String {
+    const LONGEST: usize = 80;
+    let text = match value.as_str() {
+        Some(text) => format!("'{}'", text.escape_debug()),
+        None => serde_json::to_string(value).unwrap_or_default(),
+    };
+    if text.chars().count() <= LONGEST {
+        return text;
+    }
+    let start: String = text.chars().take(LONGEST).collect();
+    format!("{start}…")
+}

@@ -1,0 +1,117 @@
+//! How the choices of the model's settings are written.
+
+use std::str::FromStr;
+
+use crate::model::{DeviceChoice, DtypeChoice};
+
+/// A text that names none of the choices.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected}")]
+pub struct UnknownChoice {
+    /// The choices there are.
+    pub expected: &'static str,
+}
+
+/// The ways to write a [`DeviceChoice`].
+pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N or metal";
+
+/// The ways to write a [`DtypeChoice`].
+pub(super) const DTYPES: &str = "auto, float32, bfloat16 or float16";
+
+impl FromStr for DeviceChoice {
+    type Err = UnknownChoice;
+
+    /// Reads `auto`, `cpu`, `cuda` (the first card), `cuda:N`, or `metal`, which
+    /// torch calls `mps`; in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unknown = UnknownChoice { expected: DEVICES };
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" | "mps" => Ok(Self::Metal),
+            other => {
+                let number = other.strip_prefix("cuda:").ok_or(unknown.clone())?;
+                number.parse().map(Self::Cuda).map_err(|_| unknown)
+            }
+        }
+    }
+}
+
+impl FromStr for DtypeChoice {
+    type Err = UnknownChoice;
+
+    /// Reads torch's names and their short forms, in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower = text.to_ascii_lowercase();
+        match lower.strip_prefix("torch.").unwrap_or(&lower) {
+            "auto" => Ok(Self::Auto),
+            "float32" | "fp32" | "f32" | "float" => Ok(Self::Float32),
+            "bfloat16" | "bf16" => Ok(Self::Bfloat16),
+            "float16" | "fp16" | "f16" | "half" => Ok(Self::Float16),
+            _ => Err(UnknownChoice { expected: DTYPES }),
+        }
+    }
+}
+
+/// Reads a yes or no as people write it into environments.
+pub(super) fn parse_boolean(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Some(true),
+        "false" | "0" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_torch_names_them() {
+        for (text, device) in [
+            ("auto", DeviceChoice::Auto),
+            ("CPU", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+            ("metal", DeviceChoice::Metal),
+            ("mps", DeviceChoice::Metal),
+        ] {
+            assert_eq!(text.parse(), Ok(device), "{text}");
+        }
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", " cpu"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn dtypes_have_long_and_short_names() {
+        for (text, dtype) in [
+            ("auto", DtypeChoice::Auto),
+            ("float32", DtypeChoice::Float32),
+            ("fp32", DtypeChoice::Float32),
+            ("f32", DtypeChoice::Float32),
+            ("torch.bfloat16", DtypeChoice::Bfloat16),
+            ("BF16", DtypeChoice::Bfloat16),
+            ("float16", DtypeChoice::Float16),
+            ("fp16", DtypeChoice::Float16),
+            ("f16", DtypeChoice::Float16),
+        ] {
+            assert_eq!(text.parse(), Ok(dtype), "{text}");
+        }
+        assert!("float64".parse::<DtypeChoice>().is_err());
+    }
+
+    #[test]
+    fn booleans_are_words_or_digits_in_any_case() {
+        for text in ["true", "TRUE", "1", "yes", "Yes", "on"] {
+            assert_eq!(parse_boolean(text), Some(true), "{text}");
+        }
+        for text in ["false", "False", "0", "no", "NO", "off"] {
+            assert_eq!(parse_boolean(text), Some(false), "{text}");
+        }
+        for text in ["", "2", "maybe", " true"] {
+            assert_eq!(parse_boolean(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Why files could not be fetched.
+
+use std::path::PathBuf;
+
+use hf_hub::api::tokio::ApiError;
+
+use super::plan::PlanFault;
+
+/// Why files could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// Not a repository's name.
+    #[error("'{text}' is no repository: expected owner/name, such as Qwen/Qwen-Image-Edit")]
+    InvalidRepository {
+        /// What was given.
+        text: String,
+    },
+    /// Not the name of a commit, tag or branch.
+    #[error("'{text}' is no revision: expected a commit, a tag or a branch, such as main")]
+    InvalidRevision {
+        /// What was given.
+        text: String,
+    },
+    /// The hub has no such repository, or shows it only to its members.
+    #[error(
+        "{endpoint} has no repository {repository} with revision '{revision}'; \
+         if it is private, set HF_TOKEN to a token that may read it"
+    )]
+    NotFound {
+        /// The hub.
+        endpoint: String,
+        /// The repository.
+        repository: String,
+        /// The revision.
+        revision: String,
+    },
+    /// The hub wants to know who asks, or does not let them in (401, 403).
+    #[error("access to {repository} was denied ({status}): {advice}")]
+    Denied {
+        /// The repository.
+        repository: String,
+        /// The HTTP status.
+        status: u16,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// Another answer than the file.
+    #[error("{url} answered with status {status}")]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+    },
+    /// No answer, or one that broke off.
+    #[error("cannot fetch {url}; what has been fetched is kept, and the next try goes on there")]
+    Unreachable {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An answer that is not one of a hub.
+    #[error("{url} does not answer as a hub does: {reason}")]
+    Protocol {
+        /// What was asked for.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The network may not be used, and the cache lacks a file.
+    #[error("HF_HUB_OFFLINE is set, and {file} of {repository} is not in {cache}")]
+    NotCached {
+        /// The repository.
+        repository: String,
+        /// The first file that is missing.
+        file: String,
+        /// The cache's folder.
+        cache: String,
+    },
+    /// The repository is not a diffusers pipeline, or lacks a part of it.
+    #[error("{repository}: {fault}")]
+    Repository {
+        /// The repository.
+        repository: String,
+        /// What it lacks.
+        fault: PlanFault,
+    },
+    /// Fewer or more bytes than the hub announced. They were thrown away.
+    #[error("{file} has {actual} bytes where the hub announced {expected}; fetch it again")]
+    WrongSize {
+        /// The file.
+        file: String,
+        /// Bytes announced.
+        expected: u64,
+        /// Bytes received.
+        actual: u64,
+    },
+    /// Other bytes than those that the hub announced. They were thrown away.
+    #[error("{file} has sha256 {actual} where the hub announced {expected}; fetch it again")]
+    WrongChecksum {
+        /// The file.
+        file: String,
+        /// Sum announced, in hexadecimal.
+        expected: String,
+        /// Sum of what was received.
+        actual: String,
+    },
+    /// Another process is writing the same file.
+    #[error("another download holds {path}; wait for it to end")]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+    },
+    /// The cache cannot be read or written.
+    #[error("cannot use {path}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl HubError {
+    /// Whether the same request might succeed a moment later.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Status { status, .. } => *status == 429 || *status >= 500,
+            Self::InvalidRepository { .. }
+            | Self::InvalidRevision { .. }
+            | Self::NotFound { .. }
+            | Self::Denied { .. }
+            | Self::Protocol { .. }
+            | Self::NotCached { .. }
+            | Self::Repository { .. }
+            | Self::WrongSize { .. }
+            | Self::WrongChecksum { .. }
+            | Self::Locked { .. }
+            | Self::Io { .. } => false,
+        }
+    }
+
+    /// An error of the file system at `path`.
+    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// What went wrong with the request to `url`, but for HTTP statuses.
+    pub(super) fn of_api(error: ApiError, url: &str, cache: PathBuf) -> Self {
+        let url = url.to_owned();
+        let protocol = |url, error: ApiError| Self::Protocol { url, reason: error.to_string() };
+        match error {
+            // The address may be a signed one, after redirects: not for logs.
+            ApiError::RequestError(error) => {
+                Self::Unreachable { url, source: Box::new(error.without_url()) }
+            }
+            ApiError::IoError(source) => Self::Io { path: cache, source },
+            ApiError::LockAcquisition(path) => Self::Locked { path },
+            ApiError::TooManyRetries(error) => Self::of_api(*error, &url, cache),
+            error @ (ApiError::MissingHeader(_)
+            | ApiError::InvalidHeader(_)
+            | ApiError::InvalidHeaderValue(_)
+            | ApiError::ToStr(_)
+            | ApiError::ParseIntError(_)
+            | ApiError::TryAcquireError(_)
+            | ApiError::AcquireError(_)
+            | ApiError::Join(_)) => protocol(url, error),
+        }
+    }
+}
