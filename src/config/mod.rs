@@ -196,8 +196,9 @@ impl Layers {
             dtype: self
                 .read(keys::DTYPE, values::DTYPES, |value| value.as_str()?.parse().ok())
                 .unwrap_or(DtypeChoice::Auto),
-            image_area: self.integer(keys::IMAGE_AREA, 1, 1 << 28),
-            condition_area: self.integer(keys::CONDITION_AREA, 1, 1 << 28),
+            // Sides of scaled pictures are multiples of 32.
+            image_area: self.integer(keys::IMAGE_AREA, 32 * 32, 1 << 26),
+            condition_area: self.integer(keys::CONDITION_AREA, 32 * 32, 1 << 26),
             defaults: self.defaults_of_requests(),
             capabilities: self.capabilities(),
         }

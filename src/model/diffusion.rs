@@ -135,6 +135,9 @@ pub struct ModelInfo {
     pub max_output_area: usize,
     /// Whether the model has a guidance embedding, so that `guidance_scale` acts.
     pub has_guidance_embedding: bool,
+    /// Whether the encoder sees a copy of the picture of its own size, so that
+    /// `condition_area` acts.
+    pub has_condition_picture: bool,
     /// Device that it runs on, such as `cpu` or `cuda:0`.
     pub device: String,
     /// Number format of the weights, such as `float32`.

@@ -2,6 +2,7 @@
 
 mod diffusion;
 mod embedded;
+mod loading;
 pub mod noise;
 pub mod qwen_image;
 mod registry;

@@ -24,7 +24,7 @@ use text_encoder::TextEncoder;
 use transformer::Transformer;
 use vae::Vae;
 
-use super::registry::{CheckpointDefaults, LoadContext, ModelEntry};
+use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
 use super::{Capabilities, DiffusionModel, LoadError, ModelInfo};
 use crate::checkpoint::{CheckpointError, ConfigFile, Weights};
 
@@ -64,6 +64,7 @@ fn load_pipeline(context: &LoadContext) -> Result<EditPipeline, LoadError> {
         size_multiple: components.vae.spatial_factor() * TransformerConfig::PATCH_SIZE,
         max_output_area: MAX_OUTPUT_AREA,
         has_guidance_embedding: false,
+        has_condition_picture: false,
         device: crate::device::device_name(&context.device),
         dtype: crate::device::dtype_name(context.dtype).to_owned(),
         weight_bytes,

@@ -68,6 +68,7 @@ pub(crate) fn info() -> ModelInfo {
         size_multiple: 16,
         max_output_area: 1024 * 1024,
         has_guidance_embedding: false,
+        has_condition_picture: false,
         device: "cpu".to_owned(),
         dtype: "float32".to_owned(),
         weight_bytes: 0,

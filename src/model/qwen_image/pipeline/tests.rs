@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::*;
 use crate::checkpoint::Snapshot;
 use crate::domain::{GuidanceScale, ImageCount, ImageSize, Seed, Steps};
-use crate::model::registry::LoadContext;
+use crate::model::loading::LoadContext;
 use crate::model::{CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig};
 
 const TOLERANCE: f32 = 1e-4;

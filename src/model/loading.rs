@@ -1,0 +1,100 @@
+//! What a family gets in order to load a checkpoint, and helpers for it.
+
+use candle_core::{DType, Device};
+
+use super::{
+    Capabilities, CapabilitySwitches, DiffusionModel, LoadError, ModelConfig, RequestDefaults,
+};
+use crate::checkpoint::{CheckpointError, Snapshot};
+use crate::domain::{GuidanceScale, Steps, ValidationError};
+
+/// A pipeline class of `model_index.json`, and what loads it.
+pub(super) struct ModelEntry {
+    pub(super) class_name: &'static str,
+    pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
+}
+
+/// What a model needs in order to load.
+pub(super) struct LoadContext<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) config: &'a ModelConfig,
+    /// The name that clients see.
+    pub(super) id: String,
+    pub(super) device: Device,
+    pub(super) dtype: DType,
+}
+
+impl Capabilities {
+    /// Nothing at all.
+    pub const NONE: Self = Self {
+        text_to_image: false,
+        image_edit: false,
+        image_variation: false,
+        inpainting: false,
+        mask: false,
+    };
+
+    /// What is left when `switches` have switched off what they switch off.
+    #[must_use]
+    pub fn restricted_by(self, switches: &CapabilitySwitches) -> Self {
+        Self {
+            text_to_image: self.text_to_image && switches.text_to_image != Some(false),
+            image_edit: self.image_edit && switches.image_edit != Some(false),
+            image_variation: self.image_variation && switches.image_variation != Some(false),
+            inpainting: self.inpainting && switches.inpainting != Some(false),
+            mask: self.mask && switches.mask != Some(false),
+        }
+    }
+}
+
+/// `diffuser.json`: what a checkpoint says of itself, if it does.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct CheckpointDefaults {
+    pub(super) description: Option<String>,
+    pub(super) image_area: Option<usize>,
+    pub(super) num_inference_steps: Option<i64>,
+    pub(super) true_cfg_scale: Option<f64>,
+    pub(super) negative_prompt: Option<String>,
+}
+
+impl CheckpointDefaults {
+    const FILE: &str = "diffuser.json";
+
+    pub(super) fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
+        if !snapshot.has(Self::FILE) {
+            return Ok(Self::default());
+        }
+        let mut file = snapshot.config(Self::FILE)?;
+        let defaults = Self {
+            description: file.optional("description"),
+            image_area: file.optional("image_area"),
+            num_inference_steps: file.optional("num_inference_steps"),
+            true_cfg_scale: file.optional("true_cfg_scale"),
+            negative_prompt: file.optional("negative_prompt"),
+        };
+        file.finish()?;
+        Ok(defaults)
+    }
+}
+
+impl LoadContext<'_> {
+    /// The settings' defaults, else the checkpoint's, else those of the original system.
+    pub(super) fn request_defaults(
+        &self,
+        checkpoint: &CheckpointDefaults,
+    ) -> Result<RequestDefaults, CheckpointError> {
+        let fault = |error: ValidationError| CheckpointError::Malformed {
+            file: CheckpointDefaults::FILE.to_owned(),
+            reason: error.to_string(),
+        };
+        let settings = &self.config.defaults;
+        let steps = Steps::new(checkpoint.num_inference_steps.unwrap_or(50)).map_err(fault)?;
+        let scale = GuidanceScale::new(checkpoint.true_cfg_scale.unwrap_or(4.0)).map_err(fault)?;
+        let negative = settings.negative_prompt.clone().or(checkpoint.negative_prompt.clone());
+        Ok(RequestDefaults {
+            num_inference_steps: settings.num_inference_steps.unwrap_or(steps),
+            true_cfg_scale: settings.true_cfg_scale.unwrap_or(scale),
+            negative_prompt: Some(negative.unwrap_or_else(|| " ".to_owned())),
+        })
+    }
+}
