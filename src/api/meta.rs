@@ -7,7 +7,9 @@ use axum::response::Response;
 use super::error::ApiError;
 use super::fields::quote;
 use super::state::AppState;
-use super::wire::{ErrorEnvelope, Health, ModelList, ModelObject, ServiceInfo, json_response};
+use super::wire::{
+    Endpoints, ErrorEnvelope, Health, ModelList, ModelObject, ServiceInfo, json_response,
+};
 
 /// Whether the server works
 ///
@@ -26,7 +28,7 @@ pub(super) async fn health(State(state): State<AppState>) -> Response {
     let (code, status) = if !service.accepting {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting_down")
     } else if service.worker_alive {
-        (StatusCode::OK, "ok")
+        (StatusCode::OK, "healthy")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "failed")
     };
@@ -49,21 +51,20 @@ pub(super) async fn health(State(state): State<AppState>) -> Response {
 pub(super) async fn service_info(State(state): State<AppState>) -> Response {
     let model = state.images.info();
     let prefix = super::path_prefix(&state.config);
-    let capabilities = model.capabilities;
-    let offered = [
-        (capabilities.image_edit, "POST", "/images/edits"),
-        (capabilities.text_to_image, "POST", "/images/generations"),
-        (capabilities.image_variation, "POST", "/images/variations"),
-        (true, "GET", "/models"),
-    ];
-    let offered = offered.into_iter().filter(|(is_offered, ..)| *is_offered);
-    let endpoints = offered.map(|(_, method, path)| format!("{method} {prefix}{path}"));
+    let at = |path: &str| format!("{prefix}{path}");
+    let endpoints = Endpoints {
+        edits: at("/images/edits"),
+        generations: at("/images/generations"),
+        variations: at("/images/variations"),
+        models: at("/models"),
+        health: "/health",
+    };
     let info = ServiceInfo {
         service: state.config.app_name.clone(),
         version: state.config.app_version.clone(),
         model: model.into(),
-        capabilities: capabilities.into(),
-        endpoints: endpoints.chain(["GET /health".to_owned()]).collect(),
+        capabilities: model.capabilities.into(),
+        endpoints,
         docs: super::docs::UI_PATH,
         openapi: super::docs::DOCUMENT_PATH,
     };

@@ -165,8 +165,8 @@ pub(super) struct ModelList {
 /// How the server is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `ok`, `shutting_down` or `failed`.
-    #[schema(example = "ok")]
+    /// `healthy`, `shutting_down` or `failed`.
+    #[schema(example = "healthy")]
     pub(super) status: &'static str,
     /// Whether a picture is being made.
     pub(super) busy: bool,
@@ -183,12 +183,22 @@ pub(super) struct ServiceInfo {
     pub(super) version: String,
     pub(super) model: ModelFacts,
     pub(super) capabilities: CapabilityFacts,
-    /// Method and path of each endpoint.
-    pub(super) endpoints: Vec<String>,
+    /// Paths; `capabilities` says which of them the model serves.
+    pub(super) endpoints: Endpoints,
     /// Path of the documentation that can be tried out.
     pub(super) docs: &'static str,
     /// Path of the OpenAPI document.
     pub(super) openapi: &'static str,
+}
+
+/// Where things are.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Endpoints {
+    pub(super) edits: String,
+    pub(super) generations: String,
+    pub(super) variations: String,
+    pub(super) models: String,
+    pub(super) health: &'static str,
 }
 
 /// What the loaded model is.

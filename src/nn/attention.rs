@@ -4,10 +4,14 @@
 //! memory grows with the number of tokens, not with its square.
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use candle_nn::ops::softmax_last_dim;
 
-/// Scores held at a time, in numbers: 64 MiB of f32.
-const SCORES_AT_A_TIME: usize = 16 * 1024 * 1024;
+use super::softmax::softmax_in_place;
+
+/// Scores held at a time on a CPU, in numbers: 4 MiB of f32, which stay in its
+/// caches.
+const CPU_SCORES_AT_A_TIME: usize = 1024 * 1024;
+/// Scores held at a time on a GPU: 256 MiB of f32, enough work for one launch.
+const GPU_SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
 
 /// Which keys a query may look at.
 #[derive(Debug, Clone, Copy)]
@@ -31,14 +35,18 @@ pub enum AttentionMask<'a> {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
     let dtype = q.dtype();
     // Matrix products of 16-bit numbers are slow on a CPU, and round the scores.
-    let compute = if q.device().is_cpu() { DType::F32 } else { dtype };
+    let (compute, at_a_time) = if q.device().is_cpu() {
+        (DType::F32, CPU_SCORES_AT_A_TIME)
+    } else {
+        (dtype, GPU_SCORES_AT_A_TIME)
+    };
     let (batch, heads, queries, size) = q.dims4()?;
     let keys = k.dim(2)?;
     let q = (q.to_dtype(compute)? * (1.0 / (size as f64).sqrt()))?;
     let k_transposed = k.to_dtype(compute)?.transpose(2, 3)?.contiguous()?;
     let v = v.to_dtype(compute)?.contiguous()?;
 
-    let rows = (SCORES_AT_A_TIME / (batch * heads * keys)).clamp(1, queries);
+    let rows = (at_a_time / (batch * heads * keys)).clamp(1, queries);
     let mut slices = Vec::with_capacity(queries.div_ceil(rows));
     for start in (0..queries).step_by(rows) {
         let count = rows.min(queries - start);
@@ -65,7 +73,7 @@ fn attend(q: &Tensor, k_transposed: &Tensor, v: &Tensor, mask: Option<&Tensor>) 
     if let Some(mask) = mask {
         scores = scores.broadcast_add(mask)?;
     }
-    softmax_last_dim(&scores)?.to_dtype(v.dtype())?.matmul(v)
+    softmax_in_place(scores)?.to_dtype(v.dtype())?.matmul(v)
 }
 
 /// (count, start + count): query `start + row` sees the keys up to itself.
@@ -177,8 +185,8 @@ mod tests {
 
     #[test]
     fn slices_of_queries_give_what_a_single_query_gives() {
-        // 5000 queries of 5000 keys are 25 million scores: two slices. The last
-        // query lies in the second one, and sees every key under both masks.
+        // 5000 queries of 5000 keys are 25 million scores: many slices. The last
+        // query lies in the last one, and sees every key under both masks.
         let shape = (1, 1, 5000, 4);
         let (q, k, v) = (ramp(shape, 0.01), ramp(shape, 0.02), ramp(shape, 0.03));
         let last = |t: &Tensor| t.narrow(2, 4999, 1).unwrap().contiguous().unwrap();

@@ -1,8 +1,8 @@
 //! 2-D convolution that keeps its scratch memory bounded.
 //!
-//! candle unfolds a convolution's whole input into a matrix before multiplying:
-//! nine times the input for a 3×3 kernel. Here large inputs are convolved strip
-//! by strip, so that the unfolded matrix stays below a fixed size.
+//! On a GPU candle unfolds a convolution's whole input into a matrix before
+//! multiplying: nine times the input for a 3×3 kernel. Here large inputs are
+//! convolved strip by strip, so that the unfolded matrix stays below a fixed size.
 
 use candle_core::{DType, Result, Tensor};
 

@@ -6,6 +6,7 @@ mod attention;
 mod conv;
 mod linear;
 mod norm;
+mod softmax;
 
 pub use activation::{gelu_erf, gelu_tanh, silu};
 pub use attention::{AttentionMask, attention, merge_heads, repeat_heads, split_heads};

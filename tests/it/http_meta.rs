@@ -10,14 +10,14 @@ async fn health_and_root_tell_what_is_running() {
     let health = json_of(server.get("/health").send().await.unwrap()).await;
     let root = json_of(server.get("/").send().await.unwrap()).await;
 
-    assert_eq!(health["status"], "ok");
+    assert_eq!(health["status"], "healthy");
     assert_eq!(health["busy"], false);
     assert_eq!(root["service"], "Test Service");
     assert_eq!(root["version"], "1.2.3");
     assert_eq!(root["model"]["id"], "test/scripted-edit");
     assert_eq!(root["capabilities"]["image_edit"], true);
     assert_eq!(root["capabilities"]["mask"], false);
-    assert_eq!(root["endpoints"][0], "POST /v1/images/edits");
+    assert_eq!(root["endpoints"]["edits"], "/v1/images/edits");
     assert_eq!(root["docs"], "/docs");
 }
 

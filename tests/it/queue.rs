@@ -70,7 +70,7 @@ async fn health_answers_in_milliseconds_while_a_picture_is_being_made() {
     let health = json_of(server.get("/health").send().await.unwrap()).await;
 
     assert!(asked.elapsed() < Duration::from_millis(500));
-    assert_eq!((&health["status"], &health["busy"]), (&"ok".into(), &true.into()));
+    assert_eq!((&health["status"], &health["busy"]), (&"healthy".into(), &true.into()));
     server.release(STEPS);
     json_of(running.await.unwrap()).await;
     server.until(|status| !status.busy).await;
