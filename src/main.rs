@@ -9,7 +9,7 @@ use diffuser_api::cli::{Cli, Command, PullArgs, ServeArgs};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub,
 };
-use diffuser_api::domain::{ImageSize, RgbImage};
+use diffuser_api::domain::RgbImage;
 use diffuser_api::hub::{Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model;
@@ -39,7 +39,7 @@ fn serve(args: ServeArgs) -> Result<()> {
     let config =
         Config::load(&Sources { environment: Environment::of_process(), flags: args.into() })?;
     telemetry::init(&config.log_filter)?;
-    let picture = warm_up_picture(&config.warmup, config.api.max_image_pixels)?;
+    let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
 
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let result = runtime.block_on(run(config, picture));
@@ -111,11 +111,10 @@ fn pull(args: &PullArgs) -> Result<()> {
 
 /// Reads the picture before the model is loaded: if it is faulty, that is told
 /// in a moment and not in minutes.
-fn warm_up_picture(config: &WarmupConfig, max_image_pixels: usize) -> Result<Option<RgbImage>> {
+fn warm_up_picture(config: &WarmupConfig, limits: DecodeLimits) -> Result<Option<RgbImage>> {
     let Some(path) = config.image_path.as_ref().filter(|_| config.enabled) else {
         return Ok(None);
     };
-    let limits = DecodeLimits { max_side: ImageSize::MAX_SIDE, max_pixels: max_image_pixels };
     let read = || -> Result<RgbImage> { Ok(codec::decode(&std::fs::read(path)?, limits)?) };
     let picture = read().with_context(|| format!("warm-up picture {}", path.display()))?;
     Ok(Some(picture))

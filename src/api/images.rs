@@ -16,8 +16,7 @@ use super::pictures;
 use super::request_log::WorkDone;
 use super::state::{AppState, unix_seconds};
 use super::wire::{self, ErrorEnvelope, ImagesResponse, ReplyFacts};
-use crate::domain::{ImageSize, Task};
-use crate::imaging::codec::DecodeLimits;
+use crate::domain::Task;
 use crate::model::Generation;
 use crate::service::TaskKind;
 
@@ -107,9 +106,7 @@ async fn answer(state: AppState, request: Request, kind: TaskKind) -> Result<Res
     parameters.report_unknown(&fields);
     drop(fields);
 
-    let limits =
-        DecodeLimits { max_side: ImageSize::MAX_SIDE, max_pixels: state.config.max_image_pixels };
-    let images = pictures::decode(pictures, limits).await?;
+    let images = pictures::decode(pictures, state.config.decode_limits()).await?;
     let task = match kind {
         TaskKind::Generate => Task::Generate,
         TaskKind::Edit => Task::Edit { images },

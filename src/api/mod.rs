@@ -29,6 +29,8 @@ use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 pub use serve::serve;
 
+use crate::domain::ImageSize;
+use crate::imaging::codec::DecodeLimits;
 use crate::service::ImageService;
 use state::AppState;
 
@@ -43,8 +45,22 @@ pub struct ApiConfig {
     pub api_prefix: String,
     /// The largest request body, in bytes.
     pub max_upload_bytes: usize,
+    /// The largest file of an input picture, in bytes.
+    pub max_image_bytes: usize,
     /// The largest input picture, in pixels.
     pub max_image_pixels: usize,
+}
+
+impl ApiConfig {
+    /// What an input picture may be like.
+    #[must_use]
+    pub fn decode_limits(&self) -> DecodeLimits {
+        DecodeLimits {
+            max_bytes: self.max_image_bytes,
+            max_side: ImageSize::MAX_SIDE,
+            max_pixels: self.max_image_pixels,
+        }
+    }
 }
 
 /// Everything that is served, as one router.

@@ -38,6 +38,7 @@ keys! {
     APP_NAME: "server.app_name", "DIFFUSER_APP_NAME", "name shown at /";
     APP_VERSION: "server.app_version", "DIFFUSER_APP_VERSION", "version shown at /";
     MAX_UPLOAD_BYTES: "server.max_upload_bytes", "DIFFUSER_MAX_UPLOAD_BYTES", "largest request body";
+    MAX_IMAGE_BYTES: "server.max_image_bytes", "DIFFUSER_MAX_IMAGE_BYTES", "largest file of an input picture";
     MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
 
     MODEL_ID: "model.id", "DIFFUSER_MODEL_ID" flag "--model", "embedded model, folder or repository";

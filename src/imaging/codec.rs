@@ -25,6 +25,8 @@ const MAX_PIXEL_BYTES: u64 = 8;
 /// How large a picture [`decode`] takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeLimits {
+    /// Bytes of the file.
+    pub max_bytes: usize,
     /// The longest side, in pixels.
     pub max_side: usize,
     /// Width times height.
@@ -37,6 +39,14 @@ pub enum DecodeError {
     /// There are no bytes.
     #[error("the file is empty")]
     Empty,
+    /// The file is larger than is allowed.
+    #[error("the file has {bytes} bytes, at most {max_bytes} are allowed")]
+    TooManyBytes {
+        /// Bytes of the file.
+        bytes: usize,
+        /// What is allowed.
+        max_bytes: usize,
+    },
     /// The bytes begin like none of the formats.
     #[error("the file is not a PNG, JPEG or WebP picture")]
     UnknownFormat,
@@ -115,6 +125,9 @@ pub struct EncodeError {
 /// # Errors
 /// [`DecodeError`] says what is wrong with the bytes.
 pub fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, DecodeError> {
+    if bytes.len() > limits.max_bytes {
+        return Err(DecodeError::TooManyBytes { bytes: bytes.len(), max_bytes: limits.max_bytes });
+    }
     // The maintainers of `image` warn that decoders may panic on hostile input.
     catch_unwind(AssertUnwindSafe(|| decode_unguarded(bytes, limits)))
         .unwrap_or(Err(DecodeError::DecoderPanicked))
@@ -224,7 +237,8 @@ fn write(image: &RgbImage, encoder: impl ImageEncoder) -> Result<(), image::Imag
 mod tests {
     use super::*;
 
-    const LIMITS: DecodeLimits = DecodeLimits { max_side: 1000, max_pixels: 10_000 };
+    const LIMITS: DecodeLimits =
+        DecodeLimits { max_bytes: 1 << 20, max_side: 1000, max_pixels: 10_000 };
 
     fn gradient(width: usize, height: usize) -> RgbImage {
         let pixels =

@@ -235,6 +235,19 @@ async fn texts_in_the_place_of_pictures_are_never_opened() {
 }
 
 #[tokio::test]
+async fn a_file_over_the_limit_of_one_picture_is_refused_although_the_body_is_not() {
+    let server = TestServer::start().await;
+    let mut padded = png(16, 16);
+    padded.resize((8 << 20) + 1, 0);
+
+    let response = server.edit(prompt_form().part("image", file_part(padded))).await;
+
+    let error = error_of(response, 400, Some("image")).await;
+    assert!(error["message"].as_str().unwrap().contains("8388608"), "{error}");
+    assert_only_refusals(server).await;
+}
+
+#[tokio::test]
 async fn too_many_pictures_are_refused() {
     let server = TestServer::start().await;
     let form = (0..4).fold(prompt_form(), |form, _| form.part("image[]", file_part(png(16, 16))));

@@ -85,6 +85,7 @@ impl Setup {
             app_version: "1.2.3".to_owned(),
             api_prefix: self.api_prefix,
             max_upload_bytes: self.max_upload_bytes,
+            max_image_bytes: 8 << 20,
             max_image_pixels: 4_000_000,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
