@@ -193,7 +193,8 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(
         Config::from(DOCUMENT_PATH)
             .validator_url("none")
             .try_it_out_enabled(true)
-            .display_request_duration(true),
+            .display_request_duration(true)
+            .default_models_expand_depth(-1),
     );
     Router::new().route(DOCUMENT_PATH, get(serve_document)).merge(page)
 }
@@ -220,7 +221,22 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     fill_in_examples(&mut document, model);
+    put_forms_first(&mut document);
     document.to_string()
+}
+
+/// Where a body may be a form or JSON, the page offers what comes first: let
+/// that be the form, which has a button to choose a file.
+fn put_forms_first(document: &mut Value) {
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    for operations in paths.into_iter().flat_map(|paths| paths.values_mut()) {
+        let content = operations.pointer_mut("/post/requestBody/content");
+        if let Some(content) = content.and_then(Value::as_object_mut)
+            && let Some(json) = content.shift_remove("application/json")
+        {
+            content.insert("application/json".to_owned(), json);
+        }
+    }
 }
 
 /// Puts what the loaded model goes by into the forms of the page.
