@@ -33,19 +33,19 @@ fn main() -> Result<()> {
 
     let negative_prompt = info.defaults.negative_prompt.map(Prompt::negative);
     let request = ImageRequest {
-        task: Task::Edit { images: vec![read(&input)?] },
+        task: Task::Edit { images: vec![read(&input)?.into()] },
         prompt: Prompt::new(prompt)?,
         negative_prompt: negative_prompt.transpose()?,
         count: ImageCount::new(1)?,
         size: OutputSize::Reference,
         steps: info.defaults.num_inference_steps,
-        true_cfg_scale: info.defaults.true_cfg_scale,
+        guidance: info.defaults.guidance,
         seed: Seed::new(42),
     };
     let generation = model.generate(&request, &mut PrintedSteps)?;
 
     for generated in &generation.images {
-        save(&generated.image, &output)?;
+        save(generated.image.colour(), &output)?;
         println!("saved {output}, made from seed {}", generated.seed.get());
     }
     Ok(())

@@ -9,7 +9,7 @@ use diffuser_api::cli::{Cli, Command, PullArgs, ServeArgs};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub,
 };
-use diffuser_api::domain::RgbImage;
+use diffuser_api::domain::Picture;
 use diffuser_api::hub::{Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model;
@@ -48,7 +48,7 @@ fn serve(args: ServeArgs) -> Result<()> {
     result
 }
 
-async fn run(config: Config, picture: Option<RgbImage>) -> Result<()> {
+async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     let socket = reserve(&config.listen).await?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let (service, worker) = tokio::select! {
@@ -75,7 +75,7 @@ async fn run(config: Config, picture: Option<RgbImage>) -> Result<()> {
 }
 
 /// Loads the model on the thread that will own it, and warms it up.
-async fn start(config: &Config, picture: Option<RgbImage>) -> Result<(ImageService, WorkerHandle)> {
+async fn start(config: &Config, picture: Option<Picture>) -> Result<(ImageService, WorkerHandle)> {
     info!(model = config.model.id, device = ?config.model.device, dtype = ?config.model.dtype, "loading");
     let (model, hub) = (config.model.clone(), config.hub.clone());
     let settings = config.service.clone();
@@ -111,11 +111,11 @@ fn pull(args: &PullArgs) -> Result<()> {
 
 /// Reads the picture before the model is loaded: if it is faulty, that is told
 /// in a moment and not in minutes.
-fn warm_up_picture(config: &WarmupConfig, limits: DecodeLimits) -> Result<Option<RgbImage>> {
+fn warm_up_picture(config: &WarmupConfig, limits: DecodeLimits) -> Result<Option<Picture>> {
     let Some(path) = config.image_path.as_ref().filter(|_| config.enabled) else {
         return Ok(None);
     };
-    let read = || -> Result<RgbImage> { Ok(codec::decode(&std::fs::read(path)?, limits)?) };
+    let read = || -> Result<Picture> { Ok(codec::decode(&std::fs::read(path)?, limits)?) };
     let picture = read().with_context(|| format!("warm-up picture {}", path.display()))?;
     Ok(Some(picture))
 }

@@ -246,7 +246,7 @@ fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
     let examples = [
         ("model", Value::from(model.id.as_str())),
         ("num_inference_steps", defaults.num_inference_steps.get().into()),
-        ("true_cfg_scale", defaults.true_cfg_scale.get().into()),
+        ("true_cfg_scale", defaults.guidance.get().into()),
         ("negative_prompt", negative_prompt.into()),
     ];
     let schemas = document.pointer_mut("/components/schemas");

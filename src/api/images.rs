@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use super::docs::{EditForm, EditJson, GenerationJson, VariationForm};
+use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::form::{self, Encodings};
 use super::parameters::Parameters;
@@ -18,7 +19,6 @@ use super::state::{AppState, unix_seconds};
 use super::wire::{self, ErrorEnvelope, ImagesResponse, ReplyFacts};
 use crate::domain::Task;
 use crate::model::Generation;
-use crate::service::TaskKind;
 
 /// Edit pictures as a prompt says
 ///
@@ -46,7 +46,7 @@ pub(super) async fn edits(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    answer(state, request, TaskKind::Edit).await
+    answer(state, request, Endpoint::Edits).await
 }
 
 /// Make pictures from words alone
@@ -66,7 +66,7 @@ pub(super) async fn generations(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    answer(state, request, TaskKind::Generate).await
+    answer(state, request, Endpoint::Generations).await
 }
 
 /// Make pictures like a given one
@@ -86,34 +86,39 @@ pub(super) async fn variations(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    answer(state, request, TaskKind::Vary).await
+    answer(state, request, Endpoint::Variations).await
 }
 
-async fn answer(state: AppState, request: Request, kind: TaskKind) -> Result<Response, ApiError> {
-    state.images.check_offered(kind)?;
+async fn answer(
+    state: AppState,
+    request: Request,
+    endpoint: Endpoint,
+) -> Result<Response, ApiError> {
+    state.images.check_offered(endpoint.offer())?;
     let model = state.images.info();
-    let (encodings, max_pictures) = match kind {
-        TaskKind::Edit => (Encodings::JsonOrMultipart, model.max_input_images),
-        TaskKind::Generate => (Encodings::Json, 0),
-        TaskKind::Vary => (Encodings::Multipart, 1),
+    let (encodings, max_pictures) = match endpoint {
+        Endpoint::Edits => (Encodings::JsonOrMultipart, model.max_input_images),
+        Endpoint::Generations => (Encodings::Json, 0),
+        Endpoint::Variations => (Encodings::Multipart, 1),
     };
     let mut fields = form::read(request, encodings, state.config.max_upload_bytes).await?;
-    let mut parameters = Parameters::take(&mut fields, kind, model, &state.names)?;
-    let pictures = match kind {
-        TaskKind::Generate => Vec::new(),
-        TaskKind::Edit | TaskKind::Vary => pictures::take(&mut fields, max_pictures)?,
+    let mut parameters = Parameters::take(&mut fields, endpoint, model, &state.names)?;
+    let pictures = match endpoint {
+        Endpoint::Generations => Vec::new(),
+        Endpoint::Edits | Endpoint::Variations => pictures::take(&mut fields, max_pictures)?,
     };
     parameters.report_unknown(&fields);
     drop(fields);
 
     let images = pictures::decode(pictures, state.config.decode_limits()).await?;
-    let task = match kind {
-        TaskKind::Generate => Task::Generate,
-        TaskKind::Edit => Task::Edit { images },
-        TaskKind::Vary => {
+    let task = match endpoint {
+        Endpoint::Generations => Task::Generate,
+        Endpoint::Edits => Task::Edit { images },
+        Endpoint::Variations => {
             let image = images.into_iter().next();
             let no_image = || ApiError::Internal("a variation lost its picture".to_owned());
-            Task::Vary { image: image.ok_or_else(no_image)?, strength: parameters.strength() }
+            let image = image.ok_or_else(no_image)?;
+            Task::ImageToImage { image, strength: parameters.strength() }
         }
     };
     let request = parameters.request(task);

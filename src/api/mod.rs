@@ -6,6 +6,7 @@
 //! is what comes back, and `error` the one table of what does not.
 
 mod docs;
+mod endpoint;
 mod error;
 mod fields;
 mod form;

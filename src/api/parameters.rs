@@ -5,6 +5,7 @@
 //! send as a matter of course, and a local model has no use for, is checked,
 //! accepted and reported back as a warning, as are fields that nobody knows.
 
+use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::fields::{Fields, quote};
 use super::state::ModelNames;
@@ -13,8 +14,8 @@ use crate::domain::{
     Task, ValidationError,
 };
 use crate::imaging::codec::OutputFormat;
-use crate::model::ModelInfo;
-use crate::service::{ServiceError, TaskKind};
+use crate::model::{GuidanceParameter, ModelInfo};
+use crate::service::ServiceError;
 
 /// Unknown fields that a reply names; more are counted.
 const NAMED_UNKNOWN_FIELDS: usize = 20;
@@ -30,7 +31,7 @@ pub(super) struct Parameters {
     count: ImageCount,
     size: OutputSize,
     steps: Steps,
-    true_cfg_scale: GuidanceScale,
+    guidance: GuidanceScale,
     strength: Strength,
     seed: Seed,
     pub(super) format: OutputFormat,
@@ -45,27 +46,25 @@ impl Parameters {
     /// The first parameter that is missing, wrong or not offered, by name.
     pub(super) fn take(
         fields: &mut Fields,
-        kind: TaskKind,
+        endpoint: Endpoint,
         model: &ModelInfo,
         names: &ModelNames,
     ) -> Result<Self, ApiError> {
         check_model(fields, names)?;
-        refuse_not_offered(fields, kind)?;
+        refuse_not_offered(fields, endpoint)?;
         let mut warnings = Vec::new();
         take_without_effect(fields, &mut warnings)?;
-        let guidance_warning = take_guidance_scale(fields, model)?;
-        warnings.extend(guidance_warning.map(str::to_owned));
+        let guidance = take_guidance(fields, model, &mut warnings)?;
         let format = take_output_format(fields, &mut warnings)?;
         let defaults = &model.defaults;
         let negative_prompt = fields.text_or_empty("negative_prompt")?;
         let negative_prompt = negative_prompt.or_else(|| defaults.negative_prompt.clone());
         let steps = take_integer(fields, "num_inference_steps")?;
-        let true_cfg_scale = fields.decimal("true_cfg_scale")?;
         let strength = fields.decimal("strength")?;
         let seed = fields.integer("seed", 0, u64::MAX.into())?;
         let seed = seed.and_then(|seed| u64::try_from(seed).ok());
         Ok(Self {
-            prompt: take_prompt(fields, kind)?,
+            prompt: take_prompt(fields, endpoint)?,
             negative_prompt: negative_prompt.map(Prompt::negative).transpose()?,
             count: ImageCount::new(take_integer(fields, "n")?.unwrap_or(1))?,
             size: take_size(fields, model)?,
@@ -73,10 +72,7 @@ impl Parameters {
                 Some(steps) => Steps::new(steps)?,
                 None => defaults.num_inference_steps,
             },
-            true_cfg_scale: match true_cfg_scale {
-                Some(scale) => GuidanceScale::new(scale)?,
-                None => defaults.true_cfg_scale,
-            },
+            guidance: guidance.unwrap_or(defaults.guidance),
             strength: Strength::new(strength.unwrap_or(DEFAULT_STRENGTH))?,
             seed: Seed::new(seed.unwrap_or_else(|| rand::random::<u32>().into())),
             format,
@@ -102,7 +98,7 @@ impl Parameters {
     pub(super) fn exact_size(&self) -> Option<ImageSize> {
         match self.size {
             OutputSize::Exact(size) => Some(size),
-            OutputSize::Reference => None,
+            OutputSize::Reference | OutputSize::AsInput => None,
         }
     }
 
@@ -120,7 +116,7 @@ impl Parameters {
             count: self.count,
             size: self.size,
             steps: self.steps,
-            true_cfg_scale: self.true_cfg_scale,
+            guidance: self.guidance,
             seed: self.seed,
         }
     }
@@ -135,11 +131,11 @@ fn check_model(fields: &mut Fields, names: &ModelNames) -> Result<(), ApiError> 
 }
 
 /// Refuses what would change the picture, and is not done here.
-fn refuse_not_offered(fields: &mut Fields, kind: TaskKind) -> Result<(), ApiError> {
-    let foreign: &[&'static str] = match kind {
-        TaskKind::Generate => &["image", "image[]", "images", "mask", "strength"],
-        TaskKind::Edit => &["strength"],
-        TaskKind::Vary => &["images", "mask"],
+fn refuse_not_offered(fields: &mut Fields, endpoint: Endpoint) -> Result<(), ApiError> {
+    let foreign: &[&'static str] = match endpoint {
+        Endpoint::Generations => &["image", "image[]", "images", "mask", "strength"],
+        Endpoint::Edits => &["strength"],
+        Endpoint::Variations => &["images", "mask"],
     };
     for name in foreign.iter().chain(&["markup"]) {
         if !fields.take_all(&[name]).is_empty() {
@@ -200,28 +196,35 @@ fn take_without_effect(
     Ok(())
 }
 
-/// Takes `guidance_scale`, which would steer a guidance embedding. 1 stands for
-/// no such guidance, and is what clients send that fill in every parameter.
-fn take_guidance_scale(
+/// Takes the strength of guidance by the name that the loaded model has for it.
+///
+/// The other name is refused, but for 1, which means no guidance and is what
+/// clients send that fill in every parameter.
+fn take_guidance(
     fields: &mut Fields,
     model: &ModelInfo,
-) -> Result<Option<&'static str>, ApiError> {
-    let Some(scale) = fields.decimal("guidance_scale")? else {
-        return Ok(None);
+    warnings: &mut Vec<String>,
+) -> Result<Option<GuidanceScale>, ValidationError> {
+    let (name, other, what_other_is) = match model.guidance_parameter {
+        GuidanceParameter::TrueCfgScale => (
+            "true_cfg_scale",
+            "guidance_scale",
+            "steers a guidance embedding, and this model has none",
+        ),
+        GuidanceParameter::GuidanceScale => {
+            ("guidance_scale", "true_cfg_scale", "is not what this model's guidance is called")
+        }
     };
-    if (scale - 1.0).abs() < f64::EPSILON {
-        return Ok(Some("'guidance_scale' of 1 has no effect."));
+    if let Some(scale) = fields.decimal(other)? {
+        if (scale - 1.0).abs() >= f64::EPSILON {
+            let message =
+                format!("Unsupported parameter: '{other}' {what_other_is}. Use '{name}'.");
+            return Err(ValidationError::new(other, "unsupported_parameter", message));
+        }
+        warnings.push(format!("'{other}' of 1 has no effect."));
     }
-    if model.has_guidance_embedding {
-        let error = ServiceError::NotOffered {
-            what: "a guidance scale per request",
-            field: Some("guidance_scale"),
-        };
-        return Err(error.into());
-    }
-    let message = "Unsupported parameter: 'guidance_scale' steers a guidance embedding, and this \
-                   model has none. Use 'true_cfg_scale'.";
-    Err(ValidationError::new("guidance_scale", "unsupported_parameter", message).into())
+    let scale = fields.decimal(name)?.map(GuidanceScale::new).transpose();
+    scale.map_err(|error| error.about(name))
 }
 
 fn take_output_format(
@@ -246,16 +249,16 @@ fn take_output_format(
     Ok(format)
 }
 
-fn take_prompt(fields: &mut Fields, kind: TaskKind) -> Result<Prompt, ValidationError> {
-    match (fields.text_or_empty("prompt")?, kind) {
-        (Some(text), TaskKind::Edit | TaskKind::Generate) => Prompt::new(text),
+fn take_prompt(fields: &mut Fields, endpoint: Endpoint) -> Result<Prompt, ValidationError> {
+    match (fields.text_or_empty("prompt")?, endpoint) {
+        (Some(text), Endpoint::Edits | Endpoint::Generations) => Prompt::new(text),
         // Upstream's variations have no prompt; ours may have one.
-        (text, TaskKind::Vary) => match text.filter(|text| !text.is_empty()) {
+        (text, Endpoint::Variations) => match text.filter(|text| !text.is_empty()) {
             Some(text) => Prompt::new(text),
             // The constructor that allows the empty text.
             None => Prompt::negative(""),
         },
-        (None, TaskKind::Edit | TaskKind::Generate) => Err(ValidationError::new(
+        (None, Endpoint::Edits | Endpoint::Generations) => Err(ValidationError::new(
             "prompt",
             "missing_required_parameter",
             "Missing required parameter: 'prompt'.",

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, RawValue, wrong_type};
-use crate::domain::{RgbImage, ValidationError};
+use crate::domain::{Picture, ValidationError};
 use crate::imaging::codec::{self, DecodeLimits};
 
 /// OpenAI's limit on input pictures.
@@ -119,7 +119,7 @@ fn is_data_url(url: &str) -> bool {
 pub(super) async fn decode(
     pictures: Vec<RawPicture>,
     limits: DecodeLimits,
-) -> Result<Vec<RgbImage>, ApiError> {
+) -> Result<Vec<Picture>, ApiError> {
     if pictures.is_empty() {
         return Ok(Vec::new());
     }
@@ -131,7 +131,7 @@ pub(super) async fn decode(
 }
 
 impl RawPicture {
-    fn decode(self, limits: DecodeLimits) -> Result<RgbImage, ApiError> {
+    fn decode(self, limits: DecodeLimits) -> Result<Picture, ApiError> {
         let Self { field, number, content } = self;
         let refuse = |reason: String| ApiError::BadPicture {
             field,

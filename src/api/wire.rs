@@ -241,7 +241,7 @@ impl From<&ModelInfo> for ModelFacts {
             max_output_area: info.max_output_area,
             defaults: DefaultFacts {
                 num_inference_steps: info.defaults.num_inference_steps.get(),
-                true_cfg_scale: info.defaults.true_cfg_scale.get(),
+                true_cfg_scale: info.defaults.guidance.get(),
                 negative_prompt: info.defaults.negative_prompt.clone(),
             },
         }

@@ -1,4 +1,4 @@
-//! Pictures as the project passes them round: 8-bit RGB, row by row.
+//! Pictures as the project passes them round: 8 bits a channel, row by row.
 
 /// An 8-bit RGB picture in memory.
 ///
@@ -22,8 +22,8 @@ pub enum ImageError {
         /// Rows.
         height: usize,
     },
-    /// The number of bytes is not width · height · 3.
-    #[error("a {width}x{height} RGB picture has {expected} bytes, got {actual}")]
+    /// The number of bytes is not that of the pixels.
+    #[error("a {width}x{height} picture of this kind has {expected} bytes, got {actual}")]
     WrongLength {
         /// Pixels in a row.
         width: usize,
@@ -85,6 +85,112 @@ impl std::fmt::Debug for RgbImage {
     }
 }
 
+/// One byte a pixel, row-major: a mask, or how opaque a picture is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GreyImage {
+    width: usize,
+    height: usize,
+    pixels: Vec<u8>,
+}
+
+impl GreyImage {
+    /// Takes `pixels` (row-major) as a picture of `width` by `height`.
+    ///
+    /// # Errors
+    /// [`ImageError`] if a side is zero or the length does not fit.
+    pub fn new(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self, ImageError> {
+        if width == 0 || height == 0 {
+            return Err(ImageError::Empty { width, height });
+        }
+        let expected = width * height;
+        if pixels.len() != expected {
+            return Err(ImageError::WrongLength { width, height, expected, actual: pixels.len() });
+        }
+        Ok(Self { width, height, pixels })
+    }
+
+    /// Pixels in a row.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// The bytes, row-major.
+    #[must_use]
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+}
+
+impl std::fmt::Debug for GreyImage {
+    /// Prints the size, never the pixels.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "GreyImage({}x{})", self.width, self.height)
+    }
+}
+
+/// An RGB picture that may be transparent in places.
+///
+/// The colours are not premultiplied, and are those that the file holds also
+/// where nothing of them is seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    colour: RgbImage,
+    /// 0: transparent, 255: opaque. `None`: opaque throughout.
+    alpha: Option<GreyImage>,
+}
+
+impl Picture {
+    /// Joins colours and transparency.
+    ///
+    /// # Errors
+    /// [`ImageError::WrongLength`] if the two differ in size.
+    pub fn with_alpha(colour: RgbImage, alpha: GreyImage) -> Result<Self, ImageError> {
+        let (width, height) = (colour.width(), colour.height());
+        if (alpha.width(), alpha.height()) != (width, height) {
+            let (expected, actual) = (width * height, alpha.pixels().len());
+            return Err(ImageError::WrongLength { width, height, expected, actual });
+        }
+        Ok(Self { colour, alpha: Some(alpha) })
+    }
+
+    /// The colours, with transparency disregarded as PIL's `convert("RGB")` does.
+    #[must_use]
+    pub fn colour(&self) -> &RgbImage {
+        &self.colour
+    }
+
+    /// The transparency, if there is any.
+    #[must_use]
+    pub fn alpha(&self) -> Option<&GreyImage> {
+        self.alpha.as_ref()
+    }
+
+    /// Pixels in a row.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.colour.width()
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn height(&self) -> usize {
+        self.colour.height()
+    }
+}
+
+impl From<RgbImage> for Picture {
+    fn from(colour: RgbImage) -> Self {
+        Self { colour, alpha: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +202,16 @@ mod tests {
         assert_eq!((image.width(), image.height()), (2, 1));
         assert!(matches!(RgbImage::new(2, 1, vec![0; 5]), Err(ImageError::WrongLength { .. })));
         assert!(matches!(RgbImage::new(0, 1, vec![]), Err(ImageError::Empty { .. })));
+    }
+
+    #[test]
+    fn transparency_has_the_size_of_the_colours() {
+        let colour = RgbImage::filled(2, 1, [9, 9, 9]);
+        let alpha = |width, height| GreyImage::new(width, height, vec![7; width * height]).unwrap();
+
+        assert!(Picture::with_alpha(colour.clone(), alpha(2, 1)).unwrap().alpha().is_some());
+        assert!(Picture::with_alpha(colour.clone(), alpha(1, 2)).is_err());
+        assert_eq!(Picture::from(colour).alpha(), None);
     }
 
     #[test]

@@ -8,8 +8,8 @@
 mod image;
 mod request;
 
-pub use image::{ImageError, RgbImage};
+pub use image::{GreyImage, ImageError, Picture, RgbImage};
 pub use request::{
-    GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Prompt, Seed, Steps, Strength,
-    Task, ValidationError,
+    GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt, Seed,
+    Steps, Strength, Task, ValidationError,
 };

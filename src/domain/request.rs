@@ -1,6 +1,6 @@
 //! One request for pictures, as a model understands it.
 
-use super::RgbImage;
+use super::{GreyImage, Picture};
 
 /// A value that a request may not have, with the field that carried it.
 ///
@@ -22,6 +22,14 @@ impl ValidationError {
     #[must_use]
     pub fn new(field: &'static str, code: &'static str, reason: impl Into<String>) -> Self {
         Self { field, reason: reason.into(), code }
+    }
+
+    /// The same fault, of the field as the client knows it.
+    #[must_use]
+    pub fn about(mut self, field: &'static str) -> Self {
+        self.reason = self.reason.replace(self.field, field);
+        self.field = field;
+        self
     }
 
     /// Refuses an integer outside `minimum..=maximum`.
@@ -207,8 +215,13 @@ bounded_integer! {
     ImageCount, usize, "n", 1..=10
 }
 
+bounded_integer! {
+    /// Into how many layers a picture is taken apart: 1 to 16.
+    LayerCount, usize, "layers", 1..=16
+}
+
 bounded_decimal! {
-    /// Strength of true classifier-free guidance: 0 to 20. Guidance acts above 1.
+    /// Strength of classifier-free guidance: 0 to 20. Guidance acts above 1.
     GuidanceScale, "true_cfg_scale", 0.0..=20.0
 }
 
@@ -327,6 +340,10 @@ pub enum OutputSize {
     Reference,
     /// This size, floored to the model's grid as the reference pipeline does.
     Exact(ImageSize),
+    /// The size of the first input picture, which lies on the model's grid and
+    /// whose pixels the autoencoder sees as they are, not scaled to its area:
+    /// so the finished picture lies over the input pixel by pixel.
+    AsInput,
 }
 
 /// What is to be done, with the pictures it is done to.
@@ -334,17 +351,37 @@ pub enum OutputSize {
 pub enum Task {
     /// A picture from words alone.
     Generate,
-    /// Pictures changed as the prompt says.
+    /// Pictures changed as the prompt says, by a model made for that.
     Edit {
         /// The input pictures in the order given; at least one.
-        images: Vec<RgbImage>,
+        images: Vec<Picture>,
     },
-    /// A picture like this one.
-    Vary {
+    /// A picture made anew from one that noise has half covered.
+    ImageToImage {
         /// The input picture.
-        image: RgbImage,
-        /// How far to go from it.
+        image: Picture,
+        /// How much noise: how far to go from it.
         strength: Strength,
+    },
+    /// A part of a picture made anew.
+    Inpaint {
+        /// The input picture.
+        image: Picture,
+        /// Of the size of `image`; bright where it is to be made anew (the
+        /// reference's threshold is half).
+        mask: GreyImage,
+        /// How much noise: how far to go from the input under the mask.
+        strength: Strength,
+        /// Look only at the mask's surroundings, this many pixels around it, in
+        /// the model's full resolution: the reference's `padding_mask_crop`.
+        crop_padding: Option<usize>,
+    },
+    /// A picture taken apart into transparent layers.
+    Decompose {
+        /// The input picture.
+        image: Picture,
+        /// How many.
+        layers: LayerCount,
     },
 }
 
@@ -359,12 +396,12 @@ pub struct ImageRequest {
     pub negative_prompt: Option<Prompt>,
     /// How many pictures.
     pub count: ImageCount,
-    /// How large.
+    /// How large they shall be.
     pub size: OutputSize,
     /// How many denoising steps.
     pub steps: Steps,
-    /// Strength of true classifier-free guidance.
-    pub true_cfg_scale: GuidanceScale,
+    /// Strength of classifier-free guidance, whatever the model's users call it.
+    pub guidance: GuidanceScale,
     /// Where the noise comes from.
     pub seed: Seed,
 }

@@ -14,7 +14,7 @@ use image::{
     DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageFormat, ImageReader, Limits,
 };
 
-use crate::domain::{ImageError, RgbImage};
+use crate::domain::{GreyImage, ImageError, Picture, RgbImage};
 
 /// Bytes that a decoder may take besides the pixels: tables, metadata, rows.
 const WORKING_BYTES: u64 = 64 << 20;
@@ -119,12 +119,12 @@ pub struct EncodeError {
 }
 
 /// Reads a PNG, JPEG or WebP file as it is meant to be seen: EXIF orientation
-/// applied, any colour type turned into RGB, alpha dropped as PIL's
-/// `convert("RGB")` does.
+/// applied, any colour type turned into RGB. Transparency is kept beside the
+/// colours if any pixel has some.
 ///
 /// # Errors
 /// [`DecodeError`] says what is wrong with the bytes.
-pub fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, DecodeError> {
+pub fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Picture, DecodeError> {
     if bytes.len() > limits.max_bytes {
         return Err(DecodeError::TooManyBytes { bytes: bytes.len(), max_bytes: limits.max_bytes });
     }
@@ -133,7 +133,7 @@ pub fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, DecodeErro
         .unwrap_or(Err(DecodeError::DecoderPanicked))
 }
 
-fn decode_unguarded(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, DecodeError> {
+fn decode_unguarded(bytes: &[u8], limits: DecodeLimits) -> Result<Picture, DecodeError> {
     let format = sniff(bytes)?;
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(allocation_limits(limits));
@@ -153,7 +153,21 @@ fn decode_unguarded(bytes: &[u8], limits: DecodeLimits) -> Result<RgbImage, Deco
         image.apply_orientation(orientation);
     }
     let (width, height) = (image.width() as usize, image.height() as usize);
-    Ok(RgbImage::new(width, height, rgb_bytes(image))?)
+    let alpha = alpha_bytes(&image);
+    let colour = RgbImage::new(width, height, rgb_bytes(image))?;
+    Ok(match alpha {
+        Some(alpha) => Picture::with_alpha(colour, GreyImage::new(width, height, alpha)?)?,
+        None => colour.into(),
+    })
+}
+
+/// How opaque each pixel is; `None` if all are wholly so.
+fn alpha_bytes(image: &DynamicImage) -> Option<Vec<u8>> {
+    if !image.color().has_alpha() {
+        return None;
+    }
+    let alpha: Vec<u8> = image.to_rgba8().pixels().map(|pixel| pixel.0[3]).collect();
+    alpha.iter().any(|alpha| *alpha != u8::MAX).then_some(alpha)
 }
 
 fn sniff(bytes: &[u8]) -> Result<ImageFormat, DecodeError> {
@@ -200,18 +214,20 @@ fn rgb_bytes(image: DynamicImage) -> Vec<u8> {
     samples.into_iter().map(|sample| sample.to_be_bytes()[0]).collect()
 }
 
-/// Writes a picture as a file of `format`.
+/// Writes a picture as a file of `format`. JPEG knows no transparency and gets
+/// the colours alone.
 ///
 /// # Errors
 /// [`EncodeError`] if the format cannot hold it: a side of WebP has at most
 /// 16,384 pixels, of JPEG 65,535.
-pub fn encode(image: &RgbImage, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
+pub fn encode(image: &Picture, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
     let mut bytes = Vec::new();
     let written = match format {
         OutputFormat::Png => write(image, PngEncoder::new(&mut bytes)),
-        OutputFormat::Jpeg { quality } => {
-            write(image, JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100)))
-        }
+        OutputFormat::Jpeg { quality } => write(
+            &image.colour().clone().into(),
+            JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100)),
+        ),
         OutputFormat::Webp => write(image, WebPEncoder::new_lossless(&mut bytes)),
     };
     written.map_err(|source| EncodeError {
@@ -223,14 +239,17 @@ pub fn encode(image: &RgbImage, format: OutputFormat) -> Result<Vec<u8>, EncodeE
     Ok(bytes)
 }
 
-fn write(image: &RgbImage, encoder: impl ImageEncoder) -> Result<(), image::ImageError> {
+fn write(image: &Picture, encoder: impl ImageEncoder) -> Result<(), image::ImageError> {
     let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
-    encoder.write_image(
-        image.pixels(),
-        side(image.width()),
-        side(image.height()),
-        ExtendedColorType::Rgb8,
-    )
+    let (width, height) = (side(image.width()), side(image.height()));
+    let colours = image.colour().pixels();
+    let Some(alpha) = image.alpha() else {
+        return encoder.write_image(colours, width, height, ExtendedColorType::Rgb8);
+    };
+    let pixels = colours.chunks_exact(3).zip(alpha.pixels());
+    let pixels: Vec<u8> =
+        pixels.flat_map(|(colour, alpha)| colour.iter().chain([alpha])).copied().collect();
+    encoder.write_image(&pixels, width, height, ExtendedColorType::Rgba8)
 }
 
 #[cfg(test)]
@@ -240,10 +259,10 @@ mod tests {
     const LIMITS: DecodeLimits =
         DecodeLimits { max_bytes: 1 << 20, max_side: 1000, max_pixels: 10_000 };
 
-    fn gradient(width: usize, height: usize) -> RgbImage {
+    fn gradient(width: usize, height: usize) -> Picture {
         let pixels =
             (0..width * height * 3).map(|index| u8::try_from(index % 251).unwrap()).collect();
-        RgbImage::new(width, height, pixels).unwrap()
+        RgbImage::new(width, height, pixels).unwrap().into()
     }
 
     fn png_of(width: u32, height: u32, samples: &[u8], color: ExtendedColorType) -> Vec<u8> {
@@ -256,9 +275,14 @@ mod tests {
     fn lossless_formats_give_back_the_very_pixels() {
         let image = gradient(7, 5);
 
+        let alpha = GreyImage::new(7, 5, (0..35).collect()).unwrap();
+        let glassy = Picture::with_alpha(image.colour().clone(), alpha).unwrap();
+
         for format in [OutputFormat::Png, OutputFormat::Webp] {
-            let bytes = encode(&image, format).unwrap();
-            assert_eq!(decode(&bytes, LIMITS).unwrap(), image, "{format:?}");
+            for image in [&image, &glassy] {
+                let bytes = encode(image, format).unwrap();
+                assert_eq!(decode(&bytes, LIMITS).unwrap(), *image, "{format:?}");
+            }
         }
     }
 
@@ -276,17 +300,23 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_dropped_and_grey_is_spread() {
+    fn alpha_is_set_apart_and_grey_is_spread() {
         let rgba = png_of(1, 1, &[10, 20, 30, 0], ExtendedColorType::Rgba8);
+        let opaque = png_of(1, 1, &[10, 20, 30, 255], ExtendedColorType::Rgba8);
         let grey = png_of(1, 1, &[77], ExtendedColorType::L8);
         let deep = png_of(1, 1, &[0x12, 0xff, 0x34, 0x00, 0x56, 0x80], ExtendedColorType::Rgb16);
 
-        assert_eq!(decode(&rgba, LIMITS).unwrap().pixels(), [10, 20, 30]);
-        assert_eq!(decode(&grey, LIMITS).unwrap().pixels(), [77, 77, 77]);
+        let rgba = decode(&rgba, LIMITS).unwrap();
+        assert_eq!(
+            (rgba.colour().pixels(), rgba.alpha().unwrap().pixels()),
+            ([10, 20, 30].as_slice(), [0].as_slice())
+        );
+        assert_eq!(decode(&opaque, LIMITS).unwrap().alpha(), None);
+        assert_eq!(decode(&grey, LIMITS).unwrap().colour().pixels(), [77, 77, 77]);
         // The encoder takes samples in this machine's byte order.
         let upper =
             if cfg!(target_endian = "little") { [0xff, 0x00, 0x80] } else { [0x12, 0x34, 0x56] };
-        assert_eq!(decode(&deep, LIMITS).unwrap().pixels(), upper);
+        assert_eq!(decode(&deep, LIMITS).unwrap().colour().pixels(), upper);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use crate::checkpoint::CheckpointError;
 use crate::device::DeviceError;
-use crate::domain::{GuidanceScale, ImageRequest, ImageSize, RgbImage, Seed, Steps};
+use crate::domain::{GuidanceScale, ImageRequest, ImageSize, Picture, Seed, Steps, Strength};
 use crate::hub::HubError;
 
 /// A loaded image model, owned by one thread: hence `&mut self`, no lock and no
@@ -32,10 +32,21 @@ pub trait DiffusionModel: Send {
     ) -> Result<Generation, ModelError>;
 }
 
-/// Is told of each finished step, and can stop the work.
+/// Is told of each finished step, can stop the work, and can ask to see it.
 pub trait StepObserver {
     /// After `progress.step` of `progress.total_steps`; `Break` cancels.
     fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()>;
+
+    /// Whether [`Self::on_preview`] is wanted for the state after
+    /// `progress.step` steps. Asked before [`Self::on_step`] of that step, and
+    /// never for the last one.
+    fn wants_preview(&mut self, _progress: StepProgress) -> bool {
+        false
+    }
+
+    /// What the finished picture is going to be as far as can be told now: the
+    /// clean latents predicted at this step, decoded.
+    fn on_preview(&mut self, _progress: StepProgress, _preview: Picture) {}
 }
 
 /// Where a request stands.
@@ -72,7 +83,7 @@ pub struct Generation {
 #[derive(Debug, Clone)]
 pub struct GeneratedImage {
     /// The picture.
-    pub image: RgbImage,
+    pub image: Picture,
     /// The seed that makes it again.
     pub seed: Seed,
 }
@@ -108,10 +119,43 @@ pub struct Capabilities {
 pub struct RequestDefaults {
     /// Denoising steps.
     pub num_inference_steps: Steps,
-    /// Strength of true classifier-free guidance.
-    pub true_cfg_scale: GuidanceScale,
+    /// Strength of classifier-free guidance.
+    pub guidance: GuidanceScale,
     /// What to steer away from; `None` switches guidance off.
     pub negative_prompt: Option<String>,
+    /// How far an edit by noise, or an inpainting, goes from its input.
+    pub strength: Strength,
+}
+
+/// What an edit is to a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EditKind {
+    /// It was made to follow instructions: [`Task::Edit`](crate::domain::Task).
+    Instruction,
+    /// It makes the picture anew from a noisy one: `Task::ImageToImage`.
+    ImageToImage,
+    /// It takes the picture apart: `Task::Decompose`.
+    Layers,
+}
+
+/// The parameter that a model's users know the strength of guidance by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuidanceParameter {
+    /// `true_cfg_scale`: Qwen-Image.
+    TrueCfgScale,
+    /// `guidance_scale`: Stable Diffusion.
+    GuidanceScale,
+}
+
+impl GuidanceParameter {
+    /// The parameter's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TrueCfgScale => "true_cfg_scale",
+            Self::GuidanceScale => "guidance_scale",
+        }
+    }
 }
 
 /// What a model is and can do: all that the server shows and enforces.
@@ -133,8 +177,13 @@ pub struct ModelInfo {
     pub size_multiple: usize,
     /// The largest output, in pixels.
     pub max_output_area: usize,
-    /// Whether the model has a guidance embedding, so that `guidance_scale` acts.
-    pub has_guidance_embedding: bool,
+    /// Pixels (width times height) that it works on when a request does not say
+    /// otherwise.
+    pub image_area: usize,
+    /// What `/v1/images/edits` without a mask is to it.
+    pub edit_kind: EditKind,
+    /// The name that its strength of guidance has.
+    pub guidance_parameter: GuidanceParameter,
     /// Whether the encoder sees a copy of the picture of its own size, so that
     /// `condition_area` acts.
     pub has_condition_picture: bool,

@@ -6,7 +6,10 @@ use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, LoadError, ModelConfig, RequestDefaults,
 };
 use crate::checkpoint::{CheckpointError, Snapshot};
-use crate::domain::{GuidanceScale, Steps, ValidationError};
+use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
+
+/// How far edits by noise go in the reference pipelines.
+const DEFAULT_STRENGTH: f64 = 0.6;
 
 /// A pipeline class of `model_index.json`, and what loads it.
 pub(super) struct ModelEntry {
@@ -93,8 +96,9 @@ impl LoadContext<'_> {
         let negative = settings.negative_prompt.clone().or(checkpoint.negative_prompt.clone());
         Ok(RequestDefaults {
             num_inference_steps: settings.num_inference_steps.unwrap_or(steps),
-            true_cfg_scale: settings.true_cfg_scale.unwrap_or(scale),
+            guidance: settings.true_cfg_scale.unwrap_or(scale),
             negative_prompt: Some(negative.unwrap_or_else(|| " ".to_owned())),
+            strength: Strength::new(DEFAULT_STRENGTH).map_err(fault)?,
         })
     }
 }

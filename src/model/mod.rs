@@ -8,8 +8,9 @@ pub mod qwen_image;
 mod registry;
 
 pub use diffusion::{
-    Capabilities, DiffusionModel, GeneratedImage, Generation, LoadError, ModelError, ModelInfo,
-    RequestDefaults, StepObserver, StepProgress, TokenUsage, Unobserved,
+    Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,
+    LoadError, ModelError, ModelInfo, RequestDefaults, StepObserver, StepProgress, TokenUsage,
+    Unobserved,
 };
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
@@ -46,9 +47,9 @@ pub struct ModelConfig {
 pub struct DefaultOverrides {
     /// Denoising steps.
     pub num_inference_steps: Option<Steps>,
-    /// Strength of true classifier-free guidance.
+    /// Strength of guidance of models whose users know it as `true_cfg_scale`.
     pub true_cfg_scale: Option<GuidanceScale>,
-    /// Strength of the guidance embedding; acts only on models that have one.
+    /// Strength of guidance of models whose users know it as `guidance_scale`.
     pub guidance_scale: Option<GuidanceScale>,
     /// What to steer away from.
     pub negative_prompt: Option<String>,

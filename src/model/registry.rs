@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use super::loading::{LoadContext, ModelEntry};
-use super::{Capabilities, CapabilitySwitches, DiffusionModel, LoadError, ModelConfig};
+use super::{
+    Capabilities, CapabilitySwitches, DiffusionModel, GuidanceParameter, LoadError, ModelConfig,
+};
 use super::{embedded, qwen_image};
 use crate::checkpoint::Snapshot;
 use crate::hub::{HubConfig, Progress, RepositoryId, fetch_snapshot};
@@ -82,11 +84,16 @@ fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionMo
             "a condition_area is set, but this model shows its encoder the picture of image_area"
         );
     }
-    if config.defaults.guidance_scale.is_some() && !info.has_guidance_embedding {
+    let acts = info.guidance_parameter;
+    let idle = match acts {
+        GuidanceParameter::TrueCfgScale => config.defaults.guidance_scale.is_some(),
+        GuidanceParameter::GuidanceScale => config.defaults.true_cfg_scale.is_some(),
+    };
+    if idle {
         tracing::warn!(
             model = info.id,
-            "a default guidance_scale is set, but this model has no guidance embedding: \
-             true_cfg_scale is the one that acts"
+            "the default guidance that is set has no effect on this model: {} is the one that acts",
+            acts.name()
         );
     }
 }

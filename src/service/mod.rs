@@ -18,10 +18,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 pub use error::{ErrorKind, ServiceError};
 
 use crate::domain::{
-    ImageCount, ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Seed, Steps, Strength, Task,
-    ValidationError,
+    ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt, RgbImage, Seed,
+    Steps, Task, ValidationError,
 };
-use crate::model::{DiffusionModel, Generation, LoadError, ModelInfo};
+use crate::model::{DiffusionModel, EditKind, Generation, LoadError, ModelInfo};
 use worker::{Job, Worker};
 
 /// What the service can be told.
@@ -48,25 +48,17 @@ struct Shared {
     alive: Arc<AtomicBool>,
 }
 
-/// A kind of work, without what it is done to: see [`Task`].
+/// A service that clients ask for; what it is to the model is a [`Task`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TaskKind {
+pub enum Offer {
     /// A picture from words alone.
-    Generate,
+    Generations,
     /// Pictures changed as the prompt says.
-    Edit,
+    Edits,
     /// A picture like a given one.
-    Vary,
-}
-
-impl From<&Task> for TaskKind {
-    fn from(task: &Task) -> Self {
-        match task {
-            Task::Generate => Self::Generate,
-            Task::Edit { .. } => Self::Edit,
-            Task::Vary { .. } => Self::Vary,
-        }
-    }
+    Variations,
+    /// A part of a picture made anew.
+    Masks,
 }
 
 /// How the service is doing.
@@ -158,18 +150,19 @@ impl ImageService {
         &self.shared.info
     }
 
-    /// Refuses a kind of work that the model does not do.
+    /// Refuses what the model does not do, or was switched off.
     ///
     /// # Errors
     /// [`ServiceError::NotOffered`].
-    pub fn check_offered(&self, kind: TaskKind) -> Result<(), ServiceError> {
-        let capabilities = self.info().capabilities;
-        let (offered, what) = match kind {
-            TaskKind::Generate => (capabilities.text_to_image, "pictures from words alone"),
-            TaskKind::Edit => (capabilities.image_edit, "edits of pictures"),
-            TaskKind::Vary => (capabilities.image_variation, "variations of pictures"),
+    pub fn check_offered(&self, offer: Offer) -> Result<(), ServiceError> {
+        let can = self.info().capabilities;
+        let (offered, what, field) = match offer {
+            Offer::Generations => (can.text_to_image, "pictures from words alone", None),
+            Offer::Edits => (can.image_edit, "edits of pictures", None),
+            Offer::Variations => (can.image_variation, "variations of pictures", None),
+            Offer::Masks => (can.inpainting && can.mask, "masks", Some("mask")),
         };
-        if offered { Ok(()) } else { Err(ServiceError::NotOffered { what, field: None }) }
+        if offered { Ok(()) } else { Err(ServiceError::NotOffered { what, field }) }
     }
 
     /// Has the model make what `request` asks for, and waits for it. Dropping
@@ -186,7 +179,6 @@ impl ImageService {
         &self,
         request: ImageRequest,
     ) -> Result<oneshot::Receiver<Result<Generation, ServiceError>>, ServiceError> {
-        self.check_offered(TaskKind::from(&request.task))?;
         let queue = self.shared.queue.lock();
         let queue = queue.unwrap_or_else(PoisonError::into_inner);
         let queue = queue.as_ref().ok_or(ServiceError::ShuttingDown)?;
@@ -232,7 +224,7 @@ impl ImageService {
     ///
     /// # Errors
     /// [`ServiceError`], as for any request.
-    pub async fn warm_up(&self, image: Option<RgbImage>) -> Result<f64, ServiceError> {
+    pub async fn warm_up(&self, image: Option<Picture>) -> Result<f64, ServiceError> {
         let started = Instant::now();
         let request = warm_up_request(self.info(), image)?;
         self.generate(request).await?;
@@ -262,18 +254,18 @@ impl Drop for LifeSign {
 /// The least that the model can be asked for: two steps, one small picture.
 fn warm_up_request(
     info: &ModelInfo,
-    image: Option<RgbImage>,
+    image: Option<Picture>,
 ) -> Result<ImageRequest, ValidationError> {
     const SIDE: usize = 256;
     let side = SIDE.next_multiple_of(info.size_multiple.max(1));
     let size = ImageSize::new(side, side)?;
-    let image = image.unwrap_or_else(|| RgbImage::filled(side, side, [128, 128, 128]));
-    let task = if info.capabilities.image_edit {
-        Task::Edit { images: vec![image] }
-    } else if info.capabilities.text_to_image {
-        Task::Generate
-    } else {
-        Task::Vary { image, strength: Strength::new(0.5)? }
+    let grey = || RgbImage::filled(side, side, [128, 128, 128]).into();
+    let image = image.unwrap_or_else(grey);
+    let task = match info.edit_kind {
+        _ if info.capabilities.text_to_image => Task::Generate,
+        EditKind::Instruction => Task::Edit { images: vec![image] },
+        EditKind::ImageToImage => Task::ImageToImage { image, strength: info.defaults.strength },
+        EditKind::Layers => Task::Decompose { image, layers: LayerCount::new(1)? },
     };
     let negative_prompt = info.defaults.negative_prompt.clone();
     Ok(ImageRequest {
@@ -283,7 +275,7 @@ fn warm_up_request(
         count: ImageCount::new(1)?,
         size: if info.accepts(size) { OutputSize::Exact(size) } else { OutputSize::Reference },
         steps: Steps::new(2)?,
-        true_cfg_scale: info.defaults.true_cfg_scale,
+        guidance: info.defaults.guidance,
         seed: Seed::new(0),
     })
 }

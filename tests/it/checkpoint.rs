@@ -177,16 +177,16 @@ fn offline_hub() -> HubConfig {
 
 fn picture_of(model: &mut dyn DiffusionModel) -> RgbImage {
     let request = ImageRequest {
-        task: Task::Edit { images: vec![RgbImage::filled(40, 30, [200, 30, 90])] },
+        task: Task::Edit { images: vec![RgbImage::filled(40, 30, [200, 30, 90]).into()] },
         prompt: Prompt::new("make it blue").unwrap(),
         negative_prompt: Some(Prompt::negative(" ").unwrap()),
         count: ImageCount::new(1).unwrap(),
         size: OutputSize::Reference,
         steps: Steps::new(2).unwrap(),
-        true_cfg_scale: GuidanceScale::new(4.0).unwrap(),
+        guidance: GuidanceScale::new(4.0).unwrap(),
         seed: Seed::new(7),
     };
-    model.generate(&request, &mut Unobserved).unwrap().images.remove(0).image
+    model.generate(&request, &mut Unobserved).unwrap().images.remove(0).image.colour().clone()
 }
 
 #[test]

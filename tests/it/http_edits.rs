@@ -122,7 +122,7 @@ async fn parameters_reach_the_model_from_forms_and_from_json_alike() {
         assert_eq!(request.negative_prompt.unwrap().as_str(), "");
         assert_eq!(request.count.get(), 2);
         assert_eq!(request.steps.get(), 3);
-        assert!((request.true_cfg_scale.get() - 2.5).abs() < f64::EPSILON);
+        assert!((request.guidance.get() - 2.5).abs() < f64::EPSILON);
         let OutputSize::Exact(size) = request.size else {
             panic!("an exact size was asked for");
         };
@@ -165,7 +165,7 @@ async fn what_is_absent_null_or_empty_takes_the_models_defaults() {
         let request = server.next_request().await;
         assert_eq!(request.count.get(), 1);
         assert_eq!(request.steps.get(), 4);
-        assert!((request.true_cfg_scale.get() - 4.0).abs() < f64::EPSILON);
+        assert!((request.guidance.get() - 4.0).abs() < f64::EPSILON);
         assert_eq!(request.negative_prompt.unwrap().as_str(), "default negative");
         assert_eq!(request.size, OutputSize::Reference);
         assert_eq!(reply["data"][0]["seed"], request.seed.get());
@@ -250,7 +250,7 @@ async fn names_of_other_servers_work_as_well() {
 
     let request = server.next_request().await;
     assert_eq!((request.steps.get(), request.count.get()), (2, 2));
-    assert!((request.true_cfg_scale.get() - 3.0).abs() < f64::EPSILON);
+    assert!((request.guidance.get() - 3.0).abs() < f64::EPSILON);
     assert_eq!(reply.get("warnings"), None);
 }
 
@@ -264,7 +264,7 @@ async fn uploads_may_be_chunked_large_and_in_any_order() {
         state.to_be_bytes()[0]
     });
     let noise = diffuser_api::domain::RgbImage::new(1200, 1000, noise.collect()).unwrap();
-    let picture = diffuser_api::imaging::codec::encode(&noise, OutputFormat::Png).unwrap();
+    let picture = diffuser_api::imaging::codec::encode(&noise.into(), OutputFormat::Png).unwrap();
     assert!(picture.len() > 3 << 20);
     let mut body =
         b"--b\r\nContent-Disposition: form-data; filename=\"x\"; name=\"image\"\r\n\r\n".to_vec();
@@ -313,7 +313,7 @@ async fn generations_and_variations_work_where_the_model_does_them() {
     assert_eq!(generated["warnings"].as_array().unwrap().len(), 1);
     assert_eq!(varied["size"], "32x32");
     assert!(matches!(server.next_request().await.task, Task::Generate));
-    let Task::Vary { strength, .. } = server.next_request().await.task else {
+    let Task::ImageToImage { strength, .. } = server.next_request().await.task else {
         panic!("a variation is a variation");
     };
     assert!((strength.get() - 0.25).abs() < f64::EPSILON);

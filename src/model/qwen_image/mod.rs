@@ -25,7 +25,7 @@ use transformer::Transformer;
 use vae::Vae;
 
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
-use super::{Capabilities, DiffusionModel, LoadError, ModelInfo};
+use super::{Capabilities, DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo};
 use crate::checkpoint::{CheckpointError, ConfigFile, Weights};
 
 /// Qwen/Qwen-Image-Edit.
@@ -50,6 +50,8 @@ fn load_pipeline(context: &LoadContext) -> Result<EditPipeline, LoadError> {
     check_components(context)?;
     let defaults = CheckpointDefaults::load(context.snapshot)?;
     let (components, weight_bytes) = load_components(context)?;
+    let image_area =
+        context.config.image_area.or(defaults.image_area).unwrap_or(PUBLISHED_IMAGE_AREA);
     let info = ModelInfo {
         id: context.id.clone(),
         pipeline: EDIT.class_name.to_owned(),
@@ -63,15 +65,15 @@ fn load_pipeline(context: &LoadContext) -> Result<EditPipeline, LoadError> {
         max_input_images: 1,
         size_multiple: components.vae.spatial_factor() * TransformerConfig::PATCH_SIZE,
         max_output_area: MAX_OUTPUT_AREA,
-        has_guidance_embedding: false,
+        image_area,
+        edit_kind: EditKind::Instruction,
+        guidance_parameter: GuidanceParameter::TrueCfgScale,
         has_condition_picture: false,
         device: crate::device::device_name(&context.device),
         dtype: crate::device::dtype_name(context.dtype).to_owned(),
         weight_bytes,
     };
-    let image_area =
-        context.config.image_area.or(defaults.image_area).unwrap_or(PUBLISHED_IMAGE_AREA);
-    Ok(EditPipeline { info, components, image_area })
+    Ok(EditPipeline { info, components })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.

@@ -16,7 +16,7 @@ pub(crate) fn picture(width: usize, height: usize) -> RgbImage {
 
 /// [`picture`] as a file.
 pub(crate) fn file(width: usize, height: usize, format: OutputFormat) -> Vec<u8> {
-    codec::encode(&picture(width, height), format).unwrap()
+    codec::encode(&picture(width, height).into(), format).unwrap()
 }
 
 /// [`picture`] as a PNG file.
@@ -49,5 +49,5 @@ fn crc32(bytes: &[u8]) -> u32 {
 /// Reads a file that the server made.
 pub(crate) fn decode(bytes: &[u8]) -> RgbImage {
     let limits = DecodeLimits { max_bytes: 1 << 30, max_side: 10_000, max_pixels: 10_000_000 };
-    codec::decode(bytes, limits).unwrap()
+    codec::decode(bytes, limits).unwrap().colour().clone()
 }

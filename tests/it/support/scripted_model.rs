@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::Receiver;
 
 use diffuser_api::domain::{
-    GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Task,
+    GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Strength, Task,
 };
 use diffuser_api::model::{
-    Capabilities, DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo,
-    RequestDefaults, StepObserver, StepProgress, TokenUsage,
+    Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,
+    ModelError, ModelInfo, RequestDefaults, StepObserver, StepProgress, TokenUsage,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -61,13 +61,16 @@ pub(crate) fn info() -> ModelInfo {
         },
         defaults: RequestDefaults {
             num_inference_steps: Steps::new(4).unwrap(),
-            true_cfg_scale: GuidanceScale::new(4.0).unwrap(),
+            guidance: GuidanceScale::new(4.0).unwrap(),
             negative_prompt: Some("default negative".to_owned()),
+            strength: Strength::new(0.6).unwrap(),
         },
         max_input_images: 3,
         size_multiple: 16,
         max_output_area: 1024 * 1024,
-        has_guidance_embedding: false,
+        image_area: 256 * 256,
+        edit_kind: EditKind::Instruction,
+        guidance_parameter: GuidanceParameter::TrueCfgScale,
         has_condition_picture: false,
         device: "cpu".to_owned(),
         dtype: "float32".to_owned(),
@@ -143,7 +146,7 @@ impl ScriptedModel {
         }
         let seed = request.seed.of_image(image);
         let tint = seed.get().to_le_bytes()[0];
-        Ok(GeneratedImage { image: tinted(request, self.info.size_multiple, tint), seed })
+        Ok(GeneratedImage { image: tinted(request, self.info.size_multiple, tint).into(), seed })
     }
 }
 
@@ -151,12 +154,16 @@ impl ScriptedModel {
 fn tinted(request: &ImageRequest, multiple: usize, tint: u8) -> RgbImage {
     let source = match &request.task {
         Task::Generate => RgbImage::filled(64, 64, [128; 3]),
-        Task::Edit { images } => images[0].clone(),
-        Task::Vary { image, .. } => image.clone(),
+        Task::Edit { images } => images[0].colour().clone(),
+        Task::ImageToImage { image, .. }
+        | Task::Inpaint { image, .. }
+        | Task::Decompose { image, .. } => image.colour().clone(),
     };
     let size = match request.size {
         OutputSize::Exact(size) => size,
-        OutputSize::Reference => ImageSize::new(source.width(), source.height()).unwrap(),
+        OutputSize::Reference | OutputSize::AsInput => {
+            ImageSize::new(source.width(), source.height()).unwrap()
+        }
     };
     let floor = |side: usize| (side / multiple).max(1) * multiple;
     let (width, height) = (floor(size.width()), floor(size.height()));

@@ -54,8 +54,6 @@ pub struct Components {
 pub struct EditPipeline {
     pub(super) info: ModelInfo,
     pub(super) components: Components,
-    /// Pixels that the input is scaled to, for the encoder and the VAE alike.
-    pub(super) image_area: usize,
 }
 
 /// A prompt as the transformer takes it.
@@ -116,11 +114,16 @@ impl DiffusionModel for EditPipeline {
             // 5. Noise from the seed.
             let noise = self.noise(seed.get(), sizes.output)?;
             // 6. Noise → latents.
-            let mut on_step =
-                |step| observe(observer, StepProgress { image: index, step, total_steps });
-            let latents = denoising.run(noise, &mut on_step)?;
+            let mut watch = Watch {
+                observer: &mut *observer,
+                image: index,
+                total_steps,
+                decode: &|latents| self.decode(latents, sizes.output),
+            };
+            let latents = denoising.run(noise, &mut watch)?;
             // 7. Latents → picture.
-            images.push(GeneratedImage { image: self.decode(&latents, sizes.output)?, seed });
+            let image = self.decode(&latents, sizes.output)?.into();
+            images.push(GeneratedImage { image, seed });
         }
         let usage = TokenUsage {
             input_text_tokens: guidance.positive.words,
@@ -139,15 +142,44 @@ fn observe(observer: &mut dyn StepObserver, progress: StepProgress) -> Result<()
     }
 }
 
+/// Whoever watches the steps of one picture.
+struct Watch<'a> {
+    observer: &'a mut dyn StepObserver,
+    image: usize,
+    total_steps: usize,
+    decode: &'a dyn Fn(&Tensor) -> Result<RgbImage, ModelError>,
+}
+
+impl Watch<'_> {
+    /// After `step` steps. `predicted` makes the clean latents as far as they
+    /// can be told now; it is asked only if somebody wants to see them.
+    fn step(
+        &mut self,
+        step: usize,
+        predicted: impl FnOnce() -> TensorResult<Tensor>,
+    ) -> Result<(), ModelError> {
+        let progress = StepProgress { image: self.image, step, total_steps: self.total_steps };
+        let unfinished = (1..self.total_steps).contains(&step);
+        if unfinished && self.observer.wants_preview(progress) {
+            let preview = (self.decode)(&predicted()?)?;
+            self.observer.on_preview(progress, preview.into());
+        }
+        observe(self.observer, progress)
+    }
+}
+
 /// The one picture of an edit.
 fn edited_image(task: &Task) -> Result<&RgbImage, ModelError> {
     match task {
-        Task::Edit { images } if images.len() == 1 => Ok(&images[0]),
+        Task::Edit { images } if images.len() == 1 => Ok(images[0].colour()),
         Task::Edit { images } => Err(ModelError::Unsuitable {
             field: "image",
             reason: format!("This model edits exactly one picture, got {}.", images.len()),
         }),
-        Task::Generate | Task::Vary { .. } => Err(ModelError::Unsuitable {
+        Task::Generate
+        | Task::ImageToImage { .. }
+        | Task::Inpaint { .. }
+        | Task::Decompose { .. } => Err(ModelError::Unsuitable {
             field: "image",
             reason: "This model only edits pictures.".to_owned(),
         }),
@@ -165,7 +197,7 @@ impl EditPipeline {
 
     fn sizes(&self, image: &RgbImage, size: OutputSize) -> Result<Sizes, ModelError> {
         let (width, height) = (image.width(), image.height());
-        let reference = preprocess::size_of_area(self.image_area, width, height);
+        let reference = preprocess::size_of_area(self.info.image_area, width, height);
         let (short, long) =
             (reference.width.min(reference.height), reference.width.max(reference.height));
         if short == 0 || long > MAX_ASPECT_RATIO * short {
@@ -176,9 +208,12 @@ impl EditPipeline {
                 ),
             });
         }
-        let output = match size {
-            OutputSize::Reference => reference,
-            OutputSize::Exact(size) => PixelSize { width: size.width(), height: size.height() },
+        let (reference, output) = match size {
+            OutputSize::Reference => (reference, reference),
+            OutputSize::Exact(size) => {
+                (reference, PixelSize { width: size.width(), height: size.height() })
+            }
+            OutputSize::AsInput => (PixelSize { width, height }, PixelSize { width, height }),
         };
         Ok(Sizes { reference, output: output.floored_to(self.info.size_multiple) })
     }
@@ -208,7 +243,7 @@ impl EditPipeline {
         let encode = |field, prompt: &Prompt| {
             self.encode_prompt(field, prompt, &picture, tokens, self.grid(output))
         };
-        let scale = request.true_cfg_scale.get();
+        let scale = request.guidance.get();
         let negative = request.negative_prompt.as_ref().filter(|_| scale > 1.0);
         Ok(Guidance {
             positive: encode("prompt", &request.prompt)?,
@@ -312,17 +347,16 @@ impl<'a> Denoising<'a> {
     }
 
     /// Follows the schedule from `noise` to latents; both (1, tokens, in channels).
-    fn run(
-        &self,
-        noise: Tensor,
-        on_step: &mut dyn FnMut(usize) -> Result<(), ModelError>,
-    ) -> Result<Tensor, ModelError> {
+    fn run(&self, noise: Tensor, watch: &mut Watch) -> Result<Tensor, ModelError> {
         let mut latents = noise;
-        on_step(0)?;
+        watch.step(0, || Ok(latents.clone()))?;
         for step in 0..self.schedule.steps() {
             let flow = self.predict(&latents, step)?;
-            latents = euler_step(&latents, &flow, self.schedule.sigma_change(step))?;
-            on_step(step + 1)?;
+            let next = euler_step(&latents, &flow, self.schedule.sigma_change(step))?;
+            // From here straight on to σ = 0.
+            let straight_on = || euler_step(&latents, &flow, -self.schedule.sigmas[step]);
+            watch.step(step + 1, straight_on)?;
+            latents = next;
         }
         // The sum is finite only if every number is.
         let sum = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;

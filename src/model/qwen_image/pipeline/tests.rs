@@ -104,13 +104,13 @@ impl Case {
         };
         let scale = self.doc["call"]["true_cfg_scale"].as_f64().unwrap();
         ImageRequest {
-            task: Task::Edit { images: vec![self.image()] },
+            task: Task::Edit { images: vec![self.image().into()] },
             prompt: Prompt::new(self.text("prompt").unwrap()).unwrap(),
             negative_prompt: self.text("negative_prompt").map(|t| Prompt::negative(t).unwrap()),
             count: ImageCount::new(1).unwrap(),
             size,
             steps: Steps::new(self.number("num_inference_steps").unwrap()).unwrap(),
-            true_cfg_scale: GuidanceScale::new(scale).unwrap(),
+            guidance: GuidanceScale::new(scale).unwrap(),
             seed: Seed::new(self.doc["generator_seed"].as_u64().unwrap()),
         }
     }
@@ -248,7 +248,7 @@ fn the_same_picture_comes_out_of_the_trait() {
 
     let generation = model.generate(&case.request(), &mut crate::model::Unobserved).unwrap();
 
-    case.compare_picture(&generation.images[0].image);
+    case.compare_picture(generation.images[0].image.colour());
     let tokens = |key: &str| case.doc["tokens"][key].as_u64().unwrap() as usize;
     assert_eq!(generation.usage.output_image_tokens, tokens("latents"));
     let image_and_text = generation.usage.input_image_tokens + generation.usage.input_text_tokens;
@@ -266,7 +266,7 @@ fn a_request_in_16_bits_gives_a_picture_near_the_one_in_32() {
 
         let generation = pipeline.generate(&case.request(), &mut crate::model::Unobserved).unwrap();
 
-        let ours = generation.images[0].image.pixels();
+        let ours = generation.images[0].image.colour().pixels();
         let square = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b)).powi(2);
         let error = ours.iter().zip(&theirs).map(square).sum::<f64>() / theirs.len() as f64;
         let decibels = 10.0 * (255.0_f64.powi(2) / error).log10();
@@ -307,9 +307,9 @@ fn what_this_model_cannot_take_is_refused_by_name() {
     assert_eq!(field_at_fault(ImageRequest { prompt: reserved, ..request.clone() }), "prompt");
     let endless = Prompt::new("word ".repeat(6000)).unwrap();
     assert_eq!(field_at_fault(ImageRequest { prompt: endless, ..request.clone() }), "prompt");
-    let narrow = Task::Edit { images: vec![RgbImage::filled(4000, 3, [9, 9, 9])] };
+    let narrow = Task::Edit { images: vec![RgbImage::filled(4000, 3, [9, 9, 9]).into()] };
     assert_eq!(field_at_fault(ImageRequest { task: narrow, ..request.clone() }), "image");
-    let image = RgbImage::filled(8, 8, [9, 9, 9]);
+    let image: crate::domain::Picture = RgbImage::filled(8, 8, [9, 9, 9]).into();
     let two = Task::Edit { images: vec![image.clone(), image] };
     assert_eq!(field_at_fault(ImageRequest { task: two, ..request.clone() }), "image");
     assert_eq!(field_at_fault(ImageRequest { task: Task::Generate, ..request }), "image");
