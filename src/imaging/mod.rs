@@ -1,4 +1,6 @@
-//! Pictures as files ([`codec`]) and at other sizes ([`resample`]).
+//! Pictures as files ([`codec`]), at other sizes ([`resample`]), and with a text
+//! inside ([`provenance`]).
 
 pub mod codec;
+pub mod provenance;
 pub mod resample;

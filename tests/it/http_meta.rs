@@ -151,8 +151,8 @@ async fn every_documented_field_is_known() {
     };
 
     for schema in ["EditForm", "EditJson", "GenerationJson"] {
-        let form =
-            fields_of(schema).into_iter().fold(edit_form(), |form, name| form.text(name, ""));
+        let fields = fields_of(schema).into_iter();
+        let form = fields.fold(edit_form(), |form, name| form.text(name, ""));
         let reply = json_of(server.edit(form).await).await;
 
         assert_eq!(reply.get("warnings"), None, "{schema}");

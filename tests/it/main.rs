@@ -13,6 +13,7 @@ mod golden_components;
 mod golden_http;
 mod http_edits;
 mod http_errors;
+mod http_images;
 mod http_meta;
 mod hub_download;
 mod layers;
