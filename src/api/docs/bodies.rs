@@ -196,6 +196,12 @@ fn wishes() -> Vec<Field> {
                 "example": 42,
             }),
         ),
+    ]
+}
+
+/// What goes with masks and with layers.
+fn special_wishes() -> Vec<Field> {
+    vec![
         (
             "preserve_unmasked",
             EDITS,
@@ -277,7 +283,9 @@ impl Body {
     fn schema(self) -> RefOr<Schema> {
         let required = self.required();
         let mut properties = Map::new();
-        for (name, bodies, mut schema) in [inputs(), wishes(), delivery()].into_iter().flatten() {
+        for (name, bodies, mut schema) in
+            [inputs(), wishes(), special_wishes(), delivery()].into_iter().flatten()
+        {
             if !bodies.contains(&self) {
                 continue;
             }
