@@ -1,4 +1,6 @@
-//! Pictures as files ([`codec`]) and at other sizes ([`resample`]).
+//! Pictures as files ([`codec`]), at other sizes ([`resample`]), and in parts
+//! ([`region`]).
 
 pub mod codec;
+pub mod region;
 pub mod resample;

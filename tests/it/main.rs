@@ -16,5 +16,6 @@ mod http_errors;
 mod http_meta;
 mod hub_download;
 mod layers;
+mod lora;
 mod queue;
 mod support;
