@@ -225,6 +225,7 @@ impl Layers {
             condition_area: self.integer(keys::CONDITION_AREA, 32 * 32, 1 << 26),
             defaults: self.defaults_of_requests(),
             capabilities: self.capabilities(),
+            lora: Vec::new(),
         }
     }
 

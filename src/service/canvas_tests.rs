@@ -1,6 +1,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "remainders below 256")]
 
 use super::*;
+use crate::imaging::resample::resize;
 use crate::domain::{GuidanceScale, Steps, Strength};
 use crate::model::{Capabilities, EditKind, GuidanceParameter, RequestDefaults};
 

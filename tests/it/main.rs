@@ -17,5 +17,6 @@ mod http_images;
 mod http_meta;
 mod hub_download;
 mod layers;
+mod lora;
 mod queue;
 mod support;
