@@ -11,6 +11,7 @@ mod checkpoint;
 mod config_sources;
 mod golden_components;
 mod golden_http;
+mod golden_stable_diffusion;
 mod http_edits;
 mod http_errors;
 mod http_meta;
