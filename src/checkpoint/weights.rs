@@ -5,12 +5,14 @@
 //! thrown: [`Weights::finish`] names everything missing, misshapen or left over
 //! in one message.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -41,6 +43,7 @@ struct Store {
 #[derive(Default)]
 struct Account {
     requested: BTreeMap<String, Vec<usize>>,
+    ignored: HashSet<String>,
     faults: Vec<String>,
     bytes: usize,
 }
@@ -130,7 +133,7 @@ impl Weights {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
         let name = self.full_name(name);
         let shape = shape.into();
-        self.request(&name, &shape);
+        let first_time = self.request(&name, &shape);
         let Some(files) = &self.store.files else {
             return self.placeholder(shape);
         };
@@ -141,7 +144,9 @@ impl Weights {
         match found {
             Ok(view) => {
                 let tensor = self.changed(&name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?;
-                self.account().bytes += tensor.elem_count() * self.dtype.size_in_bytes();
+                if first_time {
+                    self.account().bytes += tensor.elem_count() * self.dtype.size_in_bytes();
+                }
                 tensor.to_device(&self.device)
             }
             Err(fault) => {
@@ -176,6 +181,18 @@ impl Weights {
         }
     }
 
+    /// Accounts for the tensor `name`, whatever it is, which carries nothing:
+    /// such as a buffer that some versions of a library have saved.
+    pub fn ignore(&self, name: &str) {
+        self.account().ignored.insert(self.full_name(name));
+    }
+
+    /// This place as candle's layers take it: they draw on the same account.
+    #[must_use]
+    pub fn var_builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
+    }
+
     /// Ends the loading of this component. Returns the bytes taken.
     ///
     /// # Errors
@@ -188,6 +205,7 @@ impl Weights {
                 files
                     .names()
                     .filter(|name| !account.requested.contains_key(*name))
+                    .filter(|name| !account.ignored.contains(*name))
                     .map(|name| format!("{name} is unexpected")),
             );
         }
@@ -196,6 +214,7 @@ impl Weights {
             return Ok(account.bytes);
         }
         faults.sort();
+        faults.dedup();
         if faults.len() > LISTED_FAULTS {
             let more = faults.len() - LISTED_FAULTS;
             faults.truncate(LISTED_FAULTS);
@@ -219,8 +238,9 @@ impl Weights {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
-    fn request(&self, name: &str, shape: &Shape) {
-        self.account().requested.insert(name.to_owned(), shape.dims().to_vec());
+    /// Returns whether it is the first time.
+    fn request(&self, name: &str, shape: &Shape) -> bool {
+        self.account().requested.insert(name.to_owned(), shape.dims().to_vec()).is_none()
     }
 
     fn note(&self, fault: String) {
@@ -229,6 +249,29 @@ impl Weights {
 
     fn account(&self) -> std::sync::MutexGuard<'_, Account> {
         self.store.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SimpleBackend for Weights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _initial: candle_nn::Init,
+        dtype: DType,
+        _device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.with_dtype(dtype).get(name, shape)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("{name} is asked for without a shape")
+    }
+
+    /// Without files every name is there.
+    fn contains_tensor(&self, name: &str) -> bool {
+        let name = self.full_name(name);
+        self.store.files.as_ref().is_none_or(|files| files.entries.contains_key(&name))
     }
 }
 

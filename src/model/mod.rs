@@ -6,6 +6,7 @@ mod loading;
 pub mod noise;
 pub mod qwen_image;
 mod registry;
+pub mod stable_diffusion;
 
 pub use diffusion::{
     Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,

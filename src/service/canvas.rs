@@ -271,9 +271,7 @@ impl Fit {
     fn start(self, width: usize, height: usize) -> (usize, usize) {
         let middle = |whole: usize, part: usize| whole.saturating_sub(part) / 2;
         match self {
-            Self::CutCentre(size) => {
-                (middle(width, size.width()), middle(height, size.height()))
-            }
+            Self::CutCentre(size) => (middle(width, size.width()), middle(height, size.height())),
             Self::Keep | Self::Continue(_) | Self::CutCorner(_) | Self::Scale(_) => (0, 0),
         }
     }

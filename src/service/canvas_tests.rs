@@ -1,8 +1,8 @@
 #![expect(clippy::cast_possible_truncation, reason = "remainders below 256")]
 
 use super::*;
-use crate::imaging::resample::resize;
 use crate::domain::{GuidanceScale, Steps, Strength};
+use crate::imaging::resample::resize;
 use crate::model::{Capabilities, EditKind, GuidanceParameter, RequestDefaults};
 
 fn model() -> ModelInfo {

@@ -143,10 +143,14 @@ async fn assert_picture_over_http(name: &str, case: &Value) {
     let reply = json_of(reply).await;
     assert_eq!(status, 200, "{name}: {reply}");
     assert_eq!(reply["data"][0]["seed"], case["generator_seed"]);
-    let png = image_bytes(&reply, 0);
-    let picture = image::load_from_memory_with_format(&png, ImageFormat::Png).unwrap();
     let theirs = Golden::read(&format!("golden/{name}")).tensor("out.image");
-    assert_same_picture(name, &picture.to_rgb8().into_raw(), &theirs);
+    let channels = theirs.dims().last().copied().unwrap();
+    let pictures = (0..reply["data"].as_array().unwrap().len()).flat_map(|index| {
+        let png = image_bytes(&reply, index);
+        let picture = image::load_from_memory_with_format(&png, ImageFormat::Png).unwrap();
+        if channels == 4 { picture.to_rgba8().into_raw() } else { picture.to_rgb8().into_raw() }
+    });
+    assert_same_picture(name, &pictures.collect::<Vec<_>>(), &theirs);
 }
 
 /// Asks for every recorded call that goes `way`.
