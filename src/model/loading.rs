@@ -14,6 +14,8 @@ const DEFAULT_STRENGTH: f64 = 0.6;
 /// A pipeline class of `model_index.json`, and what loads it.
 pub(super) struct ModelEntry {
     pub(super) class_name: &'static str,
+    /// Whether it merges the LoRA files of the settings; else they are refused.
+    pub(super) takes_lora: bool,
     pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
 }
 

@@ -7,7 +7,7 @@ use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, GuidanceParameter, LoadError, ModelConfig,
 };
 use super::{embedded, qwen_image, stable_diffusion};
-use crate::checkpoint::Snapshot;
+use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::hub::{HubConfig, Progress, RepositoryId, fetch_snapshot};
 
 /// Every pipeline class that is served: one line a model.
@@ -28,6 +28,13 @@ const MODELS: &[ModelEntry] = &[
 pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
     let (snapshot, id) = find(config, hub)?;
     let entry = entry_of(&snapshot)?;
+    if let Some(lora) = config.lora.first().filter(|_| !entry.takes_lora) {
+        let class_name = entry.class_name;
+        return Err(LoadError::Checkpoint(CheckpointError::Malformed {
+            file: lora.file.display().to_string(),
+            reason: format!("LoRA files are not merged into models of {class_name}"),
+        }));
+    }
     let device = crate::device::open(config.device)?;
     let dtype = crate::device::dtype(config.dtype, &device);
     let id = config.name.clone().unwrap_or(id);

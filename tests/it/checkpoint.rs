@@ -14,8 +14,8 @@ use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
 use diffuser_api::model::qwen_image::transformer::Transformer;
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DiffusionModel, DtypeChoice, LoadError,
-    ModelConfig, Unobserved,
+    Capabilities, CapabilitySwitches, DefaultOverrides, DeviceChoice, DiffusionModel, DtypeChoice,
+    EditKind, LoadError, ModelConfig, Unobserved,
 };
 
 // ---- the full-size checkpoint, by its list of tensors -----------------------
@@ -155,7 +155,11 @@ impl Copy {
 
 /// The tiny edit checkpoint of the repository.
 fn tiny_checkpoint() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/ckpt/qwen-image-edit")
+    fixture_checkpoint("qwen-image-edit")
+}
+
+fn fixture_checkpoint(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/ckpt").join(name)
 }
 
 fn copy_folder(from: &Path, to: &Path) {
@@ -361,6 +365,45 @@ fn keys_without_effect_and_another_style_of_the_encoders_configuration_are_read(
     std::fs::write(&file, config.to_string()).unwrap();
 
     assert!(picture_of(copy.load().unwrap().as_mut()) == original);
+}
+
+#[test]
+fn each_class_says_what_it_can_do() {
+    let nothing = Capabilities::NONE;
+    let edit = Capabilities { image_edit: true, ..nothing };
+    let edit_and_inpaint = Capabilities { inpainting: true, mask: true, ..edit };
+    let all = Capabilities { text_to_image: true, image_variation: true, ..edit_and_inpaint };
+    let instruction = EditKind::Instruction;
+    for (name, class_name, capabilities, edit_kind, images, copies, steps) in [
+        ("qwen-image", "QwenImagePipeline", all, EditKind::ImageToImage, 1, false, 50),
+        ("qwen-image-edit", "QwenImageEditPipeline", edit_and_inpaint, instruction, 1, false, 50),
+        ("qwen-image-edit-plus", "QwenImageEditPlusPipeline", edit, instruction, 16, true, 40),
+        ("qwen-image-edit-2511", "QwenImageEditPlusPipeline", edit, instruction, 16, true, 40),
+        ("qwen-image-layered", "QwenImageLayeredPipeline", edit, EditKind::Layers, 1, false, 50),
+    ] {
+        let model = load(&fixture_checkpoint(name).display().to_string()).unwrap();
+        let info = model.info();
+        assert_eq!(info.pipeline, class_name);
+        assert_eq!(info.capabilities, capabilities, "{name}");
+        assert_eq!((info.edit_kind, info.max_input_images), (edit_kind, images), "{name}");
+        assert_eq!(info.has_condition_picture, copies, "{name}");
+        assert_eq!(info.defaults.num_inference_steps.get(), steps, "{name}");
+    }
+}
+
+#[test]
+fn components_of_another_pipeline_are_refused() {
+    for (file, pointer, value) in [
+        ("model_index.json", "/_class_name", serde_json::json!("QwenImageLayeredPipeline")),
+        ("transformer/config.json", "/use_additional_t_cond", serde_json::json!(true)),
+    ] {
+        let copy = Copy::new();
+        copy.set(file, pointer, value);
+
+        let fault = copy.fault();
+
+        assert!(fault.contains("use_additional_t_cond"), "{fault}");
+    }
 }
 
 #[test]

@@ -260,6 +260,7 @@ fn load_with(folder: &Path, dtype: DtypeChoice) -> Result<Box<dyn DiffusionModel
         condition_area: None,
         defaults: DefaultOverrides::default(),
         capabilities: CapabilitySwitches::default(),
+        lora: Vec::new(),
     };
     let hub = HubConfig {
         endpoint: "http://127.0.0.1:9".to_owned(),

@@ -21,4 +21,5 @@ mod hub_download;
 mod layers;
 mod lora;
 mod queue;
+mod regions;
 mod support;

@@ -34,24 +34,28 @@ use crate::checkpoint::{CheckpointError, ConfigFile, Lora, Weights};
 /// Qwen/Qwen-Image and -2512.
 pub(super) const TEXT_TO_IMAGE: ModelEntry = ModelEntry {
     class_name: variant::TEXT_TO_IMAGE.class_name,
+    takes_lora: true,
     load: |context| load(context, &variant::TEXT_TO_IMAGE),
 };
 
 /// Qwen/Qwen-Image-Edit.
 pub(super) const EDIT: ModelEntry = ModelEntry {
     class_name: variant::EDIT.class_name,
+    takes_lora: true,
     load: |context| load(context, &variant::EDIT),
 };
 
 /// Qwen/Qwen-Image-Edit-2509 and -2511.
 pub(super) const EDIT_PLUS: ModelEntry = ModelEntry {
     class_name: variant::EDIT_PLUS.class_name,
+    takes_lora: true,
     load: |context| load(context, &variant::EDIT_PLUS),
 };
 
 /// Qwen/Qwen-Image-Layered.
 pub(super) const LAYERED: ModelEntry = ModelEntry {
     class_name: variant::LAYERED.class_name,
+    takes_lora: true,
     load: |context| load(context, &variant::LAYERED),
 };
 
@@ -135,6 +139,11 @@ fn load_components(
     let vae_config = VaeConfig::load(snapshot)?;
     check_widths(&text_encoder_config, &transformer_config, &vae_config)?;
     check_variant(variant, &transformer_config, &vae_config)?;
+    if variant.edit_kind == EditKind::Instruction {
+        // The difference between Edit-2509 and -2511, and in none of their tensors.
+        let zero_cond_t = transformer_config.zero_cond_t;
+        tracing::info!(zero_cond_t, "transformer/config.json: reference pictures at noise level 0");
+    }
     let open = |component, stem, canonical| {
         let kind = (context.dtype, &context.device);
         Weights::open(snapshot, component, stem, kind, canonical)
