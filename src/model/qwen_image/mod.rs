@@ -76,6 +76,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     let mut defaults = CheckpointDefaults::load(context.snapshot)?;
     defaults.num_inference_steps = defaults.num_inference_steps.or(Some(variant.steps));
     let (components, weight_bytes) = load_components(context, variant)?;
+    components.tokenizer.check(&variant.template)?;
     let mut variant = variant.clone();
     if let (Shown::Copy { area }, Some(configured)) =
         (&mut variant.shown, context.config.condition_area)

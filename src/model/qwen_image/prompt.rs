@@ -135,6 +135,23 @@ impl PromptTokenizer {
         Ok(Self { tokenizer, image_token_id })
     }
 
+    /// Refuses a vocabulary in which the words before a prompt are not the tokens
+    /// that `template` drops.
+    ///
+    /// # Errors
+    /// [`LoadError::Tokenizer`] with both numbers.
+    pub fn check(&self, template: &PromptTemplate) -> Result<(), LoadError> {
+        let ids = self.ids(template.before);
+        let count = ids.map_err(|error| LoadError::Tokenizer(error.to_string()))?.len();
+        if count == template.drop_tokens {
+            return Ok(());
+        }
+        let expected = template.drop_tokens;
+        Err(LoadError::Tokenizer(format!(
+            "the words before a prompt make {count} tokens, the model expects {expected}"
+        )))
+    }
+
     /// The ids of a plain text.
     ///
     /// # Errors
@@ -159,9 +176,12 @@ impl PromptTokenizer {
             return Ok(Err(ReservedWords));
         }
         let mut ids = self.ids(&template.fill(pictures.len(), prompt))?;
-        if let Some(max_tokens) = template.max_tokens {
+        if let Some(longest) = template.max_tokens.map(|most| template.drop_tokens + most)
+            && ids.len() > longest
+        {
             // The reference cuts the hidden states; none depends on a later token.
-            ids.truncate(template.drop_tokens + max_tokens);
+            tracing::warn!(tokens = ids.len(), longest, "a prompt is cut to what the model reads");
+            ids.truncate(longest);
         }
         let mut prompt = TokenisedPrompt { token_ids: Vec::new(), segments: Vec::new() };
         let mut pictures = pictures.iter();

@@ -1,7 +1,7 @@
 //! One request, stage by stage, for every pipeline of the family.
 //!
-//! What differs between them is in [`Variant`]; the stages are shared: [`job`]
-//! finds sizes and pictures, [`conditioning`] encodes prompts, [`denoise`] turns
+//! What differs between them is in [`Variant`]; the stages are shared: `job`
+//! finds sizes and pictures, `conditioning` encodes prompts, `denoise` turns
 //! noise into latents.
 //!
 //! Source: diffusers 0.42.1, `__call__` of `QwenImagePipeline`, its `Img2Img` and
