@@ -27,6 +27,7 @@ use diffuser_api::model::{
     GuidanceParameter, LoadError, ModelConfig, ModelError, StepObserver, StepProgress, Unobserved,
 };
 use serde_json::{Value, json};
+use sha2::Digest;
 
 use crate::support::golden::{assert_close, assert_same_picture};
 
@@ -34,8 +35,14 @@ const TOLERANCE: f32 = 1e-4;
 const CHECKPOINTS: [&str; 2] = ["sd", "sdxl"];
 const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 
+/// The repository's numbers, or those that the variable `STABLE_DIFFUSION` names,
+/// made by the script with another `--seed`.
+#[expect(clippy::disallowed_methods, reason = "a switch for people who run the tests")]
 fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stable_diffusion")
+    std::env::var_os("STABLE_DIFFUSION").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stable_diffusion"),
+        PathBuf::from,
+    )
 }
 
 fn snapshot(checkpoint: &str) -> Snapshot {
@@ -73,6 +80,44 @@ fn open(checkpoint: &str, component: &str) -> Weights {
     let canonical = if text { TextEncoder::canonical_name } else { str::to_owned };
     let kind = (DType::F32, &Device::Cpu);
     Weights::open(&snapshot(checkpoint), component, stem, kind, canonical).unwrap()
+}
+
+// ---- the full-size checkpoints, by their tensors --------------------------------
+
+#[test]
+fn the_loader_asks_for_exactly_the_tensors_of_the_published_configurations() {
+    let records = read_json(&data().join("published.json"));
+    let records = records.as_array().unwrap();
+    for record in records {
+        let component = record["component"].as_str().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(component)).unwrap();
+        let file = folder.path().join(component).join("config.json");
+        std::fs::write(file, record["config"].to_string()).unwrap();
+        let snapshot = Snapshot::Directory(folder.path().to_owned());
+        let weights = Weights::recording(component, DType::F32);
+
+        match component {
+            "unet" => drop(Unet::load(&weights, &UnetConfig::load(&snapshot).unwrap()).unwrap()),
+            "vae" => drop(Vae::load(&weights, &VaeConfig::load(&snapshot).unwrap()).unwrap()),
+            encoder => {
+                let pooled = encoder.ends_with("_2");
+                let class = if pooled { "CLIPTextModelWithProjection" } else { "CLIPTextModel" };
+                let config = TextEncoderConfig::load(&snapshot, encoder, class).unwrap();
+                drop(TextEncoder::load(&weights, &config).unwrap());
+            }
+        }
+
+        let requested = weights.requested();
+        let lines: String =
+            requested.iter().map(|(name, shape)| format!("{name} {shape:?}\n")).collect();
+        let digest = sha2::Sha256::digest(lines.as_bytes());
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let what = format!("{} {component}", record["model"]);
+        assert_eq!(requested.len() as u64, record["tensors"].as_u64().unwrap(), "{what}");
+        assert_eq!(digest, record["digest"].as_str().unwrap(), "{what}");
+    }
+    assert!(records.len() >= 8, "only {} components", records.len());
 }
 
 // ---- components ---------------------------------------------------------------
