@@ -30,6 +30,12 @@ pub(super) enum ApiError {
         max_upload_bytes: usize,
     },
     UnknownModel(String),
+    /// No key, or not one of ours.
+    Unauthorised,
+    /// The client took too long to send its request.
+    UploadTooSlow,
+    /// The picture of an address is not there, or not any more.
+    UnknownPicture,
     UnknownRoute {
         method: Method,
         path: String,
@@ -130,7 +136,18 @@ impl ApiError {
                 Some("model"),
                 Retry::AsUsual,
             ),
-            Self::UnknownRoute { .. } => refused(StatusCode::NOT_FOUND, None),
+            Self::Unauthorised => refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
+            // Trying again would take as long.
+            Self::UploadTooSlow => row(
+                StatusCode::REQUEST_TIMEOUT,
+                INVALID,
+                Some("request_timeout"),
+                None,
+                Retry::Never,
+            ),
+            Self::UnknownPicture | Self::UnknownRoute { .. } => {
+                refused(StatusCode::NOT_FOUND, None)
+            }
             Self::WrongMethod { .. } => {
                 refused(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_supported"))
             }
@@ -161,6 +178,13 @@ impl ApiError {
                 format!("The request body is larger than {max_upload_bytes} bytes.")
             }
             Self::UnknownModel(id) => format!("The model '{id}' does not exist."),
+            Self::Unauthorised => {
+                "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.".to_owned()
+            }
+            Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
+            Self::UnknownPicture => {
+                "There is no such picture; those by 'url' are kept for a while only.".to_owned()
+            }
             Self::UnknownRoute { method, path } => format!("Invalid URL ({method} {path})"),
             Self::WrongMethod { method, path } => format!(
                 "Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different \
@@ -183,6 +207,9 @@ impl ApiError {
             | Self::UnsupportedMediaType { .. }
             | Self::BodyTooLarge { .. }
             | Self::UnknownModel(_)
+            | Self::Unauthorised
+            | Self::UploadTooSlow
+            | Self::UnknownPicture
             | Self::UnknownRoute { .. }
             | Self::WrongMethod { .. } => None,
         }
@@ -222,16 +249,31 @@ impl From<tokio::task::JoinError> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let row = self.row();
-        let body = ErrorBody {
+impl ApiError {
+    fn envelope(&self, row: &Row) -> ErrorEnvelope {
+        let error = ErrorBody {
             message: self.message(),
             kind: row.kind.to_owned(),
             param: row.param.map(str::to_owned),
             code: row.code.map(str::to_owned),
         };
-        let mut response = json_response(row.status, &ErrorEnvelope { error: body });
+        ErrorEnvelope { error }
+    }
+
+    /// What a client reads that has its 200 already, and what the log is to say.
+    pub(super) fn into_parts(self) -> (ErrorEnvelope, Option<Cause>) {
+        (self.envelope(&self.row()), self.cause())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let row = self.row();
+        let mut response = json_response(row.status, &self.envelope(&row));
+        if matches!(self, Self::Unauthorised) {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
         let headers = response.headers_mut();
         match row.retry {
             Retry::AsUsual => {}

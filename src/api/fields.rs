@@ -41,6 +41,11 @@ const ALIASES: [(&str, &str); 8] = [
 const QUOTED_CHARACTERS: usize = 60;
 
 impl Fields {
+    /// Whether there is a value under `name`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.values.iter().any(|(given, _)| given == name)
+    }
+
     /// Adds a value; names may repeat.
     pub(super) fn push(&mut self, name: String, value: RawValue) {
         if !matches!(value, RawValue::Json(Value::Null)) {

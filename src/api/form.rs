@@ -7,6 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Map, Value};
 
+use super::ApiConfig;
 use super::error::ApiError;
 use super::fields::{Fields, RawValue, quote};
 use super::unread::UnreadBody;
@@ -36,26 +37,29 @@ impl Encodings {
 /// Reads the whole body of `request` as one of `encodings`.
 ///
 /// # Errors
-/// 415 for another media type, 413 for a body over the limit, 400 for one that
-/// is not what its media type says.
+/// 415 for another media type, 413 for a body over the limit, 408 for one that
+/// takes too long, 400 for one that is not what its media type says.
 pub(super) async fn read(
     request: Request,
     encodings: Encodings,
-    max_upload_bytes: usize,
+    config: &ApiConfig,
 ) -> Result<Fields, ApiError> {
+    let max_upload_bytes = config.max_upload_bytes;
     let media_type = media_type(&request);
     let unread = request.extensions().get::<UnreadBody>().cloned();
-    let mut fields = match (media_type.as_str(), encodings) {
-        ("multipart/form-data", Encodings::Multipart | Encodings::JsonOrMultipart) => {
-            read_form(request, max_upload_bytes).await?
-        }
-        ("application/json", Encodings::Json | Encodings::JsonOrMultipart) => {
-            read_json(request, max_upload_bytes).await?
-        }
-        _ => {
-            return Err(ApiError::UnsupportedMediaType { accepted: encodings.describe() });
+    let reading = async {
+        match (media_type.as_str(), encodings) {
+            ("multipart/form-data", Encodings::Multipart | Encodings::JsonOrMultipart) => {
+                read_form(request, max_upload_bytes).await
+            }
+            ("application/json", Encodings::Json | Encodings::JsonOrMultipart) => {
+                read_json(request, max_upload_bytes).await
+            }
+            _ => Err(ApiError::UnsupportedMediaType { accepted: encodings.describe() }),
         }
     };
+    let read = tokio::time::timeout(config.upload_timeout, reading).await;
+    let mut fields = read.map_err(|_elapsed| ApiError::UploadTooSlow)??;
     // Without its very end a body hides from hyper that the client has gone.
     if let Some(unread) = unread {
         unread.drain().await;

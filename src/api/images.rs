@@ -4,21 +4,27 @@
 //! queue → files → reply. Whatever can be refused is refused before a picture
 //! is decoded, and decoded before a place in the queue is taken.
 
-use axum::extract::{Request, State};
-use axum::http::StatusCode;
-use axum::response::Response;
+use axum::extract::{Path, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
 
-use super::docs::{EditForm, EditJson, GenerationJson, VariationForm};
+use super::docs::{EditForm, EditJson, GenerationJson, MadePictures, ReplayForm, VariationForm};
 use super::endpoint::Endpoint;
 use super::error::ApiError;
+use super::fields::{Fields, RawValue, quote, wrong_type};
 use super::form::{self, Encodings};
-use super::parameters::Parameters;
-use super::pictures;
-use super::request_log::WorkDone;
-use super::state::{AppState, unix_seconds};
-use super::wire::{self, ErrorEnvelope, ImagesResponse, ReplyFacts};
-use crate::domain::Task;
-use crate::model::Generation;
+use super::origin::Origin;
+use super::parameters::{Delivery, Output, Parameters};
+use super::pictures::{DecodedInputs, Inputs};
+use super::recipe::Recipe;
+use super::reply::{self, ReplyFacts};
+use super::state::AppState;
+use super::stream;
+use super::wire::ErrorEnvelope;
+use crate::domain::{Task, ValidationError};
+use crate::imaging::provenance;
+use crate::model::{EditKind, ModelInfo};
+use crate::service::Offer;
 
 /// Edit pictures as a prompt says
 ///
@@ -30,17 +36,7 @@ use crate::model::Generation;
     path = "/images/edits",
     tag = "images",
     request_body(content((EditForm = "multipart/form-data"), (EditJson = "application/json"))),
-    responses(
-        (status = 200, description = "The finished pictures", body = ImagesResponse),
-        (status = 400, description = "A field is missing or wrong; `param` names it", body = ErrorEnvelope),
-        (status = 404, description = "No such model", body = ErrorEnvelope),
-        (status = 413, description = "The upload is too large", body = ErrorEnvelope),
-        (status = 415, description = "Another media type", body = ErrorEnvelope),
-        (status = 429, description = "The queue is full; see `Retry-After`", body = ErrorEnvelope),
-        (status = 500, description = "The model failed", body = ErrorEnvelope),
-        (status = 501, description = "The loaded model does not do this", body = ErrorEnvelope),
-        (status = 503, description = "The server is shutting down", body = ErrorEnvelope),
-    )
+    responses(MadePictures)
 )]
 pub(super) async fn edits(
     State(state): State<AppState>,
@@ -55,12 +51,7 @@ pub(super) async fn edits(
     path = "/images/generations",
     tag = "images",
     request_body(content = GenerationJson, content_type = "application/json"),
-    responses(
-        (status = 200, description = "The finished pictures", body = ImagesResponse),
-        (status = 400, description = "A field is missing or wrong; `param` names it", body = ErrorEnvelope),
-        (status = 429, description = "The queue is full; see `Retry-After`", body = ErrorEnvelope),
-        (status = 501, description = "The loaded model does not do this", body = ErrorEnvelope),
-    )
+    responses(MadePictures)
 )]
 pub(super) async fn generations(
     State(state): State<AppState>,
@@ -75,12 +66,7 @@ pub(super) async fn generations(
     path = "/images/variations",
     tag = "images",
     request_body(content = VariationForm, content_type = "multipart/form-data"),
-    responses(
-        (status = 200, description = "The finished pictures", body = ImagesResponse),
-        (status = 400, description = "A field is missing or wrong; `param` names it", body = ErrorEnvelope),
-        (status = 429, description = "The queue is full; see `Retry-After`", body = ErrorEnvelope),
-        (status = 501, description = "The loaded model does not do this", body = ErrorEnvelope),
-    )
+    responses(MadePictures)
 )]
 pub(super) async fn variations(
     State(state): State<AppState>,
@@ -89,65 +75,177 @@ pub(super) async fn variations(
     answer(state, request, Endpoint::Variations).await
 }
 
+/// Make a picture again
+///
+/// Pictures of this server carry how they were made, but for what the client
+/// had. Send such a file as `picture`, with the original inputs (the pictures,
+/// the words, the mask): the same model makes the same picture. Fields that are
+/// sent win over what the file says, so that a picture can be made again with,
+/// say, more steps.
+#[utoipa::path(
+    post,
+    path = "/images/replay",
+    tag = "images",
+    request_body(content = ReplayForm, content_type = "multipart/form-data"),
+    responses(MadePictures)
+)]
+pub(super) async fn replay(
+    State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let origin = Origin::of(request.headers(), &state.config);
+    let mut fields = form::read(request, Encodings::Multipart, &state.config).await?;
+    let recipe = recipe_of(&mut fields)?;
+    if !state.names.include(&recipe.model) {
+        return Err(ApiError::UnknownModel(quote(&recipe.model)));
+    }
+    let endpoint = recipe.endpoint;
+    state.images.check_offered(endpoint.offer())?;
+    recipe.fill(&mut fields);
+    fulfil(state, fields, endpoint, origin).await
+}
+
+/// The recipe in the file that a replay is about.
+fn recipe_of(fields: &mut Fields) -> Result<Recipe, ValidationError> {
+    let refuse = |code, message: &str| Err(ValidationError::new("picture", code, message));
+    let text = match fields.take_all(&["picture"]).pop() {
+        Some(RawValue::File(file)) => provenance::read(&file),
+        Some(other) => return Err(wrong_type("picture", "a file", other.describe())),
+        None => {
+            let message = "Missing required parameter: 'picture'.";
+            return refuse("missing_required_parameter", message);
+        }
+    };
+    match text.as_deref().and_then(Recipe::parse) {
+        Some(recipe) => Ok(recipe),
+        None => refuse(
+            "invalid_value",
+            "Invalid 'picture': the file does not say how it was made, or was not made here.",
+        ),
+    }
+}
+
+/// A finished picture that a reply gave the address of
+#[utoipa::path(
+    get,
+    path = "/images/files/{name}",
+    tag = "images",
+    params(("name" = String, Path, description = "The last part of the address")),
+    responses(
+        (status = 200, description = "The file", body = Vec<u8>, content_type = "image/*"),
+        (status = 404, description = "There is none, or it was there too long", body = ErrorEnvelope),
+    )
+)]
+pub(super) async fn file(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let (file, left) = state.store.find(&name).ok_or(ApiError::UnknownPicture)?;
+    let media_type = match name.rsplit('.').next() {
+        Some("jpeg") => "image/jpeg",
+        Some("webp") => "image/webp",
+        _ => "image/png",
+    };
+    let caching = format!("private, max-age={}, immutable", left.as_secs());
+    Ok(([(CONTENT_TYPE, media_type.to_owned()), (CACHE_CONTROL, caching)], file).into_response())
+}
+
+/// Reads a request and does what it asks for. What the model does not do is
+/// refused before the body is read.
 async fn answer(
     state: AppState,
     request: Request,
     endpoint: Endpoint,
 ) -> Result<Response, ApiError> {
     state.images.check_offered(endpoint.offer())?;
-    let model = state.images.info();
-    let (encodings, max_pictures) = match endpoint {
-        Endpoint::Edits => (Encodings::JsonOrMultipart, model.max_input_images),
-        Endpoint::Generations => (Encodings::Json, 0),
-        Endpoint::Variations => (Encodings::Multipart, 1),
-    };
-    let mut fields = form::read(request, encodings, state.config.max_upload_bytes).await?;
-    let mut parameters = Parameters::take(&mut fields, endpoint, model, &state.names)?;
-    let pictures = match endpoint {
-        Endpoint::Generations => Vec::new(),
-        Endpoint::Edits | Endpoint::Variations => pictures::take(&mut fields, max_pictures)?,
-    };
+    let origin = Origin::of(request.headers(), &state.config);
+    let fields = form::read(request, endpoint.encodings(), &state.config).await?;
+    fulfil(state, fields, endpoint, origin).await
+}
+
+/// Fields → parameters → pictures → the queue → reply.
+async fn fulfil(
+    state: AppState,
+    mut fields: Fields,
+    endpoint: Endpoint,
+    origin: Origin,
+) -> Result<Response, ApiError> {
+    let mut parameters = Parameters::take(&mut fields, endpoint, &state)?;
+    let inputs = Inputs::take(&mut fields, endpoint, state.images.info())?;
+    if inputs.has_mask() {
+        state.images.check_offered(Offer::Masks)?;
+    } else {
+        parameters.note_missing_mask();
+    }
     parameters.report_unknown(&fields);
     drop(fields);
 
-    let images = pictures::decode(pictures, state.config.decode_limits()).await?;
-    let task = match endpoint {
-        Endpoint::Generations => Task::Generate,
-        Endpoint::Edits => Task::Edit { images },
-        Endpoint::Variations => {
-            let image = images.into_iter().next();
-            let no_image = || ApiError::Internal("a variation lost its picture".to_owned());
-            let image = image.ok_or_else(no_image)?;
-            Task::ImageToImage { image, strength: parameters.strength() }
-        }
-    };
+    let inputs = inputs.decode(state.config.decode_limits()).await?;
+    let task = task_of(endpoint, &parameters, inputs, state.images.info())?;
+    let recipe = parameters.recipe(endpoint, &task, &state);
     let request = parameters.request(task);
-    let steps = request.steps.get();
-    let generation = state.images.generate(request).await?;
-    reply(generation, parameters, model.id.clone(), steps).await
+    let (steps, seed) = (request.steps.get(), request.seed);
+    let Output { format, delivery } = parameters.output;
+    let framing = parameters.framing();
+    let facts = ReplyFacts {
+        model: state.images.info().id.clone(),
+        steps,
+        quality: parameters.quality,
+        format,
+        recipe,
+        software: format!("{} {}", state.config.app_name, state.config.app_version),
+        warnings: parameters.warnings,
+    };
+    match delivery {
+        Delivery::Events { partial_images } => {
+            let ticket = state.images.order(request, framing, partial_images).await?;
+            Ok(stream::respond(ticket, facts, endpoint, seed))
+        }
+        Delivery::Base64 | Delivery::Url => {
+            let ticket = state.images.order(request, framing, 0).await?;
+            reply::respond(state, ticket, facts, (delivery, origin)).await
+        }
+    }
 }
 
-/// Encodes the finished pictures and sends them off.
-async fn reply(
-    generation: Generation,
-    parameters: Parameters,
-    model: String,
-    steps: usize,
-) -> Result<Response, ApiError> {
-    let Some(first) = generation.images.first() else {
-        return Err(ApiError::Internal("the model made no picture".to_owned()));
+/// What the request is to the loaded model.
+fn task_of(
+    endpoint: Endpoint,
+    parameters: &Parameters,
+    inputs: DecodedInputs,
+    model: &ModelInfo,
+) -> Result<Task, ApiError> {
+    let DecodedInputs { images, mask } = inputs;
+    let mut images = images.into_iter();
+    let mut first = || {
+        let none = || ApiError::Internal("a request lost its picture".to_owned());
+        images.next().ok_or_else(none)
     };
-    let size = format!("{}x{}", first.image.width(), first.image.height());
-    let exact_size = parameters.exact_size();
-    let mut warnings = parameters.warnings;
-    if let Some(asked) = exact_size.filter(|asked| asked.to_string() != size) {
-        warnings.push(format!("'size' {asked} was floored to the model's grid: {size}."));
-    }
-    let work = WorkDone { steps, size: size.clone(), images: generation.images.len() };
-    let facts =
-        ReplyFacts { created: unix_seconds(), model, size, format: parameters.format, warnings };
-    let encoding = tokio::task::spawn_blocking(move || wire::images_body(&generation, facts));
-    let mut response = wire::json_bytes(StatusCode::OK, encoding.await??);
-    response.extensions_mut().insert(work);
-    Ok(response)
+    let default = model.defaults.strength;
+    Ok(match (endpoint, mask) {
+        (Endpoint::Generations, _) => Task::Generate,
+        (Endpoint::Variations, _) => {
+            Task::ImageToImage { image: first()?, strength: parameters.variation_strength()? }
+        }
+        (Endpoint::Edits, Some(mask)) => Task::Inpaint {
+            image: first()?,
+            mask,
+            strength: parameters.strength_or(default),
+            crop_padding: parameters.masking.crop_padding(),
+        },
+        (Endpoint::Edits, None) => match model.edit_kind {
+            EditKind::Instruction => {
+                parameters.refuse_strength()?;
+                Task::Edit { images: images.collect() }
+            }
+            EditKind::ImageToImage => {
+                let strength = parameters.strength_or(default);
+                Task::ImageToImage { image: first()?, strength }
+            }
+            EditKind::Layers => {
+                parameters.refuse_strength()?;
+                Task::Decompose { image: first()?, layers: parameters.layers()? }
+            }
+        },
+    })
 }

@@ -8,7 +8,8 @@ use super::error::ApiError;
 use super::fields::quote;
 use super::state::AppState;
 use super::wire::{
-    Endpoints, ErrorEnvelope, Health, ModelList, ModelObject, ServiceInfo, json_response,
+    Endpoints, ErrorEnvelope, Health, ModelDetails, ModelList, ModelObject, QualityFacts,
+    ServiceInfo, json_response,
 };
 
 /// Whether the server works
@@ -56,6 +57,7 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
         edits: at("/images/edits"),
         generations: at("/images/generations"),
         variations: at("/images/variations"),
+        replay: at("/images/replay"),
         models: at("/models"),
         health: "/health",
     };
@@ -76,10 +78,11 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
     get,
     path = "/models",
     tag = "models",
-    responses((status = 200, description = "A list of one", body = ModelList))
+    responses((status = 200, description = "The model and its aliases", body = ModelList))
 )]
 pub(super) async fn models(State(state): State<AppState>) -> Response {
-    let list = ModelList { object: "list", data: vec![model_object(&state)] };
+    let data = state.names.listed().map(|name| model_object(&state, name)).collect();
+    let list = ModelList { object: "list", data };
     json_response(StatusCode::OK, &list)
 }
 
@@ -90,7 +93,7 @@ pub(super) async fn models(State(state): State<AppState>) -> Response {
     tag = "models",
     params(("id" = String, Path, description = "The model's id, its last part, or a hosted name such as `gpt-image-1`")),
     responses(
-        (status = 200, description = "The model", body = ModelObject),
+        (status = 200, description = "The model", body = ModelDetails),
         (status = 404, description = "Another model", body = ErrorEnvelope),
     )
 )]
@@ -101,15 +104,24 @@ pub(super) async fn model(
     if !state.names.include(&id) {
         return Err(ApiError::UnknownModel(quote(&id)));
     }
-    Ok(json_response(StatusCode::OK, &model_object(&state)))
+    let model = state.images.info();
+    let details = ModelDetails {
+        object: model_object(&state, &model.id),
+        details: model.into(),
+        capabilities: model.capabilities.into(),
+        qualities: QualityFacts::all_of(&state.qualities),
+        aliases: state.names.aliases.clone(),
+    };
+    Ok(json_response(StatusCode::OK, &details))
 }
 
-fn model_object(state: &AppState) -> ModelObject {
+fn model_object(state: &AppState, name: &str) -> ModelObject {
     ModelObject {
-        id: state.images.info().id.clone(),
+        id: name.to_owned(),
         object: "model",
         created: state.started,
         owned_by: state.config.app_name.clone(),
+        shutdown_date: None,
     }
 }
 

@@ -5,6 +5,7 @@
 //! → checked values) and `pictures` (files → pixels) to the service; `wire`
 //! is what comes back, and `error` the one table of what does not.
 
+mod auth;
 mod docs;
 mod endpoint;
 mod error;
@@ -12,23 +13,34 @@ mod fields;
 mod form;
 mod images;
 mod meta;
+mod origin;
 mod parameters;
 mod pictures;
+mod quality;
+mod recipe;
+mod reply;
 mod request_log;
 mod serve;
 mod state;
+mod store;
+mod stream;
 mod unread;
 mod wire;
+
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderName, Method, header};
-use axum::middleware::{from_fn, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::routing::{get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
+pub use auth::ApiKeys;
+pub use quality::{QualityOverride, QualityOverrides};
 pub use serve::serve;
+pub use store::StoreConfig;
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
@@ -50,6 +62,23 @@ pub struct ApiConfig {
     pub max_image_bytes: usize,
     /// The largest input picture, in pixels.
     pub max_image_pixels: usize,
+    /// How long a request may take to arrive.
+    pub upload_timeout: Duration,
+    /// Keys of which a client must have one; with none, nobody is asked.
+    pub api_keys: ApiKeys,
+    /// Other names of the model; one that ends with `*` stands for all that begin so.
+    pub model_aliases: Vec<String>,
+    /// What `quality` stands for, where the settings say so.
+    pub quality: QualityOverrides,
+    /// The pictures of `response_format=url`.
+    pub picture_store: StoreConfig,
+    /// Scheme, host and port in the addresses of pictures; those of the request if
+    /// absent.
+    pub public_url: Option<String>,
+    /// Whether `X-Forwarded-Host` and `-Proto` are believed.
+    pub trust_forwarded_headers: bool,
+    /// Whether pictures carry the words that they were made from.
+    pub write_prompts: bool,
 }
 
 impl ApiConfig {
@@ -68,12 +97,16 @@ impl ApiConfig {
 pub fn router(service: ImageService, config: &ApiConfig) -> Router {
     let prefix = path_prefix(config);
     let at = |path: &str| format!("{prefix}{path}");
+    let state = AppState::new(service.clone(), config);
     Router::new()
         .route(&at("/images/edits"), post(images::edits))
         .route(&at("/images/generations"), post(images::generations))
         .route(&at("/images/variations"), post(images::variations))
+        .route(&at("/images/replay"), post(images::replay))
+        .route(&at("/images/files/{name}"), get(images::file))
         .route(&at("/models"), get(meta::models))
         .route(&at("/models/{*id}"), get(meta::model))
+        .route_layer(from_fn_with_state(state.clone(), auth::require_key))
         .route("/health", get(meta::health))
         .route("/", get(meta::service_info))
         .merge(docs::router(config, service.info()))
@@ -85,7 +118,7 @@ pub fn router(service: ImageService, config: &ApiConfig) -> Router {
         .layer(from_fn(unread::drain_afterwards))
         .layer(cors())
         .layer(from_fn(request_log::log_requests))
-        .with_state(AppState::new(service, config))
+        .with_state(state)
 }
 
 /// The configured prefix as `/v1`, or as nothing.

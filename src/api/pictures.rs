@@ -7,10 +7,12 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
 
+use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::fields::{Fields, RawValue, wrong_type};
-use crate::domain::{Picture, ValidationError};
+use crate::domain::{GreyImage, Picture, ValidationError};
 use crate::imaging::codec::{self, DecodeLimits};
+use crate::model::ModelInfo;
 
 /// OpenAI's limit on input pictures.
 const MAX_PICTURES: usize = 16;
@@ -21,9 +23,24 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// The pictures of a request, not decoded yet.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    images: Vec<RawPicture>,
+    mask: Option<RawPicture>,
+}
+
+/// The pictures of a request.
+#[derive(Debug)]
+pub(super) struct DecodedInputs {
+    pub(super) images: Vec<Picture>,
+    /// Of the size of the first of them; bright where it is to be made anew.
+    pub(super) mask: Option<GreyImage>,
+}
+
 /// A picture that was not decoded yet, with the field that it came in.
 #[derive(Debug)]
-pub(super) struct RawPicture {
+struct RawPicture {
     field: &'static str,
     /// Its place among the request's pictures, from 1.
     number: usize,
@@ -38,60 +55,177 @@ enum Content {
     DataUrl(String),
 }
 
-/// Takes the pictures out of `fields`: `image` and `image[]` of a form, in any
-/// order and number, or `images` of a JSON object.
-///
-/// # Errors
-/// 400 if there is none, too many, or something else in their place.
-pub(super) fn take(fields: &mut Fields, max_pictures: usize) -> Result<Vec<RawPicture>, ApiError> {
+impl Inputs {
+    /// Takes the pictures, and the mask of an edit, out of `fields`.
+    ///
+    /// # Errors
+    /// 400 if there is none, too many, or something else in their place.
+    pub(super) fn take(
+        fields: &mut Fields,
+        endpoint: Endpoint,
+        model: &ModelInfo,
+    ) -> Result<Self, ValidationError> {
+        match endpoint {
+            Endpoint::Generations => Ok(Self { images: Vec::new(), mask: None }),
+            Endpoint::Variations => Ok(Self { images: take_images(fields, 1)?, mask: None }),
+            Endpoint::Edits => {
+                let mask = take_mask(fields)?;
+                let max_images = if mask.is_some() { 1 } else { model.max_input_images };
+                Ok(Self { images: take_images(fields, max_images)?, mask })
+            }
+        }
+    }
+
+    pub(super) fn has_mask(&self) -> bool {
+        self.mask.is_some()
+    }
+
+    /// Decodes them away from the async runtime.
+    ///
+    /// # Errors
+    /// 400 naming the picture that is none, is too large, or does not fit the
+    /// others.
+    pub(super) async fn decode(self, limits: DecodeLimits) -> Result<DecodedInputs, ApiError> {
+        if self.images.is_empty() {
+            return Ok(DecodedInputs { images: Vec::new(), mask: None });
+        }
+        tokio::task::spawn_blocking(move || self.decode_blocking(limits)).await?
+    }
+
+    fn decode_blocking(self, limits: DecodeLimits) -> Result<DecodedInputs, ApiError> {
+        let images = self.images.into_iter().map(|picture| picture.decode(limits));
+        let images = images.collect::<Result<Vec<_>, _>>()?;
+        let mask = self.mask.map(|mask| mask.decode(limits)).transpose()?;
+        if let (Some(mask), Some(image)) = (&mask, images.first()) {
+            check_mask_size(mask, image)?;
+        }
+        let mask = mask.as_ref().map(repainted);
+        Ok(DecodedInputs { images, mask })
+    }
+}
+
+fn check_mask_size(mask: &Picture, image: &Picture) -> Result<(), ValidationError> {
+    let size = |picture: &Picture| (picture.width(), picture.height());
+    if size(mask) == size(image) {
+        return Ok(());
+    }
+    let ((mask_width, mask_height), (width, height)) = (size(mask), size(image));
+    let message = format!(
+        "Invalid 'mask': it is {mask_width}x{mask_height} pixels, the picture is {width}x{height}. \
+         They must have the same size."
+    );
+    Err(ValidationError::new("mask", "invalid_value", message))
+}
+
+/// Where a mask says to paint: where it is transparent, as OpenAI's clients have
+/// it; where it is white if it is opaque throughout, as others have it.
+fn repainted(mask: &Picture) -> GreyImage {
+    let pixels: Vec<u8> = match mask.alpha() {
+        Some(alpha) => alpha.pixels().iter().map(|alpha| u8::MAX - alpha).collect(),
+        None => mask.colour().pixels().chunks_exact(3).map(luminance).collect(),
+    };
+    let grey = GreyImage::new(mask.width(), mask.height(), pixels);
+    // A grey picture of the same sides has a byte a pixel, as made above.
+    grey.unwrap_or_else(|_| unreachable!("a picture has at least one pixel"))
+}
+
+/// Pillow's conversion to `L`.
+fn luminance(pixel: &[u8]) -> u8 {
+    const WEIGHTS: [u32; 3] = [19_595, 38_470, 7_471];
+    let sum: u32 =
+        pixel.iter().zip(WEIGHTS).map(|(value, weight)| u32::from(*value) * weight).sum();
+    u8::try_from((sum + 0x8000) >> 16).unwrap_or(u8::MAX)
+}
+
+/// Takes the mask: a file of a form, or an object with a data URL.
+fn take_mask(fields: &mut Fields) -> Result<Option<RawPicture>, ValidationError> {
+    let mut given = fields.take_all(&["mask"]);
+    let content = match (given.pop(), given.is_empty()) {
+        (None, _) => return Ok(None),
+        (Some(_), false) => {
+            let message = "Invalid 'mask': expected one mask, got several.";
+            return Err(ValidationError::new("mask", "invalid_value", message));
+        }
+        (Some(RawValue::File(bytes)), true) => Content::File(bytes),
+        (Some(RawValue::Json(reference)), true) => Content::DataUrl(data_url("mask", reference)?),
+        (Some(RawValue::Text(text)), true) => Content::DataUrl(text_url("mask", &text)?),
+    };
+    Ok(Some(RawPicture { field: "mask", number: 1, content }))
+}
+
+/// Takes the pictures: `image` and `image[]` of a form, in any order and number,
+/// `images` of a JSON object, and `url` and `url[]`, which other servers have.
+fn take_images(
+    fields: &mut Fields,
+    max_pictures: usize,
+) -> Result<Vec<RawPicture>, ValidationError> {
     let mut field = "image";
     let mut contents = Vec::new();
     for value in fields.take_all(&["image", "image[]"]) {
         match value {
             RawValue::File(bytes) => contents.push(Content::File(bytes)),
-            RawValue::Text(_) => return Err(wrong_type("image", "a file", "a text").into()),
+            RawValue::Text(_) => return Err(wrong_type("image", "a file", "a text")),
             RawValue::Json(_) => {
                 let expected = "no such field in JSON, but 'images': [{\"image_url\": \"data:…\"}]";
-                return Err(wrong_type("image", expected, value.describe()).into());
+                return Err(wrong_type("image", expected, value.describe()));
             }
         }
     }
+    for value in fields.take_all(&["url", "url[]"]) {
+        let RawValue::Text(text) = value else {
+            return Err(wrong_type("url", "a data URL", value.describe()));
+        };
+        contents.push(Content::DataUrl(text_url("url", &text)?));
+    }
     for value in fields.take_all(&["images"]) {
         let RawValue::Json(Value::Array(references)) = value else {
-            return Err(wrong_type("images", "a JSON array", value.describe()).into());
+            return Err(wrong_type("images", "a JSON array", value.describe()));
         };
         field = "images";
         for reference in references {
-            contents.push(Content::DataUrl(data_url(reference)?));
+            contents.push(Content::DataUrl(data_url("images", reference)?));
         }
     }
     let max_pictures = max_pictures.min(MAX_PICTURES);
     if contents.is_empty() {
         let message = format!("Missing required parameter: '{field}'.");
-        let error = ValidationError::new(field, "missing_required_parameter", message);
-        return Err(error.into());
+        return Err(ValidationError::new(field, "missing_required_parameter", message));
     }
     if contents.len() > max_pictures {
         let count = contents.len();
         let message = format!(
-            "Invalid '{field}': this model takes at most {max_pictures} input pictures, got {count}."
+            "Invalid '{field}': at most {max_pictures} input pictures are taken here, got {count}."
         );
-        return Err(ValidationError::new(field, "array_above_max_length", message).into());
+        return Err(ValidationError::new(field, "array_above_max_length", message));
     }
     let numbered = contents.into_iter().zip(1..);
     let pictures = numbered.map(|(content, number)| RawPicture { field, number, content });
     Ok(pictures.collect())
 }
 
+/// The data URL in a field of a form.
+fn text_url(field: &'static str, text: &[u8]) -> Result<String, ValidationError> {
+    match str::from_utf8(text) {
+        Ok(url) if is_data_url(url) => Ok(url.to_owned()),
+        Ok(_) | Err(_) => {
+            let message = format!(
+                "Invalid '{field}': expected a file or a data URL; addresses and paths are not \
+                 fetched."
+            );
+            Err(ValidationError::new(field, "invalid_value", message))
+        }
+    }
+}
+
 /// The data URL of an item of `images`. Files of OpenAI's Files API and
 /// addresses are not fetched: this server opens no connections for clients.
-fn data_url(reference: Value) -> Result<String, ValidationError> {
+fn data_url(field: &'static str, reference: Value) -> Result<String, ValidationError> {
     let refuse = |message: &str| {
-        let message = format!("Invalid 'images': {message}.");
-        Err(ValidationError::new("images", "invalid_value", message))
+        let message = format!("Invalid '{field}': {message}.");
+        Err(ValidationError::new(field, "invalid_value", message))
     };
     let Value::Object(mut reference) = reference else {
-        return Err(wrong_type("images", "objects with an 'image_url'", "other items"));
+        return Err(wrong_type(field, "an object with an 'image_url'", "something else"));
     };
     let is_given = |value: &Value| !value.is_null();
     if reference.get("file_id").is_some_and(is_given) {
@@ -112,30 +246,15 @@ fn is_data_url(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
-/// Decodes pictures away from the async runtime.
-///
-/// # Errors
-/// 400 naming the picture that is none, or is too large.
-pub(super) async fn decode(
-    pictures: Vec<RawPicture>,
-    limits: DecodeLimits,
-) -> Result<Vec<Picture>, ApiError> {
-    if pictures.is_empty() {
-        return Ok(Vec::new());
-    }
-    let decoding = tokio::task::spawn_blocking(move || {
-        let decoded = pictures.into_iter().map(|picture| picture.decode(limits));
-        decoded.collect()
-    });
-    decoding.await?
-}
-
 impl RawPicture {
     fn decode(self, limits: DecodeLimits) -> Result<Picture, ApiError> {
         let Self { field, number, content } = self;
         let refuse = |reason: String| ApiError::BadPicture {
             field,
-            message: format!("Invalid image file for image {number}: {reason}."),
+            message: match field {
+                "mask" => format!("Invalid image file for the mask: {reason}."),
+                _ => format!("Invalid image file for image {number}: {reason}."),
+            },
         };
         let bytes = match content {
             Content::File(bytes) => bytes,
@@ -158,6 +277,17 @@ fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::RgbImage;
+
+    #[test]
+    fn a_mask_paints_where_it_is_transparent_and_an_opaque_one_where_it_is_white() {
+        let colour = RgbImage::new(3, 1, vec![255, 255, 255, 0, 0, 0, 255, 0, 0]).unwrap();
+        let alpha = GreyImage::new(3, 1, vec![255, 0, 100]).unwrap();
+
+        assert_eq!(repainted(&colour.clone().into()).pixels(), [255, 0, 76]);
+        let glassy = Picture::with_alpha(colour, alpha).unwrap();
+        assert_eq!(repainted(&glassy).pixels(), [0, 255, 155]);
+    }
 
     #[test]
     fn data_urls_are_base64_with_or_without_padding() {
@@ -181,7 +311,7 @@ mod tests {
             serde_json::json!("data:,"),
             serde_json::json!(7),
         ] {
-            assert_eq!(data_url(wrong.clone()).unwrap_err().field, "images", "{wrong}");
+            assert_eq!(data_url("images", wrong.clone()).unwrap_err().field, "images", "{wrong}");
         }
     }
 }

@@ -3,12 +3,15 @@
 //! The line has the id, the route, the status and the time, and what was made.
 //! It never has prompts, pictures, keys, or paths that are no routes of ours.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use futures::StreamExt;
 
 use super::error::Cause;
 
@@ -27,6 +30,18 @@ pub(super) struct WorkDone {
     pub(super) images: usize,
 }
 
+/// How a stream ended that had its 200 already.
+#[derive(Debug, Clone)]
+pub(super) enum Outcome {
+    Made(WorkDone),
+    Failed(Option<Cause>),
+}
+
+/// In a response's extensions: its body is a stream, which says how it went when
+/// it has ended. Until then nothing is logged.
+#[derive(Debug, Clone)]
+pub(super) struct Afterwards(pub(super) Arc<OnceLock<Outcome>>);
+
 /// Middleware: gives the request an id and logs how it went.
 pub(super) async fn log_requests(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -36,16 +51,54 @@ pub(super) async fn log_requests(request: Request, next: Next) -> Response {
         method: request.method().clone(),
         route: matched.map_or("(none)", MatchedPath::as_str).to_owned(),
         started: Instant::now(),
-        outcome: None,
+        answer: None,
     };
     let mut response = next.run(request).await;
-    line.outcome = Some(Outcome {
+    response.headers_mut().insert(REQUEST_ID, id);
+    let afterwards = response.extensions_mut().remove();
+    line.answer = Some(Answer {
         status: response.status(),
         cause: response.extensions_mut().remove(),
         work: response.extensions_mut().remove(),
     });
-    response.headers_mut().insert(REQUEST_ID, id);
+    match afterwards {
+        Some(Afterwards(outcome)) => log_afterwards(response, line, outcome),
+        None => response,
+    }
+}
+
+/// Has the line written when the stream has ended or its client has gone.
+fn log_afterwards(response: Response, line: LogLine, outcome: Arc<OnceLock<Outcome>>) -> Response {
+    let mut ending = StreamEnd { line, outcome };
     response
+        .map(|body| Body::from_stream(body.into_data_stream().inspect(move |_chunk| ending.look())))
+}
+
+/// A log line that waits for the end of a stream.
+struct StreamEnd {
+    line: LogLine,
+    outcome: Arc<OnceLock<Outcome>>,
+}
+
+impl StreamEnd {
+    /// Takes note of the outcome, if there is one by now.
+    fn look(&mut self) {
+        let Some(answer) = &mut self.line.answer else { return };
+        match self.outcome.get() {
+            None => {}
+            Some(Outcome::Made(work)) => answer.work = Some(work.clone()),
+            Some(Outcome::Failed(cause)) => answer.cause.clone_from(cause),
+        }
+    }
+}
+
+impl Drop for StreamEnd {
+    fn drop(&mut self) {
+        self.look();
+        if self.outcome.get().is_none() {
+            self.line.answer = None;
+        }
+    }
 }
 
 /// The client's own id if it is short and plain, else a new one.
@@ -70,10 +123,10 @@ struct LogLine {
     route: String,
     started: Instant,
     /// `None` until the response is there.
-    outcome: Option<Outcome>,
+    answer: Option<Answer>,
 }
 
-struct Outcome {
+struct Answer {
     status: StatusCode,
     cause: Option<Cause>,
     work: Option<WorkDone>,
@@ -84,7 +137,7 @@ impl Drop for LogLine {
         let id = self.id.to_str().unwrap_or_default();
         let (method, route) = (&self.method, &self.route);
         let milliseconds = self.started.elapsed().as_millis();
-        let Some(Outcome { status, cause, work }) = &self.outcome else {
+        let Some(Answer { status, cause, work }) = &self.answer else {
             tracing::info!(id, %method, route, milliseconds, "client went away");
             return;
         };

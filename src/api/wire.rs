@@ -3,14 +3,11 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, chain};
-use crate::imaging::codec::{self, OutputFormat};
-use crate::model::{Capabilities, Generation, ModelInfo, TokenUsage};
+use super::quality::{Preset, Quality, QualityTable};
+use crate::model::{Capabilities, EditKind, ModelInfo, TokenUsage};
 
 /// The body of every error.
 #[derive(Debug, Serialize, ToSchema)]
@@ -40,37 +37,43 @@ pub(super) struct ErrorBody {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ImagesResponse {
     /// Seconds since 1970.
-    created: u64,
+    pub(super) created: u64,
     /// The model that made them.
-    model: String,
-    data: Vec<ImageData>,
+    pub(super) model: String,
+    pub(super) data: Vec<ImageData>,
     /// Width and height of the pictures.
     #[schema(example = "1024x1024")]
-    size: String,
+    pub(super) size: String,
+    #[schema(example = "high")]
+    pub(super) quality: &'static str,
     #[schema(example = "png")]
-    output_format: &'static str,
-    /// Always `opaque`.
-    #[schema(example = "opaque")]
-    background: &'static str,
-    usage: Usage,
+    pub(super) output_format: &'static str,
+    pub(super) background: Background,
+    pub(super) usage: Usage,
     /// What was accepted without effect; left out if there is nothing to say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 /// One finished picture.
 #[derive(Debug, Serialize, ToSchema)]
-struct ImageData {
-    /// The file, in standard base64.
-    b64_json: String,
+pub(super) struct ImageData {
+    /// The file, in standard base64; not with `response_format=url`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) b64_json: Option<String>,
+    /// Where the file can be fetched for a while; only with `response_format=url`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) url: Option<String>,
+    /// Always null: the prompt is taken as it is.
+    pub(super) revised_prompt: Option<String>,
     /// The seed that makes this picture again.
-    seed: u64,
+    pub(super) seed: u64,
 }
 
 /// Token counts of the request.
 #[derive(Debug, Serialize, ToSchema)]
-struct Usage {
+pub(super) struct Usage {
     input_tokens: usize,
     output_tokens: usize,
     total_tokens: usize,
@@ -104,40 +107,51 @@ impl From<TokenUsage> for Usage {
     }
 }
 
-/// What the pictures of a reply are like, besides the pictures.
-#[derive(Debug)]
-pub(super) struct ReplyFacts {
-    pub(super) created: u64,
-    pub(super) model: String,
-    /// `WIDTHxHEIGHT` of the pictures.
+/// An event of a stream of pictures.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ImageEvent {
+    /// `image_edit` or `image_generation`, then `.partial_image` or `.completed`.
+    #[serde(rename = "type")]
+    #[schema(example = "image_edit.completed")]
+    pub(super) kind: String,
+    /// The file, in standard base64.
+    pub(super) b64_json: String,
+    /// The number of an unfinished picture, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) partial_image_index: Option<usize>,
+    /// Seconds since 1970.
+    pub(super) created_at: u64,
+    /// Width and height of the picture.
+    #[schema(example = "1024x1024")]
     pub(super) size: String,
-    pub(super) format: OutputFormat,
+    #[schema(example = "high")]
+    pub(super) quality: &'static str,
+    pub(super) background: Background,
+    #[schema(example = "png")]
+    pub(super) output_format: &'static str,
+    /// With the finished picture only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Usage>,
+    /// The seed that makes this picture again.
+    pub(super) seed: u64,
+    /// What was accepted without effect; left out if there is nothing to say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     pub(super) warnings: Vec<String>,
 }
 
-/// Encodes the pictures and writes the reply's body. Takes long: not for the
-/// async runtime.
-///
-/// # Errors
-/// [`ApiError::Internal`] if the format cannot hold a picture.
-pub(super) fn images_body(generation: &Generation, facts: ReplyFacts) -> Result<Vec<u8>, ApiError> {
-    let internal = |error: &dyn std::error::Error| ApiError::Internal(chain(error));
-    let mut data = Vec::new();
-    for generated in &generation.images {
-        let file = codec::encode(&generated.image, facts.format).map_err(|e| internal(&e))?;
-        data.push(ImageData { b64_json: STANDARD.encode(file), seed: generated.seed.get() });
+/// What is behind the picture.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Background {
+    Opaque,
+    Transparent,
+}
+
+impl Background {
+    pub(super) fn of(is_transparent: bool) -> Self {
+        if is_transparent { Self::Transparent } else { Self::Opaque }
     }
-    let response = ImagesResponse {
-        created: facts.created,
-        model: facts.model,
-        data,
-        size: facts.size,
-        output_format: facts.format.name(),
-        background: "opaque",
-        usage: generation.usage.into(),
-        warnings: facts.warnings,
-    };
-    serde_json::to_vec(&response).map_err(|error| internal(&error))
 }
 
 /// A model, as OpenAI lists it.
@@ -151,6 +165,44 @@ pub(super) struct ModelObject {
     /// Seconds since 1970: when the server started.
     pub(super) created: u64,
     pub(super) owned_by: String,
+    /// Always null: it is served as long as the server runs.
+    pub(super) shutdown_date: Option<u64>,
+}
+
+/// A model, with what requests need to know of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelDetails {
+    #[serde(flatten)]
+    pub(super) object: ModelObject,
+    /// What it is.
+    pub(super) details: ModelFacts,
+    /// What it can do.
+    pub(super) capabilities: CapabilityFacts,
+    /// What each `quality` stands for.
+    pub(super) qualities: Vec<QualityFacts>,
+    /// Other names that it answers to; one that ends with `*` stands for all that
+    /// begin so.
+    pub(super) aliases: Vec<String>,
+}
+
+/// What a `quality` stands for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct QualityFacts {
+    #[schema(example = "low")]
+    quality: &'static str,
+    num_inference_steps: usize,
+    guidance: f64,
+}
+
+impl QualityFacts {
+    pub(super) fn all_of(table: &QualityTable) -> Vec<Self> {
+        let facts = |quality: Quality| {
+            let Preset { steps, guidance } = table.preset(quality);
+            let (num_inference_steps, guidance) = (steps.get(), guidance.get());
+            Self { quality: quality.name(), num_inference_steps, guidance }
+        };
+        Quality::ALL.map(facts).into()
+    }
 }
 
 /// The loaded model, in a list of one.
@@ -197,6 +249,7 @@ pub(super) struct Endpoints {
     pub(super) edits: String,
     pub(super) generations: String,
     pub(super) variations: String,
+    pub(super) replay: String,
     pub(super) models: String,
     pub(super) health: &'static str,
 }
@@ -216,6 +269,13 @@ pub(super) struct ModelFacts {
     size_multiple: usize,
     /// The largest output, in pixels.
     max_output_area: usize,
+    /// Pixels that it works on when a request does not say otherwise.
+    image_area: usize,
+    /// What an edit without a mask is to it: `instruction`, `image_to_image` or
+    /// `layers`.
+    edit_kind: &'static str,
+    /// The parameter that sets the strength of its guidance.
+    guidance_parameter: &'static str,
     defaults: DefaultFacts,
 }
 
@@ -223,8 +283,9 @@ pub(super) struct ModelFacts {
 #[derive(Debug, Serialize, ToSchema)]
 struct DefaultFacts {
     num_inference_steps: usize,
-    true_cfg_scale: f64,
+    guidance: f64,
     negative_prompt: Option<String>,
+    strength: f64,
 }
 
 impl From<&ModelInfo> for ModelFacts {
@@ -239,10 +300,18 @@ impl From<&ModelInfo> for ModelFacts {
             max_input_images: info.max_input_images,
             size_multiple: info.size_multiple,
             max_output_area: info.max_output_area,
+            image_area: info.image_area,
+            edit_kind: match info.edit_kind {
+                EditKind::Instruction => "instruction",
+                EditKind::ImageToImage => "image_to_image",
+                EditKind::Layers => "layers",
+            },
+            guidance_parameter: info.guidance_parameter.name(),
             defaults: DefaultFacts {
                 num_inference_steps: info.defaults.num_inference_steps.get(),
-                true_cfg_scale: info.defaults.guidance.get(),
+                guidance: info.defaults.guidance.get(),
                 negative_prompt: info.defaults.negative_prompt.clone(),
+                strength: info.defaults.strength.get(),
             },
         }
     }

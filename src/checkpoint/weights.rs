@@ -16,7 +16,7 @@ use candle_nn::var_builder::SimpleBackend;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use super::{CheckpointError, Snapshot};
+use super::{CheckpointError, Lora, Snapshot};
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
@@ -25,6 +25,7 @@ const LISTED_FAULTS: usize = 20;
 #[derive(Clone)]
 pub struct Weights {
     store: Arc<Store>,
+    loras: Arc<[Lora]>,
     prefix: String,
     dtype: DType,
     device: Device,
@@ -82,7 +83,20 @@ impl Weights {
         device: &Device,
     ) -> Self {
         let store = Store { component: component.to_owned(), files, account: Mutex::default() };
-        Self { store: Arc::new(store), prefix: String::new(), dtype, device: device.clone() }
+        Self {
+            store: Arc::new(store),
+            loras: Arc::new([]),
+            prefix: String::new(),
+            dtype,
+            device: device.clone(),
+        }
+    }
+
+    /// The same, with what `loras` change added to each tensor when it is taken.
+    /// [`Weights::finish`] reports those of their keys that match no tensor.
+    #[must_use]
+    pub fn merging(self, loras: Vec<Lora>) -> Self {
+        Self { loras: loras.into(), ..self }
     }
 
     /// The place `name` below this one.
@@ -129,7 +143,7 @@ impl Weights {
         };
         match found {
             Ok(view) => {
-                let tensor = view.load(&Device::Cpu)?.to_dtype(self.dtype)?;
+                let tensor = self.changed(&name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?;
                 if first_time {
                     self.account().bytes += tensor.elem_count() * self.dtype.size_in_bytes();
                 }
@@ -140,6 +154,19 @@ impl Weights {
                 self.placeholder(shape)
             }
         }
+    }
+
+    /// `stored` with what the LoRAs add to it, summed in 32 bits.
+    fn changed(&self, name: &str, stored: Tensor) -> candle_core::Result<Tensor> {
+        let mut tensor = stored;
+        for lora in self.loras.iter() {
+            match lora.change(name, tensor.dims())? {
+                Some(Ok(change)) => tensor = (tensor.to_dtype(DType::F32)? + change)?,
+                Some(Err(fault)) => self.note(fault),
+                None => {}
+            }
+        }
+        Ok(tensor)
     }
 
     /// Accounts for the tensor `name` of `shape` that the component does not
@@ -182,6 +209,7 @@ impl Weights {
                     .map(|name| format!("{name} is unexpected")),
             );
         }
+        faults.extend(self.loras.iter().flat_map(|lora| lora.unmatched(account.requested.keys())));
         if faults.is_empty() {
             return Ok(account.bytes);
         }
@@ -248,7 +276,7 @@ impl SimpleBackend for Weights {
 }
 
 /// The open safetensors files of one component.
-struct TensorFiles {
+pub(super) struct TensorFiles {
     buffers: Vec<Buffer>,
     entries: HashMap<String, Entry>,
 }
@@ -290,12 +318,22 @@ impl TensorFiles {
         Ok(files)
     }
 
+    /// The one safetensors file `file`, and its metadata.
+    pub(super) fn open_one(
+        snapshot: &Snapshot,
+        file: &str,
+    ) -> Result<(Self, HashMap<String, String>), CheckpointError> {
+        let mut files = Self { buffers: Vec::new(), entries: HashMap::new() };
+        let metadata = files.add(snapshot, file, str::to_owned)?;
+        Ok((files, metadata))
+    }
+
     fn add(
         &mut self,
         snapshot: &Snapshot,
         file: &str,
         canonical: fn(&str) -> String,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<HashMap<String, String>, CheckpointError> {
         let buffer = open_buffer(snapshot, file)?;
         let malformed = |reason| CheckpointError::Malformed { file: file.to_owned(), reason };
         let broken = |error| malformed(format!("is not a whole safetensors file: {error}"));
@@ -316,10 +354,10 @@ impl TensorFiles {
             }
         }
         self.buffers.push(buffer);
-        Ok(())
+        Ok(header.metadata().clone().unwrap_or_default())
     }
 
-    fn names(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.entries.keys()
     }
 
@@ -329,6 +367,12 @@ impl TensorFiles {
         if entry.shape != shape {
             return Some(Err(format!("{name} has shape {:?}, expected {shape:?}", entry.shape)));
         }
+        self.find_any(name)
+    }
+
+    /// The tensor `name` of whatever shape, or why it cannot be taken.
+    pub(super) fn find_any(&self, name: &str) -> Option<Result<TensorView<'_>, String>> {
+        let entry = self.entries.get(name)?;
         let known = [safetensors::Dtype::F32, safetensors::Dtype::BF16, safetensors::Dtype::F16];
         if !known.contains(&entry.dtype) {
             let dtype = entry.dtype;

@@ -40,10 +40,20 @@ keys! {
     MAX_UPLOAD_BYTES: "server.max_upload_bytes", "DIFFUSER_MAX_UPLOAD_BYTES", "largest request body";
     MAX_IMAGE_BYTES: "server.max_image_bytes", "DIFFUSER_MAX_IMAGE_BYTES", "largest file of an input picture";
     MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
+    UPLOAD_TIMEOUT: "server.upload_timeout_s", "DIFFUSER_UPLOAD_TIMEOUT_S", "seconds that a request may take to arrive";
+    API_KEYS: "server.api_keys", "DIFFUSER_API_KEYS", "keys of which a client must have one";
+    PUBLIC_URL: "server.public_url", "DIFFUSER_PUBLIC_URL", "origin in the addresses of pictures";
+    TRUST_FORWARDED: "server.trust_forwarded_headers", "DIFFUSER_TRUST_FORWARDED_HEADERS", "believe X-Forwarded-Host and -Proto";
+    WRITE_PROMPTS: "server.write_prompts", "DIFFUSER_WRITE_PROMPTS", "pictures carry their prompt, too";
+
+    STORE_LIFETIME: "pictures.lifetime_s", "DIFFUSER_PICTURES_LIFETIME_S", "seconds that a picture by url is kept";
+    STORE_BYTES: "pictures.max_bytes", "DIFFUSER_PICTURES_MAX_BYTES", "bytes of all pictures by url";
 
     MODEL_ID: "model.id", "DIFFUSER_MODEL_ID" flag "--model", "embedded model, folder or repository";
     MODEL_NAME: "model.name", "DIFFUSER_MODEL_NAME", "the name that clients see";
+    MODEL_ALIASES: "model.aliases", "DIFFUSER_MODEL_ALIASES", "other names that clients may use";
     MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
+    LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
     DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal";
     DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16 or float16";
     IMAGE_AREA: "model.image_area", "DIFFUSER_IMAGE_AREA", "pixels of a picture for the VAE";
@@ -60,6 +70,13 @@ keys! {
     INPAINTING: "capabilities.inpainting", "DIFFUSER_MODEL_CAP_SUPPORTS_INPAINTING" or "MODEL_CAP_SUPPORTS_INPAINTING", "false switches inpainting off";
     MASK: "capabilities.mask", "DIFFUSER_MODEL_CAP_SUPPORTS_MASK" or "MODEL_CAP_SUPPORTS_MASK", "false switches masks off";
 
+    LOW_STEPS: "quality.low_num_inference_steps", "DIFFUSER_QUALITY_LOW_NUM_INFERENCE_STEPS", "steps of quality low";
+    LOW_GUIDANCE: "quality.low_guidance", "DIFFUSER_QUALITY_LOW_GUIDANCE", "guidance of quality low";
+    MEDIUM_STEPS: "quality.medium_num_inference_steps", "DIFFUSER_QUALITY_MEDIUM_NUM_INFERENCE_STEPS", "steps of quality medium";
+    MEDIUM_GUIDANCE: "quality.medium_guidance", "DIFFUSER_QUALITY_MEDIUM_GUIDANCE", "guidance of quality medium";
+    HIGH_STEPS: "quality.high_num_inference_steps", "DIFFUSER_QUALITY_HIGH_NUM_INFERENCE_STEPS", "steps of quality high";
+    HIGH_GUIDANCE: "quality.high_guidance", "DIFFUSER_QUALITY_HIGH_GUIDANCE", "guidance of quality high";
+
     QUEUE_CAPACITY: "queue.capacity", "DIFFUSER_QUEUE_CAPACITY", "requests that may wait";
 
     WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
@@ -75,7 +92,7 @@ impl Key {
     /// Whether the empty text is a value of this setting. In the environment it
     /// otherwise means "not set", as compose files write `NAME=` for that.
     pub(super) fn may_be_empty(&self) -> bool {
-        *self == API_PREFIX || *self == NEGATIVE_PROMPT
+        [API_PREFIX, NEGATIVE_PROMPT, MODEL_ALIASES].contains(self)
     }
 }
 

@@ -24,6 +24,7 @@ mod layers;
 mod values;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use figment::value::Value;
 
@@ -32,10 +33,12 @@ pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
 pub use values::UnknownChoice;
 
-use crate::api::ApiConfig;
+use crate::api::{ApiConfig, ApiKeys, QualityOverride, QualityOverrides, StoreConfig};
 use crate::domain::{GuidanceScale, Prompt, Steps};
 use crate::hub::HubConfig;
-use crate::model::{CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig};
+use crate::model::{
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, ModelConfig,
+};
 use crate::service::ServiceConfig;
 use layers::Layers;
 
@@ -183,6 +186,40 @@ impl Layers {
             max_upload_bytes: self.integer(keys::MAX_UPLOAD_BYTES, 1, 1 << 40).unwrap_or_default(),
             max_image_bytes: self.integer(keys::MAX_IMAGE_BYTES, 1, 1 << 32).unwrap_or_default(),
             max_image_pixels: self.integer(keys::MAX_IMAGE_PIXELS, 1, 1 << 32).unwrap_or_default(),
+            upload_timeout: self.seconds(keys::UPLOAD_TIMEOUT),
+            api_keys: ApiKeys::new(self.names(keys::API_KEYS)),
+            model_aliases: self.names(keys::MODEL_ALIASES),
+            quality: QualityOverrides {
+                low: self.quality(keys::LOW_STEPS, keys::LOW_GUIDANCE),
+                medium: self.quality(keys::MEDIUM_STEPS, keys::MEDIUM_GUIDANCE),
+                high: self.quality(keys::HIGH_STEPS, keys::HIGH_GUIDANCE),
+            },
+            picture_store: StoreConfig {
+                lifetime: self.seconds(keys::STORE_LIFETIME),
+                max_bytes: self.integer(keys::STORE_BYTES, 1, 1 << 40).unwrap_or_default(),
+            },
+            public_url: self.web_origin(keys::PUBLIC_URL),
+            trust_forwarded_headers: self.boolean(keys::TRUST_FORWARDED).unwrap_or_default(),
+            write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
+        }
+    }
+
+    /// Each is a file, or a file, a colon and a scale.
+    fn lora(&mut self) -> Vec<LoraConfig> {
+        let files = self.names(keys::LORA).into_iter();
+        let parsed = files.map(|text| match text.rsplit_once(':') {
+            Some((file, scale)) if scale.parse::<f64>().is_ok_and(f64::is_finite) => {
+                LoraConfig { file: file.into(), scale: scale.parse().unwrap_or(1.0) }
+            }
+            _ => LoraConfig { file: text.into(), scale: 1.0 },
+        });
+        parsed.collect()
+    }
+
+    fn quality(&mut self, steps: Key, guidance: Key) -> QualityOverride {
+        QualityOverride {
+            num_inference_steps: self.steps(steps),
+            guidance: self.guidance(guidance),
         }
     }
 
@@ -202,21 +239,15 @@ impl Layers {
             condition_area: self.integer(keys::CONDITION_AREA, 32 * 32, 1 << 26),
             defaults: self.defaults_of_requests(),
             capabilities: self.capabilities(),
+            lora: self.lora(),
         }
     }
 
     fn defaults_of_requests(&mut self) -> DefaultOverrides {
-        let steps = format!("a whole number from {} to {}", Steps::MIN, Steps::MAX);
-        let guidance = "a number from 0 to 20";
         DefaultOverrides {
-            num_inference_steps: self
-                .read(keys::STEPS, &steps, |value| Steps::new(whole_number(value)?).ok()),
-            true_cfg_scale: self.read(keys::TRUE_CFG_SCALE, guidance, |value| {
-                GuidanceScale::new(number(value)?).ok()
-            }),
-            guidance_scale: self.read(keys::GUIDANCE_SCALE, guidance, |value| {
-                GuidanceScale::new(number(value)?).ok()
-            }),
+            num_inference_steps: self.steps(keys::STEPS),
+            true_cfg_scale: self.guidance(keys::TRUE_CFG_SCALE),
+            guidance_scale: self.guidance(keys::GUIDANCE_SCALE),
             negative_prompt: self.read(
                 keys::NEGATIVE_PROMPT,
                 "a text of at most 32000 characters",
@@ -289,6 +320,43 @@ impl Layers {
         self.read(key, "a text that is not blank", |value| {
             let text = value.as_str()?;
             (!text.trim().is_empty()).then(|| text.to_owned())
+        })
+    }
+
+    /// A list of texts; in the environment they stand between commas.
+    fn names(&mut self, key: Key) -> Vec<String> {
+        let names = self.read(key, "a list of texts", |value| {
+            if let Some(text) = value.as_str() {
+                return Some(text.split(',').map(str::to_owned).collect::<Vec<_>>());
+            }
+            let items = value.as_array()?.iter();
+            items.map(|item| item.as_str().map(str::to_owned)).collect()
+        });
+        let names = names.unwrap_or_default().into_iter().map(|name| name.trim().to_owned());
+        names.filter(|name| !name.is_empty()).collect()
+    }
+
+    fn seconds(&mut self, key: Key) -> Duration {
+        Duration::from_secs(self.integer(key, 1, 1 << 31).unwrap_or_default())
+    }
+
+    fn steps(&mut self, key: Key) -> Option<Steps> {
+        let expected = format!("a whole number from {} to {}", Steps::MIN, Steps::MAX);
+        self.read(key, &expected, |value| Steps::new(whole_number(value)?).ok())
+    }
+
+    fn guidance(&mut self, key: Key) -> Option<GuidanceScale> {
+        let expected = "a number from 0 to 20";
+        self.read(key, expected, |value| GuidanceScale::new(number(value)?).ok())
+    }
+
+    /// Scheme and host, perhaps a port.
+    fn web_origin(&mut self, key: Key) -> Option<String> {
+        self.read(key, "an address such as https://images.example.org", |value| {
+            let url = value.as_str()?;
+            let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]/_".contains(&byte);
+            (!host.is_empty() && host.bytes().all(is_plain)).then(|| url.to_owned())
         })
     }
 

@@ -92,8 +92,11 @@ pub enum OutputFormat {
         /// From 1 (smallest file) to 100 (best picture); 0 counts as 1.
         quality: u8,
     },
-    /// Lossless: there is no lossy WebP encoder here.
-    Webp,
+    /// Lossy below 100, lossless at 100.
+    Webp {
+        /// From 0 (smallest file) to 100 (the very pixels).
+        quality: u8,
+    },
 }
 
 impl OutputFormat {
@@ -103,7 +106,7 @@ impl OutputFormat {
         match self {
             Self::Png => "png",
             Self::Jpeg { .. } => "jpeg",
-            Self::Webp => "webp",
+            Self::Webp { .. } => "webp",
         }
     }
 }
@@ -228,7 +231,10 @@ pub fn encode(image: &Picture, format: OutputFormat) -> Result<Vec<u8>, EncodeEr
             &image.colour().clone().into(),
             JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100)),
         ),
-        OutputFormat::Webp => write(image, WebPEncoder::new_lossless(&mut bytes)),
+        OutputFormat::Webp { quality: 100.. } => {
+            write(image, WebPEncoder::new_lossless(&mut bytes))
+        }
+        OutputFormat::Webp { quality } => write_lossy_webp(image, quality, &mut bytes),
     };
     written.map_err(|source| EncodeError {
         width: image.width(),
@@ -239,17 +245,46 @@ pub fn encode(image: &Picture, format: OutputFormat) -> Result<Vec<u8>, EncodeEr
     Ok(bytes)
 }
 
+/// The `image` crate writes WebP without loss only; this is libwebp.
+fn write_lossy_webp(
+    image: &Picture,
+    quality: u8,
+    bytes: &mut Vec<u8>,
+) -> Result<(), image::ImageError> {
+    let too_large = || {
+        let kind = image::error::ParameterErrorKind::DimensionMismatch;
+        image::ImageError::Parameter(image::error::ParameterError::from_kind(kind))
+    };
+    let side = |side: usize| u32::try_from(side).map_err(|_| too_large());
+    let (width, height) = (side(image.width())?, side(image.height())?);
+    let pixels = interleaved(image);
+    let encoder = match image.alpha() {
+        Some(_) => webp::Encoder::from_rgba(&pixels, width, height),
+        None => webp::Encoder::from_rgb(&pixels, width, height),
+    };
+    let encoded = encoder.encode_simple(false, f32::from(quality)).map_err(|_| too_large())?;
+    bytes.extend_from_slice(&encoded);
+    Ok(())
+}
+
+/// Three bytes a pixel, or four if it has transparency.
+fn interleaved(image: &Picture) -> std::borrow::Cow<'_, [u8]> {
+    let colours = image.colour().pixels();
+    let Some(alpha) = image.alpha() else {
+        return colours.into();
+    };
+    let pixels = colours.chunks_exact(3).zip(alpha.pixels());
+    pixels.flat_map(|(colour, alpha)| colour.iter().chain([alpha])).copied().collect()
+}
+
 fn write(image: &Picture, encoder: impl ImageEncoder) -> Result<(), image::ImageError> {
     let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
     let (width, height) = (side(image.width()), side(image.height()));
-    let colours = image.colour().pixels();
-    let Some(alpha) = image.alpha() else {
-        return encoder.write_image(colours, width, height, ExtendedColorType::Rgb8);
+    let colour_type = match image.alpha() {
+        Some(_) => ExtendedColorType::Rgba8,
+        None => ExtendedColorType::Rgb8,
     };
-    let pixels = colours.chunks_exact(3).zip(alpha.pixels());
-    let pixels: Vec<u8> =
-        pixels.flat_map(|(colour, alpha)| colour.iter().chain([alpha])).copied().collect();
-    encoder.write_image(&pixels, width, height, ExtendedColorType::Rgba8)
+    encoder.write_image(&interleaved(image), width, height, colour_type)
 }
 
 #[cfg(test)]
@@ -278,7 +313,7 @@ mod tests {
         let alpha = GreyImage::new(7, 5, (0..35).collect()).unwrap();
         let glassy = Picture::with_alpha(image.colour().clone(), alpha).unwrap();
 
-        for format in [OutputFormat::Png, OutputFormat::Webp] {
+        for format in [OutputFormat::Png, OutputFormat::Webp { quality: 100 }] {
             for image in [&image, &glassy] {
                 let bytes = encode(image, format).unwrap();
                 assert_eq!(decode(&bytes, LIMITS).unwrap(), *image, "{format:?}");
@@ -287,16 +322,19 @@ mod tests {
     }
 
     #[test]
-    fn jpeg_quality_trades_size_for_likeness() {
+    fn quality_trades_size_for_likeness() {
         let image = gradient(64, 64);
+        let jpeg: fn(u8) -> OutputFormat = |quality| OutputFormat::Jpeg { quality };
+        let webp: fn(u8) -> OutputFormat = |quality| OutputFormat::Webp { quality };
 
-        let sizes = [0, 10, 100].map(|quality| {
-            let bytes = encode(&image, OutputFormat::Jpeg { quality }).unwrap();
-            assert_eq!(decode(&bytes, LIMITS).unwrap().width(), 64);
-            bytes.len()
-        });
-
-        assert!(sizes[0] < sizes[1] && sizes[1] < sizes[2], "{sizes:?}");
+        for format in [jpeg, webp] {
+            let sizes = [0, 10, 99].map(|quality| {
+                let bytes = encode(&image, format(quality)).unwrap();
+                assert_eq!(decode(&bytes, LIMITS).unwrap().width(), 64);
+                bytes.len()
+            });
+            assert!(sizes[0] < sizes[1] && sizes[1] < sizes[2], "{sizes:?}");
+        }
     }
 
     #[test]
@@ -355,7 +393,8 @@ mod tests {
         for foreign in [b"GIF89a\x01\0\x01\0".as_slice(), b"hello", b"<svg/>"] {
             assert!(matches!(decode(foreign, LIMITS), Err(DecodeError::UnknownFormat)));
         }
-        for format in [OutputFormat::Png, OutputFormat::Jpeg { quality: 90 }, OutputFormat::Webp] {
+        let webp = OutputFormat::Webp { quality: 100 };
+        for format in [OutputFormat::Png, OutputFormat::Jpeg { quality: 90 }, webp] {
             let bytes = encode(&gradient(60, 60), format).unwrap();
             for length in (4..bytes.len() - 16).step_by(bytes.len() / 50) {
                 let cut = decode(&bytes[..length], LIMITS);

@@ -1,4 +1,7 @@
-//! Pictures as files ([`codec`]) and at other sizes ([`resample`]).
+//! Pictures as files ([`codec`]), at other sizes ([`resample`]), in parts
+//! ([`region`]), and with a text inside ([`provenance`]).
 
 pub mod codec;
+pub mod provenance;
+pub mod region;
 pub mod resample;

@@ -17,6 +17,8 @@ pub use diffusion::{
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use registry::load;
 
+use std::path::PathBuf;
+
 use crate::domain::{GuidanceScale, Steps};
 
 /// Which model to load, where, and what to change about it.
@@ -41,6 +43,17 @@ pub struct ModelConfig {
     pub defaults: DefaultOverrides,
     /// Capabilities to switch off.
     pub capabilities: CapabilitySwitches,
+    /// LoRA files to merge into the weights while they load, in this order.
+    pub lora: Vec<LoraConfig>,
+}
+
+/// A LoRA file, and how strongly it acts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// A safetensors file.
+    pub file: PathBuf,
+    /// 1: as it was trained.
+    pub scale: f64,
 }
 
 /// Overrides of [`RequestDefaults`]; `None` leaves the model's own.

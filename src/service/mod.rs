@@ -5,7 +5,9 @@
 //! time, in the order of their arrival. A full queue refuses at once; a client
 //! that goes away takes its job with it; a panic of the model fails one request.
 
+mod canvas;
 mod error;
+mod mask;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +17,7 @@ use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+pub use canvas::{Framing, SizeChoice};
 pub use error::{ErrorKind, ServiceError};
 
 use crate::domain::{
@@ -22,7 +25,8 @@ use crate::domain::{
     Steps, Task, ValidationError,
 };
 use crate::model::{DiffusionModel, EditKind, Generation, LoadError, ModelInfo};
-use worker::{Job, Worker};
+use canvas::Canvas;
+use worker::{Job, Previews, Worker};
 
 /// What the service can be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -165,32 +169,48 @@ impl ImageService {
         if offered { Ok(()) } else { Err(ServiceError::NotOffered { what, field }) }
     }
 
-    /// Has the model make what `request` asks for, and waits for it. Dropping
-    /// the future calls the work off at its next step.
+    /// Queues `request`, with its pictures and its size as `framing` says, and
+    /// up to `previews` looks at the unfinished picture. What `request.size` says
+    /// does not count. Dropping the [`Ticket`] calls the work off at its next step.
     ///
     /// # Errors
     /// [`ServiceError`]; `Busy` and `ShuttingDown` come at once.
-    pub async fn generate(&self, request: ImageRequest) -> Result<Generation, ServiceError> {
-        let answer = self.enqueue(request)?;
-        answer.await.unwrap_or(Err(ServiceError::WorkerGone))
+    pub async fn order(
+        &self,
+        mut request: ImageRequest,
+        framing: Framing,
+        previews: usize,
+    ) -> Result<Ticket, ServiceError> {
+        let canvas = Arc::new(Canvas::plan(&request.task, self.info(), framing)?);
+        request.size = canvas.model_size;
+        let preparing = Arc::clone(&canvas);
+        let request = off_the_runtime(move || {
+            let task = preparing.prepare(request.task);
+            ImageRequest { task, ..request }
+        });
+        let (answer, previews) = self.enqueue(request.await?, previews)?;
+        Ok(Ticket { answer, previews, canvas })
     }
 
     fn enqueue(
         &self,
         request: ImageRequest,
-    ) -> Result<oneshot::Receiver<Result<Generation, ServiceError>>, ServiceError> {
+        previews: usize,
+    ) -> Result<(Answer, mpsc::UnboundedReceiver<Picture>), ServiceError> {
         let queue = self.shared.queue.lock();
         let queue = queue.unwrap_or_else(PoisonError::into_inner);
         let queue = queue.as_ref().ok_or(ServiceError::ShuttingDown)?;
         let busy = || ServiceError::Busy { waiting: self.shared.capacity };
         let place = Arc::clone(&self.shared.places).try_acquire_owned();
         let (reply, answer) = oneshot::channel();
-        let job = Job { request, reply, place: place.map_err(|_no_place| busy())? };
+        let (to, arriving) = mpsc::unbounded_channel();
+        let previews = Previews { count: previews, to };
+        let job = Job { request, previews, reply, place: place.map_err(|_no_place| busy())? };
         queue.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => busy(),
             mpsc::error::TrySendError::Closed(_) => ServiceError::WorkerGone,
         })?;
-        Ok(answer)
+        Ok((answer, arriving))
     }
 
     /// Takes no more requests, and refuses those that wait. The running one is
@@ -227,9 +247,63 @@ impl ImageService {
     pub async fn warm_up(&self, image: Option<Picture>) -> Result<f64, ServiceError> {
         let started = Instant::now();
         let request = warm_up_request(self.info(), image)?;
-        self.generate(request).await?;
+        let (answer, _previews) = self.enqueue(request, 0)?;
+        answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         Ok(started.elapsed().as_secs_f64())
     }
+}
+
+/// An order on its way. Dropped, it is called off.
+pub struct Ticket {
+    answer: Answer,
+    previews: mpsc::UnboundedReceiver<Picture>,
+    canvas: Arc<Canvas>,
+}
+
+type Answer = oneshot::Receiver<Result<Generation, ServiceError>>;
+
+impl Ticket {
+    /// What the client gets that it did not ask for, in a sentence.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.canvas.note.as_deref()
+    }
+
+    /// The next look at the unfinished picture; `None` once there are no more.
+    ///
+    /// # Errors
+    /// [`ServiceError::Panicked`] if it cannot be brought to its size.
+    pub async fn next_preview(&mut self) -> Result<Option<Picture>, ServiceError> {
+        let Some(preview) = self.previews.recv().await else {
+            return Ok(None);
+        };
+        let canvas = Arc::clone(&self.canvas);
+        off_the_runtime(move || canvas.finish(preview)).await.map(Some)
+    }
+
+    /// The finished pictures.
+    ///
+    /// # Errors
+    /// [`ServiceError`] says why there are none.
+    pub async fn finish(self) -> Result<Generation, ServiceError> {
+        let mut generation = self.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        let canvas = self.canvas;
+        off_the_runtime(move || {
+            for generated in &mut generation.images {
+                generated.image = canvas.finish(generated.image.clone());
+            }
+            generation
+        })
+        .await
+    }
+}
+
+/// Does `work` on a thread for work that blocks.
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ServiceError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ServiceError::Panicked { message: error.to_string() })
 }
 
 impl std::fmt::Debug for ImageService {

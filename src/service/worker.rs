@@ -9,16 +9,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::ServiceError;
-use crate::domain::ImageRequest;
+use crate::domain::{ImageRequest, Picture};
 use crate::model::{DiffusionModel, Generation, StepObserver, StepProgress};
 
 /// One request on its way to the model.
 pub(super) struct Job {
     pub(super) request: ImageRequest,
+    /// How many unfinished pictures the client wants to see, and where to.
+    pub(super) previews: Previews,
     /// Closed once nobody waits for the answer any more.
     pub(super) reply: oneshot::Sender<Result<Generation, ServiceError>>,
     /// The job's place in the queue; given back when the job is dropped.
     pub(super) place: OwnedSemaphorePermit,
+}
+
+/// Unfinished pictures for a client.
+pub(super) struct Previews {
+    /// How many, at most.
+    pub(super) count: usize,
+    pub(super) to: mpsc::UnboundedSender<Picture>,
+}
+
+impl Previews {
+    /// Whether one is due: they are spread evenly over the steps.
+    fn are_due(&self, progress: StepProgress) -> bool {
+        let due = |number: usize| number * progress.total_steps / (self.count + 1);
+        (1..=self.count).any(|number| due(number) == progress.step)
+    }
 }
 
 /// What the worker reads, and what it shows of itself.
@@ -53,8 +70,8 @@ impl Worker {
 
     /// Makes the pictures of one job. A panic fails this job only.
     fn serve(&mut self, job: Job, model: &mut dyn DiffusionModel) {
-        let Job { request, reply, place } = job;
-        let mut observer = ClientWatch { reply: &reply, worker: self };
+        let Job { request, previews, reply, place } = job;
+        let mut observer = ClientWatch { reply: &reply, previews, worker: self };
         let outcome = catch_unwind(AssertUnwindSafe(|| model.generate(&request, &mut observer)));
         let result = match outcome {
             Ok(result) => result.map_err(ServiceError::from),
@@ -90,6 +107,7 @@ fn refuse(job: Job) {
 /// Stops a job at its next step once its client has gone.
 struct ClientWatch<'a> {
     reply: &'a oneshot::Sender<Result<Generation, ServiceError>>,
+    previews: Previews,
     worker: &'a mut Worker,
 }
 
@@ -97,6 +115,15 @@ impl StepObserver for ClientWatch<'_> {
     fn on_step(&mut self, _progress: StepProgress) -> ControlFlow<()> {
         self.worker.thin_out();
         if self.reply.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn wants_preview(&mut self, progress: StepProgress) -> bool {
+        self.previews.are_due(progress)
+    }
+
+    fn on_preview(&mut self, _progress: StepProgress, preview: Picture) {
+        // A client that has gone sees none.
+        let _ = self.previews.to.send(preview);
     }
 }
 

@@ -6,7 +6,7 @@ use futures::stream;
 use reqwest::multipart::Form;
 use serde_json::{Value, json};
 
-use crate::support::files::{self, file, png};
+use crate::support::files::{self, decode, file, png};
 use crate::support::scripted_model;
 use crate::support::server::{
     Setup, TestServer, data_url, edit_form, error_of, file_part, image_bytes, json_of, prompt_form,
@@ -43,7 +43,8 @@ async fn pictures_keep_their_order_under_either_name() {
         .part("image[]", file_part(png(16, 16)))
         .text("prompt", "in between")
         .part("image", file_part(png(32, 16)))
-        .part("image[]", file_part(png(48, 16)));
+        .part("image[]", file_part(png(48, 16)))
+        .text("size", "reference");
 
     json_of(server.edit(form).await).await;
 
@@ -57,7 +58,9 @@ async fn pictures_keep_their_order_under_either_name() {
 #[tokio::test]
 async fn the_format_is_found_in_the_bytes() {
     let server = TestServer::start().await;
-    for format in [OutputFormat::Png, OutputFormat::Jpeg { quality: 90 }, OutputFormat::Webp] {
+    for format in
+        [OutputFormat::Png, OutputFormat::Jpeg { quality: 90 }, OutputFormat::Webp { quality: 100 }]
+    {
         let bytes = file(32, 32, format);
         let lying = file_part(bytes).file_name("/home/me/a.gif");
         let lying = lying.mime_str("image/gif").unwrap();
@@ -87,9 +90,9 @@ async fn pictures_come_in_the_format_that_was_asked_for() {
     };
     assert!(size_at("10").await < size_at("95").await);
 
-    let lossless = edit_form().text("output_format", "webp");
-    let reply = json_of(server.edit(lossless.text("output_compression", "80")).await).await;
-    assert!(reply["warnings"][0].as_str().unwrap().contains("jpeg only"));
+    let lossless = edit_form().text("output_compression", "80");
+    let reply = json_of(server.edit(lossless).await).await;
+    assert!(reply["warnings"][0].as_str().unwrap().contains("jpeg and webp only"));
 }
 
 #[tokio::test]
@@ -167,26 +170,41 @@ async fn what_is_absent_null_or_empty_takes_the_models_defaults() {
         assert_eq!(request.steps.get(), 4);
         assert!((request.guidance.get() - 4.0).abs() < f64::EPSILON);
         assert_eq!(request.negative_prompt.unwrap().as_str(), "default negative");
-        assert_eq!(request.size, OutputSize::Reference);
+        assert_eq!(request.size, OutputSize::AsInput);
+        assert_eq!(reply["quality"], "high");
         assert_eq!(reply["data"][0]["seed"], request.seed.get());
         assert!(request.seed.get() <= u64::from(u32::MAX));
     }
 }
 
 #[tokio::test]
-async fn sizes_are_auto_reference_or_exact_and_floors_are_reported() {
+async fn sizes_are_auto_reference_or_exact_and_answered_to_the_pixel() {
     let server = TestServer::start().await;
-    for (asked, made) in [("auto", "64x48"), ("reference", "64x48"), ("256x320", "256x320")] {
+    for (asked, made) in [
+        ("auto", "64x48"),
+        ("reference", "64x48"),
+        ("256x320", "256x320"),
+        ("250x100", "250x100"),
+        ("1x999", "1x999"),
+    ] {
         let reply = json_of(server.edit(edit_form().text("size", asked)).await).await;
+
         assert_eq!(reply["size"], made);
+        let picture = decode(&image_bytes(&reply, 0));
+        assert_eq!(format!("{}x{}", picture.width(), picture.height()), made);
         assert_eq!(reply.get("warnings"), None);
     }
-
-    let reply = json_of(server.edit(edit_form().text("size", "250x100")).await).await;
-
-    assert_eq!(reply["size"], "240x96");
-    let warning = reply["warnings"][0].as_str().unwrap();
-    assert!(warning.contains("250x100") && warning.contains("240x96"));
+    for (width, height) in [(1023, 777), (1, 1), (1500, 900)] {
+        let form = prompt_form().part("image", file_part(png(width, height)));
+        let reply = json_of(server.edit(form).await).await;
+        let picture = decode(&image_bytes(&reply, 0));
+        // 1500x900 is more than the model gives back.
+        let warned = reply["warnings"].as_array().is_some_and(|warnings| warnings.len() == 1);
+        let expected = if warned { (1321, 793) } else { (width, height) };
+        assert_eq!((picture.width(), picture.height()), expected);
+    }
+    let sides = edit_form().text("width", "80").text("height", "70");
+    assert_eq!(json_of(server.edit(sides).await).await["size"], "80x70");
 }
 
 #[tokio::test]
@@ -204,6 +222,7 @@ async fn what_has_no_effect_is_accepted_and_reported() {
         ("background", "auto"),
         ("background", "opaque"),
         ("quality", "auto"),
+        ("quality", "standard"),
         ("moderation", "auto"),
         ("stream", "False"),
         ("partial_images", "0"),
@@ -214,8 +233,9 @@ async fn what_has_no_effect_is_accepted_and_reported() {
         assert_eq!(reply.get("warnings"), None, "{name}={value}");
     }
     let without_effect = [
-        ("quality", "hd"),
-        ("quality", "low"),
+        ("quality", "xhigh"),
+        ("preserve_unmasked", "false"),
+        ("padding_mask_crop", "8"),
         ("input_fidelity", "high"),
         ("moderation", "low"),
         ("style", "vivid"),

@@ -103,6 +103,7 @@ fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionMod
 fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, LoadError> {
     let index = read_index(context, variant)?;
     check_number_format(context)?;
+    refuse_lora(context)?;
     let defaults = CheckpointDefaults::load(context.snapshot)?;
     let (components, weight_bytes) = load_components(context, variant, &index)?;
     let factor = components.vae.config().spatial_factor();
@@ -182,6 +183,16 @@ fn check_number_format(context: &LoadContext) -> Result<(), DeviceError> {
             "Stable Diffusion cannot compute in {} on a CPU: use dtype 'float32' or 'auto'",
             crate::device::dtype_name(context.dtype)
         ),
+    })
+}
+
+fn refuse_lora(context: &LoadContext) -> Result<(), CheckpointError> {
+    let Some(lora) = context.config.lora.first() else {
+        return Ok(());
+    };
+    Err(CheckpointError::Malformed {
+        file: lora.file.display().to_string(),
+        reason: "LoRA files are merged into Qwen-Image models only".to_owned(),
     })
 }
 

@@ -139,6 +139,10 @@ impl ScriptedModel {
                 step += 1;
             }
             let progress = StepProgress { image, step, total_steps };
+            if step < total_steps && observer.wants_preview(progress) {
+                let grey = u8::try_from(step).unwrap();
+                observer.on_preview(progress, RgbImage::filled(64, 48, [grey; 3]).into());
+            }
             if let ControlFlow::Break(()) = observer.on_step(progress) {
                 let _ = self.events.send(Event::Cancelled);
                 return Err(ModelError::Cancelled);
@@ -166,7 +170,11 @@ fn tinted(request: &ImageRequest, multiple: usize, tint: u8) -> RgbImage {
         }
     };
     let floor = |side: usize| (side / multiple).max(1) * multiple;
-    let (width, height) = (floor(size.width()), floor(size.height()));
+    let (width, height) = match request.size {
+        OutputSize::AsInput => (size.width(), size.height()),
+        OutputSize::Reference | OutputSize::Exact(_) => (floor(size.width()), floor(size.height())),
+    };
+    assert_eq!((width % multiple, height % multiple), (0, 0), "off the grid");
     let mut pixels = Vec::with_capacity(width * height * 3);
     for y in 0..height {
         for x in 0..width {

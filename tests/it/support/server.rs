@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use diffuser_api::api::{ApiConfig, serve};
+use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
 use diffuser_api::model::{DiffusionModel, LoadError, ModelInfo};
 use diffuser_api::service::{ImageService, ServiceConfig, ServiceStatus, WorkerHandle};
@@ -28,6 +29,8 @@ pub(crate) struct Setup {
     pub(crate) queue_capacity: usize,
     pub(crate) max_upload_bytes: usize,
     pub(crate) api_prefix: String,
+    /// Changes what else there is to change.
+    pub(crate) adjust: fn(&mut ApiConfig),
 }
 
 impl Default for Setup {
@@ -38,6 +41,7 @@ impl Default for Setup {
             queue_capacity: 4,
             max_upload_bytes: 20 << 20,
             api_prefix: "/v1".to_owned(),
+            adjust: |_| {},
         }
     }
 }
@@ -80,14 +84,16 @@ impl Setup {
         let (release, _) = std::sync::mpsc::channel();
         let service_config = ServiceConfig { queue_capacity: self.queue_capacity };
         let (service, worker) = ImageService::start(service_config, load).unwrap();
-        let api_config = ApiConfig {
+        let mut api_config = ApiConfig {
             app_name: "Test Service".to_owned(),
             app_version: "1.2.3".to_owned(),
             api_prefix: self.api_prefix,
             max_upload_bytes: self.max_upload_bytes,
             max_image_bytes: 8 << 20,
             max_image_pixels: 4_000_000,
+            ..Config::load(&Sources::default()).unwrap().api
         };
+        (self.adjust)(&mut api_config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel();

@@ -42,6 +42,7 @@ fn pipeline(checkpoint: &str, variant: &Variant, scheduler: &Value) -> Pipeline 
         condition_area: None,
         defaults: DefaultOverrides::default(),
         capabilities: CapabilitySwitches::default(),
+        lora: Vec::new(),
     };
     let context = LoadContext {
         snapshot: &snapshot,

@@ -1,0 +1,114 @@
+//! How the finished pictures come back: as which files, and by which way.
+
+use super::super::fields::Fields;
+use crate::domain::ValidationError;
+use crate::imaging::codec::OutputFormat;
+use crate::model::{EditKind, ModelInfo};
+
+/// Files and their way to the client.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::api) struct Output {
+    pub(in crate::api) format: OutputFormat,
+    pub(in crate::api) delivery: Delivery,
+}
+
+/// The way of finished pictures to the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::api) enum Delivery {
+    /// Base64 in a JSON object.
+    Base64,
+    /// Addresses in a JSON object.
+    Url,
+    /// Server-sent events, with up to so many unfinished pictures.
+    Events { partial_images: usize },
+}
+
+impl Delivery {
+    pub(in crate::api) fn is_streamed(self) -> bool {
+        matches!(self, Self::Events { .. })
+    }
+}
+
+impl Output {
+    pub(super) fn take(
+        fields: &mut Fields,
+        model: &ModelInfo,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, ValidationError> {
+        let format = take_format(fields, warnings)?;
+        refuse_transparency(fields, model, format)?;
+        Ok(Self { format, delivery: take_delivery(fields, warnings)? })
+    }
+}
+
+fn take_format(
+    fields: &mut Fields,
+    warnings: &mut Vec<String>,
+) -> Result<OutputFormat, ValidationError> {
+    let name = fields.choice("output_format", &["png", "jpeg", "webp"])?;
+    let compression = fields.integer("output_compression", 0, 100)?;
+    let quality = compression.and_then(|quality| u8::try_from(quality).ok());
+    let quality = quality.unwrap_or(100);
+    match name {
+        Some("jpeg") => Ok(OutputFormat::Jpeg { quality }),
+        Some("webp") => Ok(OutputFormat::Webp { quality }),
+        Some(_) | None => {
+            if quality < 100 {
+                warnings.push(
+                    "'output_compression' acts on jpeg and webp only; png is written without loss."
+                        .to_owned(),
+                );
+            }
+            Ok(OutputFormat::Png)
+        }
+    }
+}
+
+/// Refuses a transparent background of a model that only makes opaque pictures,
+/// or in files that cannot hold it.
+fn refuse_transparency(
+    fields: &mut Fields,
+    model: &ModelInfo,
+    format: OutputFormat,
+) -> Result<(), ValidationError> {
+    let background = fields.choice("background", &["auto", "opaque", "transparent"])?;
+    let reason = match background {
+        Some("transparent") if model.edit_kind != EditKind::Layers => {
+            "'transparent' is not offered: this model makes opaque pictures"
+        }
+        Some("transparent") if matches!(format, OutputFormat::Jpeg { .. }) => {
+            "'transparent' needs an 'output_format' of png or webp"
+        }
+        Some("opaque") if model.edit_kind == EditKind::Layers => {
+            "'opaque' is not offered: this model makes transparent layers"
+        }
+        Some(_) | None => return Ok(()),
+    };
+    let message = format!("Invalid value for 'background': {reason}.");
+    Err(ValidationError::new("background", "invalid_value", message))
+}
+
+fn take_delivery(
+    fields: &mut Fields,
+    warnings: &mut Vec<String>,
+) -> Result<Delivery, ValidationError> {
+    let response_format = fields.choice("response_format", &["b64_json", "url"])?;
+    let is_streamed = fields.boolean("stream")?.unwrap_or(false);
+    let partial_images = fields.integer("partial_images", 0, 3)?.unwrap_or(0);
+    let partial_images = usize::try_from(partial_images).unwrap_or(0);
+    match (is_streamed, response_format) {
+        (true, Some("url")) => {
+            let message = "Invalid value for 'response_format': with 'stream' pictures come as \
+                           base64 in the events; use 'b64_json'.";
+            Err(ValidationError::new("response_format", "invalid_value", message))
+        }
+        (true, _) => Ok(Delivery::Events { partial_images }),
+        (false, response_format) => {
+            if partial_images > 0 {
+                warnings.push("'partial_images' has no effect without 'stream'.".to_owned());
+            }
+            let by_url = response_format == Some("url");
+            Ok(if by_url { Delivery::Url } else { Delivery::Base64 })
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Pictures as server-sent events, unfinished ones first.
+
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::stream::{self, Stream};
+use serde::Serialize;
+
+use super::endpoint::Endpoint;
+use super::error::{ApiError, chain};
+use super::reply::{ReplyFacts, size_of};
+use super::request_log::{Afterwards, Outcome};
+use super::state::unix_seconds;
+use super::wire::{Background, ImageEvent};
+use crate::domain::{Picture, Seed};
+use crate::model::TokenUsage;
+use crate::service::Ticket;
+
+/// How often a silent stream says that it is alive: proxies give up after 60 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// A job whose client reads along. Dropped, it is called off.
+struct Streaming {
+    ticket: Ticket,
+    facts: Arc<ReplyFacts>,
+    seed: Seed,
+    prefix: &'static str,
+    /// Unfinished pictures sent so far.
+    sent: usize,
+    /// For the log, once all is done.
+    outcome: Arc<OnceLock<Outcome>>,
+}
+
+/// The answer to a request whose order has been taken.
+pub(super) fn respond(
+    ticket: Ticket,
+    mut facts: ReplyFacts,
+    endpoint: Endpoint,
+    seed: Seed,
+) -> Response {
+    facts.warnings.extend(ticket.note().map(str::to_owned));
+    let outcome = Arc::default();
+    let afterwards = Afterwards(Arc::clone(&outcome));
+    let prefix = endpoint.event_prefix();
+    let job = Streaming { ticket, facts: Arc::new(facts), seed, prefix, sent: 0, outcome };
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
+    let mut response = Sse::new(events(job)).keep_alive(keep_alive).into_response();
+    // Proxies shall pass each event on at once.
+    let unbuffered = HeaderName::from_static("x-accel-buffering");
+    response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
+    response.extensions_mut().insert(afterwards);
+    response
+}
+
+/// Unfinished pictures, then the finished one or what went wrong.
+fn events(job: Streaming) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold(Some(job), |job| async {
+        let (event, rest) = job?.next().await;
+        Some((Ok(event), rest))
+    })
+}
+
+impl Streaming {
+    /// The next event, and the job if more are to come.
+    async fn next(mut self) -> (Event, Option<Self>) {
+        match self.ticket.next_preview().await {
+            Ok(Some(preview)) => match self.partial_image(preview).await {
+                Ok(event) => (event, Some(self)),
+                Err(error) => (self.failed(error), None),
+            },
+            Ok(None) => (self.completed().await, None),
+            Err(error) => (self.failed(error.into()), None),
+        }
+    }
+
+    async fn partial_image(&mut self, preview: Picture) -> Result<Event, ApiError> {
+        let kind = format!("{}.partial_image", self.prefix);
+        let index = self.sent;
+        self.sent += 1;
+        let (facts, seed) = (Arc::clone(&self.facts), self.seed);
+        encoded(move || {
+            let mut event = image_event(&facts, kind, &preview, seed)?;
+            event.partial_image_index = Some(index);
+            sse(&event.kind, &event)
+        })
+        .await
+    }
+
+    async fn completed(self) -> Event {
+        let Self { ticket, facts, seed, prefix, outcome, .. } = self;
+        let kind = format!("{prefix}.completed");
+        let completing = async {
+            let generation = ticket.finish().await?;
+            let usage: TokenUsage = generation.usage;
+            let generated = generation.images.into_iter().next();
+            let no_image = || ApiError::Internal("the model made no picture".to_owned());
+            let picture = generated.ok_or_else(no_image)?.image;
+            let work = facts.work_done(&size_of(&picture), 1);
+            let event = encoded(move || {
+                let mut event = image_event(&facts, kind, &picture, seed)?;
+                event.usage = Some(usage.into());
+                event.warnings.clone_from(&facts.warnings);
+                sse(&event.kind, &event)
+            });
+            Ok((event.await?, work))
+        };
+        match completing.await {
+            Ok((event, work)) => {
+                let _ = outcome.set(Outcome::Made(work));
+                event
+            }
+            Err(error) => failed(error, &outcome),
+        }
+    }
+
+    fn failed(self, error: ApiError) -> Event {
+        failed(error, &self.outcome)
+    }
+}
+
+/// The error as an event, and in the log.
+fn failed(error: ApiError, outcome: &OnceLock<Outcome>) -> Event {
+    let (envelope, cause) = error.into_parts();
+    let _ = outcome.set(Outcome::Failed(cause));
+    // An envelope is always JSON, and JSON has no line breaks.
+    let data = serde_json::to_string(&envelope).unwrap_or_default();
+    Event::default().event("error").data(data)
+}
+
+/// An event with a picture in it. Takes long: not for the async runtime.
+fn image_event(
+    facts: &ReplyFacts,
+    kind: String,
+    picture: &Picture,
+    seed: Seed,
+) -> Result<ImageEvent, ApiError> {
+    Ok(ImageEvent {
+        kind,
+        b64_json: STANDARD.encode(facts.file_of(picture, seed)?),
+        partial_image_index: None,
+        created_at: unix_seconds(),
+        size: size_of(picture),
+        quality: facts.quality.name(),
+        background: Background::of(picture.alpha().is_some()),
+        output_format: facts.format.name(),
+        usage: None,
+        seed: seed.get(),
+        warnings: Vec::new(),
+    })
+}
+
+fn sse(kind: &str, data: &impl Serialize) -> Result<Event, ApiError> {
+    let data = serde_json::to_string(data).map_err(|error| ApiError::Internal(chain(&error)))?;
+    Ok(Event::default().event(kind).data(data))
+}
+
+/// Does `work` on a thread for work that blocks.
+async fn encoded(
+    work: impl FnOnce() -> Result<Event, ApiError> + Send + 'static,
+) -> Result<Event, ApiError> {
+    tokio::task::spawn_blocking(work).await?
+}

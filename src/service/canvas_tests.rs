@@ -1,0 +1,178 @@
+#![expect(clippy::cast_possible_truncation, reason = "remainders below 256")]
+
+use super::*;
+use crate::domain::{GuidanceScale, Steps, Strength};
+use crate::imaging::resample::resize;
+use crate::model::{Capabilities, EditKind, GuidanceParameter, RequestDefaults};
+
+fn model() -> ModelInfo {
+    ModelInfo {
+        id: "m".to_owned(),
+        pipeline: "P".to_owned(),
+        description: String::new(),
+        capabilities: Capabilities::NONE,
+        defaults: RequestDefaults {
+            num_inference_steps: Steps::new(4).unwrap(),
+            guidance: GuidanceScale::new(1.0).unwrap(),
+            negative_prompt: None,
+            strength: Strength::new(0.6).unwrap(),
+        },
+        max_input_images: 1,
+        size_multiple: 16,
+        max_output_area: 1000 * 1000,
+        image_area: 512 * 512,
+        edit_kind: EditKind::Instruction,
+        guidance_parameter: GuidanceParameter::TrueCfgScale,
+        has_condition_picture: false,
+        device: String::new(),
+        dtype: String::new(),
+        weight_bytes: 0,
+    }
+}
+
+/// A picture in which every pixel can be told from its neighbours.
+fn picture(width: usize, height: usize) -> Picture {
+    let pixel = |index: usize| {
+        let (x, y) = (index % width, index / width);
+        [(x % 251) as u8, (y % 241) as u8, ((x + y) % 7) as u8]
+    };
+    RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).unwrap().into()
+}
+
+fn edit(width: usize, height: usize) -> Task {
+    Task::Edit { images: vec![picture(width, height)] }
+}
+
+fn plan(task: &Task, size: SizeChoice) -> Canvas {
+    Canvas::plan(task, &model(), Framing { size, preserve_unmasked: true }).unwrap()
+}
+
+/// What comes back if the model returns what it is shown.
+fn echoed(task: Task, size: SizeChoice) -> (OutputSize, Picture, Picture) {
+    let canvas = plan(&task, size);
+    let shown = first_picture(&canvas.prepare(task)).unwrap().clone();
+    (canvas.model_size, shown.clone(), canvas.finish(shown))
+}
+
+fn exact(width: usize, height: usize) -> SizeChoice {
+    SizeChoice::Exact(ImageSize::new(width, height).unwrap())
+}
+
+#[test]
+fn a_picture_of_a_fitting_size_comes_back_without_any_resampling() {
+    for (width, height, shown_width, shown_height) in
+        [(512, 512, 512, 512), (601, 399, 608, 400), (511, 513, 512, 528)]
+    {
+        let (size, shown, back) = echoed(edit(width, height), SizeChoice::Auto);
+
+        assert_eq!(size, OutputSize::AsInput);
+        assert_eq!((shown.width(), shown.height()), (shown_width, shown_height));
+        assert_eq!(back, picture(width, height));
+    }
+}
+
+#[test]
+fn the_grid_is_filled_by_repeating_the_last_pixels() {
+    let (_, shown, _) = echoed(edit(601, 399), SizeChoice::Auto);
+
+    let pixel = |x: usize, y: usize| shown.colour().pixels()[(y * 608 + x) * 3..][..3].to_vec();
+    assert_eq!(pixel(607, 10), pixel(600, 10));
+    assert_eq!(pixel(20, 399), pixel(20, 398));
+}
+
+#[test]
+fn small_and_large_pictures_are_worked_on_at_the_models_area_and_come_back_in_their_size() {
+    for (width, height) in [(64, 48), (1023, 777), (7, 5)] {
+        let (size, shown, back) = echoed(edit(width, height), SizeChoice::Auto);
+
+        assert_eq!(size, OutputSize::AsInput);
+        let share = shown.colour().pixels().len() as f64 / (512.0 * 512.0 * 3.0);
+        assert!((0.85..1.15).contains(&share), "{width}x{height}: {share}");
+        assert_eq!((shown.width() % 32, shown.height() % 32), (0, 0));
+        assert_eq!((back.width(), back.height()), (width, height));
+    }
+}
+
+#[test]
+fn what_is_larger_than_the_model_gives_back_is_shrunk_and_said_so() {
+    let task = edit(2000, 1000);
+    let canvas = plan(&task, SizeChoice::Auto);
+
+    let back = canvas.finish(picture(704, 352));
+
+    assert_eq!((back.width(), back.height()), (1414, 707));
+    assert!(canvas.note.unwrap().contains("1414x707"));
+}
+
+#[test]
+fn a_named_size_on_the_grid_is_the_models_own_business() {
+    let canvas = plan(&edit(100, 80), exact(320, 240));
+
+    assert_eq!(canvas.model_size, OutputSize::Exact(ImageSize::new(320, 240).unwrap()));
+    assert_eq!((canvas.before, canvas.after), (Fit::Keep, Fit::Keep));
+}
+
+#[test]
+fn a_named_size_off_the_grid_is_cut_from_the_centre_of_the_next_larger_one() {
+    let canvas = plan(&Task::Generate, exact(321, 250));
+
+    assert_eq!(canvas.model_size, OutputSize::Exact(ImageSize::new(336, 256).unwrap()));
+    let back = canvas.finish(picture(336, 256));
+    assert_eq!((back.width(), back.height()), (321, 250));
+    assert_eq!(back.colour().pixels()[..2], [7, 3]);
+    // The input's own size lies over the input instead.
+    assert_eq!(plan(&edit(321, 250), exact(321, 250)).model_size, OutputSize::AsInput);
+}
+
+#[test]
+fn a_size_beyond_the_model_is_refused_by_name() {
+    let framing = Framing { size: exact(1001, 1000), preserve_unmasked: true };
+
+    let error = Canvas::plan(&Task::Generate, &model(), framing).unwrap_err();
+
+    assert_eq!(error.field, "size");
+}
+
+#[test]
+fn what_a_mask_spares_comes_back_bit_by_bit_whatever_the_model_worked_at() {
+    for (width, height) in [(512, 512), (601, 399), (200, 150)] {
+        let mask = (0..width * height).map(|at| if at % width < width / 2 { 255 } else { 0 });
+        let task = Task::Inpaint {
+            image: picture(width, height),
+            mask: GreyImage::new(width, height, mask.collect()).unwrap(),
+            strength: Strength::new(1.0).unwrap(),
+            crop_padding: None,
+        };
+        let canvas = plan(&task, SizeChoice::Auto);
+        let Task::Inpaint { image, mask, .. } = canvas.prepare(task) else { unreachable!() };
+        assert_eq!((image.width(), image.height()), (mask.width(), mask.height()));
+
+        let made = RgbImage::filled(image.width(), image.height(), [250, 250, 250]);
+        let back = canvas.finish(made.into());
+
+        let input = picture(width, height);
+        for (index, (old, new)) in
+            input.colour().pixels().iter().zip(back.colour().pixels()).enumerate()
+        {
+            let x = index / 3 % width;
+            assert!(x < width / 2 || old == new, "pixel {} of {width}x{height}", index / 3);
+            assert!(x > width / 4 || *new == 250, "pixel {} of {width}x{height}", index / 3);
+        }
+    }
+}
+
+#[test]
+fn a_mask_with_a_named_size_is_laid_over_at_full_resolution_and_then_scaled() {
+    let task = Task::Inpaint {
+        image: picture(200, 150),
+        mask: GreyImage::new(200, 150, vec![0; 200 * 150]).unwrap(),
+        strength: Strength::new(1.0).unwrap(),
+        crop_padding: None,
+    };
+    let canvas = plan(&task, exact(320, 240));
+
+    let back = canvas.finish(RgbImage::filled(320, 240, [9, 9, 9]).into());
+
+    let scaled = resize(picture(200, 150).colour(), 320, 240, Resampler::PillowLanczos);
+    assert_eq!(back.colour().pixels(), scaled.pixels());
+}

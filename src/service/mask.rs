@@ -1,0 +1,130 @@
+//! The input that shows through where a mask spares it.
+
+use crate::domain::{GreyImage, Picture, RgbImage};
+
+/// A mask is bright where a picture is made anew; the reference's threshold.
+const THRESHOLD: u8 = 128;
+
+/// Pixels of the seam for every pixel of the shorter side …
+const SEAM_SHARE: usize = 64;
+/// … but at least these.
+const MIN_SEAM: usize = 2;
+
+/// An input picture, and how much of a new one is seen over it.
+///
+/// Outside the mask nothing of the new picture is seen: those pixels come back
+/// bit by bit. Inside, it fades in over a few pixels from the mask's edge.
+#[derive(Debug)]
+pub(super) struct Seam {
+    input: Picture,
+    /// Of the new picture, per pixel: 0 to 255.
+    share: Vec<u8>,
+}
+
+impl Seam {
+    /// `mask` has the size of `input`.
+    pub(super) fn new(input: Picture, mask: &GreyImage) -> Self {
+        let (width, height) = (mask.width(), mask.height());
+        let seam = (width.min(height) / SEAM_SHARE).max(MIN_SEAM);
+        let distances = distances_to_kept(mask);
+        let share = |distance: usize| u8::try_from(distance * 255 / seam).unwrap_or(u8::MAX);
+        Self { input, share: distances.into_iter().map(share).collect() }
+    }
+
+    /// `made` has the size of the input; of another one it is given back as it is.
+    pub(super) fn lay_over(&self, made: Picture) -> Picture {
+        if (made.width(), made.height()) != (self.input.width(), self.input.height()) {
+            return made;
+        }
+        let (old, new) = (self.input.colour().pixels(), made.colour().pixels());
+        let mix = |(index, (old, new)): (usize, (&u8, &u8))| {
+            let share = u32::from(self.share[index / 3]);
+            let mixed = u32::from(*old) * (255 - share) + u32::from(*new) * share;
+            u8::try_from((mixed + 127) / 255).unwrap_or(u8::MAX)
+        };
+        let pixels = old.iter().zip(new).enumerate().map(mix).collect();
+        let colour = RgbImage::new(made.width(), made.height(), pixels);
+        let colour = colour.unwrap_or_else(|_| made.colour().clone());
+        // The transparency is the input's: the new picture has none.
+        let alpha = self.input.alpha().cloned();
+        let whole = |alpha| Picture::with_alpha(colour.clone(), alpha).ok();
+        alpha.and_then(whole).unwrap_or_else(|| colour.into())
+    }
+}
+
+/// For every pixel, how many steps (also diagonal ones) the nearest pixel is away
+/// that the mask spares; 0 for those. Past the picture's edge nothing is spared.
+fn distances_to_kept(mask: &GreyImage) -> Vec<usize> {
+    let (width, height) = (mask.width(), mask.height());
+    let far = width.max(height);
+    let start = |value: &u8| if *value < THRESHOLD { 0 } else { far };
+    let mut distances: Vec<usize> = mask.pixels().iter().map(start).collect();
+    let mut relax = |at: usize, neighbour: usize| {
+        distances[at] = distances[at].min(distances[neighbour] + 1);
+    };
+    for y in 0..height {
+        for x in 0..width {
+            let at = y * width + x;
+            if x > 0 {
+                relax(at, at - 1);
+            }
+            if y > 0 {
+                for neighbour in
+                    at - width - usize::from(x > 0)..=at - width + usize::from(x + 1 < width)
+                {
+                    relax(at, neighbour);
+                }
+            }
+        }
+    }
+    for y in (0..height).rev() {
+        for x in (0..width).rev() {
+            let at = y * width + x;
+            if x + 1 < width {
+                relax(at, at + 1);
+            }
+            if y + 1 < height {
+                for neighbour in
+                    at + width - usize::from(x > 0)..=at + width + usize::from(x + 1 < width)
+                {
+                    relax(at, neighbour);
+                }
+            }
+        }
+    }
+    distances
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 9x9, bright in the middle 5x5.
+    fn mask() -> GreyImage {
+        let inside = |index: usize| (2..7).contains(&(index % 9)) && (2..7).contains(&(index / 9));
+        GreyImage::new(9, 9, (0..81).map(|index| if inside(index) { 255 } else { 0 }).collect())
+            .unwrap()
+    }
+
+    #[test]
+    fn outside_the_mask_the_input_comes_back_bit_by_bit_and_inside_it_fades() {
+        let input = Picture::from(RgbImage::filled(9, 9, [10, 20, 30]));
+        let made = Picture::from(RgbImage::filled(9, 9, [210, 120, 130]));
+
+        let whole = Seam::new(input, &mask()).lay_over(made);
+
+        let red = |x: usize, y: usize| whole.colour().pixels()[(y * 9 + x) * 3];
+        assert_eq!((red(1, 1), red(4, 1), red(7, 4), red(0, 8)), (10, 10, 10, 10));
+        assert_eq!(red(4, 4), 210);
+        assert!((60..200).contains(&red(2, 4)), "{}", red(2, 4));
+    }
+
+    #[test]
+    fn distances_count_steps_to_the_nearest_kept_pixel() {
+        let distances = distances_to_kept(&mask());
+
+        assert_eq!(&distances[4 * 9..5 * 9], &[0, 0, 1, 2, 3, 2, 1, 0, 0]);
+        let all = GreyImage::new(3, 2, vec![255; 6]).unwrap();
+        assert!(distances_to_kept(&all).iter().all(|distance| *distance == 3));
+    }
+}
