@@ -24,7 +24,8 @@ use diffuser_api::model::stable_diffusion::unet::{Conditioning, Unet};
 use diffuser_api::model::stable_diffusion::vae::Vae;
 use diffuser_api::model::{
     CapabilitySwitches, DefaultOverrides, DeviceChoice, DiffusionModel, DtypeChoice, EditKind,
-    GuidanceParameter, LoadError, ModelConfig, ModelError, StepObserver, StepProgress, Unobserved,
+    GuidanceParameter, LoadError, LoraConfig, ModelConfig, ModelError, StepObserver, StepProgress,
+    Unobserved,
 };
 use serde_json::{Value, json};
 use sha2::Digest;
@@ -295,24 +296,32 @@ fn load(folder: &Path) -> Result<Box<dyn DiffusionModel>, LoadError> {
 }
 
 fn load_with(folder: &Path, dtype: DtypeChoice) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    let config = ModelConfig {
+    load_configured(&ModelConfig { dtype, ..config(folder) })
+}
+
+fn config(folder: &Path) -> ModelConfig {
+    ModelConfig {
         id: folder.display().to_string(),
         name: None,
         revision: None,
         device: DeviceChoice::Cpu,
-        dtype,
+        dtype: DtypeChoice::Auto,
         image_area: None,
         condition_area: None,
         defaults: DefaultOverrides::default(),
         capabilities: CapabilitySwitches::default(),
-    };
+        lora: Vec::new(),
+    }
+}
+
+fn load_configured(config: &ModelConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
     let hub = HubConfig {
         endpoint: "http://127.0.0.1:9".to_owned(),
         cache: std::env::temp_dir().join("no-such-cache"),
         token: None,
         offline: true,
     };
-    diffuser_api::model::load(&config, &hub)
+    diffuser_api::model::load(config, &hub)
 }
 
 /// A checkpoint that a test may change.
@@ -638,4 +647,14 @@ fn a_tokenizer_that_does_not_fit_and_a_format_that_a_cpu_lacks_are_refused() {
 
     let fault = load_with(&data().join("sd"), DtypeChoice::Bfloat16).err().unwrap().to_string();
     assert!(fault.contains("bfloat16") && fault.contains("float32"), "{fault}");
+}
+
+#[test]
+fn a_lora_file_is_refused_by_name() {
+    let lora = LoraConfig { file: "styles/ink.safetensors".into(), scale: 1.0 };
+    let config = ModelConfig { lora: vec![lora], ..config(&data().join("sd")) };
+
+    let fault = load_configured(&config).err().unwrap().to_string();
+
+    assert!(fault.contains("styles/ink.safetensors") && fault.contains("LoRA"), "{fault}");
 }
