@@ -25,6 +25,10 @@ const SMALL_FILES: &[&str] = &[
 /// further word (`model.fp16.safetensors`) and are not asked for.
 const WEIGHTS: &[&str] = &["diffusion_pytorch_model.safetensors", "model.safetensors"];
 
+/// Components that no pipeline here runs, though repositories name them: Stable
+/// Diffusion 1.x's screening of pictures (1.2 GB).
+const UNUSED_COMPONENTS: &[&str] = &["safety_checker", "feature_extractor"];
+
 /// Files to fetch first; the indices among them name the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -137,7 +141,8 @@ fn components(model_index: &str) -> Result<Vec<(String, String)>, PlanFault> {
         // Components that are switched off are [null, null]; other entries are
         // settings of the pipeline.
         let class = entry.get(1).and_then(Value::as_str);
-        if let (Some(class), false) = (class, folder.starts_with('_')) {
+        let unused = folder.starts_with('_') || UNUSED_COMPONENTS.contains(&folder.as_str());
+        if let (Some(class), false) = (class, unused) {
             if !is_file_name(folder) {
                 return Err(malformed(format!("'{folder}' is no folder's name")));
             }
@@ -241,6 +246,17 @@ mod tests {
                 "transformer/diffusion_pytorch_model.safetensors.index.json",
             ]
         );
+    }
+
+    #[test]
+    fn components_that_nothing_runs_are_left_out() {
+        let index = EDIT_INDEX.replace(
+            r#""safety_checker": [null, null]"#,
+            r#""safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+               "feature_extractor": ["transformers", "CLIPImageProcessor"]"#,
+        );
+
+        assert_eq!(plan_files(&listing(), &index), plan_files(&listing(), EDIT_INDEX));
     }
 
     #[test]

@@ -9,6 +9,7 @@ float32 on a CPU with one thread.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -352,6 +353,78 @@ def record_schedules(out):
     (out / "schedules.json").write_text(json.dumps(tables))
 
 
+# The published config.json files, without what each library writes on its own.
+UNET = {"act_fn": "silu", "center_input_sample": False, "downsample_padding": 1,
+        "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": 32, "out_channels": 4}
+FOUR_LEVELS = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3}
+VAE = {"act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "in_channels": 3,
+       "down_block_types": ["DownEncoderBlock2D"] * 4, "latent_channels": 4, "layers_per_block": 2,
+       "norm_num_groups": 32, "out_channels": 3, "up_block_types": ["UpDecoderBlock2D"] * 4}
+TEXT = {"attention_dropout": 0.0, "bos_token_id": 0, "dropout": 0.0, "eos_token_id": 2,
+        "hidden_act": "quick_gelu", "hidden_size": 768, "initializer_factor": 1.0,
+        "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 77, "model_type": "clip_text_model", "num_attention_heads": 12,
+        "num_hidden_layers": 12, "pad_token_id": 1, "projection_dim": 768, "vocab_size": 49408}
+PUBLISHED = {
+    "sd15": {
+        "text_encoder": TEXT, "vae": {**VAE, "sample_size": 512},
+        "unet": {**UNET, **FOUR_LEVELS, "attention_head_dim": 8, "cross_attention_dim": 768,
+                 "sample_size": 64}},
+    "sd21": {
+        "text_encoder": {**TEXT, "hidden_act": "gelu", "hidden_size": 1024, "projection_dim": 512,
+                         "intermediate_size": 4096, "num_attention_heads": 16,
+                         "num_hidden_layers": 23},
+        "unet": {**UNET, **FOUR_LEVELS, "attention_head_dim": [5, 10, 20, 20],
+                 "cross_attention_dim": 1024, "dual_cross_attention": False,
+                 "num_class_embeds": None, "only_cross_attention": False, "sample_size": 96,
+                 "upcast_attention": True, "use_linear_projection": True}},
+    "sdxl": {
+        "text_encoder_2": {**TEXT, "hidden_act": "gelu", "hidden_size": 1280,
+                           "intermediate_size": 5120, "num_attention_heads": 20,
+                           "num_hidden_layers": 32, "projection_dim": 1280},
+        "vae": {**VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025},
+        "unet": {**UNET, "addition_embed_type": "text_time", "addition_embed_type_num_heads": 64,
+                 "addition_time_embed_dim": 256, "attention_head_dim": [5, 10, 20],
+                 "block_out_channels": [320, 640, 1280], "class_embed_type": None,
+                 "class_embeddings_concat": False, "conv_in_kernel": 3, "conv_out_kernel": 3,
+                 "cross_attention_dim": 2048, "cross_attention_norm": None,
+                 "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+                 "dual_cross_attention": False, "mid_block_only_cross_attention": None,
+                 "mid_block_type": "UNetMidBlock2DCrossAttn", "num_attention_heads": None,
+                 "only_cross_attention": False, "projection_class_embeddings_input_dim": 2816,
+                 "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False,
+                 "resnet_time_scale_shift": "default", "sample_size": 128,
+                 "time_embedding_type": "positional", "transformer_layers_per_block": [1, 2, 10],
+                 "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+                 "upcast_attention": None, "use_linear_projection": True}},
+}
+
+
+def record_names(out):
+    """Which tensors the full-size configurations have: how many, and a digest of
+    the sorted lines "name [sides]"."""
+    makers = {"unet": UNet2DConditionModel.from_config, "vae": AutoencoderKL.from_config,
+              "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+              "text_encoder_2":
+                  lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config))}
+    records = []
+    for model, components in PUBLISHED.items():
+        for component, config in components.items():
+            with torch.device("meta"):
+                tensors = dict(makers[component](config).named_parameters())
+            lines = sorted(f"{name.removeprefix('text_model.')} {list(tensor.shape)}\n"
+                           for name, tensor in tensors.items())
+            digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+            records.append({"model": model, "component": component, "config": config,
+                            "tensors": len(lines), "digest": digest})
+            print(model, component, len(lines))
+    (out / "published.json").write_text(json.dumps(records, indent=1))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
@@ -362,6 +435,7 @@ def main():
         shutil.rmtree(arguments.out)
     arguments.out.mkdir(parents=True)
     record_schedules(arguments.out)
+    record_names(arguments.out)
     for name, make, load in [("sd", make_sd, StableDiffusionPipeline),
                              ("sdxl", make_sdxl, StableDiffusionXLPipeline)]:
         folder = arguments.out / name

@@ -24,9 +24,11 @@ use diffuser_api::model::stable_diffusion::unet::{Conditioning, Unet};
 use diffuser_api::model::stable_diffusion::vae::Vae;
 use diffuser_api::model::{
     CapabilitySwitches, DefaultOverrides, DeviceChoice, DiffusionModel, DtypeChoice, EditKind,
-    GuidanceParameter, LoadError, ModelConfig, ModelError, StepObserver, StepProgress, Unobserved,
+    GuidanceParameter, LoadError, LoraConfig, ModelConfig, ModelError, StepObserver, StepProgress,
+    Unobserved,
 };
 use serde_json::{Value, json};
+use sha2::Digest;
 
 use crate::support::golden::{assert_close, assert_same_picture};
 
@@ -34,8 +36,14 @@ const TOLERANCE: f32 = 1e-4;
 const CHECKPOINTS: [&str; 2] = ["sd", "sdxl"];
 const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 
+/// The repository's numbers, or those that the variable `STABLE_DIFFUSION` names,
+/// made by the script with another `--seed`.
+#[expect(clippy::disallowed_methods, reason = "a switch for people who run the tests")]
 fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stable_diffusion")
+    std::env::var_os("STABLE_DIFFUSION").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stable_diffusion"),
+        PathBuf::from,
+    )
 }
 
 fn snapshot(checkpoint: &str) -> Snapshot {
@@ -73,6 +81,44 @@ fn open(checkpoint: &str, component: &str) -> Weights {
     let canonical = if text { TextEncoder::canonical_name } else { str::to_owned };
     let kind = (DType::F32, &Device::Cpu);
     Weights::open(&snapshot(checkpoint), component, stem, kind, canonical).unwrap()
+}
+
+// ---- the full-size checkpoints, by their tensors --------------------------------
+
+#[test]
+fn the_loader_asks_for_exactly_the_tensors_of_the_published_configurations() {
+    let records = read_json(&data().join("published.json"));
+    let records = records.as_array().unwrap();
+    for record in records {
+        let component = record["component"].as_str().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join(component)).unwrap();
+        let file = folder.path().join(component).join("config.json");
+        std::fs::write(file, record["config"].to_string()).unwrap();
+        let snapshot = Snapshot::Directory(folder.path().to_owned());
+        let weights = Weights::recording(component, DType::F32);
+
+        match component {
+            "unet" => drop(Unet::load(&weights, &UnetConfig::load(&snapshot).unwrap()).unwrap()),
+            "vae" => drop(Vae::load(&weights, &VaeConfig::load(&snapshot).unwrap()).unwrap()),
+            encoder => {
+                let pooled = encoder.ends_with("_2");
+                let class = if pooled { "CLIPTextModelWithProjection" } else { "CLIPTextModel" };
+                let config = TextEncoderConfig::load(&snapshot, encoder, class).unwrap();
+                drop(TextEncoder::load(&weights, &config).unwrap());
+            }
+        }
+
+        let requested = weights.requested();
+        let lines: String =
+            requested.iter().map(|(name, shape)| format!("{name} {shape:?}\n")).collect();
+        let digest = sha2::Sha256::digest(lines.as_bytes());
+        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let what = format!("{} {component}", record["model"]);
+        assert_eq!(requested.len() as u64, record["tensors"].as_u64().unwrap(), "{what}");
+        assert_eq!(digest, record["digest"].as_str().unwrap(), "{what}");
+    }
+    assert!(records.len() >= 8, "only {} components", records.len());
 }
 
 // ---- components ---------------------------------------------------------------
@@ -250,25 +296,32 @@ fn load(folder: &Path) -> Result<Box<dyn DiffusionModel>, LoadError> {
 }
 
 fn load_with(folder: &Path, dtype: DtypeChoice) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    let config = ModelConfig {
+    load_configured(&ModelConfig { dtype, ..config(folder) })
+}
+
+fn config(folder: &Path) -> ModelConfig {
+    ModelConfig {
         id: folder.display().to_string(),
         name: None,
         revision: None,
         device: DeviceChoice::Cpu,
-        dtype,
+        dtype: DtypeChoice::Auto,
         image_area: None,
         condition_area: None,
         defaults: DefaultOverrides::default(),
         capabilities: CapabilitySwitches::default(),
         lora: Vec::new(),
-    };
+    }
+}
+
+fn load_configured(config: &ModelConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
     let hub = HubConfig {
         endpoint: "http://127.0.0.1:9".to_owned(),
         cache: std::env::temp_dir().join("no-such-cache"),
         token: None,
         offline: true,
     };
-    diffuser_api::model::load(&config, &hub)
+    diffuser_api::model::load(config, &hub)
 }
 
 /// A checkpoint that a test may change.
@@ -594,4 +647,14 @@ fn a_tokenizer_that_does_not_fit_and_a_format_that_a_cpu_lacks_are_refused() {
 
     let fault = load_with(&data().join("sd"), DtypeChoice::Bfloat16).err().unwrap().to_string();
     assert!(fault.contains("bfloat16") && fault.contains("float32"), "{fault}");
+}
+
+#[test]
+fn a_lora_file_is_refused_by_name() {
+    let lora = LoraConfig { file: "styles/ink.safetensors".into(), scale: 1.0 };
+    let config = ModelConfig { lora: vec![lora], ..config(&data().join("sd")) };
+
+    let fault = load_configured(&config).err().unwrap().to_string();
+
+    assert!(fault.contains("styles/ink.safetensors") && fault.contains("LoRA"), "{fault}");
 }

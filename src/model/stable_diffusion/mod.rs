@@ -13,6 +13,7 @@ pub mod config;
 mod layers;
 mod pictures;
 pub mod pipeline;
+pub mod schedule;
 pub mod scheduler;
 pub mod text_encoder;
 pub mod tokenizer;

@@ -9,7 +9,8 @@ use std::ops::ControlFlow;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 
 use super::pictures::{to_picture, to_tensor};
-use super::scheduler::{Schedule, SchedulerConfig};
+use super::schedule::Schedule;
+use super::scheduler::SchedulerConfig;
 use super::text_encoder::TextEncoder;
 use super::tokenizer::ClipTokenizer;
 use super::unet::{Conditioning, Unet};

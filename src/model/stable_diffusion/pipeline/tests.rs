@@ -19,8 +19,14 @@ use crate::model::{
     CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig, Unobserved,
 };
 
+/// In the repository, or where the variable `STABLE_DIFFUSION` says.
+#[expect(clippy::disallowed_methods, reason = "a switch for people who run the tests")]
 fn folder(checkpoint: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stable_diffusion").join(checkpoint)
+    let data = std::env::var_os("STABLE_DIFFUSION").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stable_diffusion"),
+        PathBuf::from,
+    );
+    data.join(checkpoint)
 }
 
 /// The tiny checkpoint, with the schedule of the case if it has one.
