@@ -376,7 +376,7 @@ fn each_class_says_what_it_can_do() {
     let instruction = EditKind::Instruction;
     for (name, class_name, capabilities, edit_kind, images, copies, steps) in [
         ("qwen-image", "QwenImagePipeline", all, EditKind::ImageToImage, 1, false, 50),
-        ("qwen-image-edit", "QwenImageEditPipeline", edit_and_inpaint, instruction, 1, false, 50),
+        ("qwen-image-edit", "QwenImageEditPipeline", edit_and_inpaint, instruction, 3, false, 50),
         ("qwen-image-edit-plus", "QwenImageEditPlusPipeline", edit, instruction, 16, true, 40),
         ("qwen-image-edit-2511", "QwenImageEditPlusPipeline", edit, instruction, 16, true, 40),
         ("qwen-image-layered", "QwenImageLayeredPipeline", edit, EditKind::Layers, 1, false, 50),

@@ -204,8 +204,8 @@ fn what_an_edit_cannot_take_is_refused_by_name() {
     assert_eq!(field(ImageRequest { prompt: endless, ..request.clone() }), "prompt");
     let narrow = Task::Edit { images: vec![grey(4000, 3)] };
     assert_eq!(field(ImageRequest { task: narrow, ..request.clone() }), "image");
-    let two = Task::Edit { images: vec![grey(8, 8), grey(8, 8)] };
-    assert_eq!(field(ImageRequest { task: two, ..request.clone() }), "image");
+    let four = Task::Edit { images: vec![grey(8, 8); 4] };
+    assert_eq!(field(ImageRequest { task: four, ..request.clone() }), "image");
     assert_eq!(field(ImageRequest { task: Task::Generate, ..request }), "image");
 }
 
