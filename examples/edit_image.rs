@@ -63,6 +63,7 @@ fn model_named(id: String) -> ModelConfig {
         condition_area: None,
         defaults: DefaultOverrides::default(),
         capabilities: CapabilitySwitches::default(),
+        lora: Vec::new(),
     }
 }
 

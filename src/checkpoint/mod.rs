@@ -3,14 +3,17 @@
 //!
 //! [`Snapshot`] finds files, [`ConfigFile`] reads a `config.json` so that no
 //! value in it is overlooked, [`Weights`] hands out tensors and keeps account of
-//! those that are missing, unexpected or misshapen.
+//! those that are missing, unexpected or misshapen; [`Lora`] changes them while
+//! they are taken.
 
 mod config_file;
 mod error;
+mod lora;
 mod snapshot;
 mod weights;
 
 pub use config_file::ConfigFile;
 pub use error::CheckpointError;
+pub use lora::Lora;
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
 pub use weights::Weights;

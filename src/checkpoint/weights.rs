@@ -5,16 +5,18 @@
 //! thrown: [`Weights::finish`] names everything missing, misshapen or left over
 //! in one message.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use super::{CheckpointError, Snapshot};
+use super::{CheckpointError, Lora, Snapshot};
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
@@ -23,6 +25,7 @@ const LISTED_FAULTS: usize = 20;
 #[derive(Clone)]
 pub struct Weights {
     store: Arc<Store>,
+    loras: Arc<[Lora]>,
     prefix: String,
     dtype: DType,
     device: Device,
@@ -40,6 +43,7 @@ struct Store {
 #[derive(Default)]
 struct Account {
     requested: BTreeMap<String, Vec<usize>>,
+    ignored: HashSet<String>,
     faults: Vec<String>,
     bytes: usize,
 }
@@ -79,7 +83,20 @@ impl Weights {
         device: &Device,
     ) -> Self {
         let store = Store { component: component.to_owned(), files, account: Mutex::default() };
-        Self { store: Arc::new(store), prefix: String::new(), dtype, device: device.clone() }
+        Self {
+            store: Arc::new(store),
+            loras: Arc::new([]),
+            prefix: String::new(),
+            dtype,
+            device: device.clone(),
+        }
+    }
+
+    /// The same, with what `loras` change added to each tensor when it is taken.
+    /// [`Weights::finish`] reports those of their keys that match no tensor.
+    #[must_use]
+    pub fn merging(self, loras: Vec<Lora>) -> Self {
+        Self { loras: loras.into(), ..self }
     }
 
     /// The place `name` below this one.
@@ -116,7 +133,7 @@ impl Weights {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
         let name = self.full_name(name);
         let shape = shape.into();
-        self.request(&name, &shape);
+        let first_time = self.request(&name, &shape);
         let Some(files) = &self.store.files else {
             return self.placeholder(shape);
         };
@@ -126,8 +143,10 @@ impl Weights {
         };
         match found {
             Ok(view) => {
-                let tensor = view.load(&Device::Cpu)?.to_dtype(self.dtype)?;
-                self.account().bytes += tensor.elem_count() * self.dtype.size_in_bytes();
+                let tensor = self.changed(&name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?;
+                if first_time {
+                    self.account().bytes += tensor.elem_count() * self.dtype.size_in_bytes();
+                }
                 tensor.to_device(&self.device)
             }
             Err(fault) => {
@@ -135,6 +154,19 @@ impl Weights {
                 self.placeholder(shape)
             }
         }
+    }
+
+    /// `stored` with what the LoRAs add to it, summed in 32 bits.
+    fn changed(&self, name: &str, stored: Tensor) -> candle_core::Result<Tensor> {
+        let mut tensor = stored;
+        for lora in self.loras.iter() {
+            match lora.change(name, tensor.dims())? {
+                Some(Ok(change)) => tensor = (tensor.to_dtype(DType::F32)? + change)?,
+                Some(Err(fault)) => self.note(fault),
+                None => {}
+            }
+        }
+        Ok(tensor)
     }
 
     /// Accounts for the tensor `name` of `shape` that the component does not
@@ -149,6 +181,18 @@ impl Weights {
         }
     }
 
+    /// Accounts for the tensor `name`, whatever it is, which carries nothing:
+    /// such as a buffer that some versions of a library have saved.
+    pub fn ignore(&self, name: &str) {
+        self.account().ignored.insert(self.full_name(name));
+    }
+
+    /// This place as candle's layers take it: they draw on the same account.
+    #[must_use]
+    pub fn var_builder(&self) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
+    }
+
     /// Ends the loading of this component. Returns the bytes taken.
     ///
     /// # Errors
@@ -161,13 +205,16 @@ impl Weights {
                 files
                     .names()
                     .filter(|name| !account.requested.contains_key(*name))
+                    .filter(|name| !account.ignored.contains(*name))
                     .map(|name| format!("{name} is unexpected")),
             );
         }
+        faults.extend(self.loras.iter().flat_map(|lora| lora.unmatched(account.requested.keys())));
         if faults.is_empty() {
             return Ok(account.bytes);
         }
         faults.sort();
+        faults.dedup();
         if faults.len() > LISTED_FAULTS {
             let more = faults.len() - LISTED_FAULTS;
             faults.truncate(LISTED_FAULTS);
@@ -191,8 +238,9 @@ impl Weights {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
-    fn request(&self, name: &str, shape: &Shape) {
-        self.account().requested.insert(name.to_owned(), shape.dims().to_vec());
+    /// Returns whether it is the first time.
+    fn request(&self, name: &str, shape: &Shape) -> bool {
+        self.account().requested.insert(name.to_owned(), shape.dims().to_vec()).is_none()
     }
 
     fn note(&self, fault: String) {
@@ -204,8 +252,31 @@ impl Weights {
     }
 }
 
+impl SimpleBackend for Weights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _initial: candle_nn::Init,
+        dtype: DType,
+        _device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.with_dtype(dtype).get(name, shape)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("{name} is asked for without a shape")
+    }
+
+    /// Without files every name is there.
+    fn contains_tensor(&self, name: &str) -> bool {
+        let name = self.full_name(name);
+        self.store.files.as_ref().is_none_or(|files| files.entries.contains_key(&name))
+    }
+}
+
 /// The open safetensors files of one component.
-struct TensorFiles {
+pub(super) struct TensorFiles {
     buffers: Vec<Buffer>,
     entries: HashMap<String, Entry>,
 }
@@ -247,12 +318,22 @@ impl TensorFiles {
         Ok(files)
     }
 
+    /// The one safetensors file `file`, and its metadata.
+    pub(super) fn open_one(
+        snapshot: &Snapshot,
+        file: &str,
+    ) -> Result<(Self, HashMap<String, String>), CheckpointError> {
+        let mut files = Self { buffers: Vec::new(), entries: HashMap::new() };
+        let metadata = files.add(snapshot, file, str::to_owned)?;
+        Ok((files, metadata))
+    }
+
     fn add(
         &mut self,
         snapshot: &Snapshot,
         file: &str,
         canonical: fn(&str) -> String,
-    ) -> Result<(), CheckpointError> {
+    ) -> Result<HashMap<String, String>, CheckpointError> {
         let buffer = open_buffer(snapshot, file)?;
         let malformed = |reason| CheckpointError::Malformed { file: file.to_owned(), reason };
         let broken = |error| malformed(format!("is not a whole safetensors file: {error}"));
@@ -273,10 +354,10 @@ impl TensorFiles {
             }
         }
         self.buffers.push(buffer);
-        Ok(())
+        Ok(header.metadata().clone().unwrap_or_default())
     }
 
-    fn names(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.entries.keys()
     }
 
@@ -286,6 +367,12 @@ impl TensorFiles {
         if entry.shape != shape {
             return Some(Err(format!("{name} has shape {:?}, expected {shape:?}", entry.shape)));
         }
+        self.find_any(name)
+    }
+
+    /// The tensor `name` of whatever shape, or why it cannot be taken.
+    pub(super) fn find_any(&self, name: &str) -> Option<Result<TensorView<'_>, String>> {
+        let entry = self.entries.get(name)?;
         let known = [safetensors::Dtype::F32, safetensors::Dtype::BF16, safetensors::Dtype::F16];
         if !known.contains(&entry.dtype) {
             let dtype = entry.dtype;

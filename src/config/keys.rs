@@ -53,6 +53,7 @@ keys! {
     MODEL_NAME: "model.name", "DIFFUSER_MODEL_NAME", "the name that clients see";
     MODEL_ALIASES: "model.aliases", "DIFFUSER_MODEL_ALIASES", "other names that clients may use";
     MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
+    LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
     DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal";
     DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16 or float16";
     IMAGE_AREA: "model.image_area", "DIFFUSER_IMAGE_AREA", "pixels of a picture for the VAE";

@@ -36,7 +36,9 @@ pub use values::UnknownChoice;
 use crate::api::{ApiConfig, ApiKeys, QualityOverride, QualityOverrides, StoreConfig};
 use crate::domain::{GuidanceScale, Prompt, Steps};
 use crate::hub::HubConfig;
-use crate::model::{CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig};
+use crate::model::{
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, ModelConfig,
+};
 use crate::service::ServiceConfig;
 use layers::Layers;
 
@@ -202,6 +204,18 @@ impl Layers {
         }
     }
 
+    /// Each is a file, or a file, a colon and a scale.
+    fn lora(&mut self) -> Vec<LoraConfig> {
+        let files = self.names(keys::LORA).into_iter();
+        let parsed = files.map(|text| match text.rsplit_once(':') {
+            Some((file, scale)) if scale.parse::<f64>().is_ok_and(f64::is_finite) => {
+                LoraConfig { file: file.into(), scale: scale.parse().unwrap_or(1.0) }
+            }
+            _ => LoraConfig { file: text.into(), scale: 1.0 },
+        });
+        parsed.collect()
+    }
+
     fn quality(&mut self, steps: Key, guidance: Key) -> QualityOverride {
         QualityOverride {
             num_inference_steps: self.steps(steps),
@@ -225,6 +239,7 @@ impl Layers {
             condition_area: self.integer(keys::CONDITION_AREA, 32 * 32, 1 << 26),
             defaults: self.defaults_of_requests(),
             capabilities: self.capabilities(),
+            lora: self.lora(),
         }
     }
 

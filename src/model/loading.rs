@@ -57,11 +57,12 @@ pub(super) struct CheckpointDefaults {
     pub(super) image_area: Option<usize>,
     pub(super) num_inference_steps: Option<i64>,
     pub(super) true_cfg_scale: Option<f64>,
+    pub(super) guidance_scale: Option<f64>,
     pub(super) negative_prompt: Option<String>,
 }
 
 impl CheckpointDefaults {
-    const FILE: &str = "diffuser.json";
+    pub(super) const FILE: &str = "diffuser.json";
 
     pub(super) fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         if !snapshot.has(Self::FILE) {
@@ -73,6 +74,7 @@ impl CheckpointDefaults {
             image_area: file.optional("image_area"),
             num_inference_steps: file.optional("num_inference_steps"),
             true_cfg_scale: file.optional("true_cfg_scale"),
+            guidance_scale: file.optional("guidance_scale"),
             negative_prompt: file.optional("negative_prompt"),
         };
         file.finish()?;

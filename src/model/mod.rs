@@ -6,6 +6,7 @@ mod loading;
 pub mod noise;
 pub mod qwen_image;
 mod registry;
+pub mod stable_diffusion;
 
 pub use diffusion::{
     Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,
@@ -15,6 +16,8 @@ pub use diffusion::{
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use registry::load;
+
+use std::path::PathBuf;
 
 use crate::domain::{GuidanceScale, Steps};
 
@@ -40,6 +43,17 @@ pub struct ModelConfig {
     pub defaults: DefaultOverrides,
     /// Capabilities to switch off.
     pub capabilities: CapabilitySwitches,
+    /// LoRA files to merge into the weights while they load, in this order.
+    pub lora: Vec<LoraConfig>,
+}
+
+/// A LoRA file, and how strongly it acts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// A safetensors file.
+    pub file: PathBuf,
+    /// 1: as it was trained.
+    pub scale: f64,
 }
 
 /// Overrides of [`RequestDefaults`]; `None` leaves the model's own.

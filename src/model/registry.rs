@@ -6,12 +6,19 @@ use super::loading::{LoadContext, ModelEntry};
 use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, GuidanceParameter, LoadError, ModelConfig,
 };
-use super::{embedded, qwen_image};
+use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::Snapshot;
 use crate::hub::{HubConfig, Progress, RepositoryId, fetch_snapshot};
 
 /// Every pipeline class that is served: one line a model.
-const MODELS: &[ModelEntry] = &[qwen_image::EDIT];
+const MODELS: &[ModelEntry] = &[
+    qwen_image::TEXT_TO_IMAGE,
+    qwen_image::EDIT,
+    qwen_image::EDIT_PLUS,
+    qwen_image::LAYERED,
+    stable_diffusion::PLAIN,
+    stable_diffusion::XL,
+];
 
 /// Loads the model that `config` names, on the calling thread, which must be
 /// the one that will use it (a CUDA stream belongs to a thread).

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 
 use super::mask::Seam;
 use crate::domain::{GreyImage, ImageSize, OutputSize, Picture, RgbImage, Task, ValidationError};
-use crate::imaging::resample::{Resampler, resize};
+use crate::imaging::resample::{Resampler, resize_grey, resize_picture};
 use crate::model::ModelInfo;
 
 /// The model works at a picture's own size if that has at least this share of
@@ -237,51 +237,55 @@ impl Canvas {
 
 impl Fit {
     fn apply(self, picture: &Picture) -> Cow<'_, Picture> {
-        let size = (picture.width(), picture.height());
         match self {
             Self::Keep => Cow::Borrowed(picture),
-            Self::Scale(wanted) if size == (wanted.width(), wanted.height()) => {
-                Cow::Borrowed(picture)
-            }
-            Self::Continue(_) | Self::CutCorner(_) | Self::CutCentre(_) | Self::Scale(_) => {
-                let colour = self.apply_colour(picture.colour());
-                let alpha = picture.alpha().map(|alpha| self.apply_grey(alpha));
+            Self::Scale(size) => Cow::Owned(resize_picture(
+                picture,
+                size.width(),
+                size.height(),
+                Resampler::PillowLanczos,
+            )),
+            Self::Continue(size) | Self::CutCorner(size) | Self::CutCentre(size) => {
+                let start = self.start(picture.width(), picture.height());
+                let colour = part_of(picture.colour(), start, size);
+                let alpha = picture.alpha().map(|alpha| grey_part_of(alpha, start, size));
                 let whole = |alpha| Picture::with_alpha(colour.clone(), alpha).ok();
                 Cow::Owned(alpha.and_then(whole).unwrap_or_else(|| colour.into()))
             }
         }
     }
 
-    fn apply_colour(self, image: &RgbImage) -> RgbImage {
-        let (width, height) = (image.width(), image.height());
-        let from = |left, top, size: ImageSize| {
-            let pixels = copied::<3>(image.pixels(), (width, height), (left, top), size);
-            RgbImage::new(size.width(), size.height(), pixels).unwrap_or_else(|_| image.clone())
-        };
+    fn apply_grey(self, image: &GreyImage) -> GreyImage {
         match self {
             Self::Keep => image.clone(),
-            Self::Continue(size) | Self::CutCorner(size) => from(0, 0, size),
-            Self::CutCentre(size) => {
-                let middle = |whole: usize, part: usize| whole.saturating_sub(part) / 2;
-                from(middle(width, size.width()), middle(height, size.height()), size)
-            }
             Self::Scale(size) => {
-                resize(image, size.width(), size.height(), Resampler::PillowLanczos)
+                resize_grey(image, size.width(), size.height(), Resampler::PillowLanczos)
+            }
+            Self::Continue(size) | Self::CutCorner(size) | Self::CutCentre(size) => {
+                grey_part_of(image, self.start(image.width(), image.height()), size)
             }
         }
     }
 
-    /// The same for one channel, which is resized as three equal ones.
-    fn apply_grey(self, image: &GreyImage) -> GreyImage {
-        let spread = image.pixels().iter().flat_map(|value| [*value; 3]).collect();
-        let spread = RgbImage::new(image.width(), image.height(), spread);
-        let fitted = spread.ok().map(|spread| self.apply_colour(&spread));
-        let grey = fitted.and_then(|fitted| {
-            let pixels = fitted.pixels().iter().step_by(3).copied().collect();
-            GreyImage::new(fitted.width(), fitted.height(), pixels).ok()
-        });
-        grey.unwrap_or_else(|| image.clone())
+    /// Left and top of what is taken from a picture of `width` by `height`.
+    fn start(self, width: usize, height: usize) -> (usize, usize) {
+        let middle = |whole: usize, part: usize| whole.saturating_sub(part) / 2;
+        match self {
+            Self::CutCentre(size) => (middle(width, size.width()), middle(height, size.height())),
+            Self::Keep | Self::Continue(_) | Self::CutCorner(_) | Self::Scale(_) => (0, 0),
+        }
     }
+}
+
+fn part_of(image: &RgbImage, start: (usize, usize), size: ImageSize) -> RgbImage {
+    let pixels = copied::<3>(image.pixels(), (image.width(), image.height()), start, size);
+    // A size has at least one pixel, and `copied` gives all of them.
+    RgbImage::new(size.width(), size.height(), pixels).unwrap_or_else(|_| image.clone())
+}
+
+fn grey_part_of(image: &GreyImage, start: (usize, usize), size: ImageSize) -> GreyImage {
+    let pixels = copied::<1>(image.pixels(), (image.width(), image.height()), start, size);
+    GreyImage::new(size.width(), size.height(), pixels).unwrap_or_else(|_| image.clone())
 }
 
 /// The part of `size` from (`left`, `top`) on; past an edge its last pixels repeat.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::{GuidanceScale, Steps, Strength};
+use crate::imaging::resample::resize;
 use crate::model::{Capabilities, EditKind, GuidanceParameter, RequestDefaults};
 
 fn model() -> ModelInfo {

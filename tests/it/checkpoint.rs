@@ -20,13 +20,27 @@ use diffuser_api::model::{
 
 // ---- the full-size checkpoint, by its list of tensors -----------------------
 
-/// A folder of configuration files with the published values of
-/// Qwen/Qwen-Image-Edit.
+/// Every published checkpoint of the family, by the name of its list.
+const PUBLISHED: [&str; 6] = [
+    "Qwen-Image",
+    "Qwen-Image-2512",
+    "Qwen-Image-Edit",
+    "Qwen-Image-Edit-2509",
+    "Qwen-Image-Edit-2511",
+    "Qwen-Image-Layered",
+];
+
+/// A folder of configuration files with the published values.
 fn published_configs(manifest: &serde_json::Value) -> tempfile::TempDir {
+    let vae = include_str!("../data/manifest-full/vae_config.json");
+    let mut vae: serde_json::Value = serde_json::from_str(vae).unwrap();
+    if manifest["pipeline"] == "QwenImageLayeredPipeline" {
+        vae["input_channels"] = serde_json::json!(4);
+    }
     let folder = tempfile::tempdir().unwrap();
     for (component, config) in [
         ("transformer", manifest["transformer"]["config"].to_string()),
-        ("vae", include_str!("../data/manifest-full/vae_config.json").to_owned()),
+        ("vae", vae.to_string()),
         ("text_encoder", include_str!("../data/manifest-full/text_encoder_config.json").to_owned()),
     ] {
         let path = folder.path().join(component);
@@ -36,15 +50,21 @@ fn published_configs(manifest: &serde_json::Value) -> tempfile::TempDir {
     folder
 }
 
-fn manifest() -> serde_json::Value {
-    let path =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifest-full/Qwen-Image-Edit.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+fn manifest(name: &str) -> serde_json::Value {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/manifest-full");
+    let text = std::fs::read_to_string(folder.join(format!("{name}.json"))).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 #[test]
-fn the_loader_asks_for_exactly_the_tensors_of_the_published_checkpoint() {
-    let manifest = manifest();
+fn the_loader_asks_for_exactly_the_tensors_of_the_published_checkpoints() {
+    for name in PUBLISHED {
+        assert_asks_for_the_tensors_of(name);
+    }
+}
+
+fn assert_asks_for_the_tensors_of(name: &str) {
+    let manifest = manifest(name);
     let folder = published_configs(&manifest);
     let snapshot = Snapshot::Directory(folder.path().to_owned());
     let weights = |component| Weights::recording(component, DType::BF16);
@@ -59,7 +79,7 @@ fn the_loader_asks_for_exactly_the_tensors_of_the_published_checkpoint() {
     {
         let published: BTreeMap<String, Vec<usize>> =
             serde_json::from_value(manifest[component]["tensors"].clone()).unwrap();
-        assert_eq!(weights.requested(), published, "{component}");
+        assert_eq!(weights.requested(), published, "{name}: {component}");
     }
 }
 
@@ -162,6 +182,7 @@ fn load(id: &str) -> Result<Box<dyn DiffusionModel>, LoadError> {
         condition_area: None,
         defaults: DefaultOverrides::default(),
         capabilities: CapabilitySwitches::default(),
+        lora: Vec::new(),
     };
     diffuser_api::model::load(&config, &offline_hub())
 }
@@ -287,7 +308,8 @@ fn configuration_values_that_are_not_implemented_are_refused_by_name() {
     for (file, pointer, value) in [
         ("transformer/config.json", "/guidance_embeds", json!(true)),
         ("transformer/config.json", "/patch_size", json!(4)),
-        ("transformer/config.json", "/zero_cond_t", json!(true)),
+        ("transformer/config.json", "/zero_cond_t", json!("yes")),
+        ("transformer/config.json", "/use_layer3d_rope", json!(true)),
         ("transformer/config.json", "/axes_dims_rope", json!([4, 4, 6])),
         ("transformer/config.json", "/num_layers", json!("two")),
         ("transformer/config.json", "/num_layers", json!(null)),

@@ -138,6 +138,13 @@ fn every_variable_works() {
         ("DIFFUSER_MODEL_CAP_SUPPORTS_INPAINTING", "0"),
         ("DIFFUSER_MODEL_CAP_SUPPORTS_MASK", "YES"),
         ("DIFFUSER_QUEUE_CAPACITY", "3"),
+        ("DIFFUSER_LORA", "/a.safetensors:0.5, C:/b.safetensors"),
+        ("DIFFUSER_MODEL_ALIASES", "one,two-*"),
+        ("DIFFUSER_API_KEYS", "first, second"),
+        ("DIFFUSER_QUALITY_LOW_NUM_INFERENCE_STEPS", "6"),
+        ("DIFFUSER_QUALITY_HIGH_GUIDANCE", "2.5"),
+        ("DIFFUSER_PICTURES_LIFETIME_S", "9"),
+        ("DIFFUSER_PUBLIC_URL", "https://a.test"),
         ("DIFFUSER_ENABLE_WARMUP", "True"),
         ("DIFFUSER_WARMUP_IMAGE_PATH", "/pictures/a.png"),
         ("DIFFUSER_LOG_FILTER", "debug"),
@@ -169,6 +176,19 @@ fn every_variable_works() {
     assert_eq!(capabilities.inpainting, Some(false));
     assert_eq!(capabilities.mask, Some(true));
     assert_eq!(config.service.queue_capacity, 3);
+    let lora: Vec<_> = config
+        .model
+        .lora
+        .iter()
+        .map(|lora| (lora.file.display().to_string(), lora.scale))
+        .collect();
+    assert_eq!(lora, [("/a.safetensors".to_owned(), 0.5), ("C:/b.safetensors".to_owned(), 1.0)]);
+    assert_eq!(config.api.model_aliases, ["one", "two-*"]);
+    assert_eq!(format!("{:?}", config.api.api_keys), "ApiKeys(2)");
+    assert_eq!(config.api.quality.low.num_inference_steps.map(Steps::get), Some(6));
+    assert_eq!(config.api.quality.high.guidance.map(GuidanceScale::get), Some(2.5));
+    assert_eq!(config.api.picture_store.lifetime.as_secs(), 9);
+    assert_eq!(config.api.public_url.as_deref(), Some("https://a.test"));
     assert!(config.warmup.enabled);
     assert_eq!(config.warmup.image_path, Some(PathBuf::from("/pictures/a.png")));
     assert_eq!(config.log_filter, "debug");

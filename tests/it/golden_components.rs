@@ -19,7 +19,9 @@ use diffuser_api::model::qwen_image::preprocess::{
     PixelSize, encoder_input, size_of_area, smart_resize,
 };
 use diffuser_api::model::qwen_image::prompt::PromptTokenizer;
-use diffuser_api::model::qwen_image::scheduler::{SchedulerConfig, Shift, TimeShift};
+use diffuser_api::model::qwen_image::scheduler::{
+    Schedule, SchedulerConfig, Shift, TimeShift, skipped_steps,
+};
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
 use diffuser_api::model::qwen_image::transformer::Transformer;
 use diffuser_api::model::qwen_image::vae::Vae;
@@ -111,42 +113,80 @@ fn published_scheduler() -> SchedulerConfig {
 
 #[test]
 fn schedules_are_those_of_the_reference() {
-    let of_checkpoint = SchedulerConfig::load(&checkpoint("qwen-image")).unwrap();
+    let of_checkpoint = |name| SchedulerConfig::load(&checkpoint(name)).unwrap();
+    let (tokens, layered) = (of_checkpoint("qwen-image"), of_checkpoint("qwen-image-layered"));
     let mut compared = 0;
     for case in tables()["schedule"].as_array().unwrap() {
-        let config = match case["checkpoint"].as_str().unwrap() {
-            "qwen-image" => of_checkpoint.clone(),
-            "published values" => published_scheduler(),
-            _ => continue, // Layered: its own kind of shift
+        let (steps, seq_len) = (number(&case["steps"]), number(&case["seq_len"]));
+        let schedule = match case["checkpoint"].as_str().unwrap() {
+            "qwen-image" => tokens.schedule(steps, seq_len),
+            "published values" => published_scheduler().schedule(steps, seq_len),
+            "qwen-image-layered" => layered.schedule_of_mu(steps, (seq_len as f64 / 256.0).sqrt()),
+            other => panic!("no schedule of {other}"),
         };
-        let schedule = config.schedule(number(&case["steps"]), number(&case["seq_len"]));
-        let theirs = case["sigmas"].as_array().unwrap();
+        let Some(theirs) = case["sigmas"].as_array() else {
+            continue; // the reference refuses it
+        };
         assert_eq!(schedule.sigmas.len(), theirs.len());
         if theirs.iter().any(|sigma| sigma == "nan") {
             // One step with a terminal shift: 0/0 in the reference.
             assert_eq!(schedule.sigmas, [1.0, 0.0]);
             continue;
         }
-        for (ours, theirs) in schedule.sigmas.iter().zip(theirs) {
-            let difference = (f64::from(*ours) - theirs.as_f64().unwrap()).abs();
-            assert!(difference < 1e-6, "{case}: {difference}");
-        }
-        // Timesteps are a thousand times larger, and so is their rounding.
-        for (ours, theirs) in schedule.timesteps.iter().zip(case["timesteps"].as_array().unwrap()) {
-            assert!((f64::from(*ours) - theirs.as_f64().unwrap()).abs() < 1e-3, "{case}");
-        }
+        assert_schedule(&schedule, case);
         compared += 1;
     }
-    assert!(compared >= 30, "only {compared} schedules");
+    assert!(compared >= 60, "only {compared} schedules");
+}
+
+/// Holds a schedule against the `sigmas` and `timesteps` of `case`.
+fn assert_schedule(ours: &Schedule, case: &serde_json::Value) {
+    // Timesteps are a thousand times larger, and so is their rounding.
+    for (name, ours, bound) in
+        [("sigmas", &ours.sigmas, 1e-6), ("timesteps", &ours.timesteps, 1e-3)]
+    {
+        let theirs = case[name].as_array().unwrap();
+        assert_eq!(ours.len(), theirs.len(), "{case}");
+        for (ours, theirs) in ours.iter().zip(theirs) {
+            let difference = (f64::from(*ours) - theirs.as_f64().unwrap()).abs();
+            assert!(difference < bound, "{case} {name}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn schedules_of_few_steps_are_those_of_the_reference() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/few_steps.json");
+    let golden: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("scheduler")).unwrap();
+    let snapshot = Snapshot::Directory(folder.path().to_owned());
+    for variant in golden["schedulers"].as_array().unwrap() {
+        let file = folder.path().join("scheduler/scheduler_config.json");
+        std::fs::write(file, variant["config"].to_string()).unwrap();
+        let config = SchedulerConfig::load(&snapshot).unwrap();
+        for case in variant["schedules"].as_array().unwrap() {
+            let schedule = config.schedule(number(&case["steps"]), number(&case["tokens"]));
+            assert_schedule(&schedule, case);
+        }
+    }
+}
+
+#[test]
+fn a_strength_leaves_out_as_many_steps_as_in_the_reference() {
+    for case in tables()["strength"].as_array().unwrap() {
+        let skipped = skipped_steps(number(&case["steps"]), case["strength"].as_f64().unwrap());
+        assert_eq!(skipped, number(&case["t_start"]), "{case}");
+    }
 }
 
 #[test]
 fn texts_become_the_ids_of_the_reference_from_either_kind_of_tokenizer_files() {
     let text = std::fs::read_to_string(fixtures().join("components/tokenizer.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
-    // qwen-image has vocab.json and merges.txt alone, qwen-image-edit a tokenizer.json.
-    for name in ["qwen-image", "qwen-image-edit"] {
-        let golden = &golden[name];
+    // qwen-image has vocab.json and merges.txt alone, the others a tokenizer.json.
+    for (name, golden) in golden.as_object().unwrap() {
         let image_pad = number(&golden["special_ids"]["<|image_pad|>"]) as u32;
         let tokenizer = PromptTokenizer::load(&checkpoint(name), image_pad).unwrap();
         for case in golden["cases"].as_array().unwrap() {
@@ -299,20 +339,31 @@ fn words_alone_become_the_hidden_states_of_the_reference() {
 
 #[test]
 fn the_vae_encodes_and_decodes_as_the_reference() {
-    let golden = Golden::read("components/vae_qwen-image");
-    let config = VaeConfig::load(&checkpoint("qwen-image")).unwrap();
-    let weights = open("qwen-image", "vae", DType::F32);
-    let vae = Vae::load(&weights, &config).unwrap();
-    weights.finish().unwrap();
-    let image = golden.tensor("enc.in").squeeze(2).unwrap();
-    let latents = golden.tensor("dec.in").squeeze(2).unwrap();
+    for name in ["qwen-image", "qwen-image-layered"] {
+        let golden = Golden::read(&format!("components/vae_{name}"));
+        let config = VaeConfig::load(&checkpoint(name)).unwrap();
+        let weights = open(name, "vae", DType::F32);
+        let vae = Vae::load(&weights, &config).unwrap();
+        weights.finish().unwrap();
+        let image = golden.tensor("enc.in").squeeze(2).unwrap();
+        let latents = golden.tensor("dec.in").squeeze(2).unwrap();
 
-    let parameters = vae.encode(&image).unwrap();
-    let decoded = vae.decode(&latents).unwrap();
+        let parameters = vae.encode(&image).unwrap();
+        let decoded = vae.decode(&latents).unwrap();
 
-    golden.assert_close("enc.params", &parameters, TOLERANCE);
-    golden.assert_close("dec.out", &decoded, TOLERANCE);
+        golden.assert_close("enc.params", &parameters, TOLERANCE);
+        golden.assert_close("dec.out", &decoded, TOLERANCE);
+    }
 }
+
+/// Every checkpoint with a golden of its transformer.
+const TRANSFORMERS: [&str; 5] = [
+    "qwen-image",
+    "qwen-image-edit",
+    "qwen-image-edit-plus",
+    "qwen-image-edit-2511",
+    "qwen-image-layered",
+];
 
 /// A transformer and the inputs of its golden.
 struct TransformerCase {
@@ -354,7 +405,7 @@ impl TransformerCase {
 
 #[test]
 fn the_transformer_predicts_what_the_reference_predicts() {
-    for name in ["qwen-image", "qwen-image-edit"] {
+    for name in TRANSFORMERS {
         let case = TransformerCase::load(name, DType::F32);
         let tokens = case.golden.tensor("encoder_hidden_states").dim(1).unwrap();
         let mask: Vec<Vec<i64>> =
@@ -396,16 +447,19 @@ fn the_transformer_in_bfloat16_stays_as_near_to_float32_as_the_reference_does() 
 
 #[test]
 fn rotary_positions_are_those_of_the_reference() {
-    let case = TransformerCase::load("qwen-image-edit", DType::F32);
-    let text_tokens = case.golden.tensor("rope_txt").dim(0).unwrap();
+    for name in TRANSFORMERS {
+        let case = TransformerCase::load(name, DType::F32);
+        let text_tokens = case.golden.tensor("rope_txt").dim(0).unwrap();
+        let (order, axes) = (case.transformer.frame_order(), case.config.axes_dims_rope);
 
-    let (image, text) = transformer_positions(&case.grids, text_tokens, case.config.axes_dims_rope);
+        let (image, text) = transformer_positions(&case.grids, order, text_tokens, axes);
 
-    for (name, ours) in [("rope_img", image), ("rope_txt", text)] {
-        let shape = (ours.cos.len() / ours.width, ours.width);
-        let cos = Tensor::from_vec(ours.cos, shape, &Device::Cpu).unwrap();
-        let sin = Tensor::from_vec(ours.sin, shape, &Device::Cpu).unwrap();
-        case.golden.assert_close(name, &Tensor::stack(&[cos, sin], 2).unwrap(), 1e-5);
+        for (name, ours) in [("rope_img", image), ("rope_txt", text)] {
+            let shape = (ours.cos.len() / ours.width, ours.width);
+            let cos = Tensor::from_vec(ours.cos, shape, &Device::Cpu).unwrap();
+            let sin = Tensor::from_vec(ours.sin, shape, &Device::Cpu).unwrap();
+            case.golden.assert_close(name, &Tensor::stack(&[cos, sin], 2).unwrap(), 1e-5);
+        }
     }
 }
 

@@ -141,7 +141,9 @@ async fn the_document_and_its_page_come_from_the_binary() {
 
 #[tokio::test]
 async fn every_documented_field_is_known() {
-    let server = TestServer::start().await;
+    let mut info = scripted_model::info();
+    info.capabilities.text_to_image = true;
+    let server = Setup { info, ..Setup::default() }.start().await;
     let document = json_of(server.get("/openapi.json").send().await.unwrap()).await;
     let fields_of = |schema: &str| {
         let properties = &document["components"]["schemas"][schema]["properties"];
@@ -161,6 +163,33 @@ async fn every_documented_field_is_known() {
     assert_eq!(format["enum"][1], "jpeg", "{format}");
     let required = &document["components"]["schemas"]["EditForm"]["required"];
     assert_eq!(required, &serde_json::json!(["image", "prompt"]));
+}
+
+#[tokio::test]
+async fn the_document_has_what_the_loaded_model_does_and_nothing_else() {
+    let document_of = async |able: bool| {
+        let mut info = scripted_model::info();
+        info.capabilities.text_to_image = able;
+        info.capabilities.image_variation = able;
+        info.capabilities.inpainting = able;
+        info.capabilities.mask = able;
+        let server = Setup { info, ..Setup::default() }.start().await;
+        json_of(server.get("/openapi.json").send().await.unwrap()).await
+    };
+
+    for able in [true, false] {
+        let document = document_of(able).await;
+        for endpoint in ["generations", "variations"] {
+            let path = format!("/v1/images/{endpoint}");
+            assert_eq!(document["paths"].get(&path).is_some(), able, "{endpoint}");
+        }
+        let form = &document["components"]["schemas"]["EditForm"]["properties"];
+        for field in ["mask", "preserve_unmasked", "padding_mask_crop", "strength"] {
+            assert_eq!(form.get(field).is_some(), able, "{field}");
+        }
+        assert!(form.get("layers").is_none() && form.get("guidance_scale").is_none());
+        assert!(form.get("true_cfg_scale").is_some());
+    }
 }
 
 #[tokio::test]

@@ -7,15 +7,18 @@
     reason = "a test that cannot go on fails here, and says what it measured"
 )]
 
+mod capabilities;
 mod checkpoint;
 mod config_sources;
 mod golden_components;
 mod golden_http;
+mod golden_stable_diffusion;
 mod http_edits;
 mod http_errors;
 mod http_images;
 mod http_meta;
 mod hub_download;
 mod layers;
+mod lora;
 mod queue;
 mod support;

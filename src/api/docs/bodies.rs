@@ -47,7 +47,6 @@ fn inputs() -> Vec<Field> {
     let files = json!({
         "type": "array",
         "items": {"type": "string", "format": "binary"},
-        "minItems": 1,
         "maxItems": 16,
         "description": "The pictures to edit: PNG, JPEG or WebP. `image[]` works as well.",
     });
@@ -105,6 +104,11 @@ fn flag(default: bool, text: &str) -> Value {
 
 fn plain_text(text: &str) -> Value {
     json!({"type": "string", "description": text})
+}
+
+/// A text that has no effect, left empty on the page.
+fn unused_text() -> Value {
+    json!({"type": "string", "description": NO_EFFECT, "example": ""})
 }
 
 fn with_default(mut schema: Value, default: impl Into<Value>) -> Value {
@@ -196,6 +200,12 @@ fn wishes() -> Vec<Field> {
                 "example": 42,
             }),
         ),
+    ]
+}
+
+/// What goes with masks and with layers.
+fn special_wishes() -> Vec<Field> {
+    vec![
         (
             "preserve_unmasked",
             EDITS,
@@ -266,8 +276,8 @@ fn delivery() -> Vec<Field> {
         ("input_fidelity", ALL, choice(&["high", "low"], "low", NO_EFFECT)),
         ("moderation", ALL, choice(&["auto", "low"], "auto", NO_EFFECT)),
         ("style", ALL, choice(&["vivid", "natural"], "vivid", NO_EFFECT)),
-        ("user", ALL, plain_text(NO_EFFECT)),
-        ("safety_identifier", ALL, plain_text(NO_EFFECT)),
+        ("user", ALL, unused_text()),
+        ("safety_identifier", ALL, unused_text()),
     ]
 }
 
@@ -277,7 +287,9 @@ impl Body {
     fn schema(self) -> RefOr<Schema> {
         let required = self.required();
         let mut properties = Map::new();
-        for (name, bodies, mut schema) in [inputs(), wishes(), delivery()].into_iter().flatten() {
+        for (name, bodies, mut schema) in
+            [inputs(), wishes(), special_wishes(), delivery()].into_iter().flatten()
+        {
             if !bodies.contains(&self) {
                 continue;
             }

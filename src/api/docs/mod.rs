@@ -20,7 +20,7 @@ pub(super) use bodies::{EditForm, EditJson, GenerationJson, ReplayForm, Variatio
 
 use super::wire::{ErrorEnvelope, ImageEvent, ImagesResponse, json_bytes};
 use super::{ApiConfig, images, meta, path_prefix};
-use crate::model::ModelInfo;
+use crate::model::{EditKind, GuidanceParameter, ModelInfo};
 
 /// Where the document is.
 pub(super) const DOCUMENT_PATH: &str = "/openapi.json";
@@ -131,9 +131,52 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
         .collect();
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
+    leave_out_what_is_not_offered(&mut document, model, &prefix);
     fill_in_examples(&mut document, model);
     put_forms_first(&mut document);
     document.to_string()
+}
+
+/// Leaves out the endpoints and the fields that the loaded model answers with a
+/// 501, or refuses whatever their value.
+fn leave_out_what_is_not_offered(document: &mut Value, model: &ModelInfo, prefix: &str) {
+    let can = model.capabilities;
+    let endpoints = [
+        ("edits", can.image_edit),
+        ("generations", can.text_to_image),
+        ("variations", can.image_variation),
+    ];
+    if let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) {
+        for (name, _) in endpoints.into_iter().filter(|(_, is_offered)| !is_offered) {
+            paths.shift_remove(&format!("{prefix}/images/{name}"));
+        }
+    }
+    let masks = can.inpainting && can.mask;
+    let by_noise = masks || model.edit_kind == EditKind::ImageToImage;
+    let fields = [
+        ("mask", masks),
+        ("preserve_unmasked", masks),
+        ("padding_mask_crop", masks),
+        ("layers", model.edit_kind == EditKind::Layers),
+        ("strength", by_noise || can.image_variation),
+        ("guidance_scale", model.guidance_parameter == GuidanceParameter::GuidanceScale),
+        ("true_cfg_scale", model.guidance_parameter == GuidanceParameter::TrueCfgScale),
+    ];
+    for schema in request_schemas(document) {
+        let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
+            continue;
+        };
+        for (name, _) in fields.iter().filter(|(_, is_offered)| !is_offered) {
+            properties.shift_remove(*name);
+        }
+    }
+}
+
+/// The schemas of the request bodies.
+fn request_schemas(document: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let schemas = document.pointer_mut("/components/schemas");
+    let schemas = schemas.and_then(Value::as_object_mut).into_iter().flatten();
+    schemas.filter(|(name, _)| REQUEST_BODIES.contains(&name.as_str())).map(|(_, schema)| schema)
 }
 
 /// Where a body may be a form or JSON, the page offers what comes first: let
@@ -160,10 +203,7 @@ fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
         (model.guidance_parameter.name(), defaults.guidance.get().into()),
         ("negative_prompt", negative_prompt.into()),
     ];
-    let schemas = document.pointer_mut("/components/schemas");
-    let schemas = schemas.and_then(Value::as_object_mut).into_iter().flatten();
-    let requests = schemas.filter(|(name, _)| REQUEST_BODIES.contains(&name.as_str()));
-    for (_, schema) in requests {
+    for schema in request_schemas(document) {
         for (field, example) in &examples {
             if let Some(field) = schema.pointer_mut(&format!("/properties/{field}")) {
                 field["example"] = example.clone();

@@ -22,6 +22,14 @@ pub struct TransformerConfig {
     pub joint_attention_dim: usize,
     /// Numbers of a head that turn with frame, row and column.
     pub axes_dims_rope: [usize; 3],
+    /// Whether reference pictures are modulated as at noise level 0. The class's
+    /// own value, false, is what the files of before 2511 mean by saying nothing.
+    pub zero_cond_t: bool,
+    /// Whether the noise level's embedding has an addition that says what kind of
+    /// picture is made.
+    pub use_additional_t_cond: bool,
+    /// Whether the last picture is what all others are layers of.
+    pub use_layer3d_rope: bool,
 }
 
 impl TransformerConfig {
@@ -36,9 +44,6 @@ impl TransformerConfig {
         let mut file = snapshot.config("transformer/config.json")?;
         file.only("patch_size", Self::PATCH_SIZE);
         file.only("guidance_embeds", false);
-        file.only("zero_cond_t", false);
-        file.only("use_additional_t_cond", false);
-        file.only("use_layer3d_rope", false);
         // Of an earlier draft of the class; no tensor depends on it.
         file.inert(&["pooled_projection_dim"]);
         let config = Self {
@@ -49,6 +54,9 @@ impl TransformerConfig {
             num_attention_heads: file.count("num_attention_heads"),
             joint_attention_dim: file.count("joint_attention_dim"),
             axes_dims_rope: file.required("axes_dims_rope"),
+            zero_cond_t: file.or("zero_cond_t", false),
+            use_additional_t_cond: file.or("use_additional_t_cond", false),
+            use_layer3d_rope: file.or("use_layer3d_rope", false),
         };
         config.check(&mut file);
         file.finish()?;
@@ -85,6 +93,8 @@ impl TransformerConfig {
 /// `vae/config.json`: `AutoencoderKLQwenImage`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VaeConfig {
+    /// Channels of a picture: 3, or 4 with transparency.
+    pub input_channels: usize,
     /// Channels of the first stage.
     pub base_dim: usize,
     /// Latent channels.
@@ -103,8 +113,8 @@ pub struct VaeConfig {
 }
 
 impl VaeConfig {
-    /// Colour channels of a picture.
-    pub const IMAGE_CHANNELS: usize = 3;
+    /// Colours of a pixel.
+    pub const COLOURS: usize = 3;
 
     /// Reads the file.
     ///
@@ -113,10 +123,10 @@ impl VaeConfig {
     pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("vae/config.json")?;
         file.only("attn_scales", serde_json::json!([]));
-        file.only("input_channels", Self::IMAGE_CHANNELS);
         // Acts in training alone.
         file.inert(&["dropout"]);
         let config = Self {
+            input_channels: file.or("input_channels", Self::COLOURS),
             base_dim: file.count("base_dim"),
             z_dim: file.count("z_dim"),
             dim_mult: file.required("dim_mult"),
@@ -141,6 +151,10 @@ impl VaeConfig {
         }
         if self.latents_std.iter().any(|deviation| *deviation <= 0.0) {
             file.fault("latents_std has a value that is not above zero");
+        }
+        if ![Self::COLOURS, Self::COLOURS + 1].contains(&self.input_channels) {
+            let channels = self.input_channels;
+            file.fault(format!("input_channels = {channels} is not supported, only 3 and 4 are"));
         }
         if self.dim_mult.contains(&0) {
             file.fault("dim_mult has a zero");
@@ -363,8 +377,8 @@ impl TextConfig {
 impl VisionConfig {
     fn read(file: &mut ConfigFile) -> Self {
         file.only("hidden_act", "silu");
-        file.only("in_channels", VaeConfig::IMAGE_CHANNELS);
-        file.only("in_chans", VaeConfig::IMAGE_CHANNELS);
+        file.only("in_channels", VaeConfig::COLOURS);
+        file.only("in_chans", VaeConfig::COLOURS);
         // A second name of patch_size; video timing; initial weights.
         file.inert(&["spatial_patch_size", "tokens_per_second"]);
         file.inert(INERT_ENCODER_KEYS);
@@ -405,7 +419,7 @@ impl VisionConfig {
     /// Numbers of one patch: channels, frames, rows, columns.
     #[must_use]
     pub fn patch_dim(&self) -> usize {
-        VaeConfig::IMAGE_CHANNELS * self.temporal_patch_size * self.patch_size * self.patch_size
+        VaeConfig::COLOURS * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 }
 

@@ -2,10 +2,11 @@
 //! transformer, and an autoencoder made for video.
 //!
 //! Files are named after the checkpoint's components; [`pipeline`] puts them
-//! together. Served so far: `QwenImageEditPipeline` (Qwen/Qwen-Image-Edit).
+//! together. What the published pipelines differ by is data, in [`variant`].
 
 pub mod config;
 pub mod latents;
+mod modulation;
 pub mod pipeline;
 pub mod positions;
 pub mod preprocess;
@@ -14,70 +15,92 @@ pub mod scheduler;
 pub mod text_encoder;
 pub mod transformer;
 pub mod vae;
+pub mod variant;
 pub mod vision_tower;
 
 use config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
-use pipeline::{Components, EditPipeline};
+use pipeline::{Components, Pipeline};
 use prompt::PromptTokenizer;
 use scheduler::SchedulerConfig;
 use text_encoder::TextEncoder;
 use transformer::Transformer;
 use vae::Vae;
+use variant::{Shown, Variant};
 
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
-use super::{Capabilities, DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo};
-use crate::checkpoint::{CheckpointError, ConfigFile, Weights};
+use super::{DiffusionModel, EditKind, GuidanceParameter, LoadError, LoraConfig, ModelInfo};
+use crate::checkpoint::{CheckpointError, ConfigFile, Lora, Weights};
+
+/// Qwen/Qwen-Image and -2512.
+pub(super) const TEXT_TO_IMAGE: ModelEntry = ModelEntry {
+    class_name: variant::TEXT_TO_IMAGE.class_name,
+    load: |context| load(context, &variant::TEXT_TO_IMAGE),
+};
 
 /// Qwen/Qwen-Image-Edit.
-pub(super) const EDIT: ModelEntry =
-    ModelEntry { class_name: "QwenImageEditPipeline", load: load_edit };
+pub(super) const EDIT: ModelEntry = ModelEntry {
+    class_name: variant::EDIT.class_name,
+    load: |context| load(context, &variant::EDIT),
+};
 
-/// Pixels that the published pipelines scale a picture to.
-const PUBLISHED_IMAGE_AREA: usize = 1024 * 1024;
-/// The largest picture that is made: four times the published area.
-const MAX_OUTPUT_AREA: usize = 4 * PUBLISHED_IMAGE_AREA;
+/// Qwen/Qwen-Image-Edit-2509 and -2511.
+pub(super) const EDIT_PLUS: ModelEntry = ModelEntry {
+    class_name: variant::EDIT_PLUS.class_name,
+    load: |context| load(context, &variant::EDIT_PLUS),
+};
+
+/// Qwen/Qwen-Image-Layered.
+pub(super) const LAYERED: ModelEntry = ModelEntry {
+    class_name: variant::LAYERED.class_name,
+    load: |context| load(context, &variant::LAYERED),
+};
+
+/// The largest picture that is made: four megapixels.
+const MAX_OUTPUT_AREA: usize = 4 * 1024 * 1024;
 
 /// File stem of a diffusers component's weights.
 const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 /// File stem of a transformers component's weights.
 const TRANSFORMERS_STEM: &str = "model";
 
-fn load_edit(context: &LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    Ok(Box::new(load_pipeline(context)?))
+fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionModel>, LoadError> {
+    Ok(Box::new(load_pipeline(context, variant)?))
 }
 
-fn load_pipeline(context: &LoadContext) -> Result<EditPipeline, LoadError> {
-    check_components(context)?;
-    let defaults = CheckpointDefaults::load(context.snapshot)?;
-    let (components, weight_bytes) = load_components(context)?;
-    let image_area =
-        context.config.image_area.or(defaults.image_area).unwrap_or(PUBLISHED_IMAGE_AREA);
+fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, LoadError> {
+    check_components(context, variant)?;
+    let mut defaults = CheckpointDefaults::load(context.snapshot)?;
+    defaults.num_inference_steps = defaults.num_inference_steps.or(Some(variant.steps));
+    let (components, weight_bytes) = load_components(context, variant)?;
+    let mut variant = variant.clone();
+    if let (Shown::Copy { area }, Some(configured)) =
+        (&mut variant.shown, context.config.condition_area)
+    {
+        *area = configured;
+    }
+    let own_description = || variant.description.to_owned();
     let info = ModelInfo {
         id: context.id.clone(),
-        pipeline: EDIT.class_name.to_owned(),
-        description: defaults
-            .description
-            .clone()
-            .unwrap_or_else(|| "Edits a picture as the prompt says (Qwen-Image-Edit).".to_owned()),
-        capabilities: Capabilities { image_edit: true, ..Capabilities::NONE }
-            .restricted_by(&context.config.capabilities),
+        pipeline: variant.class_name.to_owned(),
+        description: defaults.description.clone().unwrap_or_else(own_description),
+        capabilities: variant.capabilities.restricted_by(&context.config.capabilities),
         defaults: context.request_defaults(&defaults)?,
-        max_input_images: 1,
+        max_input_images: variant.max_input_images,
         size_multiple: components.vae.spatial_factor() * TransformerConfig::PATCH_SIZE,
         max_output_area: MAX_OUTPUT_AREA,
-        image_area,
-        edit_kind: EditKind::Instruction,
+        image_area: context.config.image_area.or(defaults.image_area).unwrap_or(variant.image_area),
+        edit_kind: variant.edit_kind,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
-        has_condition_picture: false,
+        has_condition_picture: matches!(variant.shown, Shown::Copy { .. }),
         device: crate::device::device_name(&context.device),
         dtype: crate::device::dtype_name(context.dtype).to_owned(),
         weight_bytes,
     };
-    Ok(EditPipeline { info, components })
+    Ok(Pipeline { info, variant, components })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
-fn check_components(context: &LoadContext) -> Result<(), CheckpointError> {
+fn check_components(context: &LoadContext, variant: &Variant) -> Result<(), CheckpointError> {
     let mut index: ConfigFile = context.snapshot.config("model_index.json")?;
     let known: [(&str, &[&str]); 6] = [
         ("scheduler", &["FlowMatchEulerDiscreteScheduler"]),
@@ -88,6 +111,11 @@ fn check_components(context: &LoadContext) -> Result<(), CheckpointError> {
         ("processor", &["Qwen2VLProcessor", "Qwen2_5_VLProcessor"]),
     ];
     for (component, classes) in known {
+        // Pipelines that show the encoder no picture have no processor, mostly.
+        let shows_pictures = variant.shown != Shown::Nothing;
+        if component == "processor" && !shows_pictures && !index.has(component) {
+            continue;
+        }
         let names: Vec<String> = index.required(component);
         if !names.last().is_some_and(|name| classes.contains(&name.as_str())) {
             index.fault(format!("{component} = {names:?}: only {classes:?} is supported"));
@@ -97,23 +125,30 @@ fn check_components(context: &LoadContext) -> Result<(), CheckpointError> {
 }
 
 /// Loads every component. Returns the bytes of their weights, too.
-fn load_components(context: &LoadContext) -> Result<(Components, usize), LoadError> {
+fn load_components(
+    context: &LoadContext,
+    variant: &Variant,
+) -> Result<(Components, usize), LoadError> {
     let snapshot = context.snapshot;
     let text_encoder_config = TextEncoderConfig::load(snapshot)?;
     let transformer_config = TransformerConfig::load(snapshot)?;
     let vae_config = VaeConfig::load(snapshot)?;
     check_widths(&text_encoder_config, &transformer_config, &vae_config)?;
+    check_variant(variant, &transformer_config, &vae_config)?;
     let open = |component, stem, canonical| {
         let kind = (context.dtype, &context.device);
         Weights::open(snapshot, component, stem, kind, canonical)
     };
     let unchanged: fn(&str) -> String = str::to_owned;
     let text_weights = open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?;
-    let transformer_weights = open("transformer", DIFFUSERS_STEM, unchanged)?;
+    let loras = open_loras(context)?;
+    let transformer_weights = open("transformer", DIFFUSERS_STEM, unchanged)?.merging(loras);
     let vae_weights = open("vae", DIFFUSERS_STEM, unchanged)?;
     let components = Components {
         tokenizer: PromptTokenizer::load(snapshot, text_encoder_config.image_token_id)?,
-        processor: ProcessorConfig::load(snapshot, &text_encoder_config.vision)?,
+        processor: (variant.shown != Shown::Nothing)
+            .then(|| ProcessorConfig::load(snapshot, &text_encoder_config.vision))
+            .transpose()?,
         text_encoder: TextEncoder::load(&text_weights, &text_encoder_config)?,
         transformer: Transformer::load(&transformer_weights, &transformer_config)?,
         vae: Vae::load(&vae_weights, &vae_config)?,
@@ -124,6 +159,45 @@ fn load_components(context: &LoadContext) -> Result<(Components, usize), LoadErr
     };
     let bytes = text_weights.finish()? + transformer_weights.finish()? + vae_weights.finish()?;
     Ok((components, bytes))
+}
+
+/// The LoRA files of the settings: changes of the transformer.
+fn open_loras(context: &LoadContext) -> Result<Vec<Lora>, CheckpointError> {
+    let open = |config: &LoraConfig| {
+        let lora = Lora::open(&config.file, config.scale)?;
+        let (file, modules, scale) = (lora.file(), lora.len(), config.scale);
+        tracing::info!(file, modules, scale, "merging a LoRA");
+        Ok(lora)
+    };
+    context.config.lora.iter().map(open).collect()
+}
+
+/// Refuses components that are of another pipeline.
+fn check_variant(
+    variant: &Variant,
+    transformer: &TransformerConfig,
+    vae: &VaeConfig,
+) -> Result<(), CheckpointError> {
+    let class_name = variant.class_name;
+    let layered = variant.edit_kind == EditKind::Layers;
+    let mut faults = Vec::new();
+    for (key, value) in [
+        ("use_layer3d_rope", transformer.use_layer3d_rope),
+        ("use_additional_t_cond", transformer.use_additional_t_cond),
+    ] {
+        if value != layered {
+            faults.push(format!("{key} = {value} does not go with {class_name}"));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(CheckpointError::Config { file: "transformer/config.json".to_owned(), faults });
+    }
+    let channels = vae.input_channels;
+    if channels != variant.image_channels {
+        let faults = vec![format!("input_channels = {channels} does not go with {class_name}")];
+        return Err(CheckpointError::Config { file: "vae/config.json".to_owned(), faults });
+    }
+    Ok(())
 }
 
 /// Refuses components that do not fit each other.

@@ -68,10 +68,29 @@ impl Grid {
     }
 }
 
+/// Where pictures stand on the frame axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameOrder {
+    /// In the order given.
+    Counted,
+    /// In the order given, but for the last: that one stands before the first.
+    LastBefore,
+}
+
+impl FrameOrder {
+    /// The frame position of picture `index` of `count`.
+    fn of(self, index: usize, count: usize) -> f64 {
+        match self {
+            Self::LastBefore if index + 1 == count => -1.0,
+            Self::Counted | Self::LastBefore => index as f64,
+        }
+    }
+}
+
 /// The transformer's positions.
 ///
-/// `pictures`: the one being made first, then the reference pictures.
-/// `axes`: numbers of a head that turn with frame, row and column.
+/// `pictures`: those being made first, then the reference pictures; `order`: how
+/// they are told apart. `axes`: numbers of a head that turn with frame, row and column.
 /// Returns the rotations of all image tokens, picture by picture and row by row,
 /// and of `text_tokens` text tokens; adjacent numbers of a head turn together.
 ///
@@ -79,10 +98,11 @@ impl Grid {
 /// different sizes lie on each other; the frame axis tells them apart. Text goes
 /// on where the largest picture ends, along the diagonal.
 ///
-/// Source: diffusers 0.42.1, `QwenEmbedRope`.
+/// Source: diffusers 0.42.1, `QwenEmbedRope` and `QwenEmbedLayer3DRope`.
 #[must_use]
 pub fn transformer_positions(
     pictures: &[Grid],
+    order: FrameOrder,
     text_tokens: usize,
     axes: [usize; 3],
 ) -> (Rotations, Rotations) {
@@ -94,14 +114,15 @@ pub fn transformer_positions(
         }
     };
     let mut image = Vec::new();
-    for (frame, grid) in pictures.iter().enumerate() {
+    for (index, grid) in pictures.iter().enumerate() {
+        let frame = order.of(index, pictures.len());
         for row in centred(grid.height) {
             for column in centred(grid.width) {
-                turn([frame as f64, row, column], &mut image);
+                turn([frame, row, column], &mut image);
             }
         }
     }
-    let start = text_start(pictures);
+    let start = text_start(pictures, order);
     let mut text = Vec::new();
     for token in 0..text_tokens {
         turn([(start + token) as f64; 3], &mut text);
@@ -115,10 +136,15 @@ fn centred(count: usize) -> impl Iterator<Item = f64> {
     (0..count).map(move |index| index as f64 - before)
 }
 
-/// The position of the first text token: half of the longest side.
+/// The position of the first text token: half of the longest side, and behind
+/// the layers' frames.
 #[must_use]
-pub fn text_start(pictures: &[Grid]) -> usize {
-    pictures.iter().map(|grid| grid.height.max(grid.width) / 2).max().unwrap_or(0)
+pub fn text_start(pictures: &[Grid], order: FrameOrder) -> usize {
+    let half = pictures.iter().map(|grid| grid.height.max(grid.width) / 2).max().unwrap_or(0);
+    match order {
+        FrameOrder::Counted => half,
+        FrameOrder::LastBefore => half.max(pictures.len().saturating_sub(1)),
+    }
 }
 
 /// A stretch of the token sequence.
@@ -204,7 +230,9 @@ mod tests {
     fn rows_and_columns_are_counted_from_the_centre() {
         assert_eq!(centred(5).collect::<Vec<_>>(), [-3.0, -2.0, -1.0, 0.0, 1.0]);
         assert_eq!(centred(4).collect::<Vec<_>>(), [-2.0, -1.0, 0.0, 1.0]);
-        assert_eq!(text_start(&[Grid { height: 6, width: 9 }, Grid { height: 11, width: 2 }]), 5);
+        let grids = [Grid { height: 6, width: 9 }, Grid { height: 11, width: 2 }];
+        assert_eq!(text_start(&grids, FrameOrder::Counted), 5);
+        assert_eq!(text_start(&[grids[0]; 8], FrameOrder::LastBefore), 7);
     }
 
     #[test]

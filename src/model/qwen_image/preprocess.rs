@@ -7,9 +7,10 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::config::{ProcessorConfig, VisionConfig};
+use super::config::{ProcessorConfig, VaeConfig, VisionConfig};
+use super::latents::pack_latents;
 use super::positions::Grid;
-use crate::domain::RgbImage;
+use crate::domain::{GreyImage, ImageError, Picture, RgbImage};
 use crate::imaging::resample::{Resampler, resize};
 
 /// A width and a height in pixels.
@@ -152,31 +153,73 @@ fn patch_places(grid: Grid, merge: usize) -> impl Iterator<Item = (usize, usize)
     })
 }
 
-/// A picture as the autoencoder takes it: (1, 3, height, width) in −1…1.
+/// A picture as the autoencoder takes it: (1, `channels`, height, width) in −1…1,
+/// with its transparency as the fourth of four channels.
 ///
 /// # Errors
 /// A candle error if the device refuses memory.
 ///
 /// Source: diffusers 0.42.1, `VaeImageProcessor.preprocess`.
-pub fn vae_input(image: &RgbImage, (dtype, device): (DType, &Device)) -> Result<Tensor> {
+pub fn vae_input(
+    picture: &Picture,
+    channels: usize,
+    (dtype, device): (DType, &Device),
+) -> Result<Tensor> {
+    let colours = picture.colour().pixels();
+    let bytes = if channels == VaeConfig::COLOURS {
+        colours.to_vec()
+    } else {
+        let opacity = |pixel: usize| picture.alpha().map_or(255, |alpha| alpha.pixels()[pixel]);
+        let pixels = colours.chunks_exact(VaeConfig::COLOURS).enumerate();
+        pixels.flat_map(|(index, rgb)| [rgb[0], rgb[1], rgb[2], opacity(index)]).collect()
+    };
     let numbers: Vec<f32> =
-        image.pixels().iter().map(|value| 2.0 * (f32::from(*value) / 255.0) - 1.0).collect();
-    Tensor::from_vec(numbers, (1, image.height(), image.width(), 3), &Device::Cpu)?
+        bytes.iter().map(|value| 2.0 * (f32::from(*value) / 255.0) - 1.0).collect();
+    let shape = (1, picture.height(), picture.width(), channels);
+    Tensor::from_vec(numbers, shape, &Device::Cpu)?
         .permute((0, 3, 1, 2))?
         .contiguous()?
         .to_dtype(dtype)?
         .to_device(device)
 }
 
-/// The bytes of a finished picture, row-major RGB.
+/// Where a picture is to be made anew, token by token: 1 there, 0 elsewhere.
 ///
-/// `image`: (1, 3, height, width) in −1…1. Halves are rounded to even, as numpy does.
+/// `mask`: of the picture's size; bright, from the middle on, is anew. Of each
+/// latent pixel's `factor` by `factor` pixels the first one decides. Returns
+/// (1, tokens, `numbers`), `numbers` being those of a token.
+///
+/// # Errors
+/// A candle error if the device refuses memory.
+///
+/// Source: diffusers 0.42.1, `QwenImageInpaintPipeline.prepare_mask_latents`.
+pub fn mask_tokens(
+    mask: &GreyImage,
+    factor: usize,
+    numbers: usize,
+    (dtype, device): (DType, &Device),
+) -> Result<Tensor> {
+    let (rows, columns) = (mask.height() / factor, mask.width() / factor);
+    let at =
+        |row: usize, column: usize| mask.pixels()[row * factor * mask.width() + column * factor];
+    let anew: Vec<f32> = (0..rows)
+        .flat_map(|row| (0..columns).map(move |column| (row, column)))
+        .map(|(row, column)| if at(row, column) >= 128 { 1.0 } else { 0.0 })
+        .collect();
+    let pixels = Tensor::from_vec(anew, (1, 1, rows, columns), &Device::Cpu)?;
+    pack_latents(&pixels.repeat((1, numbers / 4, 1, 1))?)?.to_dtype(dtype)?.to_device(device)
+}
+
+/// A finished picture.
+///
+/// `image`: (1, 3 or 4, height, width) in −1…1. Halves are rounded to even, as numpy does.
 ///
 /// # Errors
 /// A candle error if the shapes do not fit.
 ///
 /// Source: diffusers 0.42.1, `VaeImageProcessor.postprocess`.
-pub fn output_pixels(image: &Tensor) -> Result<Vec<u8>> {
+pub fn output_picture(image: &Tensor) -> Result<Picture> {
+    let (_, channels, height, width) = image.dims4()?;
     let image = ((image * 0.5)? + 0.5)?.clamp(0.0, 1.0)?;
     let numbers = image
         .to_dtype(DType::F32)?
@@ -185,5 +228,17 @@ pub fn output_pixels(image: &Tensor) -> Result<Vec<u8>> {
         .permute((1, 2, 0))?
         .flatten_all()?
         .to_vec1::<f32>()?;
-    Ok(numbers.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect())
+    let bytes: Vec<u8> =
+        numbers.iter().map(|value| (value * 255.0).round_ties_even() as u8).collect();
+    let refused = |error: ImageError| candle_core::Error::Msg(error.to_string());
+    let transparent = channels > VaeConfig::COLOURS;
+    let pixels = bytes.chunks_exact(channels);
+    let colours = pixels.flat_map(|pixel| &pixel[..VaeConfig::COLOURS]).copied().collect();
+    let colour = RgbImage::new(width, height, colours).map_err(refused)?;
+    if !transparent {
+        return Ok(colour.into());
+    }
+    let opacity = bytes.iter().skip(VaeConfig::COLOURS).step_by(channels).copied().collect();
+    let alpha = GreyImage::new(width, height, opacity).map_err(refused)?;
+    Picture::with_alpha(colour, alpha).map_err(refused)
 }

@@ -23,6 +23,7 @@ const WORD_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VISION_START: &str = "<|vision_start|>";
 const VISION_END: &str = "<|vision_end|>";
+const AFTER_PROMPT: &str = "<|im_end|>\n<|im_start|>assistant\n";
 
 /// What the encoder is told around a prompt.
 ///
@@ -31,13 +32,40 @@ const VISION_END: &str = "<|vision_end|>";
 pub struct PromptTemplate {
     /// Before the pictures and the prompt.
     before: &'static str,
+    /// How a picture is announced.
+    pictures: PictureMarks,
     /// After the prompt.
     after: &'static str,
     /// Leading tokens whose hidden states are dropped: exactly those of `before`.
     pub drop_tokens: usize,
+    /// The most tokens that are kept after those; the rest is cut off.
+    pub max_tokens: Option<usize>,
+}
+
+/// How a picture is announced to the encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PictureMarks {
+    /// By its place alone.
+    Plain,
+    /// By a number from 1, too.
+    Numbered,
 }
 
 impl PromptTemplate {
+    /// `QwenImagePipeline` and all that is made from it.
+    pub const TEXT: Self = Self {
+        before: "<|im_start|>system\nDescribe the image by detailing the color, shape, size, \
+                 texture, quantity, text, spatial relationships of the objects and \
+                 background:<|im_end|>\n<|im_start|>user\n",
+        pictures: PictureMarks::Plain,
+        after: AFTER_PROMPT,
+        drop_tokens: 34,
+        max_tokens: Some(512),
+    };
+
+    /// `QwenImageEditPlusPipeline`.
+    pub const EDIT_PLUS: Self = Self { pictures: PictureMarks::Numbered, ..Self::EDIT };
+
     /// `QwenImageEditPipeline`.
     pub const EDIT: Self = Self {
         before: "<|im_start|>system\nDescribe the key features of the input image (color, shape, \
@@ -45,13 +73,21 @@ impl PromptTemplate {
                  instruction should alter or modify the image. Generate a new image that meets \
                  the user's requirements while maintaining consistency with the original input \
                  where appropriate.<|im_end|>\n<|im_start|>user\n",
-        after: "<|im_end|>\n<|im_start|>assistant\n",
+        pictures: PictureMarks::Plain,
+        after: AFTER_PROMPT,
         drop_tokens: 64,
+        max_tokens: None,
     };
 
     /// The whole text for one prompt, with one placeholder a picture.
     fn fill(&self, pictures: usize, prompt: &str) -> String {
-        let places = format!("{VISION_START}{IMAGE_PAD}{VISION_END}").repeat(pictures);
+        let place = |number| match self.pictures {
+            PictureMarks::Plain => format!("{VISION_START}{IMAGE_PAD}{VISION_END}"),
+            PictureMarks::Numbered => {
+                format!("Picture {number}: {VISION_START}{IMAGE_PAD}{VISION_END}")
+            }
+        };
+        let places: String = (1..=pictures).map(place).collect();
         format!("{}{places}{prompt}{}", self.before, self.after)
     }
 }
@@ -122,7 +158,11 @@ impl PromptTokenizer {
         if prompt.contains(IMAGE_PAD) || prompt.contains("<|video_pad|>") {
             return Ok(Err(ReservedWords));
         }
-        let ids = self.ids(&template.fill(pictures.len(), prompt))?;
+        let mut ids = self.ids(&template.fill(pictures.len(), prompt))?;
+        if let Some(max_tokens) = template.max_tokens {
+            // The reference cuts the hidden states; none depends on a later token.
+            ids.truncate(template.drop_tokens + max_tokens);
+        }
         let mut prompt = TokenisedPrompt { token_ids: Vec::new(), segments: Vec::new() };
         let mut pictures = pictures.iter();
         let mut words_from = 0;

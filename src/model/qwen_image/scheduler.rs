@@ -115,6 +115,13 @@ impl SchedulerConfig {
     /// (those of the picture being made; reference pictures do not count).
     #[must_use]
     pub fn schedule(&self, steps: usize, image_tokens: usize) -> Schedule {
+        self.schedule_of_mu(steps, self.mu(image_tokens))
+    }
+
+    /// The schedule of `steps` steps where `mu` is known; without dynamic
+    /// shifting it has no effect.
+    #[must_use]
+    pub fn schedule_of_mu(&self, steps: usize, mu: f64) -> Schedule {
         let mut sigmas = evenly_spaced(steps);
         match self.shift {
             Shift::Static { shift } => {
@@ -124,7 +131,6 @@ impl SchedulerConfig {
                 }
             }
             Shift::Dynamic { kind, .. } => {
-                let mu = self.mu(image_tokens);
                 let pull = match kind {
                     TimeShift::Exponential => mu.exp() as f32,
                     TimeShift::Linear => mu as f32,
@@ -175,6 +181,16 @@ fn evenly_spaced(steps: usize) -> Vec<f32> {
         .collect()
 }
 
+/// How many of `steps` steps are left out where a picture is changed by
+/// `strength` only.
+///
+/// Source: diffusers 0.42.1, `QwenImageImg2ImgPipeline.get_timesteps`.
+#[must_use]
+pub fn skipped_steps(steps: usize, strength: f64) -> usize {
+    let wanted = (steps as f64 * strength).min(steps as f64);
+    (steps as f64 - wanted).max(0.0) as usize
+}
+
 /// Noise levels from 1 down to 0.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
@@ -191,6 +207,14 @@ impl Schedule {
     #[must_use]
     pub fn steps(&self) -> usize {
         self.timesteps.len()
+    }
+
+    /// The same without its first `steps` steps.
+    #[must_use]
+    pub fn without_first(mut self, steps: usize) -> Self {
+        self.timesteps.drain(..steps.min(self.timesteps.len()));
+        self.sigmas.drain(..steps.min(self.sigmas.len() - 1));
+        self
     }
 
     /// What the noise level changes by in step `index`: a negative number.

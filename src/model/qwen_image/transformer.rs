@@ -7,7 +7,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::rotary_emb::rope_i;
 
 use super::config::TransformerConfig;
-use super::positions::{Grid, Rotations, transformer_positions};
+use super::modulation::{Modulation, NoiseLevel, ReferenceLevel};
+use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::Weights;
 use crate::nn::{
     AttentionMask, LayerNorm, Linear, RmsNorm, attention, gelu_tanh, merge_heads, silu, split_heads,
@@ -19,12 +20,16 @@ const NORM_EPS: f32 = 1e-6;
 const TIMESTEP_CHANNELS: usize = 256;
 /// Widening of the feed-forward layers.
 const MLP_RATIO: usize = 4;
+/// Kinds of pictures that an additional condition tells apart.
+const ADDITIONAL_CONDITIONS: usize = 2;
 /// The largest finite half-precision number.
 const F16_MAX: f64 = 65_504.0;
 
 /// The transformer with its weights.
 pub struct Transformer {
     timestep_embedder: TimestepEmbedder,
+    /// (2, width): what is added for a picture of layers, and for one of colours alone.
+    addition_t_embedding: Option<Tensor>,
     txt_norm: RmsNorm,
     img_in: Linear,
     txt_in: Linear,
@@ -40,6 +45,8 @@ pub struct Transformer {
 pub struct TokenPositions {
     image: RotationTensors,
     text: RotationTensors,
+    /// Tokens of the first picture.
+    first_picture: usize,
 }
 
 /// Cosines and sines, each (tokens, head size / 2), f32.
@@ -78,6 +85,14 @@ impl Transformer {
                 &weights.at("time_text_embed.timestep_embedder"),
                 width,
             )?,
+            addition_t_embedding: config
+                .use_additional_t_cond
+                .then(|| {
+                    weights
+                        .at("time_text_embed.addition_t_embedding")
+                        .get("weight", (ADDITIONAL_CONDITIONS, width))
+                })
+                .transpose()?,
             txt_norm: RmsNorm::load(&weights.at("txt_norm"), text_width, NORM_EPS.into())?,
             img_in: Linear::load(&weights.at("img_in"), config.in_channels, width)?,
             txt_in: Linear::load(&weights.at("txt_in"), text_width, width)?,
@@ -92,17 +107,24 @@ impl Transformer {
         })
     }
 
-    /// Where the tokens of `pictures` (the one being made first) and of a text
+    /// How pictures are told apart on the frame axis.
+    #[must_use]
+    pub fn frame_order(&self) -> FrameOrder {
+        if self.config.use_layer3d_rope { FrameOrder::LastBefore } else { FrameOrder::Counted }
+    }
+
+    /// Where the tokens of `pictures` (those being made first) and of a text
     /// stand.
     ///
     /// # Errors
     /// A candle error if the device refuses memory.
     pub fn positions(&self, pictures: &[Grid], text_tokens: usize) -> Result<TokenPositions> {
-        let (image, text) =
-            transformer_positions(pictures, text_tokens, self.config.axes_dims_rope);
+        let axes = self.config.axes_dims_rope;
+        let (image, text) = transformer_positions(pictures, self.frame_order(), text_tokens, axes);
         Ok(TokenPositions {
             image: RotationTensors::new(image, &self.device)?,
             text: RotationTensors::new(text, &self.device)?,
+            first_picture: pictures.first().map_or(0, |grid| grid.len()),
         })
     }
 
@@ -123,12 +145,35 @@ impl Transformer {
     ) -> Result<Tensor> {
         let mut image = self.img_in.forward(latents)?;
         let mut text = self.txt_in.forward(&self.txt_norm.forward(prompt_embeds)?)?;
-        let temb = self.timestep_embedder.forward(sigma, self.dtype, &self.device)?;
-        let temb = silu(&temb)?; // the first layer of every modulation
+        let level = self.noise_level(sigma, positions.first_picture, latents.dim(1)?)?;
         for block in &self.transformer_blocks {
-            (text, image) = block.forward(&text, &image, &temb, positions)?;
+            (text, image) = block.forward(&text, &image, &level, positions)?;
         }
-        self.proj_out.forward(&self.norm_out.forward(&image, &temb)?)
+        self.proj_out.forward(&self.norm_out.forward(&image, &level.picture)?)
+    }
+
+    /// `sigma` as the blocks take it, for `image_tokens`, of which the first
+    /// `first_picture` are of the picture being made.
+    fn noise_level(
+        &self,
+        sigma: f32,
+        first_picture: usize,
+        image_tokens: usize,
+    ) -> Result<NoiseLevel> {
+        let picture = self.temb(sigma)?;
+        let zero_references = self.config.zero_cond_t && image_tokens > first_picture;
+        let reference = |temb| ReferenceLevel { temb, first_token: first_picture };
+        let references = zero_references.then(|| self.temb(0.0)).transpose()?.map(reference);
+        Ok(NoiseLevel { picture, references })
+    }
+
+    /// (1, width)
+    fn temb(&self, sigma: f32) -> Result<Tensor> {
+        let mut temb = self.timestep_embedder.forward(sigma, self.dtype, &self.device)?;
+        if let Some(additions) = &self.addition_t_embedding {
+            temb = (temb + additions.narrow(0, 0, 1)?)?;
+        }
+        silu(&temb) // the first layer of every modulation
     }
 }
 
@@ -165,25 +210,6 @@ fn timestep_waves(sigma: f32) -> Vec<f32> {
     angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect()
 }
 
-/// Shift, scale and gate of one half of a block, each (batch, 1, width).
-struct Modulation {
-    shift: Tensor,
-    scale: Tensor,
-    gate: Tensor,
-}
-
-impl Modulation {
-    /// x · (1 + scale) + shift
-    fn modulate(&self, x: &Tensor) -> Result<Tensor> {
-        x.broadcast_mul(&(&self.scale + 1.0)?)?.broadcast_add(&self.shift)
-    }
-
-    /// x + gate · update
-    fn gated_add(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {
-        x + update.broadcast_mul(&self.gate)?
-    }
-}
-
 /// One of the two streams of a block: what is done to its tokens alone.
 struct Stream {
     modulation: Linear,
@@ -203,18 +229,6 @@ impl Stream {
             mlp_in: Linear::load(&mlp.at("0.proj"), width, inner)?,
             mlp_out: Linear::load(&mlp.at("2"), inner, width)?,
         })
-    }
-
-    /// The modulations of the attention half and of the feed-forward half.
-    /// `temb`: (batch, width), SiLU applied.
-    fn modulations(&self, temb: &Tensor) -> Result<(Modulation, Modulation)> {
-        let parts = self.modulation.forward(temb)?.unsqueeze(1)?.chunk(6, D::Minus1)?;
-        let half = |first: usize| Modulation {
-            shift: parts[first].clone(),
-            scale: parts[first + 1].clone(),
-            gate: parts[first + 2].clone(),
-        };
-        Ok((half(0), half(3)))
     }
 
     /// x + gate · mlp(modulated norm of x)
@@ -246,11 +260,11 @@ impl Block {
         &self,
         text: &Tensor,
         image: &Tensor,
-        temb: &Tensor,
+        level: &NoiseLevel,
         positions: &TokenPositions,
     ) -> Result<(Tensor, Tensor)> {
-        let (image_attn, image_mlp) = self.img.modulations(temb)?;
-        let (text_attn, text_mlp) = self.txt.modulations(temb)?;
+        let (image_attn, image_mlp) = Modulation::of_image(&self.img.modulation, level)?;
+        let (text_attn, text_mlp) = Modulation::of_text(&self.txt.modulation, level)?;
         let image_modulated = image_attn.modulate(&self.img.norm.forward(image)?)?;
         let text_modulated = text_attn.modulate(&self.txt.norm.forward(text)?)?;
         let (text_update, image_update) =

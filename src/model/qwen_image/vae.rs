@@ -26,6 +26,7 @@ pub struct Vae {
     latents_mean: Tensor,
     latents_std: Tensor,
     z_dim: usize,
+    image_channels: usize,
     spatial_factor: usize,
 }
 
@@ -49,6 +50,7 @@ impl Vae {
             latents_mean: per_channel(&config.latents_mean)?,
             latents_std: per_channel(&config.latents_std)?,
             z_dim,
+            image_channels: config.input_channels,
             spatial_factor: config.spatial_factor(),
         })
     }
@@ -59,6 +61,12 @@ impl Vae {
         self.z_dim
     }
 
+    /// Channels of a picture: 3, or 4 with transparency.
+    #[must_use]
+    pub fn image_channels(&self) -> usize {
+        self.image_channels
+    }
+
     /// Image pixels of one latent pixel along each axis.
     #[must_use]
     pub fn spatial_factor(&self) -> usize {
@@ -67,7 +75,7 @@ impl Vae {
 
     /// Mean and log-variance of the latents of a picture.
     ///
-    /// `image`: (batch, 3, height, width) in −1…1. Returns (batch, 2 z, h, w)
+    /// `image`: (batch, channels, height, width) in −1…1. Returns (batch, 2 z, h, w)
     /// with the sides divided by the spatial factor.
     ///
     /// # Errors
@@ -78,18 +86,35 @@ impl Vae {
 
     /// The most likely latents of a picture, scaled to mean 0 and deviation 1.
     ///
-    /// Shapes as [`Vae::encode`], with z channels.
+    /// `parameters`: what [`Vae::encode`] returns. Returns that with z channels.
     ///
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
-    pub fn encode_to_latents(&self, image: &Tensor) -> Result<Tensor> {
-        let mean = self.encode(image)?.narrow(1, 0, self.z_dim)?;
+    pub fn most_likely(&self, parameters: &Tensor) -> Result<Tensor> {
+        let mean = parameters.narrow(1, 0, self.z_dim)?;
         mean.broadcast_sub(&self.latents_mean)?.broadcast_div(&self.latents_std)
+    }
+
+    /// Latents of a picture drawn at random, scaled to mean 0 and deviation 1.
+    ///
+    /// `parameters`: what [`Vae::encode`] returns. `noise`: standard normal, with z
+    /// channels. Returns the shape of `noise`.
+    ///
+    /// # Errors
+    /// A candle error if the shapes do not fit, or out of memory.
+    ///
+    /// Source: diffusers 0.42.1, `DiagonalGaussianDistribution.sample`.
+    pub fn sample(&self, parameters: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let mean = parameters.narrow(1, 0, self.z_dim)?;
+        let log_variance = parameters.narrow(1, self.z_dim, self.z_dim)?.clamp(-30.0, 20.0)?;
+        let deviation = (log_variance * 0.5)?.exp()?;
+        let sample = (mean + (deviation * noise)?)?;
+        sample.broadcast_sub(&self.latents_mean)?.broadcast_mul(&self.latents_std.recip()?)
     }
 
     /// The picture of latents in the network's own scale.
     ///
-    /// `latents`: (batch, z, h, w). Returns (batch, 3, height, width) in −1…1.
+    /// `latents`: (batch, z, h, w). Returns (batch, channels, height, width) in −1…1.
     ///
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
@@ -268,7 +293,7 @@ impl Encoder {
         Ok(Self {
             conv_in: causal_conv(
                 &weights.at("conv_in"),
-                VaeConfig::IMAGE_CHANNELS,
+                config.input_channels,
                 config.base_dim,
                 3,
             )?,
@@ -362,7 +387,7 @@ impl Decoder {
             mid_block: MidBlock::load(&weights.at("mid_block"), deepest)?,
             up_blocks: Self::load_up_blocks(&weights.at("up_blocks"), config, &channels)?,
             norm_out: ChannelNorm::load(&weights.at("norm_out"), last, 3)?,
-            conv_out: causal_conv(&weights.at("conv_out"), last, VaeConfig::IMAGE_CHANNELS, 3)?,
+            conv_out: causal_conv(&weights.at("conv_out"), last, config.input_channels, 3)?,
         })
     }
 

@@ -1,0 +1,201 @@
+//! Noise → latents: the steps of one picture.
+
+use candle_core::{D, DType, IndexOp, Result as TensorResult, Tensor};
+
+use super::conditioning::{Conditioning, Guidance};
+use super::observe;
+use crate::domain::Picture;
+use crate::model::qwen_image::positions::Grid;
+use crate::model::qwen_image::scheduler::Schedule;
+use crate::model::qwen_image::transformer::{TokenPositions, Transformer};
+use crate::model::qwen_image::variant::GuidedLength;
+use crate::model::{ModelError, StepObserver, StepProgress};
+
+/// Whoever watches the steps of one picture.
+pub(super) struct Watch<'a> {
+    pub(super) observer: &'a mut dyn StepObserver,
+    pub(super) image: usize,
+    pub(super) total_steps: usize,
+    pub(super) decode: &'a dyn Fn(&Tensor) -> Result<Picture, ModelError>,
+}
+
+impl Watch<'_> {
+    /// After `step` steps. `predicted` makes the clean latents as far as they
+    /// can be told now; it is asked only if somebody wants to see them.
+    fn step(
+        &mut self,
+        step: usize,
+        predicted: impl FnOnce() -> TensorResult<Tensor>,
+    ) -> Result<(), ModelError> {
+        let progress = StepProgress { image: self.image, step, total_steps: self.total_steps };
+        let unfinished = (1..self.total_steps).contains(&step);
+        if unfinished && self.observer.wants_preview(progress) {
+            let preview = (self.decode)(&predicted()?)?;
+            self.observer.on_preview(progress, preview);
+        }
+        observe(self.observer, progress)
+    }
+}
+
+/// What one picture starts from. All (1, tokens, numbers).
+pub(super) struct Start {
+    /// Of the picture, or the layers, being made.
+    pub(super) latents: Tensor,
+    /// Of the reference pictures.
+    pub(super) references: Option<Tensor>,
+    /// What is known of the picture.
+    pub(super) known: Option<Known>,
+}
+
+/// A picture of which a part is kept. All (1, tokens, numbers).
+pub(super) struct Known {
+    /// The picture.
+    pub(super) clean: Tensor,
+    /// What it is covered with.
+    pub(super) noise: Tensor,
+    /// 1 where it is made anew, 0 where it is kept.
+    pub(super) mask: Tensor,
+}
+
+impl Known {
+    /// `latents` where the picture is made anew, elsewhere the picture as it is at
+    /// noise level `sigma`.
+    fn keep(&self, latents: &Tensor, sigma: f32) -> TensorResult<Tensor> {
+        let kept = noised(&self.clean, &self.noise, sigma)?;
+        (self.mask.affine(-1.0, 1.0)? * kept)? + (&self.mask * latents)?
+    }
+}
+
+/// `clean` at noise level `sigma`: σ · noise + (1 − σ) · clean.
+///
+/// Source: diffusers 0.42.1, `FlowMatchEulerDiscreteScheduler.scale_noise`.
+pub(super) fn noised(clean: &Tensor, noise: &Tensor, sigma: f32) -> TensorResult<Tensor> {
+    let sigma = f64::from(sigma);
+    (noise * sigma)? + (clean * (1.0 - sigma))?
+}
+
+/// All that stays the same over the steps and the pictures of a request.
+pub(super) struct Denoising<'a> {
+    transformer: &'a Transformer,
+    guidance: &'a Guidance,
+    guided_length: GuidedLength,
+    schedule: &'a Schedule,
+    positions: TokenPositions,
+    negative_positions: Option<TokenPositions>,
+}
+
+impl<'a> Denoising<'a> {
+    pub(super) fn new(
+        transformer: &'a Transformer,
+        guidance: &'a Guidance,
+        guided_length: GuidedLength,
+        grids: &[Grid],
+        schedule: &'a Schedule,
+    ) -> TensorResult<Self> {
+        let positions = |prompt: &Conditioning| transformer.positions(grids, prompt.embeds.dim(1)?);
+        Ok(Self {
+            transformer,
+            guidance,
+            guided_length,
+            schedule,
+            positions: positions(&guidance.positive)?,
+            negative_positions: guidance.negative.as_ref().map(positions).transpose()?,
+        })
+    }
+
+    /// Follows the schedule from `start` to latents, (1, tokens, numbers).
+    pub(super) fn run(&self, start: Start, watch: &mut Watch) -> Result<Tensor, ModelError> {
+        let Start { mut latents, references, known } = start;
+        watch.step(0, || Ok(latents.clone()))?;
+        for step in 0..self.schedule.steps() {
+            let flow = self.predict(&latents, references.as_ref(), step)?;
+            let next = self.advance(&latents, &flow, known.as_ref(), step)?;
+            let predicted = || {
+                // From here straight on to σ = 0.
+                let clean = euler_step(&latents, &flow, -self.schedule.sigmas[step])?;
+                known.as_ref().map_or(Ok(clean.clone()), |known| known.keep(&clean, 0.0))
+            };
+            watch.step(step + 1, predicted)?;
+            latents = next;
+        }
+        // The sum is finite only if every number is.
+        let sum = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+        if !sum.is_finite() {
+            return Err(ModelError::BadOutput(
+                "numbers that are not finite; another dtype may help".to_owned(),
+            ));
+        }
+        Ok(latents)
+    }
+
+    /// The latents after step `step`.
+    pub(super) fn advance(
+        &self,
+        latents: &Tensor,
+        flow: &Tensor,
+        known: Option<&Known>,
+        step: usize,
+    ) -> TensorResult<Tensor> {
+        let next = euler_step(latents, flow, self.schedule.sigma_change(step))?;
+        known.map_or(Ok(next.clone()), |known| known.keep(&next, self.schedule.sigmas[step + 1]))
+    }
+
+    /// The flow at the tokens of the picture being made, with guidance.
+    pub(super) fn predict(
+        &self,
+        latents: &Tensor,
+        references: Option<&Tensor>,
+        step: usize,
+    ) -> TensorResult<Tensor> {
+        let tokens = match references {
+            Some(references) => Tensor::cat(&[latents, references], 1)?,
+            None => latents.clone(),
+        };
+        let made = latents.dim(1)?;
+        let sigma = self.schedule.timesteps[step] / self.schedule.train_timesteps;
+        let flow = |prompt: &Conditioning, positions: &TokenPositions| {
+            let all = self.transformer.forward(&tokens, &prompt.embeds, sigma, positions)?;
+            all.i((.., ..made))
+        };
+        let conditional = flow(&self.guidance.positive, &self.positions)?;
+        match (&self.guidance.negative, &self.negative_positions) {
+            (Some(negative), Some(positions)) => {
+                let unconditional = flow(negative, positions)?;
+                guide(&conditional, &unconditional, self.guidance.scale, self.guided_length)
+            }
+            _ => Ok(conditional),
+        }
+    }
+}
+
+/// Classifier-free guidance: away from the unconditional flow, and perhaps back to
+/// the length of the conditional one at every token. All (1, tokens, channels).
+fn guide(
+    conditional: &Tensor,
+    unconditional: &Tensor,
+    scale: f64,
+    length: GuidedLength,
+) -> TensorResult<Tensor> {
+    let combined = (unconditional + ((conditional - unconditional)? * scale)?)?;
+    match length {
+        GuidedLength::Free => Ok(combined),
+        GuidedLength::Kept => {
+            let wanted = token_lengths(conditional)?;
+            let actual = token_lengths(&combined)?;
+            combined.broadcast_mul(&(wanted / actual)?)
+        }
+    }
+}
+
+/// The Euclidean length of each token, summed in 32 bits: (1, tokens, 1).
+fn token_lengths(x: &Tensor) -> TensorResult<Tensor> {
+    x.to_dtype(DType::F32)?.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.to_dtype(x.dtype())
+}
+
+/// latents + change · flow. In 16-bit formats the product is rounded, the sum is
+/// made in 32 bits and rounded again, as in the reference.
+fn euler_step(latents: &Tensor, flow: &Tensor, sigma_change: f32) -> TensorResult<Tensor> {
+    let dtype = latents.dtype();
+    let change = (flow.to_dtype(DType::F32)? * f64::from(sigma_change))?.to_dtype(dtype)?;
+    (latents.to_dtype(DType::F32)? + change.to_dtype(DType::F32)?)?.to_dtype(dtype)
+}

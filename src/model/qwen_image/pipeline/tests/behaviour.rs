@@ -1,0 +1,261 @@
+//! What the pipelines do beside making the reference's pictures.
+
+use std::ops::ControlFlow;
+
+use super::case::Case;
+use crate::domain::{
+    GreyImage, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt, RgbImage,
+    Strength, Task,
+};
+use crate::model::{
+    DiffusionModel, DtypeChoice, ModelError, StepObserver, StepProgress, Unobserved,
+};
+
+fn grey(width: usize, height: usize) -> Picture {
+    RgbImage::filled(width, height, [90, 120, 150]).into()
+}
+
+/// The field that `request` is refused for.
+fn field_at_fault(model: &mut dyn DiffusionModel, request: &ImageRequest) -> &'static str {
+    match model.generate(request, &mut Unobserved) {
+        Err(ModelError::Unsuitable { field, .. }) => field,
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_request_in_16_bits_gives_a_picture_near_the_one_in_32() {
+    let case = Case::read("edit_cfg");
+    let theirs: Vec<u8> = case.tensors["out.image"].flatten_all().unwrap().to_vec1().unwrap();
+    // The reference itself reaches 25 dB in bfloat16, most of it lost by rounding
+    // the timesteps, which we keep exact: 39 dB without that.
+    for (dtype, least_decibels) in [(DtypeChoice::Bfloat16, 30.0), (DtypeChoice::Float16, 40.0)] {
+        let mut pipeline = case.pipeline(dtype);
+
+        let generation = pipeline.generate(&case.request(), &mut Unobserved).unwrap();
+
+        let ours = generation.images[0].image.colour().pixels();
+        let square = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b)).powi(2);
+        let error = ours.iter().zip(&theirs).map(square).sum::<f64>() / theirs.len() as f64;
+        let decibels = 10.0 * (255.0_f64.powi(2) / error).log10();
+        println!("{dtype:?}: {decibels:.1} dB");
+        assert!(decibels > least_decibels, "{dtype:?}: {decibels} dB");
+    }
+}
+
+#[test]
+fn every_pipeline_works_in_16_bits() {
+    for name in ["inpaint", "edit_inpaint", "zerocond_2img_cfg", "layered"] {
+        let case = Case::read(name);
+        let mut pipeline = case.pipeline(DtypeChoice::Bfloat16);
+
+        let generation = pipeline.generate(&case.request(), &mut Unobserved);
+
+        assert!(generation.is_ok(), "{name}: {generation:?}");
+    }
+}
+
+#[test]
+fn an_observer_that_breaks_stops_the_work() {
+    struct StopAfter(usize);
+    impl StepObserver for StopAfter {
+        fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
+            if progress.step >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+    let case = Case::read("edit_nocfg_odd");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+
+    let stopped = pipeline.generate(&case.request(), &mut StopAfter(2));
+
+    assert!(matches!(stopped, Err(ModelError::Cancelled)));
+    assert!(pipeline.generate(&case.request(), &mut Unobserved).is_ok());
+}
+
+/// Asks for every preview and keeps them with their steps.
+#[derive(Default)]
+struct Previews {
+    seen: Vec<(StepProgress, Picture)>,
+    steps: Vec<StepProgress>,
+}
+
+impl StepObserver for Previews {
+    fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
+        self.steps.push(progress);
+        ControlFlow::Continue(())
+    }
+
+    fn wants_preview(&mut self, _progress: StepProgress) -> bool {
+        true
+    }
+
+    fn on_preview(&mut self, progress: StepProgress, preview: Picture) {
+        self.seen.push((progress, preview));
+    }
+}
+
+#[test]
+fn every_pipeline_shows_previews_of_the_finished_size_between_its_steps() {
+    for name in ["t2i_cfg", "img2img", "inpaint_crop", "edit_inpaint", "plus_2img_cfg", "layered"] {
+        let case = Case::read(name);
+        let mut pipeline = case.pipeline(DtypeChoice::Float32);
+        let mut previews = Previews::default();
+
+        let generation = pipeline.generate(&case.request(), &mut previews).unwrap();
+
+        let total = previews.steps.last().unwrap().total_steps;
+        assert_eq!(previews.steps.last().unwrap().step, total, "{name}");
+        assert_eq!(previews.seen.len(), total - 1, "{name}");
+        let finished = &generation.images[0].image;
+        for (progress, preview) in &previews.seen {
+            assert_eq!(progress.total_steps, total, "{name}");
+            let size = |picture: &Picture| (picture.width(), picture.height());
+            assert_eq!(size(preview), size(finished), "{name}");
+            assert_eq!(preview.alpha().is_some(), finished.alpha().is_some(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_preview_of_inpainting_keeps_what_is_kept() {
+    let case = Case::read("inpaint_crop");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+    let request = case.request();
+    let Task::Inpaint { image, mask, .. } = request.task.clone() else { panic!("no inpainting") };
+    let mut previews = Previews::default();
+
+    let generation = pipeline.generate(&request, &mut previews).unwrap();
+
+    let finished = &generation.images[0].image;
+    for picture in previews.seen.iter().map(|(_, preview)| preview).chain([finished]) {
+        let pixels = picture.colour().pixels().chunks(3).zip(image.colour().pixels().chunks(3));
+        for ((ours, theirs), masked) in pixels.zip(mask.pixels()) {
+            assert!(*masked > 0 || ours == theirs);
+        }
+    }
+}
+
+#[test]
+fn each_picture_of_a_request_has_its_own_seed() {
+    let case = Case::read("img2img");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+    let both = ImageRequest { count: ImageCount::new(2).unwrap(), ..case.request() };
+    let second = ImageRequest { seed: case.request().seed.of_image(1), ..case.request() };
+
+    let both = pipeline.generate(&both, &mut Unobserved).unwrap().images;
+    let alone = pipeline.generate(&second, &mut Unobserved).unwrap().images;
+
+    assert_eq!(both.len(), 2);
+    assert!(both[1].image == alone[0].image && both[1].seed == alone[0].seed);
+    assert!(both[0].image != both[1].image);
+}
+
+#[test]
+fn a_size_as_the_inputs_leaves_the_first_picture_as_it_is() {
+    let image = grey(96, 64);
+    for (name, task) in [
+        ("edit_cfg", Task::Edit { images: vec![image.clone()] }),
+        ("plus_2img_cfg", Task::Edit { images: vec![image.clone(), grey(50, 90)] }),
+    ] {
+        let case = Case::read(name);
+        let pipeline = case.pipeline(DtypeChoice::Float32);
+        let request = ImageRequest { task, size: OutputSize::AsInput, ..case.request() };
+
+        let job = pipeline.plan(&request).unwrap();
+
+        assert_eq!((job.output.width, job.output.height), (96, 64), "{name}");
+        assert_eq!(job.references[0].colour(), image.colour(), "{name}");
+    }
+}
+
+#[test]
+fn an_instructed_inpainting_has_one_size_for_picture_mask_and_output() {
+    let case = Case::read("edit_inpaint");
+    let pipeline = case.pipeline(DtypeChoice::Float32);
+    let exact = OutputSize::Exact(ImageSize::new(80, 48).unwrap());
+    let image = grey(96, 64);
+    let mask = GreyImage::new(96, 64, vec![255; 96 * 64]).unwrap();
+    let strength = Strength::new(0.8).unwrap();
+    let task = Task::Inpaint { image, mask, strength, crop_padding: None };
+    for (size, expected) in [(exact, (80, 48)), (OutputSize::AsInput, (96, 64))] {
+        let request = ImageRequest { task: task.clone(), size, ..case.request() };
+
+        let job = pipeline.plan(&request).unwrap();
+
+        let source = job.source.as_ref().unwrap();
+        let mask = source.mask.as_ref().unwrap();
+        assert_eq!((job.output.width, job.output.height), expected);
+        assert_eq!((source.picture.width(), source.picture.height()), expected);
+        assert_eq!((mask.width(), mask.height()), expected);
+        assert_eq!((job.shown[0].width(), job.shown[0].height()), expected);
+    }
+}
+
+#[test]
+fn what_an_edit_cannot_take_is_refused_by_name() {
+    let case = Case::read("edit_nocfg_odd");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+    let mut field = |request: ImageRequest| field_at_fault(&mut pipeline, &request);
+    let request = case.request();
+
+    let reserved = Prompt::new("replace <|image_pad|> by a cat").unwrap();
+    assert_eq!(field(ImageRequest { prompt: reserved, ..request.clone() }), "prompt");
+    let endless = Prompt::new("word ".repeat(6000)).unwrap();
+    assert_eq!(field(ImageRequest { prompt: endless, ..request.clone() }), "prompt");
+    let narrow = Task::Edit { images: vec![grey(4000, 3)] };
+    assert_eq!(field(ImageRequest { task: narrow, ..request.clone() }), "image");
+    let two = Task::Edit { images: vec![grey(8, 8), grey(8, 8)] };
+    assert_eq!(field(ImageRequest { task: two, ..request.clone() }), "image");
+    assert_eq!(field(ImageRequest { task: Task::Generate, ..request }), "image");
+}
+
+#[test]
+fn what_inpainting_cannot_take_is_refused_by_name() {
+    let case = Case::read("inpaint");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+    let mut field = |task: Task, size: OutputSize| {
+        field_at_fault(&mut pipeline, &ImageRequest { task, size, ..case.request() })
+    };
+    let size = case.request().size;
+    let inpaint = |strength: f64, mask_width: usize, crop_padding: Option<usize>| Task::Inpaint {
+        image: grey(64, 64),
+        mask: GreyImage::new(mask_width, 64, vec![0; mask_width * 64]).unwrap(),
+        strength: Strength::new(strength).unwrap(),
+        crop_padding,
+    };
+
+    assert_eq!(field(inpaint(0.0, 64, None), size), "strength");
+    assert_eq!(field(inpaint(0.8, 32, None), size), "mask");
+    assert_eq!(field(inpaint(0.8, 64, Some(4)), size), "mask");
+    let tiny = OutputSize::Exact(ImageSize::new(8, 64).unwrap());
+    assert_eq!(field(inpaint(0.8, 64, None), tiny), "size");
+    assert_eq!(field(Task::Edit { images: vec![grey(64, 64)] }, size), "image");
+}
+
+#[test]
+fn a_model_of_layers_needs_a_prompt_and_nothing_else_takes_pictures_apart() {
+    let case = Case::read("layered");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+    let blank = ImageRequest { prompt: Prompt::new(" ").unwrap(), ..case.request() };
+    assert_eq!(field_at_fault(&mut pipeline, &blank), "prompt");
+
+    let mut other = Case::read("plus_1img_nocfg").pipeline(DtypeChoice::Float32);
+    assert_eq!(field_at_fault(&mut other, &case.request()), "layers");
+}
+
+#[test]
+fn a_long_prompt_is_cut_as_in_the_reference() {
+    let case = Case::read("t2i_nocfg_odd");
+    let pipeline = case.pipeline(DtypeChoice::Float32);
+    let words = |count: usize| {
+        let prompt = Prompt::new("word ".repeat(count)).unwrap();
+        let request = ImageRequest { prompt, ..case.request() };
+        let job = pipeline.plan(&request).unwrap();
+        let grids = pipeline.grids(&job);
+        let guidance = pipeline.encode_prompts(&[], &request, &grids).unwrap();
+        guidance.positive.words
+    };
+
+    assert!(words(10) < 512);
+    assert_eq!(words(2000), 512);
+}

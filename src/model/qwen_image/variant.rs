@@ -1,0 +1,137 @@
+//! What tells the pipelines of the family apart, as data.
+//!
+//! Sources: diffusers 0.42.1, the pipelines' constants and default arguments;
+//! the model cards of Qwen/Qwen-Image, -Edit, -Edit-2509, -Edit-2511, -Layered.
+
+use super::prompt::PromptTemplate;
+use crate::model::{Capabilities, EditKind};
+
+/// One pipeline of the family.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// `_class_name` in `model_index.json`.
+    pub class_name: &'static str,
+    /// One sentence for people.
+    pub description: &'static str,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    /// What an edit is to it.
+    pub edit_kind: EditKind,
+    /// The most input pictures of an edit.
+    pub max_input_images: usize,
+    /// What the encoder is told around a prompt.
+    pub template: PromptTemplate,
+    /// What the encoder sees of the input pictures.
+    pub shown: Shown,
+    /// Pixels that a picture is scaled to.
+    pub image_area: usize,
+    /// Channels of a picture: 3, or 4 with transparency.
+    pub image_channels: usize,
+    /// How the schedule follows from the pictures' sizes.
+    pub schedule_basis: ScheduleBasis,
+    /// What guidance does to the length of a prediction.
+    pub guided_length: GuidedLength,
+    /// Denoising steps of the model card.
+    pub steps: i64,
+}
+
+/// What the encoder sees of the input pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing: it reads the prompt alone.
+    Nothing,
+    /// What the autoencoder sees.
+    Reference,
+    /// A copy of this many pixels.
+    Copy {
+        /// Width times height.
+        area: usize,
+    },
+}
+
+/// What the shift of the noise schedule follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScheduleBasis {
+    /// The tokens of the picture being made.
+    Made,
+    /// The tokens of the reference picture: the square root of their number, 1 at 256.
+    RootOfReference,
+}
+
+/// What guidance does to the length of a token's prediction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuidedLength {
+    /// It is brought back to that of the prediction with the prompt.
+    Kept,
+    /// Nothing.
+    Free,
+}
+
+const MEGAPIXEL: usize = 1024 * 1024;
+
+/// Qwen/Qwen-Image and Qwen/Qwen-Image-2512.
+pub const TEXT_TO_IMAGE: Variant = Variant {
+    class_name: "QwenImagePipeline",
+    description: "Makes a picture from words, or anew from a picture (Qwen-Image).",
+    capabilities: Capabilities {
+        text_to_image: true,
+        image_edit: true,
+        image_variation: true,
+        inpainting: true,
+        mask: true,
+    },
+    edit_kind: EditKind::ImageToImage,
+    max_input_images: 1,
+    template: PromptTemplate::TEXT,
+    shown: Shown::Nothing,
+    image_area: MEGAPIXEL,
+    image_channels: 3,
+    schedule_basis: ScheduleBasis::Made,
+    guided_length: GuidedLength::Kept,
+    steps: 50,
+};
+
+/// Qwen/Qwen-Image-Edit. The reference pipeline takes one picture, and so was it
+/// trained; several are shown to it in order, as later checkpoints have it.
+pub const EDIT: Variant = Variant {
+    class_name: "QwenImageEditPipeline",
+    description: "Edits a picture as the prompt says (Qwen-Image-Edit).",
+    capabilities: Capabilities {
+        image_edit: true,
+        inpainting: true,
+        mask: true,
+        ..Capabilities::NONE
+    },
+    edit_kind: EditKind::Instruction,
+    max_input_images: 3,
+    template: PromptTemplate::EDIT,
+    shown: Shown::Reference,
+    ..TEXT_TO_IMAGE
+};
+
+/// Qwen/Qwen-Image-Edit-2509 and -2511. The cards recommend one to three pictures;
+/// the pipeline takes any number, we as many as OpenAI's models do.
+pub const EDIT_PLUS: Variant = Variant {
+    class_name: "QwenImageEditPlusPipeline",
+    description: "Edits one picture or several together as the prompt says \
+                  (Qwen-Image-Edit-2509 and later).",
+    capabilities: Capabilities { image_edit: true, ..Capabilities::NONE },
+    max_input_images: 16,
+    template: PromptTemplate::EDIT_PLUS,
+    shown: Shown::Copy { area: 384 * 384 },
+    steps: 40,
+    ..EDIT
+};
+
+/// Qwen/Qwen-Image-Layered.
+pub const LAYERED: Variant = Variant {
+    class_name: "QwenImageLayeredPipeline",
+    description: "Takes a picture apart into transparent layers (Qwen-Image-Layered).",
+    capabilities: Capabilities { image_edit: true, ..Capabilities::NONE },
+    edit_kind: EditKind::Layers,
+    image_area: 640 * 640,
+    image_channels: 4,
+    schedule_basis: ScheduleBasis::RootOfReference,
+    guided_length: GuidedLength::Free,
+    ..TEXT_TO_IMAGE
+};

@@ -1,0 +1,316 @@
+//! The Stable Diffusion family: CLIP's text encoders, a U-Net and a picture
+//! autoencoder, from text to image and from image to image.
+//!
+//! `StableDiffusionPipeline` (1.5, 2.1, SD-Turbo) and `StableDiffusionXLPipeline`
+//! (SDXL, SDXL-Turbo) are one [`pipeline`]; what sets them apart is read from the
+//! checkpoint. Residual layers, time embeddings and the autoencoder's blocks are
+//! candle-transformers' own `stable_diffusion`.
+//!
+//! Not served: the safety checker of the 1.x repositories (said at start), the
+//! SDXL refiner, inpainting U-Nets, adapters.
+
+pub mod config;
+mod layers;
+mod pictures;
+pub mod pipeline;
+pub mod scheduler;
+pub mod text_encoder;
+pub mod tokenizer;
+pub mod unet;
+pub mod vae;
+
+use candle_core::DType;
+
+use config::{TextEncoderConfig, UnetConfig, VaeConfig};
+use pipeline::{Components, Pipeline, TextSide, TextUse};
+use scheduler::SchedulerConfig;
+use text_encoder::TextEncoder;
+use tokenizer::ClipTokenizer;
+use unet::Unet;
+use vae::Vae;
+
+use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
+use super::{
+    Capabilities, DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo,
+    RequestDefaults,
+};
+use crate::checkpoint::{CheckpointError, Weights};
+use crate::device::DeviceError;
+use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
+
+/// Stable Diffusion 1.5 and 2.1, SD-Turbo.
+pub(super) const PLAIN: ModelEntry =
+    ModelEntry { class_name: "StableDiffusionPipeline", load: |context| load(context, &ONE_TEXT) };
+
+/// SDXL, SDXL-Turbo.
+pub(super) const XL: ModelEntry = ModelEntry {
+    class_name: "StableDiffusionXLPipeline",
+    load: |context| load(context, &TWO_TEXTS),
+};
+
+/// The largest picture that is made: twice SDXL's own.
+const MAX_OUTPUT_AREA: usize = 2 * 1024 * 1024;
+/// The reference refuses sizes that are no multiples of it.
+const SIZE_MULTIPLE: usize = 8;
+
+/// File stem of a diffusers component's weights.
+const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+/// File stem of a transformers component's weights.
+const TRANSFORMERS_STEM: &str = "model";
+
+/// What sets the two classes apart.
+struct Variant {
+    class_name: &'static str,
+    /// Encoder, its class, its tokenizer.
+    texts: &'static [(&'static str, &'static str, &'static str)],
+    /// Whether the U-Net takes pooled text and sizes.
+    has_text_time: bool,
+    /// Defaults of the reference's `__call__`: guidance, strength.
+    guidance: f64,
+    strength: f64,
+}
+
+static ONE_TEXT: Variant = Variant {
+    class_name: "StableDiffusionPipeline",
+    texts: &[("text_encoder", "CLIPTextModel", "tokenizer")],
+    has_text_time: false,
+    guidance: 7.5,
+    strength: 0.8,
+};
+
+static TWO_TEXTS: Variant = Variant {
+    class_name: "StableDiffusionXLPipeline",
+    texts: &[
+        ("text_encoder", "CLIPTextModel", "tokenizer"),
+        ("text_encoder_2", "CLIPTextModelWithProjection", "tokenizer_2"),
+    ],
+    has_text_time: true,
+    guidance: 5.0,
+    strength: 0.3,
+};
+
+/// What `model_index.json` says.
+struct Index {
+    scheduler_class: String,
+    force_zeros_for_empty_prompt: bool,
+}
+
+fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionModel>, LoadError> {
+    Ok(Box::new(load_pipeline(context, variant)?))
+}
+
+fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, LoadError> {
+    let index = read_index(context, variant)?;
+    check_number_format(context)?;
+    refuse_lora(context)?;
+    let defaults = CheckpointDefaults::load(context.snapshot)?;
+    let (components, weight_bytes) = load_components(context, variant, &index)?;
+    let factor = components.vae.config().spatial_factor();
+    let side = components.unet.config().sample_size * factor;
+    let area = context.config.image_area.or(defaults.image_area).unwrap_or(side * side);
+    let capabilities = Capabilities {
+        text_to_image: true,
+        image_edit: true,
+        image_variation: true,
+        ..Capabilities::NONE
+    };
+    let info = ModelInfo {
+        id: context.id.clone(),
+        pipeline: variant.class_name.to_owned(),
+        description: defaults.description.clone().unwrap_or_else(|| {
+            "Makes pictures from a prompt, or from a prompt and a picture (Stable Diffusion)."
+                .to_owned()
+        }),
+        capabilities: capabilities.restricted_by(&context.config.capabilities),
+        defaults: request_defaults(context, variant, &defaults, &components.scheduler)?,
+        max_input_images: 1,
+        size_multiple: SIZE_MULTIPLE.max(factor),
+        max_output_area: MAX_OUTPUT_AREA.max(area),
+        image_area: area,
+        edit_kind: EditKind::ImageToImage,
+        guidance_parameter: GuidanceParameter::GuidanceScale,
+        has_condition_picture: false,
+        device: crate::device::device_name(&context.device),
+        dtype: crate::device::dtype_name(context.dtype).to_owned(),
+        weight_bytes,
+    };
+    Ok(Pipeline { info, components })
+}
+
+/// Refuses a checkpoint whose components are of classes that we do not have.
+fn read_index(context: &LoadContext, variant: &Variant) -> Result<Index, CheckpointError> {
+    let mut file = context.snapshot.config("model_index.json")?;
+    let mut class_of = |component: &str, classes: &[&str]| {
+        let names: Vec<Option<String>> = file.required(component);
+        let name = names.last().cloned().flatten().unwrap_or_default();
+        if !classes.contains(&name.as_str()) {
+            file.fault(format!("{component} = {names:?}: only {classes:?} is supported"));
+        }
+        name
+    };
+    for (encoder, class, tokenizer) in variant.texts {
+        class_of(encoder, &[class]);
+        class_of(tokenizer, &["CLIPTokenizer", "CLIPTokenizerFast"]);
+    }
+    class_of("unet", &["UNet2DConditionModel"]);
+    class_of("vae", &["AutoencoderKL"]);
+    let scheduler_class = class_of("scheduler", scheduler::CLASSES);
+    let names: Option<Vec<Option<String>>> = file.optional("image_encoder");
+    if let Some(name) = names.unwrap_or_default().into_iter().flatten().next_back() {
+        file.fault(format!("image_encoder = {name}: picture prompts are not supported"));
+    }
+    let checker: Option<Vec<Option<String>>> = file.optional("safety_checker");
+    if checker.is_some_and(|names| names.iter().any(Option::is_some)) {
+        let model = context.id.as_str();
+        tracing::warn!(model, "its safety checker is not run: pictures are not screened");
+    }
+    let force_zeros_for_empty_prompt = file.or("force_zeros_for_empty_prompt", true);
+    file.only("requires_aesthetics_score", false);
+    file.inert(&["add_watermarker", "feature_extractor", "requires_safety_checker"]);
+    file.finish()?;
+    Ok(Index { scheduler_class, force_zeros_for_empty_prompt })
+}
+
+/// candle's convolutions have no 16-bit arithmetic on a CPU.
+fn check_number_format(context: &LoadContext) -> Result<(), DeviceError> {
+    if !context.device.is_cpu() || context.dtype == DType::F32 {
+        return Ok(());
+    }
+    Err(DeviceError {
+        device: crate::device::device_name(&context.device),
+        reason: format!(
+            "Stable Diffusion cannot compute in {} on a CPU: use dtype 'float32' or 'auto'",
+            crate::device::dtype_name(context.dtype)
+        ),
+    })
+}
+
+fn refuse_lora(context: &LoadContext) -> Result<(), CheckpointError> {
+    let Some(lora) = context.config.lora.first() else {
+        return Ok(());
+    };
+    Err(CheckpointError::Malformed {
+        file: lora.file.display().to_string(),
+        reason: "LoRA files are merged into Qwen-Image models only".to_owned(),
+    })
+}
+
+/// Loads every component. Returns the bytes of their weights, too.
+fn load_components(
+    context: &LoadContext,
+    variant: &Variant,
+    index: &Index,
+) -> Result<(Components, usize), LoadError> {
+    let snapshot = context.snapshot;
+    let scheduler = SchedulerConfig::load(snapshot, &index.scheduler_class)?;
+    let text_configs = variant
+        .texts
+        .iter()
+        .map(|(encoder, class, _)| TextEncoderConfig::load(snapshot, encoder, class))
+        .collect::<Result<Vec<_>, _>>()?;
+    let unet_config = UnetConfig::load(snapshot)?;
+    let vae_config = VaeConfig::load(snapshot)?;
+    check_widths(variant, &text_configs, &unet_config, &vae_config)?;
+    let open = |component, stem, dtype, canonical| {
+        Weights::open(snapshot, component, stem, (dtype, &context.device), canonical)
+    };
+    let unchanged: fn(&str) -> String = str::to_owned;
+    let mut bytes = 0;
+    let mut texts = Vec::new();
+    for ((component, _, tokenizer), config) in variant.texts.iter().zip(&text_configs) {
+        let name = TextEncoder::canonical_name;
+        let weights = open(component, TRANSFORMERS_STEM, context.dtype, name)?;
+        let encoder = TextEncoder::load(&weights, config)?;
+        bytes += weights.finish()?;
+        let positions = config.max_position_embeddings;
+        texts.push(TextSide {
+            tokenizer: ClipTokenizer::load(snapshot, tokenizer, positions)?,
+            encoder,
+        });
+    }
+    let weights = open("unet", DIFFUSERS_STEM, context.dtype, unchanged)?;
+    let unet = Unet::load(&weights, &unet_config)?;
+    bytes += weights.finish()?;
+    let overflows = vae_config.force_upcast && context.dtype == DType::F16;
+    let vae_dtype = if overflows { DType::F32 } else { context.dtype };
+    let weights = open("vae", DIFFUSERS_STEM, vae_dtype, unchanged)?;
+    let vae = Vae::load(&weights, &vae_config)?;
+    bytes += weights.finish()?;
+    let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
+    let text_use = if variant.has_text_time {
+        TextUse::PenultimateAndPooled { force_zeros_for_empty_prompt }
+    } else {
+        TextUse::Last
+    };
+    let device = context.device.clone();
+    Ok((Components { texts, text_use, unet, vae, scheduler, device }, bytes))
+}
+
+/// Refuses components that do not fit each other.
+fn check_widths(
+    variant: &Variant,
+    texts: &[TextEncoderConfig],
+    unet: &UnetConfig,
+    vae: &VaeConfig,
+) -> Result<(), CheckpointError> {
+    let mut faults = Vec::new();
+    let mut check = |key: &str, value: usize, expected: usize, from: &str| {
+        if value != expected {
+            faults.push(format!("{key} = {value}, but {from} {expected}"));
+        }
+    };
+    let width = texts.iter().map(|text| text.hidden_size).sum();
+    check("cross_attention_dim", unet.cross_attention_dim, width, "the text encoders make");
+    check("in_channels", unet.in_channels, vae.latent_channels, "the vae's latents have");
+    check("out_channels", unet.out_channels, vae.latent_channels, "the vae's latents have");
+    if let Some(added) = unet.text_time {
+        let pooled = texts.iter().filter_map(|text| text.projection_dim).sum::<usize>();
+        let expected = pooled + 6 * added.addition_time_embed_dim;
+        let width = added.projection_class_embeddings_input_dim;
+        let from = "the pooled text and six sizes make";
+        check("projection_class_embeddings_input_dim", width, expected, from);
+    }
+    let positions = texts.iter().map(|text| text.max_position_embeddings);
+    if positions.clone().min() != positions.max() {
+        faults.push("the text encoders differ in max_position_embeddings".to_owned());
+    }
+    if unet.text_time.is_some() != variant.has_text_time {
+        let class = variant.class_name;
+        faults.push(format!("addition_embed_type does not fit a {class}"));
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(CheckpointError::Config { file: "unet/config.json".to_owned(), faults })
+}
+
+/// The settings' defaults, else the checkpoint's, else the reference's; the
+/// few-step models' are those of their published examples.
+fn request_defaults(
+    context: &LoadContext,
+    variant: &Variant,
+    checkpoint: &CheckpointDefaults,
+    scheduler: &SchedulerConfig,
+) -> Result<RequestDefaults, CheckpointError> {
+    let fault = |error: ValidationError| CheckpointError::Malformed {
+        file: CheckpointDefaults::FILE.to_owned(),
+        reason: error.to_string(),
+    };
+    let (steps, guidance, strength) = if scheduler.is_few_step() {
+        (4, 0.0, 0.5)
+    } else {
+        (50, variant.guidance, variant.strength)
+    };
+    let settings = &context.config.defaults;
+    let steps = Steps::new(checkpoint.num_inference_steps.unwrap_or(steps)).map_err(fault)?;
+    let guidance =
+        GuidanceScale::new(checkpoint.guidance_scale.unwrap_or(guidance)).map_err(fault)?;
+    let negative = settings.negative_prompt.clone().or(checkpoint.negative_prompt.clone());
+    Ok(RequestDefaults {
+        num_inference_steps: settings.num_inference_steps.unwrap_or(steps),
+        guidance: settings.guidance_scale.unwrap_or(guidance),
+        // The empty text: what the reference does without a negative prompt.
+        negative_prompt: Some(negative.unwrap_or_default()),
+        strength: Strength::new(strength).map_err(fault)?,
+    })
+}

@@ -1,0 +1,378 @@
+//! One request, stage by stage: text to image, and image to image.
+//!
+//! Sources: diffusers 0.42.1, `StableDiffusionPipeline`,
+//! `StableDiffusionXLPipeline` and their `Img2Img` siblings. Latents are float32
+//! between the steps whatever the model's format; the first noise is drawn so, too.
+
+use std::ops::ControlFlow;
+
+use candle_core::{DType, Device, Result as TensorResult, Tensor};
+
+use super::pictures::{to_picture, to_tensor};
+use super::scheduler::{Schedule, SchedulerConfig};
+use super::text_encoder::TextEncoder;
+use super::tokenizer::ClipTokenizer;
+use super::unet::{Conditioning, Unet};
+use super::vae::{Posterior, Vae};
+use crate::domain::{ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Strength, Task};
+use crate::model::noise::TorchGenerator;
+use crate::model::{
+    DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver, StepProgress,
+    TokenUsage,
+};
+
+/// A text encoder with its tokenizer.
+pub struct TextSide {
+    /// Words to ids.
+    pub tokenizer: ClipTokenizer,
+    /// Ids to hidden states.
+    pub encoder: TextEncoder,
+}
+
+/// How texts condition the U-Net.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextUse {
+    /// One encoder's last state.
+    Last,
+    /// All encoders' penultimate states, side by side; the last encoder's pooled
+    /// text, and sizes.
+    PenultimateAndPooled {
+        /// Whether an empty negative prompt is all zeros, not the encoded "".
+        force_zeros_for_empty_prompt: bool,
+    },
+}
+
+/// The components of a checkpoint, loaded.
+pub struct Components {
+    /// One encoder, or SDXL's two.
+    pub texts: Vec<TextSide>,
+    /// What is made of their states.
+    pub text_use: TextUse,
+    /// Predicts the noise.
+    pub unet: Unet,
+    /// Pictures to latents and back.
+    pub vae: Vae,
+    /// The noise schedule.
+    pub scheduler: SchedulerConfig,
+    /// Where they are.
+    pub device: Device,
+}
+
+/// `StableDiffusionPipeline` and `StableDiffusionXLPipeline`.
+pub struct Pipeline {
+    pub(super) info: ModelInfo,
+    pub(super) components: Components,
+}
+
+/// A text as its encoders return it.
+struct EncodedPrompt {
+    embeds: Tensor,
+    pooled: Option<Tensor>,
+    tokens: usize,
+}
+
+/// The prompts of one request.
+struct Guidance {
+    positive: Conditioning,
+    /// With it, predictions are steered away from it.
+    negative: Option<Conditioning>,
+    scale: f64,
+    tokens: usize,
+}
+
+/// What pictures are made from.
+enum Source<'a> {
+    Noise,
+    Picture { image: &'a RgbImage, strength: Strength },
+}
+
+impl DiffusionModel for Pipeline {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn generate(
+        &mut self,
+        request: &ImageRequest,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Generation, ModelError> {
+        let source = source(&request.task)?;
+
+        // 1. Size and schedule.
+        let size = self.size(&source, request.size)?;
+        let schedule = self.schedule(&source, request.steps.get())?;
+        let total_steps = schedule.timesteps().len();
+        // 2. Prompts → what steers the U-Net.
+        observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        let guidance = self.encode_prompts(request, size)?;
+        // 3. Picture → the distribution of its latents.
+        observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        let posterior = self.encode_picture(&source, size)?;
+        let mut images = Vec::with_capacity(request.count.get());
+        for index in 0..request.count.get() {
+            let seed = request.seed.of_image(index);
+            let mut noise = self.noise(seed.get(), size);
+            // 4. Noise, alone or over the picture.
+            let start = self.start(posterior.as_ref(), &schedule, &mut noise)?;
+            // 5. Noise → latents.
+            let mut watch = Watch { observer: &mut *observer, image: index, total_steps };
+            let latents = self.denoise(start, &schedule, &guidance, &mut noise, &mut watch)?;
+            // 6. Latents → picture.
+            let image = self.decode(&latents)?.into();
+            images.push(GeneratedImage { image, seed });
+        }
+        let places = self.latent_shape(size)[2..].iter().product::<usize>();
+        let usage = TokenUsage {
+            input_text_tokens: guidance.tokens,
+            input_image_tokens: if posterior.is_some() { places } else { 0 },
+            output_image_tokens: places * images.len(),
+        };
+        Ok(Generation { images, usage })
+    }
+}
+
+fn observe(observer: &mut dyn StepObserver, progress: StepProgress) -> Result<(), ModelError> {
+    match observer.on_step(progress) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ModelError::Cancelled),
+    }
+}
+
+/// Whoever watches the steps of one picture.
+struct Watch<'a> {
+    observer: &'a mut dyn StepObserver,
+    image: usize,
+    total_steps: usize,
+}
+
+impl Watch<'_> {
+    /// After `step` steps. `preview` is made only if somebody wants to see it.
+    fn step(
+        &mut self,
+        step: usize,
+        preview: impl FnOnce() -> Result<RgbImage, ModelError>,
+    ) -> Result<(), ModelError> {
+        let progress = StepProgress { image: self.image, step, total_steps: self.total_steps };
+        if (1..self.total_steps).contains(&step) && self.observer.wants_preview(progress) {
+            self.observer.on_preview(progress, preview()?.into());
+        }
+        observe(self.observer, progress)
+    }
+}
+
+fn source(task: &Task) -> Result<Source<'_>, ModelError> {
+    match task {
+        Task::Generate => Ok(Source::Noise),
+        Task::ImageToImage { image, strength } => {
+            Ok(Source::Picture { image: image.colour(), strength: *strength })
+        }
+        Task::Edit { .. } | Task::Inpaint { .. } | Task::Decompose { .. } => {
+            Err(ModelError::Unsuitable {
+                field: "image",
+                reason: "This model makes pictures from a prompt, or from a prompt and one whole \
+                         picture."
+                    .to_owned(),
+            })
+        }
+    }
+}
+
+impl Pipeline {
+    /// The output's size, on the model's grid.
+    fn size(&self, source: &Source, size: OutputSize) -> Result<ImageSize, ModelError> {
+        let grid = self.info.size_multiple;
+        let (field, width, height) = match (size, source) {
+            (OutputSize::Exact(size), _) => ("size", size.width(), size.height()),
+            (_, Source::Picture { image, .. }) => ("image", image.width(), image.height()),
+            (_, Source::Noise) => {
+                let side = self.info.image_area.isqrt();
+                ("size", side, side)
+            }
+        };
+        let unsuitable = |reason| ModelError::Unsuitable { field, reason };
+        let size = ImageSize::new(width / grid * grid, height / grid * grid)
+            .map_err(|_| unsuitable(format!("Both sides must be at least {grid} pixels.")))?;
+        if !self.info.accepts(size) {
+            return Err(unsuitable(format!(
+                "{size} pixels are too many for this model: at most {} in all.",
+                self.info.max_output_area
+            )));
+        }
+        Ok(size)
+    }
+
+    /// The timesteps: all of `steps`, or as many as `strength` leaves.
+    fn schedule(&self, source: &Source, steps: usize) -> Result<Schedule<'_>, ModelError> {
+        let schedule = self.components.scheduler.schedule(steps);
+        let Source::Picture { strength, .. } = source else {
+            return Ok(schedule);
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to steps")]
+        let kept = (steps as f64 * strength.get()) as usize;
+        if kept == 0 {
+            return Err(ModelError::Unsuitable {
+                field: "strength",
+                reason: format!(
+                    "With {steps} steps a strength of {} leaves none to take: steps times strength \
+                     must be at least 1.",
+                    strength.get()
+                ),
+            });
+        }
+        Ok(schedule.without_first(steps - kept.min(steps)))
+    }
+
+    fn encode_prompts(
+        &self,
+        request: &ImageRequest,
+        size: ImageSize,
+    ) -> Result<Guidance, ModelError> {
+        let scale = request.guidance.get();
+        let positive = self.encode_prompt(&request.prompt)?;
+        let negative = request.negative_prompt.as_ref().filter(|_| scale > 1.0);
+        let negative =
+            negative.map(|prompt| self.encode_negative(prompt, &positive)).transpose()?;
+        let condition = |prompt: &EncodedPrompt| self.condition(prompt, size);
+        Ok(Guidance {
+            tokens: positive.tokens,
+            positive: condition(&positive)?,
+            negative: negative.as_ref().map(condition).transpose()?,
+            scale,
+        })
+    }
+
+    fn encode_negative(
+        &self,
+        prompt: &Prompt,
+        positive: &EncodedPrompt,
+    ) -> Result<EncodedPrompt, ModelError> {
+        let zeros = TextUse::PenultimateAndPooled { force_zeros_for_empty_prompt: true };
+        if !(prompt.as_str().is_empty() && self.components.text_use == zeros) {
+            return self.encode_prompt(prompt);
+        }
+        let pooled = positive.pooled.as_ref().map(Tensor::zeros_like).transpose()?;
+        Ok(EncodedPrompt { embeds: positive.embeds.zeros_like()?, pooled, tokens: 0 })
+    }
+
+    fn encode_prompt(&self, prompt: &Prompt) -> Result<EncodedPrompt, ModelError> {
+        let mut states = Vec::new();
+        let (mut pooled, mut tokens) = (None, 0);
+        for side in &self.components.texts {
+            let text = side
+                .tokenizer
+                .tokenise(prompt.as_str())
+                .map_err(|error| ModelError::BadOutput(format!("no tokens: {error}")))?;
+            if text.cut > 0 {
+                let (cut, kept) = (text.cut, text.length);
+                tracing::warn!(cut, kept, "a prompt is longer than CLIP reads: its end was cut");
+            }
+            tokens = text.length;
+            let encoded = side.encoder.forward(&text.ids)?;
+            states.push(match self.components.text_use {
+                TextUse::Last => encoded.last,
+                TextUse::PenultimateAndPooled { .. } => encoded.penultimate,
+            });
+            pooled = encoded.pooled;
+        }
+        Ok(EncodedPrompt { embeds: Tensor::cat(&states, 2)?, pooled, tokens })
+    }
+
+    /// A prompt for a picture of `size`, which is taken for uncropped.
+    fn condition(&self, prompt: &EncodedPrompt, size: ImageSize) -> TensorResult<Conditioning> {
+        let (height, width) = (size.height(), size.width());
+        let sizes = [height, width, 0, 0, height, width];
+        let unet = &self.components.unet;
+        let added = prompt.pooled.as_ref().map(|pooled| unet.embed_added(pooled, &sizes));
+        Ok(Conditioning { embeds: prompt.embeds.clone(), added: added.transpose()?.flatten() })
+    }
+
+    fn encode_picture(&self, source: &Source, size: ImageSize) -> TensorResult<Option<Posterior>> {
+        let Source::Picture { image, .. } = source else {
+            return Ok(None);
+        };
+        let pixels = to_tensor(image, size, &self.components.device)?;
+        self.components.vae.encode(&pixels).map(Some)
+    }
+
+    /// (1, latent channels, rows, columns)
+    fn latent_shape(&self, size: ImageSize) -> [usize; 4] {
+        let config = self.components.vae.config();
+        let factor = config.spatial_factor();
+        [1, config.latent_channels, size.height() / factor, size.width() / factor]
+    }
+
+    /// Draws noise of the latents' shape from a generator of its own.
+    fn noise(&self, seed: u64, size: ImageSize) -> impl FnMut() -> TensorResult<Tensor> {
+        let mut generator = TorchGenerator::new(seed);
+        let shape = self.latent_shape(size);
+        let device = &self.components.device;
+        move || {
+            let numbers = generator.normal(shape.iter().product());
+            Tensor::from_vec(numbers, shape.as_slice(), &Device::Cpu)?.to_device(device)
+        }
+    }
+
+    /// The state before the first step. With a picture, its latents are drawn
+    /// from their distribution before the noise is.
+    fn start(
+        &self,
+        posterior: Option<&Posterior>,
+        schedule: &Schedule,
+        noise: &mut dyn FnMut() -> TensorResult<Tensor>,
+    ) -> TensorResult<Tensor> {
+        let Some(posterior) = posterior else {
+            return noise()? * schedule.initial_scale();
+        };
+        let latents = (&posterior.mean + (&posterior.deviation * noise()?)?)?;
+        let (clean, noisy) = schedule.start_weights();
+        let clean = clean * self.components.vae.config().scaling_factor;
+        (latents * clean)? + (noise()? * noisy)?
+    }
+
+    /// Follows the schedule from `state` to scaled latents.
+    fn denoise(
+        &self,
+        mut state: Tensor,
+        schedule: &Schedule,
+        guidance: &Guidance,
+        noise: &mut dyn FnMut() -> TensorResult<Tensor>,
+        watch: &mut Watch,
+    ) -> Result<Tensor, ModelError> {
+        let mut walk = schedule.walk();
+        watch.step(0, || self.decode(&state))?;
+        for (step, timestep) in schedule.timesteps().iter().enumerate() {
+            let input = (&state * schedule.input_scale(step))?;
+            let prediction = self.predict(&input, *timestep, guidance)?;
+            let made = walk.step(step, &state, &prediction, noise)?;
+            watch.step(step + 1, || self.decode(&made.clean))?;
+            state = made.next;
+        }
+        // The sum is finite only if every number is.
+        if !state.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(ModelError::BadOutput(
+                "numbers that are not finite; another dtype may help".to_owned(),
+            ));
+        }
+        Ok(state)
+    }
+
+    /// The prediction, with guidance away from the negative one.
+    fn predict(&self, input: &Tensor, timestep: f64, guidance: &Guidance) -> TensorResult<Tensor> {
+        let unet = &self.components.unet;
+        let positive = unet.forward(input, timestep, &guidance.positive)?;
+        let Some(negative) = &guidance.negative else {
+            return Ok(positive);
+        };
+        let negative = unet.forward(input, timestep, negative)?;
+        &negative + ((positive - &negative)? * guidance.scale)?
+    }
+
+    /// `latents`: scaled, as the U-Net sees them.
+    fn decode(&self, latents: &Tensor) -> Result<RgbImage, ModelError> {
+        let vae = &self.components.vae;
+        to_picture(&vae.decode(&(latents.to_dtype(DType::F32)? / vae.config().scaling_factor)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;
