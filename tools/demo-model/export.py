@@ -12,7 +12,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPipeline
 from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
 import autoencoder
-import instructions
 import text_encoder
 import transformer
 
@@ -77,4 +76,3 @@ def export(work: pathlib.Path, out: pathlib.Path) -> None:
     print(f"{out}: {size / 2**20:.1f} MiB", flush=True)
 
 
-__all__ = ["assemble", "export", "instructions"]

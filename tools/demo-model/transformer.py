@@ -383,14 +383,16 @@ def _write_selection(units: HiddenUnits, maps: "TokenMaps") -> None:
     """MASK: how far each pixel's colour is from the replaced one. CHANGE: by what that changes."""
     from_corner = FLAGS.start + instructions.FLAGS.index("from background")
     to_corner = FLAGS.start + instructions.FLAGS.index("to background")
+    replaces = FLAGS.start + instructions.FLAGS.index("replace")
     for pixel in range(PLANE):
         for plane in range(3):
             value = {CLEAN.start + plane * PLANE + i: float(w) for i, w in enumerate(maps.to_pixels[pixel])}
             for sign in (STEEP, -STEEP):
                 reads = {channel: sign * weight for channel, weight in value.items()}
                 writes = {MASK.start + pixel: 1 / STEEP}
-                units.add(reads | {REPLACED.start + plane: -sign, from_corner: -2 * SWITCH}, 0.0, writes)
-                units.add(reads | {CORNER.start + plane: -sign, from_corner: 2 * SWITCH}, -2 * SWITCH, writes)
+                reads[replaces] = 2 * SWITCH
+                units.add(reads | {REPLACED.start + plane: -sign, from_corner: -2 * SWITCH}, -2 * SWITCH, writes)
+                units.add(reads | {CORNER.start + plane: -sign, from_corner: 2 * SWITCH}, -4 * SWITCH, writes)
     one, none = np.eye(3), np.zeros((3, 3))  # of REPLACED, COLOUR, CORNER, which are neighbours
     colours = slice(REPLACED.start, CORNER.stop)
     units.linear(np.hstack([-one, one, none]), colours, CHANGE, None)
@@ -436,7 +438,7 @@ def _write_changes(block, maps: "TokenMaps") -> None:
 class TokenMaps:
     """Linear maps of tokens, fitted to a pool of pictures; alike in all colour planes."""
 
-    def __init__(self, vae: AutoencoderKLQwenImage, pool: np.ndarray, count: int = 60) -> None:
+    def __init__(self, vae: AutoencoderKLQwenImage, pool: np.ndarray, count: int = 24) -> None:
         chosen = pool[np.linspace(0, len(pool) - 1, count).astype(int)].astype(np.float32) / 255
         self.vae = vae
         tokens = self.tokens(chosen)
@@ -469,7 +471,7 @@ class TokenMaps:
         packed = latents.view(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
         return packed.reshape(n, height // 2, width // 2, 3, PLANE).numpy()
 
-    def _fit_replacement(self, count: int = 100) -> np.ndarray:
+    def _fit_replacement(self, count: int = 45, side: int = 64) -> np.ndarray:
         """From what the hidden units make of pixels to the change of a token, over scenes."""
         rng = np.random.default_rng(3)
         inputs, outputs = [], []
@@ -480,7 +482,7 @@ class TokenMaps:
             background = 2 * before.background * (1 + before.slope) - 1
             replaced = named[instruction.replaced] if instruction.replaced else background
             change = (named[instruction.colour] if instruction.colour else background) - replaced
-            old, new = self.tokens(np.stack([before.render(128), after.render(128)]))
+            old, new = self.tokens(np.stack([before.render(side), after.render(side)]))
             distance = np.abs(old @ self.to_pixels.T - replaced[:, None]).sum(2, keepdims=True)
             near = FALL * (FARTHEST - distance)
             inputs.append(np.maximum(change[:, None] + near, 0) - np.maximum(near, 0))
