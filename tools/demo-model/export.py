@@ -64,6 +64,11 @@ def export(work: pathlib.Path, out: pathlib.Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     pipeline.save_pretrained(out, safe_serialization=True)
     shutil.copytree(work / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    # The class's own default, under a name that the published files do not have.
+    file = out / "text_encoder/config.json"
+    config = json.loads(file.read_text())
+    config["vision_config"].pop("rope_parameters", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")
     preprocessor = json.loads((out / "processor/processor_config.json").read_text())["image_processor"]
     preprocessor |= dict(processor_class="Qwen2VLProcessor", merge_size=2, min_pixels=3136, max_pixels=ENCODER_PIXELS)
     (out / "processor/preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
