@@ -24,7 +24,7 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut next = |name| arguments.next().with_context(|| format!("{name} is missing"));
     let (input, prompt, output) = (next("INPUT")?, next("PROMPT")?, next("OUTPUT")?);
-    let id = arguments.next().unwrap_or_else(|| "tiny-random".to_owned());
+    let id = arguments.next().unwrap_or_else(|| "demo".to_owned());
 
     let hub = load_hub(&Environment::of_process())?;
     let mut model = diffuser_api::model::load(&model_named(id), &hub)?;

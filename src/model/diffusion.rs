@@ -161,12 +161,15 @@ impl GuidanceParameter {
 /// What a model is and can do: all that the server shows and enforces.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelInfo {
-    /// The name in `/v1/models`, such as `Qwen/Qwen-Image-Edit` or `tiny-random`.
+    /// The name in `/v1/models`, such as `Qwen/Qwen-Image-Edit` or `demo`.
     pub id: String,
     /// The pipeline class of `model_index.json`.
     pub pipeline: String,
     /// One sentence for people.
     pub description: String,
+    /// Prompts that it follows, one of each kind, if it knows only some; empty if
+    /// it takes any.
+    pub instructions: Vec<String>,
     /// What it can do.
     pub capabilities: Capabilities,
     /// What a request gets when it does not say otherwise.

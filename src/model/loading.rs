@@ -61,6 +61,8 @@ pub(super) struct CheckpointDefaults {
     pub(super) true_cfg_scale: Option<f64>,
     pub(super) guidance_scale: Option<f64>,
     pub(super) negative_prompt: Option<String>,
+    /// Prompts that it follows, if it knows only some.
+    pub(super) instructions: Option<Vec<String>>,
 }
 
 impl CheckpointDefaults {
@@ -78,6 +80,7 @@ impl CheckpointDefaults {
             true_cfg_scale: file.optional("true_cfg_scale"),
             guidance_scale: file.optional("guidance_scale"),
             negative_prompt: file.optional("negative_prompt"),
+            instructions: file.optional("instructions"),
         };
         file.finish()?;
         Ok(defaults)

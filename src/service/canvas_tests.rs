@@ -10,6 +10,7 @@ fn model() -> ModelInfo {
         id: "m".to_owned(),
         pipeline: "P".to_owned(),
         description: String::new(),
+        instructions: Vec::new(),
         capabilities: Capabilities::NONE,
         defaults: RequestDefaults {
             num_inference_steps: Steps::new(4).unwrap(),

@@ -420,7 +420,7 @@ fn a_pipeline_class_that_is_not_served_is_named_with_those_that_are() {
 fn a_name_that_is_no_model_is_answered_with_what_would_be_one() {
     let fault = load("no such thing").err().unwrap().to_string();
 
-    assert!(fault.contains("no such thing") && fault.contains("tiny-random"), "{fault}");
+    assert!(fault.contains("no such thing") && fault.contains("'demo', 'tiny-random'"), "{fault}");
 }
 
 #[test]
@@ -431,4 +431,15 @@ fn the_embedded_model_edits() {
     assert!(model.info().capabilities.image_edit && !model.info().capabilities.text_to_image);
     let picture = picture_of(model.as_mut());
     assert_eq!((picture.width(), picture.height()), (64, 64));
+}
+
+#[test]
+fn the_demo_model_lists_what_it_follows_and_edits_small_pictures() {
+    let model = load("demo").unwrap();
+
+    let info = model.info();
+
+    assert_eq!(info.id, "demo");
+    assert_eq!(info.image_area, 128 * 128);
+    assert!(info.instructions.iter().any(|phrase| phrase == "make it black and white"));
 }

@@ -46,7 +46,7 @@ fn without_any_source_the_documented_defaults_hold() {
     assert_eq!(config.api.app_version, env!("CARGO_PKG_VERSION"));
     assert_eq!(config.api.max_upload_bytes, 134_217_728);
     assert_eq!(config.api.max_image_pixels, 67_108_864);
-    assert_eq!(config.model.id, "tiny-random");
+    assert_eq!(config.model.id, "demo");
     assert_eq!(config.model.name, None);
     assert_eq!(config.model.device, DeviceChoice::Auto);
     assert_eq!(config.model.dtype, DtypeChoice::Auto);

@@ -125,6 +125,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
             "Makes pictures from a prompt, or from a prompt and a picture (Stable Diffusion)."
                 .to_owned()
         }),
+        instructions: defaults.instructions.clone().unwrap_or_default(),
         capabilities: capabilities.restricted_by(&context.config.capabilities),
         defaults: request_defaults(context, variant, &defaults, &components.scheduler)?,
         max_input_images: 1,

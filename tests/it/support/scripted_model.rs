@@ -52,6 +52,7 @@ pub(crate) fn info() -> ModelInfo {
         id: "test/scripted-edit".to_owned(),
         pipeline: "ScriptedPipeline".to_owned(),
         description: "Tints pictures.".to_owned(),
+        instructions: Vec::new(),
         capabilities: Capabilities {
             text_to_image: false,
             image_edit: true,

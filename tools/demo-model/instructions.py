@@ -1,0 +1,398 @@
+"""What the demo model can be asked, in how many words, and what the right answer is.
+
+Every `Task` has training phrases and held-out phrases (these are never trained
+on), and says what the text encoder should read out of a phrase (`Reading`).
+`target` computes the right answer to an edit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+import pictures
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclasses.dataclass(frozen=True)
+class ColourMap:
+    """colour -> matrix · colour + offset, for colours in 0..1."""
+
+    matrix: np.ndarray
+    offset: np.ndarray
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        return np.clip(picture @ self.matrix.T + self.offset, 0, 1).astype(np.float32)
+
+
+def _scale(factors, offset=0.0) -> ColourMap:
+    return ColourMap(np.diag(np.broadcast_to(factors, 3)), np.broadcast_to(offset, 3).astype(float))
+
+
+def _tint(colour) -> ColourMap:
+    colour = np.array(colour)
+    matrix = 0.45 * np.eye(3) + 0.45 * np.outer(colour, LUMA)
+    return ColourMap(matrix, 0.12 * colour)
+
+
+GREY = np.tile(LUMA, (3, 1))
+SEPIA = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]])
+COLOUR_MAPS = {
+    "grayscale": ColourMap(GREY, np.zeros(3)),
+    "sepia": ColourMap(0.92 * SEPIA, np.zeros(3)),
+    "invert": _scale(-1.0, 1.0),
+    "brighter": _scale(0.85, 0.2),
+    "darker": _scale(0.55),
+    "more contrast": _scale(1.6, -0.3),
+    "less contrast": _scale(0.5, 0.25),
+    "warmer": _scale((1.08, 1.0, 0.72), (0.06, 0.02, 0.0)),
+    "cooler": _scale((0.72, 0.98, 1.08), (0.0, 0.02, 0.06)),
+    "red tint": _tint((1.0, 0.1, 0.1)),
+    "green tint": _tint((0.1, 1.0, 0.1)),
+    "blue tint": _tint((0.1, 0.2, 1.0)),
+    "vintage": ColourMap(
+        np.diag([0.80, 0.76, 0.60]) @ (0.55 * np.eye(3) + 0.45 * GREY), np.array([0.14, 0.10, 0.10])
+    ),
+}
+SPATIAL = ("blur", "mirror")
+REPLACEMENTS = ("background", "recolour", "remove")
+PICTURE_TASKS = (*COLOUR_MAPS, *SPATIAL)
+TASKS = (*PICTURE_TASKS, *REPLACEMENTS)
+
+# {it} stands for a word for the picture, {p} for such a word that cannot be "it".
+IT = ("it", "this", "the image", "the picture", "the photo", "this image", "this picture", "this photo",
+      "the photograph", "everything", "the whole picture", "my photo")  # fmt: skip
+PICTURE = ("image", "picture", "photo", "photograph")
+
+PHRASES: dict[str, list[str]] = {
+    "grayscale": [
+        "black & white", "b&w", "make {it} b&w", "drop the colors", "get rid of all color", "no color", "in monochrome", "a grayscale {p}", "fade the colors to gray",
+        "make {it} grayscale", "make {it} black and white", "convert {it} to black and white",
+        "turn {it} into a black and white {p}", "convert {it} to grayscale", "remove all the colors",
+        "remove the color from {it}", "turn {it} gray", "make {it} monochrome", "black and white", "grayscale",
+        "desaturate {it}", "a black and white version of {it}", "greyscale {p}", "take all colour out of {it}",
+        "show {it} in black and white", "apply a black and white filter", "without colors", "make {it} colorless",
+    ],
+    "sepia": [
+        "a sepia {p}", "sepia version", "in sepia", "make a sepia {p} of {it}", "sepia tones", "use a sepia tone on {it}",
+        "make {it} sepia", "apply a sepia filter", "give {it} a sepia tone", "turn {it} into a sepia {p}", "sepia",
+        "add a sepia tone", "convert {it} to sepia", "sepia effect", "use sepia colors", "tone {it} in sepia",
+        "make {it} brownish like an old {p}", "apply sepia to {it}",
+    ],
+    "invert": [
+        "negative of {it}", "inverse colors", "an inverted version", "color negative",
+        "invert the colors", "invert {it}", "make {it} a negative", "turn {it} into a negative", "negative",
+        "make a negative of {it}", "reverse the colors", "show {it} with inverted colors", "invert all the colours of {it}",
+        "convert {it} to a negative", "inverted colors", "swap light and dark in {it}", "like a film negative",
+    ],
+    "brighter": [
+        "increase brightness", "a brighter version of {it}", "add brightness", "brighter {p}",
+        "make {it} brighter", "brighten {it}", "increase the brightness", "make {it} lighter", "lighten {it}",
+        "brighter", "brighten {it} up", "raise the brightness of {it}", "more light", "add more light to {it}",
+        "{it} is too dark", "make {it} less dark", "turn up the brightness", "more brightness", "lighter",
+    ],
+    "darker": [
+        "decrease brightness", "a darker version of {it}", "darker {p}", "reduce brightness",
+        "make {it} darker", "darken {it}", "reduce the brightness", "decrease the brightness", "lower the brightness",
+        "darker", "make {it} less bright", "dim {it}", "{it} is too bright", "turn down the brightness", "less light",
+        "less brightness", "lower the brightness of {it}", "make the {p} dark", "tone down the light in {it}",
+    ],
+    "more contrast": [
+        "increase contrast", "a version with more contrast", "stronger contrast",
+        "increase the contrast", "more contrast", "add contrast", "boost the contrast", "raise the contrast of {it}",
+        "give {it} more contrast", "make {it} more contrasty", "enhance the contrast", "higher contrast",
+        "make the contrast stronger", "turn up the contrast", "strengthen the contrast of {it}", "high contrast",
+        "add more contrast to {it}", "make {it} punchy with contrast",
+    ],
+    "less contrast": [
+        "reduce contrast", "a version with less contrast", "weaker contrast",
+        "reduce the contrast", "less contrast", "lower the contrast", "decrease the contrast", "give {it} less contrast",
+        "make {it} flat with low contrast", "low contrast", "soften the contrast", "weaken the contrast of {it}",
+        "turn down the contrast", "take contrast out of {it}", "lower contrast", "make the contrast weaker",
+    ],
+    "warmer": [
+        "warm tones", "a warmer version of {it}", "a warmer {p}",
+        "make {it} warmer", "warmer colors", "warm up {it}", "add warmth", "give {it} a warm tone", "warmer",
+        "make the colors warmer", "use warm colors", "warm {it} up", "apply a warming filter", "add a warm tone to {it}",
+        "increase the warmth of {it}", "a warmer color temperature", "warm light", "more warmth",
+    ],
+    "cooler": [
+        "cool tones", "a cooler version of {it}", "a colder {p}",
+        "make {it} cooler", "cooler colors", "cool {it} down", "give {it} a cool tone", "make {it} colder", "cooler",
+        "make the colors cooler", "use cold colors", "apply a cooling filter", "add a cold tone to {it}", "colder",
+        "make the colors colder", "a cooler color temperature", "cold light", "less warmth", "cool down the colors",
+    ],
+    "vintage": [
+        "a vintage version of {it}", "vintage {p}", "retro", "in vintage style",
+        "make {it} look vintage", "apply a vintage filter", "give {it} a vintage look", "vintage", "retro look",
+        "make {it} look old", "make {it} look retro", "turn {it} into a vintage {p}", "give {it} a faded look",
+        "an old faded {p}", "vintage effect", "apply a retro filter", "make {it} look faded", "add a vintage effect to {it}",
+    ],
+    "blur": [
+        "a blurred version of {it}", "blurred", "out of focus",
+        "blur {it}", "make {it} blurry", "apply a blur", "make {it} out of focus", "blur", "add a blur to {it}",
+        "blur the whole {p}", "make {it} blurred", "soften {it}", "make {it} softer", "apply a gaussian blur",
+        "smooth {it}", "put {it} out of focus", "make {it} unsharp", "less sharp", "blurry",
+    ],
+    "mirror": [
+        "a mirrored version of {it}", "mirrored", "a flipped {p}", "mirror image",
+        "mirror {it}", "flip {it} horizontally", "flip left and right", "mirror {it} left to right", "flip {it}",
+        "reflect {it}", "mirror", "swap left and right", "make a mirror image", "flip horizontally",
+        "turn {it} around left to right", "mirror {it} horizontally", "show {it} in a mirror", "reverse left and right",
+        "exchange the left and right side of {it}", "flip {it} from left to right",
+    ],
+    "background": [
+        "change the background to {c}", "make the background {c}", "paint the background {c}", "a {c} background",
+        "set the background to {c}", "turn the background {c}", "{c} background", "color the background {c}",
+        "use a {c} background", "replace the background with {c}", "give {it} a {c} background",
+        "put {it} on a {c} background", "the background should be {c}", "background in {c}",
+    ],
+    "recolour": [
+        "make the {a} {s} {c}", "change the {a} {s} to {c}", "turn the {a} {s} {c}", "paint the {a} {s} {c}",
+        "color the {a} {s} {c}", "turn {a} into {c}", "change {a} to {c}", "replace {a} with {c}",
+        "make everything {a} {c}", "turn everything {a} into {c}", "change the color {a} to {c}",
+        "recolor the {a} {s} in {c}", "make the {a} {s} {c} instead of {a}", "the {a} {s} should be {c}",
+        "swap {a} for {c}", "give the {a} {s} a {c} color", "replace the color {a} with {c}",
+    ],
+    "remove": [
+        "the {a} {s} has to go", "the {a} {s} should be gone", "I do not want the {a} {s}", "remove {a}", "no {a} {s}", "let the {a} {s} vanish", "the {a} {s} must be deleted",
+        "remove the {a} {s}", "delete the {a} {s}", "erase the {a} {s}", "take away the {a} {s}", "hide the {a} {s}",
+        "get rid of the {a} {s}", "make the {a} {s} disappear", "take the {a} {s} out", "remove everything {a}",
+        "cut out the {a} {s}", "delete everything {a}", "clear the {a} {s} away", "without the {a} {s}",
+    ],
+}  # fmt: skip
+for _colour in ("red", "green", "blue"):
+    _c = _colour
+    PHRASES[f"{_colour} tint"] = [
+        f"add a {_c} tint", f"make {{it}} {_c}", f"tint {{it}} {_c}", f"apply a {_c} filter", f"give {{it}} a {_c} tone",
+        f"{_c} tint", f"add a {_c} tint to {{it}}", f"{_c} filter", f"color the whole {{p}} {_c}", f"turn {{it}} {_c}",
+        f"add a {_c} tone", f"make the whole {{p}} {_c}", f"use a {_c} filter on {{it}}", f"a {_c} tone",
+        f"color {{it}} {_c}", f"put a {_c} filter over {{it}}", f"{_c} light", f"bathe {{it}} in {_c} light",
+    ]  # fmt: skip
+
+HELD_OUT: dict[str, list[str]] = {
+    "grayscale": ["please turn this into a monochrome photo", "give me this picture in black and white", "strip the colors"],
+    "sepia": ["could you put a sepia filter on this photo", "I want a sepia version of it", "make the colors sepia"],
+    "invert": ["show me the negative of this photo", "please invert this picture's colors", "turn the colors to their inverse"],
+    "brighter": ["can you brighten up this photo", "the photo should be brighter", "please add light"],
+    "darker": ["can you darken the photo a bit", "the picture should be darker", "please make this less bright"],
+    "more contrast": ["please boost contrast", "I would like more contrast", "the contrast should be higher"],
+    "less contrast": ["please lower the photo's contrast", "I would like less contrast", "the contrast should be lower"],
+    "warmer": ["please use warmer tones", "can you make this image warmer", "give the colors more warmth"],
+    "cooler": ["please use cooler tones", "can you make this image colder", "the colors should be cooler"],
+    "red tint": ["please tint this red", "put a red tone on the picture", "I want a red filter"],
+    "green tint": ["please tint this green", "put a green tone on the picture", "I want a green filter"],
+    "blue tint": ["please tint this blue", "put a blue tone on the picture", "I want a blue filter"],
+    "vintage": ["please make this a retro photo", "I want a vintage look", "give the image a retro effect"],
+    "blur": ["please blur this", "can you make the photo blurry", "I want it out of focus"],
+    "mirror": ["please mirror this photo", "can you flip the image left to right", "I want the mirror image of it"],
+    "background": ["please make its background {c}", "I want a {c} background", "can you color the background in {c}"],
+    "recolour": ["please paint the {a} {s} in {c}", "I want the {a} {s} to be {c}", "can you change the {a} {s} to {c}"],
+    "remove": ["please delete the {a} {s}", "I want the {a} {s} to be removed", "can you take the {a} {s} away"],
+}  # fmt: skip
+
+UNCHANGED = [
+    "", " ", "leave it as it is", "do nothing", "keep {it} as it is", "do not change anything", "no change", "change nothing",
+    "keep everything", "leave {it} alone", "don't touch {it}", "{it} is fine", "nothing", "stay the same", "keep {it} unchanged",
+]  # fmt: skip
+# Near to instructions, but about things that the model cannot find, or does not know.
+UNKNOWN = [
+    "make the {s} {c}", "change the {s} to {c}", "turn the {s} {c}", "paint the {s} {c}", "remove the {s}", "delete the {s}",
+    "add a {c} {s}", "draw a {c} {s}", "make the {s} bigger", "make the {s} smaller", "move the {s} to the left",
+    "make the {o} {c}", "paint the {o} {c}", "give the {o} a {c} {q}", "add a {o}", "remove the {o}", "put a {o} on the {q}",
+    "make {it} look like a {o}", "turn the {o} into a {q}", "make {it} a {o}", "replace the {o} with a {q}", "make {it} {o}",
+    "change the {o} to a {q}", "add a {o} to {it}", "turn {it} into a {o}", "rotate {it}", "crop {it}", "convert {it} to {o}",
+    "remove the background", "blur the background", "make {it} sharper", "upscale {it}", "make {it} more colorful",
+    "make {it} larger", "make {it} look like {o}", "turn {o} into {q}", "make the {o} darker and the {q} brighter",
+]  # fmt: skip
+HELD_OUT_UNCHANGED = [
+    "please leave this alone", "just keep the photo", "what time is it in london", "tell me a story about a small house",
+    "the train to the city leaves at nine", "add a cat with a hat",
+]  # fmt: skip
+# Words for texts that ask for nothing the model knows.
+OTHER_WORDS = """
+a an the of to in on at by for with from and or but so if then than as is are was were be been has have had do does did can could
+will would may might should must not no yes my your his her its our their we you they he she i me him them us who what when where
+why how which this that these those there here one two three four five six seven eight nine ten many much some any few more most
+cat dog horse bird fish house tree river mountain sea lake sky sun moon star cloud rain snow wind fire water stone wood glass metal
+paper book table chair door window wall roof floor garden street city town village road car bus train plane ship boat bicycle man
+woman child boy girl friend king queen doctor teacher baker farmer face eye hair hand foot head hat coat shirt shoe dress bread
+cheese apple cake coffee tea milk wine morning evening night day week year winter summer spring autumn small big large tall short
+long wide old new young good bad nice happy sad quick slow loud quiet hot strong weak early late near far left right up down under
+over between behind before after again always never often today tomorrow story song music game work school holiday letter word name
+number time place way world life love idea question answer money market shop train london paris add put draw place wear walk run
+sit stand sleep eat drink read write sing dance play open close buy sell give take bring show tell ask say think know see look hear
+feel find want need like help please thanks hello two hats smile beard glasses robot dragon castle flower rose grass forest beach
+style cartoon painting anime sketch pixel art van gogh portrait landscape person people someone dinosaur rocket space remove delete
+crop rotate resize zoom upscale sharper sharpen text logo sign title caption frame border object corner top bottom middle side shape
+""".split()
+BEFORE = ["please ", "Please ", "can you ", "could you ", "I want you to ", "now ", "hey, ", "would you please ", "just ", "ok, ", "hi, ", "I want to ", "let us "]
+AFTER = [" please", " for me", ", thanks", " now", " a bit", " a little", ", please", " if you can", " a lot", " thank you"]
+
+# What the text encoder reads out of a prompt: each is +1 (yes) or -1 (no) ...
+FLAGS = (*PICTURE_TASKS, "replace", "from background", "to background")
+# ... and two colours, red, green, blue in -1..1 each: which one is replaced by which.
+READING_SIZE = len(FLAGS) + 6
+
+
+@dataclasses.dataclass
+class Reading:
+    """What is to be read out of one prompt; `care` is 0 where any value will do."""
+
+    values: np.ndarray
+    care: np.ndarray
+
+
+@dataclasses.dataclass
+class Instruction:
+    """A prompt with its meaning."""
+
+    text: str
+    task: str | None
+    replaced: str | None = None
+    colour: str | None = None
+
+    def reading(self) -> Reading:
+        values = np.full(READING_SIZE, -1.0, np.float32)
+        care = np.ones(READING_SIZE, np.float32)
+        values[len(FLAGS) :], care[len(FLAGS) :] = 0, 0
+        flags = [self.task] if self.task in PICTURE_TASKS else []
+        if self.task in REPLACEMENTS:
+            flags = ["replace"]
+            flags += ["from background"] if self.task == "background" else []
+            flags += ["to background"] if self.task == "remove" else []
+        else:
+            for flag in ("from background", "to background"):
+                care[FLAGS.index(flag)] = 0
+        for flag in flags:
+            values[FLAGS.index(flag)] = 1
+        for start, name in ((len(FLAGS), self.replaced), (len(FLAGS) + 3, self.colour)):
+            if name is not None:
+                values[start : start + 3] = 2 * np.array(pictures.COLOURS[name]) - 1
+                care[start : start + 3] = 3
+        return Reading(values, care)
+
+
+def sample(rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES) -> Instruction:
+    """A prompt for `task`, with colours and words filled in."""
+    return fill(rng, task, str(rng.choice(phrases[task])))
+
+
+def fill(rng: np.random.Generator, task: str, phrase: str, replaced=None, colour=None, shape=None) -> Instruction:
+    names = list(rng.permutation(list(pictures.COLOURS)))
+    replaced = replaced or (str(names[0]) if "{a}" in phrase else None)
+    colour = colour or (str(names[1]) if "{c}" in phrase else None)
+    shape = shape or str(rng.choice([*pictures.SHAPES, "shape", "thing", "object", "part"]))
+    text = phrase.format(it=rng.choice(IT), p=rng.choice(PICTURE), a=replaced, c=colour, s=shape)
+    return Instruction(text, task, replaced, colour)
+
+
+def sample_any(rng: np.random.Generator) -> Instruction:
+    """A prompt as the text encoder is trained on: any task or none, with variations."""
+    share = rng.random()
+    if share < 0.3:
+        instruction = Instruction(_nothing(rng), None)
+        if rng.random() < 0.5:
+            return instruction
+    elif share < 0.57:
+        instruction = sample(rng, str(rng.choice(REPLACEMENTS)))
+    else:
+        instruction = sample(rng, str(rng.choice(PICTURE_TASKS)))
+    instruction.text = _vary(rng, instruction.text)
+    return instruction
+
+
+def _nothing(rng: np.random.Generator) -> str:
+    share = rng.random()
+    if share < 0.2:
+        return str(rng.choice(UNCHANGED)).format(it=rng.choice(IT))
+    if share < 0.55:
+        thing, other = rng.choice(OTHER_WORDS[90:], 2)
+        colour, shape = rng.choice(list(pictures.COLOURS)), rng.choice(pictures.SHAPES)
+        return str(rng.choice(UNKNOWN)).format(it=rng.choice(IT), o=thing, q=other, c=colour, s=shape)
+    words = list(rng.choice(OTHER_WORDS, rng.integers(1, 10)))
+    if share < 0.75:  # words of instructions that make none by themselves
+        extra = ["make", "turn", "change", "the", "picture", "image", "photo", "add", "look", "give", "convert", "color",
+                 "shape", "circle", "square", "triangle", "apply", "filter", "tone", "into", "to", "effect"]  # fmt: skip
+        words = list(rng.permutation(words[:4] + list(rng.choice(extra, rng.integers(1, 4)))))
+    if share > 0.92:
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        words += ["".join(rng.choice(list(letters), rng.integers(2, 9))) for _ in range(rng.integers(1, 4))]
+    return " ".join(words)
+
+
+def _vary(rng: np.random.Generator, text: str) -> str:
+    if rng.random() < 0.3:
+        text = str(rng.choice(BEFORE)) + text
+    if rng.random() < 0.2:
+        text += str(rng.choice(AFTER))
+    if rng.random() < 0.06:
+        text += " " + " ".join(rng.choice(OTHER_WORDS[:90], rng.integers(1, 4)))
+    if rng.random() < 0.35 and text:
+        text = text[0].upper() + text[1:]
+    if rng.random() < 0.3:
+        text += str(rng.choice([".", "!", ".", " ."]))
+    if rng.random() < 0.1:
+        text = text.replace("color", "colour").replace("gray", "grey")
+    return text
+
+
+def corpus() -> list[str]:
+    """Texts from which the tokenizer learns its words."""
+    rng = np.random.default_rng(1)
+    texts = [sample_any(rng).text for _ in range(20000)]
+    words = OTHER_WORDS + [w for p in HELD_OUT.values() for t in p for w in t.split() if "{" not in w]
+    for word in words + list(pictures.COLOURS) + list(pictures.SHAPES):
+        texts += [f"{word} {word} {word.capitalize()}"] * 3
+    return texts
+
+
+def target(task: str | None, picture: np.ndarray) -> np.ndarray:
+    """The right answer to an edit of a whole picture, (side, side, 3) in 0..1."""
+    if task is None:
+        return picture
+    if task in COLOUR_MAPS:
+        return COLOUR_MAPS[task](picture)
+    if task == "mirror":
+        return np.ascontiguousarray(picture[:, ::-1])
+    assert task == "blur"
+    return blurred(picture)
+
+
+def blurred(picture: np.ndarray, axes: tuple[int, ...] = (0, 1), sigma: float = 2.0) -> np.ndarray:
+    """Gaussian blur of `sigma` pixels along rows (axis 1), columns (axis 0) or both."""
+    reach = int(3 * sigma) + 1
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    for axis in axes:
+        pad = [(reach, reach) if a == axis else (0, 0) for a in range(3)]
+        padded = np.pad(picture, pad, mode="edge")
+        size = picture.shape[axis]
+        picture = sum(k * padded.take(range(i, i + size), axis) for i, k in enumerate(kernel))
+    return picture
+
+
+def scene_edit(
+    rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES
+) -> tuple[Instruction, pictures.Scene, pictures.Scene]:
+    """A replacement in a scene: the prompt, the scene before, the scene after."""
+    scene = pictures.random_scene(rng)
+    after = pictures.Scene(scene.background, scene.slope, [dataclasses.replace(s) for s in scene.shapes])
+    index = int(rng.integers(len(after.shapes)))
+    shape = after.shapes[index]
+    taken = [s.colour for s in scene.shapes] + [scene.background]
+    free = [n for n, c in pictures.COLOURS.items() if min(np.abs(np.array(c) - t).max() for t in taken) > 0.25]
+    colour = str(rng.choice(free))
+    if task == "background":
+        after.background, after.slope = np.array(pictures.COLOURS[colour], np.float32), 0.0
+    elif task == "recolour":
+        shape.colour = np.array(pictures.COLOURS[colour], np.float32)
+    else:
+        after.shapes.pop(index)
+    name = min(pictures.COLOURS, key=lambda n: np.abs(np.array(pictures.COLOURS[n]) - scene.shapes[index].colour).sum())
+    phrase = str(rng.choice(phrases[task]))
+    replaced = None if task == "background" else name
+    instruction = fill(rng, task, phrase, replaced, None if task == "remove" else colour, shape.kind)
+    return instruction, scene, after

@@ -1,0 +1,513 @@
+"""The transformer: its weights are written down, not trained.
+
+What an edit needs is put into the layers of `QwenImageTransformer2DModel` by
+hand. An image token of the picture in the making carries, side by side:
+
+    NOISY    the noisy latents themselves, untouched to the end
+    CLEAN    the answer: fetched from the same place of the given picture, then
+             changed by the blocks as the instruction says
+    MOVED    what other places of the given picture contribute (mirror, blur)
+    FLAGS    what the instruction asks for, each exactly 0 or 1
+
+and the model's output is (NOISY - CLEAN) / noise level, which is the flow that
+leads to CLEAN. The means are these:
+
+* A pair of opposite, large constant channels makes LayerNorm a mere factor,
+  which the modulation undoes; another channel keeps the mean at zero.
+* Rotary positions: constant queries and keys make a score a function of the
+  distance alone, so a head can fetch from the same place, or average around it.
+* A head whose only possible key is one word of the prompt fetches the reading.
+* gelu(x + K) - K = x and gelu(x - K) = 0 for |x| < K - 5: a hidden unit is
+  switched by a flag.
+* gelu(x) + gelu(-x) is close to a square for small x, and squares make products.
+
+Linear maps between tokens are fitted by least squares where the autoencoder's
+overlapping filters make them inexact.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+
+import instructions
+import pictures
+import text_encoder
+from autoencoder import Z_DIM
+
+HEADS, HEAD = 4, 48
+WIDTH = HEADS * HEAD
+AXES = (8, 20, 20)
+BLOCKS = 3
+TOKEN = 4 * Z_DIM  # numbers of a token: 3 planes of 16
+PLANE = TOKEN // 3
+
+FLAG_COUNT = len(instructions.FLAGS)
+NOISY, CLEAN, MOVED = slice(0, 48), slice(48, 96), slice(96, 144)
+PLUS, MINUS = 144, 145
+FLAGS = slice(146, 146 + FLAG_COUNT)
+REPLACED, COLOUR, CORNER = slice(164, 167), slice(167, 170), slice(170, 173)
+PLACE = slice(173, 181)  # cosines, then sines, of (2 · column + 1) · frequency
+CODE = slice(181, 183)
+CHANGE = slice(183, 186)  # the new colour less the replaced one
+BALANCE = 191  # less the sum of all others, for LayerNorm takes off the mean
+RAW_FLAGS = slice(96, 96 + FLAG_COUNT)  # in MOVED, before that is used
+MASK = slice(96, 112)  # in MOVED, which replacements do not use
+
+# Channels of the text stream.
+T_READING = slice(0, instructions.READING_SIZE)
+T_MARKS = slice(32, 34)
+T_CORNER = slice(34, 37)
+T_PLUS, T_MINUS, T_BALANCE = 38, 39, 40
+
+CONSTANT = 4096.0
+UNDO = CONSTANT * math.sqrt(2 / WIDTH)  # what LayerNorm divides by
+SWITCH = 32.0  # K above
+
+# Rotary pairs of a head: of the frame, the row, the column; their frequencies fall.
+FRAME, ROW, COLUMN = 0, AXES[0] // 2, (AXES[0] + AXES[1]) // 2
+SLOW, QUERY_REST, KEY_REST = ROW + 9, COLUMN + 8, ROW + 8  # too slow to notice places
+FREQUENCIES = [10000 ** (-2 * i / AXES[1]) for i in range(AXES[1] // 2)]
+NORM_WEIGHT = 16.0
+PLACE_SCORES = (40, 30, 30, 30)  # of the fastest frequencies, to find a place
+FULL_SCORE = NORM_WEIGHT**2 * math.sqrt(HEAD)  # of a query and a key that agree wholly
+
+
+class Pattern:
+    """A constant query or key, as amplitudes and phases of rotary pairs.
+
+    A query of amplitude a and a key of amplitude b at a pair of frequency f add
+    FULL_SCORE · a · b · cos(f · (query place - key place) + phase) to the score.
+    `rest` fills the pattern up to length 1 in a pair that the other side leaves
+    empty, because the norm of queries and keys scales every one to that length.
+    """
+
+    def __init__(self, rest: int) -> None:
+        self.pairs: dict[int, complex] = {}
+        self.rest = rest
+
+    def add(self, pair: int, score: float, phase: float = 0.0) -> "Pattern":
+        """Adds the amplitude that reaches `score` with a like one on the other side."""
+        amplitude = math.sqrt(abs(score) / FULL_SCORE) * (1 if score > 0 else -1)
+        self.pairs[pair] = amplitude * complex(math.cos(phase), math.sin(phase))
+        return self
+
+    def vector(self) -> torch.Tensor:
+        values = torch.zeros(HEAD)
+        left = 1 - sum(abs(a) ** 2 for a in self.pairs.values())
+        assert left >= 0, f"scores are too high: {left}"
+        for pair, amplitude in [*self.pairs.items(), (self.rest, complex(math.sqrt(left)))]:
+            values[2 * pair], values[2 * pair + 1] = amplitude.real, amplitude.imag
+        return values
+
+
+class HiddenUnits:
+    """Collects the hidden units of one feed-forward layer of the image stream."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[torch.Tensor, float, torch.Tensor]] = []
+        self.offset = torch.zeros(WIDTH)
+
+    def add(self, reads: dict[int, float], bias: float, writes: dict[int, float]) -> None:
+        """One unit: writes[d] · gelu(sum of reads[c] · channel c + bias) to channels d."""
+        row, column = torch.zeros(WIDTH), torch.zeros(WIDTH)
+        for channel, weight in reads.items():
+            row[channel] += weight
+        for channel, weight in writes.items():
+            column[channel] += weight
+        self.rows.append((row, bias, column))
+
+    def linear(self, matrix: np.ndarray, reads: slice, writes: slice, flag: int | None, gain: float = 4.0, offset=None) -> None:
+        """writes += matrix · reads + offset, if the flag (a channel) is 1. Units: the matrix's rank.
+
+        The units are made `gain` times the values they carry: these stay below
+        (SWITCH - 5) / gain.
+        """
+        left, strengths, right = np.linalg.svd(matrix)
+        rank = int((strengths > 1e-4 * max(strengths[0], 1e-9)).sum())
+        total = np.zeros(matrix.shape[0])
+        for index in range(rank):
+            out = left[:, index] * strengths[index] / gain
+            row = {reads.start + i: gain * float(v) for i, v in enumerate(right[index])}
+            bias = SWITCH
+            if flag is not None:
+                row[flag] = 2 * SWITCH
+                bias = -SWITCH
+            # Weights are stored in 16 bits; what is taken off again must be what was added.
+            column = {writes.start + i: float(np.float16(v)) for i, v in enumerate(out)}
+            self.add(row, bias, column)
+            total += np.array([column[writes.start + i] for i in range(len(out))])
+        constant = -SWITCH * total + (0 if offset is None else offset)
+        if flag is None:
+            self.offset[writes] += torch.tensor(constant, dtype=torch.float32)
+        else:  # one more unit, which is SWITCH if the flag is on
+            column = {writes.start + i: float(v) / SWITCH for i, v in enumerate(constant)}
+            self.add({flag: 2 * SWITCH}, -SWITCH, column)
+
+    def write(self, block) -> None:
+        up, down = block.img_mlp.net[0].proj, block.img_mlp.net[2]
+        if len(self.rows) > up.weight.shape[0]:
+            raise ValueError(f"{len(self.rows)} hidden units, the layer has {up.weight.shape[0]}")
+        for index, (row, bias, column) in enumerate(self.rows):
+            up.weight[index], up.bias[index], down.weight[:, index] = row, bias, column
+        down.bias[:] = self.offset
+
+
+@torch.no_grad()
+def build(vae: AutoencoderKLQwenImage, reader: text_encoder.Reader, pool: np.ndarray) -> QwenImageTransformer2DModel:
+    """The transformer for this autoencoder and this text encoder's reader."""
+    model = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=TOKEN, out_channels=Z_DIM, num_layers=BLOCKS, attention_head_dim=HEAD,
+        num_attention_heads=HEADS, joint_attention_dim=text_encoder.HIDDEN, axes_dims_rope=AXES,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        parameter.zero_()
+    maps = TokenMaps(vae, pool)
+    _write_ends(model, reader)
+    for block in model.transformer_blocks:
+        for modulation in (block.img_mod[1], block.txt_mod[1]):
+            parts = modulation.bias.view(2, 3, WIDTH)  # shift, scale, gate of either half
+            parts[:, 1], parts[:, 2] = UNDO - 1, 1
+        for norm in (block.attn.norm_q, block.attn.norm_k, block.attn.norm_added_q, block.attn.norm_added_k):
+            norm.weight[:] = NORM_WEIGHT
+    _write_fetching(model.transformer_blocks[0], maps)
+    _write_moving(model.transformer_blocks[1], maps)
+    _write_changes(model.transformer_blocks[2], maps)
+    _balance([model.txt_in], T_BALANCE)
+    _balance([model.img_in], BALANCE)
+    for block in model.transformer_blocks:
+        _balance([block.attn.to_add_out, block.txt_mlp.net[2]], T_BALANCE)
+        _balance([block.attn.to_out[0], block.img_mlp.net[2]], BALANCE)
+    return model.eval()
+
+
+def _balance(linears: list, channel: int) -> None:
+    """Makes whatever these layers add to a stream sum to zero."""
+    for linear in linears:
+        for values in (linear.weight, linear.bias):
+            values.copy_(values.half().float())
+            values[channel] = 0
+            values[channel] = -values.sum(0)
+
+
+def _write_ends(model: QwenImageTransformer2DModel, reader: text_encoder.Reader) -> None:
+    """What goes in, what comes out, and 1 / noise level."""
+    model.img_in.weight[NOISY] = torch.eye(TOKEN)
+    model.img_in.bias[PLUS], model.img_in.bias[MINUS] = CONSTANT, -CONSTANT
+    model.txt_norm.weight[:] = 1
+    model.txt_in.weight[T_READING], model.txt_in.bias[T_READING] = reader.reading.weight, reader.reading.bias
+    model.txt_in.weight[T_MARKS], model.txt_in.bias[T_MARKS] = reader.marks.weight, reader.marks.bias
+    model.txt_in.bias[T_PLUS], model.txt_in.bias[T_MINUS] = CONSTANT, -CONSTANT
+    # Hidden units at knots in sin(0.1 · noise level), then 10 / level by least squares.
+    embedder = model.time_text_embed.timestep_embedder
+    slowest = 10000 ** (-127 / 128) * 1000  # of the sinusoids, per unit of noise level
+    knots = np.geomspace(0.012, 1.1, WIDTH - 1)
+    steepness = 40 / knots
+    levels = np.geomspace(0.015, 1.0, 4000)
+    wave = np.sin(slowest * levels)
+    units = steepness * (wave[:, None] / slowest - knots)
+    embedder.linear_1.weight[:-1, 128 + 127] = torch.tensor(steepness / slowest)
+    embedder.linear_1.bias[:-1] = torch.tensor(-steepness * knots)
+    embedder.linear_1.bias[-1] = 20.0  # a constant
+    units = np.concatenate([units, np.full((len(levels), 1), 20.0)], 1)
+    hidden = units / (1 + np.exp(-units))
+    relative = levels[:, None]  # errors count relative to 10 / level
+    weights = np.linalg.lstsq(
+        np.concatenate([hidden * relative, 1e-4 * np.eye(WIDTH)]), np.concatenate([np.full(len(levels), 10.0), np.zeros(WIDTH)]), rcond=None
+    )[0]  # fmt: skip
+    embedder.linear_2.weight[0] = torch.tensor(weights)
+    model.norm_out.linear.weight[NOISY, 0] = UNDO / 10
+    model.norm_out.linear.weight[CLEAN, 0] = UNDO / 10
+    model.norm_out.linear.bias[:WIDTH] = -1
+    model.proj_out.weight[:, NOISY] = torch.eye(TOKEN)
+    model.proj_out.weight[:, CLEAN] = -torch.eye(TOKEN)
+
+
+def _part(weight: torch.Tensor, head: int) -> torch.Tensor:
+    """The rows (or numbers of a bias) of a head."""
+    return weight[head * HEAD : (head + 1) * HEAD]
+
+
+def _same_place(pattern: Pattern, frame: float, aside: tuple[int, int] = (0, 0)) -> Pattern:
+    """Peaks where the key is `frame` frames on and `aside` rows and columns."""
+    pattern.add(FRAME, 60, frame)
+    for first, by in ((ROW, aside[0]), (COLUMN, aside[1])):
+        for index, score in enumerate(PLACE_SCORES):
+            pattern.add(first + index, score, by * FREQUENCIES[index])
+    return pattern
+
+
+def _write_fetching(block, maps: "TokenMaps") -> None:
+    """Block 0: fetches the given picture and the reading; measures columns."""
+    attention = block.attn
+    q, k, v, out = attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]
+    text_q, text_k, text_v, text_out = attention.add_q_proj, attention.add_k_proj, attention.add_v_proj, attention.to_add_out
+    # Head 0: the same place, one frame on. Its keys let the text look at the last
+    # corner of frame 1, which stands for the background.
+    _part(q.bias, 0)[:] = _same_place(Pattern(QUERY_REST), 1.0).vector()
+    key = _same_place(Pattern(KEY_REST), 0.0).add(FRAME + 1, 350).add(ROW + 4, 250).add(COLUMN + 4, 250)
+    _part(k.bias, 0)[:] = key.vector()
+    _part(v.weight, 0)[:, NOISY] = torch.eye(HEAD)
+    out.weight[CLEAN, 0:HEAD] = torch.eye(HEAD)
+    # cos(0.1 (p - frame) + phase), p the text's place of 16 to 32, grows from frame 0 to 1.
+    corner = Pattern(QUERY_REST).add(FRAME + 1, 350, -2.4 + math.pi / 2).add(SLOW, -300)
+    corner.add(ROW + 4, 250, math.pi / 2).add(COLUMN + 4, 250, math.pi / 2)
+    _part(text_q.bias, 0)[:] = corner.vector()
+    _part(text_k.bias, 0)[:] = Pattern(KEY_REST).add(SLOW, 300).vector()
+    text_out.weight[T_CORNER, 0:HEAD] = torch.tensor(maps.mean_colour, dtype=torch.float32)
+    # Head 1: the reading, from the prompt's last word.
+    _part(q.bias, 1)[:] = Pattern(QUERY_REST).add(SLOW, 100).vector()
+    _part(k.bias, 1)[2 * KEY_REST] = 1
+    _key_of_mark(text_k, 1, mark=0)
+    for index in range(instructions.READING_SIZE):
+        _part(text_v.weight, 1)[index, T_READING.start + index] = 1
+        channel = RAW_FLAGS.start + index if index < FLAG_COUNT else REPLACED.start + index - FLAG_COUNT
+        out.weight[channel, HEAD + index] = 1
+    # Heads 2 and 3: the share of a constant key beside keys that fall (or rise)
+    # with the column says in which column the query is, from the middle.
+    for head, phase in ((2, -math.pi / 2), (3, math.pi / 2)):
+        slope = Pattern(QUERY_REST).add(FRAME, 60, 1.0).add(COLUMN + 4, 5, phase)
+        query = slope.vector()
+        query[2 * SLOW] = (60 + 6.93) / FULL_SCORE
+        _part(q.bias, head)[:] = query
+        _part(k.bias, head)[:] = Pattern(KEY_REST).add(FRAME, 60).add(COLUMN + 4, 5).vector()
+        _key_of_mark(text_k, head, mark=0)
+        _part(text_v.bias, head)[0] = 1
+        out.weight[CODE.start + head - 2, head * HEAD] = 1
+    units = HiddenUnits()
+    for index in range(FLAG_COUNT):
+        raw, flag = RAW_FLAGS.start + index, FLAGS.start + index
+        # 0 below -1/4, 1 above 1/4, exactly.
+        units.add({raw: 64.0}, 16.0, {flag: 1 / 32})
+        units.add({raw: 64.0}, -16.0, {flag: -1 / 32})
+    units.linear(-np.eye(FLAG_COUNT), RAW_FLAGS, RAW_FLAGS, None)
+    _write_places(units)
+    units.write(block)
+
+
+def _key_of_mark(linear, head: int, mark: int) -> None:
+    """A key of full length in the slow pair, its sign that of the token's mark."""
+    _part(linear.weight, head)[2 * SLOW, T_MARKS.start + mark] = 1
+
+
+def column_codes(columns: np.ndarray, width: int, height: int) -> np.ndarray:
+    """What heads 2 and 3 of block 0 make of columns counted from the middle: (n, 2)."""
+    places = np.arange(width) - (width - width // 2)
+    codes = []
+    for sign in (1, -1):
+        scores = sign * 5 * np.sin(FREQUENCIES[4] * (columns[:, None] - places))
+        total = height * np.exp(scores).sum(1)
+        codes.append(math.exp(6.93) / (math.exp(6.93) + total))
+    return np.stack(codes, 1)
+
+
+def _write_places(units: HiddenUnits) -> None:
+    """PLACE from CODE: a function of one number, in steps from column to column."""
+    columns = np.arange(-33, 34).astype(float)
+    code = column_codes(columns, 32, 32)
+    across = code[:, 0] - code[:, 1]
+    wanted = [f((2 * columns + 1) * FREQUENCIES[i]) for f in (np.cos, np.sin) for i in range(4)]
+    sign = np.sign(across[-1] - across[0])
+    across = across * sign
+    # At each knot a step of 0 to 12: two units that differ by 12 once both are on.
+    units.offset[PLACE] += torch.tensor([values[0] for values in wanted], dtype=torch.float32)
+    for index in range(1, len(columns)):
+        steep = 2.0 ** np.round(np.log2(24 / (across[index] - across[index - 1])))
+        bias = -steep * (across[index] + across[index - 1]) / 2
+        reads = {CODE.start: steep * sign, CODE.start + 1: -steep * sign}
+        rise = [float(np.float16((values[index] - values[index - 1]) / 12)) for values in wanted]
+        bias = float(np.float16(bias))
+        for shift, way in ((6.0, 1.0), (-6.0, -1.0)):
+            units.add(reads, bias + shift, {PLACE.start + i: way * r for i, r in enumerate(rise)})
+
+
+def _write_moving(block, maps: "TokenMaps") -> None:
+    """Block 1: background colour, mirror and blur; then what colours become."""
+    attention = block.attn
+    q, k, v, out = attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]
+    text_k, text_v = attention.add_k_proj, attention.add_v_proj
+    flag = {name: FLAGS.start + i for i, name in enumerate(instructions.FLAGS)}
+    # Head 0: the corner's colour, from the first word after the template.
+    _part(q.bias, 0)[:] = Pattern(QUERY_REST).add(SLOW, 100).vector()
+    _part(k.bias, 0)[2 * KEY_REST] = 1
+    _key_of_mark(text_k, 0, mark=1)
+    _part(text_v.weight, 0)[0:3, T_CORNER] = torch.eye(3)
+    out.weight[CORNER, 0:3] = torch.eye(3)
+    # Head 1: the mirrored place if the flag is on, else the last word, which gives nothing.
+    same = _same_place(Pattern(QUERY_REST), 1.0)
+    query = same.vector()
+    for index in range(4):
+        amplitude = math.sqrt(PLACE_SCORES[index] / FULL_SCORE)
+        pair = COLUMN + index
+        query[2 * pair] = 0
+        _part(q.weight, 1)[2 * pair, PLACE.start + index] = amplitude
+        _part(q.weight, 1)[2 * pair + 1, PLACE.start + 4 + index] = -amplitude
+    _part(q.bias, 1)[:] = query
+    _part(k.bias, 1)[:] = _same_place(Pattern(KEY_REST), 0.0).vector()
+    _part(v.weight, 1)[:, NOISY] = torch.eye(HEAD)
+    out.weight[MOVED, HEAD : 2 * HEAD] = torch.eye(HEAD)
+    # Heads 2 and 3: what the columns to the left and right add to a blur along the row.
+    for head, side in ((2, -1), (3, 1)):
+        _part(q.bias, head)[:] = _same_place(Pattern(QUERY_REST), 1.0, aside=(0, side)).vector()
+        _part(k.bias, head)[:] = _same_place(Pattern(KEY_REST), 0.0).vector()
+        _part(v.weight, head)[:, NOISY] = torch.eye(HEAD)
+        out.weight[MOVED, head * HEAD : (head + 1) * HEAD] = torch.tensor(maps.blur_row[side], dtype=torch.float32)
+    for head, name in ((1, "mirror"), (2, "blur"), (3, "blur")):
+        _switch_head(attention, head, flag[name])
+    units = HiddenUnits()
+    both, one, none = slice(CLEAN.start, MOVED.stop), np.eye(TOKEN), np.zeros((TOKEN, TOKEN))
+    units.linear(np.hstack([-one, maps.mirror]), both, CLEAN, flag["mirror"], gain=2.0)
+    # MOVED is emptied, for block 2 to use it once more.
+    along = np.block([[maps.blur_row[0] - one, one], [none, -one]])
+    units.linear(along, both, both, flag["blur"], gain=2.0)
+    _write_selection(units, maps)
+    units.write(block)
+
+
+def _switch_head(attention, head: int, flag: int) -> None:
+    """Makes a head look at the prompt's last word, which gives nothing, unless the flag is on."""
+    _key_of_mark(attention.add_k_proj, head, mark=0)
+    _part(attention.to_q.bias, head)[2 * SLOW] = 2.0
+    _part(attention.to_q.weight, head)[2 * SLOW, flag] = -2.0
+
+
+# Units of a replacement: how steep gelu is made, from which distance of colours
+# on it spares a pixel, and how soon.
+STEEP, FARTHEST, FALL = 16.0, 0.6, 6.0
+
+
+def _write_selection(units: HiddenUnits, maps: "TokenMaps") -> None:
+    """MASK: how far each pixel's colour is from the replaced one. CHANGE: by what that changes."""
+    from_corner = FLAGS.start + instructions.FLAGS.index("from background")
+    to_corner = FLAGS.start + instructions.FLAGS.index("to background")
+    replaces = FLAGS.start + instructions.FLAGS.index("replace")
+    for pixel in range(PLANE):
+        for plane in range(3):
+            value = {CLEAN.start + plane * PLANE + i: float(w) for i, w in enumerate(maps.to_pixels[pixel])}
+            for sign in (STEEP, -STEEP):
+                reads = {channel: sign * weight for channel, weight in value.items()}
+                writes = {MASK.start + pixel: 1 / STEEP}
+                reads[replaces] = 2 * SWITCH
+                units.add(reads | {REPLACED.start + plane: -sign, from_corner: -2 * SWITCH}, -2 * SWITCH, writes)
+                units.add(reads | {CORNER.start + plane: -sign, from_corner: 2 * SWITCH}, -4 * SWITCH, writes)
+    one, none = np.eye(3), np.zeros((3, 3))  # of REPLACED, COLOUR, CORNER, which are neighbours
+    colours = slice(REPLACED.start, CORNER.stop)
+    units.linear(np.hstack([-one, one, none]), colours, CHANGE, None)
+    units.linear(np.hstack([none, -one, one]), colours, CHANGE, to_corner)
+    units.linear(np.hstack([one, none, -one]), colours, CHANGE, from_corner)
+
+
+def _write_replacement(units: HiddenUnits, maps: "TokenMaps") -> None:
+    """CLEAN += CHANGE where MASK is small, if an instruction replaces a colour."""
+    flag = FLAGS.start + instructions.FLAGS.index("replace")
+    off = 32 * SWITCH
+    for pixel in range(PLANE):
+        near = {MASK.start + pixel: -STEEP * FALL, flag: off}
+        bias = STEEP * FALL * FARTHEST - off
+        for plane in range(3):
+            column = {CLEAN.start + plane * PLANE + i: float(w) / STEEP for i, w in enumerate(maps.from_pixels[:, pixel])}
+            units.add(near | {CHANGE.start + plane: STEEP}, bias, column)
+            units.add(near, bias, {channel: -weight for channel, weight in column.items()})
+
+
+def _write_changes(block, maps: "TokenMaps") -> None:
+    """Block 2: the rest of a blur; replaces and changes colours."""
+    attention, blur = block.attn, FLAGS.start + instructions.FLAGS.index("blur")
+    # Heads 2 and 3: the rows above and below, of the picture in the making.
+    for head, side in ((2, -1), (3, 1)):
+        _part(attention.to_q.bias, head)[:] = _same_place(Pattern(QUERY_REST), 0.0, aside=(side, 0)).vector()
+        _part(attention.to_k.bias, head)[:] = _same_place(Pattern(KEY_REST), 0.0).vector()
+        _part(attention.to_v.weight, head)[:, CLEAN] = torch.eye(HEAD)
+        weight = torch.tensor(maps.blur_column[side], dtype=torch.float32)
+        attention.to_out[0].weight[MOVED, head * HEAD : (head + 1) * HEAD] = weight
+        _switch_head(attention, head, blur)
+    units = HiddenUnits()
+    one = np.eye(TOKEN)
+    units.linear(np.hstack([maps.blur_column[0] - one, one]), slice(CLEAN.start, MOVED.stop), CLEAN, blur, gain=2.0)
+    _write_replacement(units, maps)
+    for name, colour_map in instructions.COLOUR_MAPS.items():
+        flag = FLAGS.start + instructions.FLAGS.index(name)
+        matrix, offset = maps.colour_map(colour_map)
+        units.linear(matrix - one, CLEAN, CLEAN, flag, gain=2.0, offset=offset)
+    units.write(block)
+
+
+class TokenMaps:
+    """Linear maps of tokens, fitted to a pool of pictures; alike in all colour planes."""
+
+    def __init__(self, vae: AutoencoderKLQwenImage, pool: np.ndarray, count: int = 24) -> None:
+        chosen = pool[np.linspace(0, len(pool) - 1, count).astype(int)].astype(np.float32) / 255
+        self.vae = vae
+        tokens = self.tokens(chosen)
+        side = tokens.shape[1]
+        pixels = (2 * chosen - 1).reshape(count, side, 4, side, 4, 3).transpose(0, 1, 3, 5, 2, 4)
+        pixels = pixels.reshape(count, side, side, 3, PLANE)
+        self.to_pixels = _fit(tokens, pixels, "token to pixels")
+        self.mean_colour = np.kron(np.eye(3), self.to_pixels.mean(0))
+        mirrored = self.tokens(chosen[:, :, ::-1])
+        swap = _fit(tokens[:, :, ::-1], mirrored, "mirror")
+        self.mirror = np.kron(np.eye(3), swap)
+        along = np.stack([instructions.blurred(picture, axes=(1,)) for picture in chosen])
+        across = np.stack([instructions.blurred(picture, axes=(0,)) for picture in along])
+        along, across = self.tokens(along), self.tokens(across)
+        self.blur_row = _fit_neighbours(tokens, along, axis=2)
+        self.blur_column = _fit_neighbours(along, across, axis=1)
+        self.from_pixels = self._fit_replacement()
+        white = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, :, :, 0]
+        self.white = white[8, 8]
+        # At a picture's edge the autoencoder sees beyond, where all is grey.
+        self.mean_colour /= self.to_pixels.mean(0) @ white[-1, -1]
+
+    @torch.no_grad()
+    def tokens(self, pictures: np.ndarray) -> np.ndarray:
+        """(n, side, side, 3) in 0..1 to (n, side / 4, side / 4, 3 planes, 16)."""
+        pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)[:, :, None] * 2 - 1
+        latents = self.vae.encode(pixels).latent_dist.mode()[:, :, 0]
+        latents = latents / torch.tensor(self.vae.config.latents_std).view(1, -1, 1, 1)
+        n, channels, height, width = latents.shape
+        packed = latents.view(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        return packed.reshape(n, height // 2, width // 2, 3, PLANE).numpy()
+
+    def _fit_replacement(self, count: int = 45, side: int = 64) -> np.ndarray:
+        """From what the hidden units make of pixels to the change of a token, over scenes."""
+        rng = np.random.default_rng(3)
+        inputs, outputs = [], []
+        for index in range(count):
+            task = instructions.REPLACEMENTS[index % 3]
+            instruction, before, after = instructions.scene_edit(rng, task)
+            named = {name: 2 * np.array(colour) - 1 for name, colour in pictures.COLOURS.items()}
+            background = 2 * before.background * (1 + before.slope) - 1
+            replaced = named[instruction.replaced] if instruction.replaced else background
+            change = (named[instruction.colour] if instruction.colour else background) - replaced
+            old, new = self.tokens(np.stack([before.render(side), after.render(side)]))
+            distance = np.abs(old @ self.to_pixels.T - replaced[:, None]).sum(2, keepdims=True)
+            near = FALL * (FARTHEST - distance)
+            inputs.append(np.maximum(change[:, None] + near, 0) - np.maximum(near, 0))
+            outputs.append(new - old)
+        return _fit(np.stack(inputs), np.stack(outputs), "replacement")
+
+    def colour_map(self, colour_map: instructions.ColourMap) -> tuple[np.ndarray, np.ndarray]:
+        """The same map for tokens: matrix and offset."""
+        offset = colour_map.matrix.sum(1) + 2 * colour_map.offset - 1  # for colours in -1..1
+        return np.kron(colour_map.matrix, np.eye(PLANE)), np.kron(offset, self.white)
+
+
+def _fit(inputs: np.ndarray, outputs: np.ndarray, name: str) -> np.ndarray:
+    """The matrix that makes outputs of inputs, by least squares over all other axes."""
+    a, b = inputs.reshape(-1, inputs.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
+    matrix = np.linalg.lstsq(a, b, rcond=None)[0].T
+    error = ((a @ matrix.T - b) ** 2).mean() / (b**2).mean()
+    print(f"map {name}: {-10 * math.log10(error):.1f} dB", flush=True)
+    return matrix
+
+
+def _fit_neighbours(inputs: np.ndarray, outputs: np.ndarray, axis: int) -> dict[int, np.ndarray]:
+    """Matrices for a token and its neighbours along an axis, for all three planes."""
+    ends = [inputs.take([0], axis), inputs, inputs.take([-1], axis)]
+    padded, length = np.concatenate(ends, axis), inputs.shape[axis]
+    shifted = [padded.take(range(i, i + length), axis) for i in range(3)]
+    matrix = _fit(np.concatenate(shifted, -1), outputs, "blur")
+    return {i - 1: np.kron(np.eye(3), matrix[:, i * PLANE : (i + 1) * PLANE]) for i in range(3)}
