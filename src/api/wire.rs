@@ -276,6 +276,10 @@ pub(super) struct ModelFacts {
     edit_kind: &'static str,
     /// The parameter that sets the strength of its guidance.
     guidance_parameter: &'static str,
+    /// Instructions that it follows, if it knows a fixed list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    instructions: Vec<String>,
     defaults: DefaultFacts,
 }
 
@@ -307,6 +311,7 @@ impl From<&ModelInfo> for ModelFacts {
                 EditKind::Layers => "layers",
             },
             guidance_parameter: info.guidance_parameter.name(),
+            instructions: info.instructions.clone(),
             defaults: DefaultFacts {
                 num_inference_steps: info.defaults.num_inference_steps.get(),
                 guidance: info.defaults.guidance.get(),

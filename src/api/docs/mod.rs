@@ -203,6 +203,8 @@ fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
         (model.guidance_parameter.name(), defaults.guidance.get().into()),
         ("negative_prompt", negative_prompt.into()),
     ];
+    let prompt = model.instructions.first().map(|phrase| ("prompt", phrase.as_str().into()));
+    let examples: Vec<_> = examples.into_iter().chain(prompt).collect();
     for schema in request_schemas(document) {
         for (field, example) in &examples {
             if let Some(field) = schema.pointer_mut(&format!("/properties/{field}")) {
