@@ -27,7 +27,7 @@ const KEYS_OF_OTHERS: &[&str] = &[
     "use_karras_sigmas",
 ];
 
-/// The scheduler classes that are served, in the order of [`Method`].
+/// The scheduler classes that are served, in the order of `Method`.
 pub const CLASSES: &[&str] = &[
     "DDIMScheduler",
     "PNDMScheduler",
