@@ -222,6 +222,9 @@ async fn an_edit_is_what_the_model_makes_of_one() {
                 assert!((strength.get() - 0.4).abs() < f64::EPSILON);
                 error_of(server.edit(edit_form().text("layers", "2")).await, 400, Some("layers"))
                     .await;
+                // Also before a stream has begun.
+                let nothing = edit_form().text("strength", "0").text("stream", "true");
+                error_of(server.edit(nothing).await, 400, Some("strength")).await;
             }
             EditKind::Layers => {
                 let form = edit_form().text("layers", "3").text("background", "transparent");

@@ -64,11 +64,15 @@ impl IntoResponses for MadePictures {
     }
 }
 
-/// What a stream of events is to a reader of the document.
+/// One event of a stream.
 fn events() -> Object {
+    let text = |description: &str| {
+        ObjectBuilder::new().schema_type(Type::String).description(Some(description)).build()
+    };
     ObjectBuilder::new()
-        .schema_type(Type::String)
-        .description(Some("`event:` names the kind, `data:` holds an `ImageEvent`."))
+        .schema_type(Type::Object)
+        .property("event", text("What it is: `….partial_image`, `….completed` or `error`."))
+        .property("data", text("An `ImageEvent` as JSON; after `error`, an `ErrorEnvelope`."))
         .build()
 }
 

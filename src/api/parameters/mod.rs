@@ -87,6 +87,10 @@ impl Parameters {
         let negative_prompt = negative_prompt.or_else(|| model.defaults.negative_prompt.clone());
         let steps = take_integer(fields, "num_inference_steps")?.map(Steps::new).transpose()?;
         let strength = fields.decimal("strength")?.map(Strength::new).transpose()?;
+        if strength.is_some_and(|strength| strength.get() <= 0.0) {
+            let message = "Invalid 'strength': 0 leaves no step to do; give a larger number.";
+            return Err(ValidationError::new("strength", "invalid_value", message).into());
+        }
         let count = ImageCount::new(take_integer(fields, "n")?.unwrap_or(1))?;
         if output.delivery.is_streamed() && count.get() > 1 {
             let message = "Streaming is only supported with n=1.";
