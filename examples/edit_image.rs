@@ -15,10 +15,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result};
 use diffuser_api::config::{Environment, load_hub};
 use diffuser_api::domain::{ImageCount, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Task};
-use diffuser_api::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig, StepObserver,
-    StepProgress,
-};
+use diffuser_api::model::{ModelConfig, StepObserver, StepProgress};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -27,7 +24,7 @@ fn main() -> Result<()> {
     let id = arguments.next().unwrap_or_else(|| "demo".to_owned());
 
     let hub = load_hub(&Environment::of_process())?;
-    let mut model = diffuser_api::model::load(&model_named(id), &hub)?;
+    let mut model = diffuser_api::model::load(&ModelConfig::of(id), &hub)?;
     let info = model.info().clone();
     println!("loaded {} on {} in {}", info.id, info.device, info.dtype);
 
@@ -49,22 +46,6 @@ fn main() -> Result<()> {
         println!("saved {output}, made from seed {}", generated.seed.get());
     }
     Ok(())
-}
-
-/// The model of this name as it is, wherever it runs best.
-fn model_named(id: String) -> ModelConfig {
-    ModelConfig {
-        id,
-        name: None,
-        revision: None,
-        device: DeviceChoice::Auto,
-        dtype: DtypeChoice::Auto,
-        image_area: None,
-        condition_area: None,
-        defaults: DefaultOverrides::default(),
-        capabilities: CapabilitySwitches::default(),
-        lora: Vec::new(),
-    }
 }
 
 /// Tells of each step; would break to stop the work.

@@ -100,6 +100,20 @@ pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     }
 }
 
+/// Bytes of memory that are free on `device`, if that can be told.
+#[must_use]
+pub fn free_memory_bytes(device: &Device) -> Option<usize> {
+    if !device.is_cpu() {
+        return None;
+    }
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    // A container may have less than the machine.
+    let in_container = system.cgroup_limits().map(|limits| limits.free_memory);
+    let free = in_container.unwrap_or(u64::MAX).min(system.available_memory());
+    usize::try_from(free).ok().filter(|bytes| *bytes > 0)
+}
+
 /// The device's name for people and logs: `cpu`, `cuda:0`, `metal`.
 #[must_use]
 pub fn device_name(device: &Device) -> String {

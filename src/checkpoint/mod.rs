@@ -16,4 +16,4 @@ pub use config_file::ConfigFile;
 pub use error::CheckpointError;
 pub use lora::Lora;
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
-pub use weights::Weights;
+pub use weights::{CheckedTensors, Weights};

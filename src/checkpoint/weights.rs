@@ -29,14 +29,42 @@ pub struct Weights {
     prefix: String,
     dtype: DType,
     device: Device,
+    /// If tensors are only held against what is asked for, not read: which.
+    checked: Option<Arc<Mutex<CheckedTensors>>>,
+}
+
+/// Tensors that were checked and not read.
+#[derive(Debug, Clone, Default)]
+pub struct CheckedTensors {
+    /// Their full names.
+    names: Vec<String>,
+    /// Their bytes in the format that they were asked for in.
+    pub bytes: usize,
 }
 
 struct Store {
     /// The component's folder, for messages.
     component: String,
-    /// Where tensors come from; `None` hands out placeholders for any name.
-    files: Option<TensorFiles>,
+    source: Source,
     account: Mutex<Account>,
+}
+
+/// Where tensors come from.
+enum Source {
+    Files(TensorFiles),
+    /// Zeros of any name and shape, which take no memory.
+    Placeholders,
+    /// Random numbers of any name and shape.
+    Random,
+}
+
+impl Source {
+    fn files(&self) -> Option<&TensorFiles> {
+        match self {
+            Self::Files(files) => Some(files),
+            Self::Placeholders | Self::Random => None,
+        }
+    }
 }
 
 /// What has been asked of a [`Store`].
@@ -45,7 +73,10 @@ struct Account {
     requested: BTreeMap<String, Vec<usize>>,
     ignored: HashSet<String>,
     faults: Vec<String>,
-    bytes: usize,
+    taken: HashSet<String>,
+    bytes_taken: usize,
+    /// Whether all faults have been reported; later ones are errors at once.
+    is_closed: bool,
 }
 
 impl Weights {
@@ -65,7 +96,7 @@ impl Weights {
         canonical: fn(&str) -> String,
     ) -> Result<Self, CheckpointError> {
         let files = TensorFiles::open(snapshot, component, stem, canonical)?;
-        Ok(Self::from_store(component, Some(files), dtype, device))
+        Ok(Self::from_store(component, Source::Files(files), dtype, device))
     }
 
     /// Weights without files: hands out a placeholder of any shape, without
@@ -73,22 +104,47 @@ impl Weights {
     /// which tensors a configuration needs.
     #[must_use]
     pub fn recording(component: &str, dtype: DType) -> Self {
-        Self::from_store(component, None, dtype, &Device::Cpu)
+        Self::from_store(component, Source::Placeholders, dtype, &Device::Cpu)
     }
 
-    fn from_store(
-        component: &str,
-        files: Option<TensorFiles>,
-        dtype: DType,
-        device: &Device,
-    ) -> Self {
-        let store = Store { component: component.to_owned(), files, account: Mutex::default() };
+    /// Weights without files, to measure speed with: hands out any tensor, filled
+    /// on the device as networks are before training. Matrices and kernels are
+    /// normal with deviation 0.02, biases 0, all other vectors 1.
+    #[must_use]
+    pub fn random(component: &str, (dtype, device): (DType, &Device)) -> Self {
+        Self::from_store(component, Source::Random, dtype, device)
+    }
+
+    fn from_store(component: &str, source: Source, dtype: DType, device: &Device) -> Self {
+        let store = Store { component: component.to_owned(), source, account: Mutex::default() };
         Self {
             store: Arc::new(store),
             loras: Arc::new([]),
             prefix: String::new(),
             dtype,
             device: device.clone(),
+            checked: None,
+        }
+    }
+
+    /// The same place, where tensors are only checked and counted, not read: a
+    /// component loaded from here is made of placeholders.
+    #[must_use]
+    pub fn checking(&self) -> Self {
+        Self { checked: Some(Arc::default()), device: Device::Cpu, ..self.clone() }
+    }
+
+    /// What was checked here since [`Weights::checking`].
+    #[must_use]
+    pub fn checked(&self) -> CheckedTensors {
+        self.checked.as_ref().map_or_else(CheckedTensors::default, |checked| lock(checked).clone())
+    }
+
+    /// Asks the system to have `tensors` read from the disk by the time they are
+    /// taken. Returns at once; without effect if they are not in mapped files.
+    pub fn read_ahead(&self, tensors: &CheckedTensors) {
+        if let Some(files) = self.store.source.files() {
+            tensors.names.iter().for_each(|name| files.read_ahead(name));
         }
     }
 
@@ -133,27 +189,41 @@ impl Weights {
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
         let name = self.full_name(name);
         let shape = shape.into();
-        let first_time = self.request(&name, &shape);
-        let Some(files) = &self.store.files else {
-            return self.placeholder(shape);
+        self.request(&name, &shape);
+        let Some(files) = self.store.source.files() else {
+            return self.made_up(&name, shape);
         };
-        let Some(found) = files.find(&name, shape.dims()) else {
-            self.note(format!("{name} is missing"));
-            return self.placeholder(shape);
-        };
-        match found {
-            Ok(view) => {
-                let tensor = self.changed(&name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?;
-                if first_time {
-                    self.account().bytes += tensor.elem_count() * self.dtype.size_in_bytes();
-                }
-                tensor.to_device(&self.device)
+        match files.find(&name, shape.dims()) {
+            Some(Ok(_)) if self.checked.is_some() => {
+                self.check_loras(&name, &shape)?;
+                self.count_checked(name, &shape);
+                self.placeholder(shape)
             }
-            Err(fault) => {
-                self.note(fault);
+            Some(Ok(view)) => {
+                let tensor = self.read(&name, &view)?;
+                let mut account = self.account();
+                if account.taken.insert(name) {
+                    account.bytes_taken += tensor.elem_count() * self.dtype.size_in_bytes();
+                }
+                Ok(tensor)
+            }
+            Some(Err(fault)) => {
+                self.note(fault)?;
+                self.placeholder(shape)
+            }
+            None => {
+                self.note(format!("{name} is missing"))?;
                 self.placeholder(shape)
             }
         }
+    }
+
+    /// `view` as it is handed out.
+    fn read(&self, name: &str, view: &TensorView) -> candle_core::Result<Tensor> {
+        if self.loras.is_empty() && stored_dtype(self.dtype) == Some(view.dtype()) {
+            return view.load(&self.device);
+        }
+        self.changed(name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?.to_device(&self.device)
     }
 
     /// `stored` with what the LoRAs add to it, summed in 32 bits.
@@ -162,11 +232,44 @@ impl Weights {
         for lora in self.loras.iter() {
             match lora.change(name, tensor.dims())? {
                 Some(Ok(change)) => tensor = (tensor.to_dtype(DType::F32)? + change)?,
-                Some(Err(fault)) => self.note(fault),
+                Some(Err(fault)) => self.note(fault)?,
                 None => {}
             }
         }
         Ok(tensor)
+    }
+
+    fn check_loras(&self, name: &str, shape: &Shape) -> candle_core::Result<()> {
+        for lora in self.loras.iter() {
+            if let Some(Err(fault)) = lora.change(name, shape.dims())? {
+                self.note(fault)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_checked(&self, name: String, shape: &Shape) {
+        if let Some(checked) = &self.checked {
+            let mut checked = lock(checked);
+            checked.names.push(name);
+            checked.bytes += shape.elem_count() * self.dtype.size_in_bytes();
+        }
+    }
+
+    /// A tensor of weights that have no files.
+    fn made_up(&self, name: &str, shape: Shape) -> candle_core::Result<Tensor> {
+        if self.checked.is_some() || matches!(self.store.source, Source::Placeholders) {
+            self.count_checked(name.to_owned(), &shape);
+            return self.placeholder(shape);
+        }
+        self.account().bytes_taken += shape.elem_count() * self.dtype.size_in_bytes();
+        if name.ends_with("bias") {
+            return Tensor::zeros(shape, self.dtype, &self.device);
+        }
+        if shape.rank() < 2 || name.ends_with("gamma") {
+            return Tensor::ones(shape, self.dtype, &self.device);
+        }
+        Tensor::randn(0f32, 0.02, shape, &self.device)?.to_dtype(self.dtype)
     }
 
     /// Accounts for the tensor `name` of `shape` that the component does not
@@ -175,9 +278,9 @@ impl Weights {
         let name = self.full_name(name);
         let shape = shape.into();
         self.request(&name, &shape);
-        let found = self.store.files.as_ref().and_then(|files| files.find(&name, shape.dims()));
+        let found = self.store.source.files().and_then(|files| files.find(&name, shape.dims()));
         if let Some(Err(fault)) = found {
-            self.note(fault);
+            self.account().faults.push(fault);
         }
     }
 
@@ -198,9 +301,10 @@ impl Weights {
     /// # Errors
     /// [`CheckpointError::Weights`] naming every missing, misshapen and unexpected tensor.
     pub fn finish(&self) -> Result<usize, CheckpointError> {
-        let account = self.account();
+        let mut account = self.account();
+        account.is_closed = true;
         let mut faults = account.faults.clone();
-        if let Some(files) = &self.store.files {
+        if let Some(files) = self.store.source.files() {
             faults.extend(
                 files
                     .names()
@@ -211,7 +315,7 @@ impl Weights {
         }
         faults.extend(self.loras.iter().flat_map(|lora| lora.unmatched(account.requested.keys())));
         if faults.is_empty() {
-            return Ok(account.bytes);
+            return Ok(account.bytes_taken);
         }
         faults.sort();
         faults.dedup();
@@ -238,18 +342,28 @@ impl Weights {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }
 
-    /// Returns whether it is the first time.
-    fn request(&self, name: &str, shape: &Shape) -> bool {
-        self.account().requested.insert(name.to_owned(), shape.dims().to_vec()).is_none()
+    fn request(&self, name: &str, shape: &Shape) {
+        self.account().requested.insert(name.to_owned(), shape.dims().to_vec());
     }
 
-    fn note(&self, fault: String) {
-        self.account().faults.push(fault);
+    /// Keeps `fault` for [`Weights::finish`], or fails if that has been.
+    fn note(&self, fault: String) -> candle_core::Result<()> {
+        let mut account = self.account();
+        if account.is_closed {
+            candle_core::bail!("{}: {fault}", self.store.component);
+        }
+        account.faults.push(fault);
+        Ok(())
     }
 
     fn account(&self) -> std::sync::MutexGuard<'_, Account> {
-        self.store.account.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.store.account)
     }
+}
+
+/// What a panic left in the mutex is as good as before: single values are set.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl SimpleBackend for Weights {
@@ -271,7 +385,7 @@ impl SimpleBackend for Weights {
     /// Without files every name is there.
     fn contains_tensor(&self, name: &str) -> bool {
         let name = self.full_name(name);
-        self.store.files.as_ref().is_none_or(|files| files.entries.contains_key(&name))
+        self.store.source.files().is_none_or(|files| files.entries.contains_key(&name))
     }
 }
 
@@ -361,6 +475,17 @@ impl TensorFiles {
         self.entries.keys()
     }
 
+    fn read_ahead(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some(entry) = self.entries.get(name)
+            && let Buffer::Mapped(map) = &self.buffers[entry.buffer]
+        {
+            // Advice only: where it is refused, the tensor is read when it is taken.
+            let (start, length) = (entry.range.start, entry.range.len());
+            _ = map.advise_range(memmap2::Advice::WillNeed, start, length);
+        }
+    }
+
     /// The tensor `name`, or why it cannot be taken with this shape.
     fn find(&self, name: &str, shape: &[usize]) -> Option<Result<TensorView<'_>, String>> {
         let entry = self.entries.get(name)?;
@@ -384,6 +509,16 @@ impl TensorFiles {
         let view = TensorView::new(entry.dtype, entry.shape.clone(), data);
         Some(view.map_err(|error| format!("{name}: {error}")))
     }
+}
+
+/// What the files call `dtype`, if weights can be stored in it.
+fn stored_dtype(dtype: DType) -> Option<safetensors::Dtype> {
+    let names = [
+        (DType::F32, safetensors::Dtype::F32),
+        (DType::BF16, safetensors::Dtype::BF16),
+        (DType::F16, safetensors::Dtype::F16),
+    ];
+    names.iter().find(|(known, _)| *known == dtype).map(|(_, stored)| *stored)
 }
 
 /// The safetensors files of `component`, from the index or by the plain name.

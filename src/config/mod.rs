@@ -37,7 +37,8 @@ use crate::api::{ApiConfig, ApiKeys, QualityOverride, QualityOverrides, StoreCon
 use crate::domain::{GuidanceScale, Prompt, Steps};
 use crate::hub::HubConfig;
 use crate::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, ModelConfig,
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice,
+    ModelConfig,
 };
 use crate::service::ServiceConfig;
 use layers::Layers;
@@ -240,6 +241,11 @@ impl Layers {
             defaults: self.defaults_of_requests(),
             capabilities: self.capabilities(),
             lora: self.lora(),
+            memory: self
+                .read(keys::MEMORY, values::MEMORIES, |value| value.as_str()?.parse().ok())
+                .unwrap_or(MemoryChoice::Auto),
+            cache_bytes: self.integer(keys::CACHE_BYTES, 0, 1 << 40).unwrap_or_default(),
+            exact_timesteps: self.boolean(keys::EXACT_TIMESTEPS).unwrap_or(true),
         }
     }
 

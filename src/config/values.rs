@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::model::{DeviceChoice, DtypeChoice};
+use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice};
 
 /// A text that names none of the choices.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +17,24 @@ pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N or metal";
 
 /// The ways to write a [`DtypeChoice`].
 pub(super) const DTYPES: &str = "auto, float32, bfloat16 or float16";
+
+/// The ways to write a [`MemoryChoice`].
+pub(super) const MEMORIES: &str = "auto, resident, offload or stream";
+
+impl FromStr for MemoryChoice {
+    type Err = UnknownChoice;
+
+    /// Reads the choice's name, in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "resident" => Ok(Self::Resident),
+            "offload" => Ok(Self::Offload),
+            "stream" => Ok(Self::Stream),
+            _ => Err(UnknownChoice { expected: MEMORIES }),
+        }
+    }
+}
 
 impl FromStr for DeviceChoice {
     type Err = UnknownChoice;

@@ -241,6 +241,14 @@ pub enum LoadError {
         /// Why it is none, and what would be one.
         reason: String,
     },
+    /// A setting asks for what this model cannot do.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// The checkpoint's files are not what they should be.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -16,6 +16,9 @@ pub(super) struct ModelEntry {
     pub(super) class_name: &'static str,
     /// Whether it merges the LoRA files of the settings; else they are refused.
     pub(super) takes_lora: bool,
+    /// Whether it can leave weights in their files until they are needed; else a
+    /// choice of that is refused.
+    pub(super) offloads: bool,
     pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
 }
 

@@ -1,11 +1,13 @@
 //! The models, and the registry that finds one by name.
 
+mod cache;
 mod diffusion;
 mod embedded;
 mod loading;
 pub mod noise;
 pub mod qwen_image;
 mod registry;
+mod residency;
 pub mod stable_diffusion;
 
 pub use diffusion::{
@@ -16,6 +18,7 @@ pub use diffusion::{
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use registry::load;
+pub use residency::{Held, MemoryChoice, Residency};
 
 use std::path::PathBuf;
 
@@ -45,6 +48,37 @@ pub struct ModelConfig {
     pub capabilities: CapabilitySwitches,
     /// LoRA files to merge into the weights while they load, in this order.
     pub lora: Vec<LoraConfig>,
+    /// Which weights stay on the device.
+    pub memory: MemoryChoice,
+    /// Bytes of results that are kept for requests with the same pictures, prompts
+    /// or schedules; 0 keeps nothing.
+    pub cache_bytes: usize,
+    /// Whether a 16-bit model is told the noise level exactly; else it is rounded
+    /// to 16 bits twice, as the reference does.
+    pub exact_timesteps: bool,
+}
+
+impl ModelConfig {
+    /// The model that `id` names as it is, wherever it runs best, keeping nothing
+    /// from one request to the next.
+    #[must_use]
+    pub fn of(id: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            name: None,
+            revision: None,
+            device: DeviceChoice::Auto,
+            dtype: DtypeChoice::Auto,
+            image_area: None,
+            condition_area: None,
+            defaults: DefaultOverrides::default(),
+            capabilities: CapabilitySwitches::default(),
+            lora: Vec::new(),
+            memory: MemoryChoice::Auto,
+            cache_bytes: 0,
+            exact_timesteps: true,
+        }
+    }
 }
 
 /// A LoRA file, and how strongly it acts.

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::loading::{LoadContext, ModelEntry};
 use super::{
-    Capabilities, CapabilitySwitches, DiffusionModel, GuidanceParameter, LoadError, ModelConfig,
+    Capabilities, CapabilitySwitches, DiffusionModel, GuidanceParameter, LoadError, MemoryChoice,
+    ModelConfig,
 };
 use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::{CheckpointError, Snapshot};
@@ -34,6 +35,13 @@ pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionMo
             file: lora.file.display().to_string(),
             reason: format!("LoRA files are not merged into models of {class_name}"),
         }));
+    }
+    if matches!(config.memory, MemoryChoice::Offload | MemoryChoice::Stream) && !entry.offloads {
+        let class_name = entry.class_name;
+        return Err(LoadError::Setting {
+            setting: "model.memory",
+            reason: format!("models of {class_name} always stay in memory: use auto or resident"),
+        });
     }
     let device = crate::device::open(config.device)?;
     let dtype = crate::device::dtype(config.dtype, &device);
@@ -99,6 +107,13 @@ fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionMo
         );
     }
     let acts = info.guidance_parameter;
+    let float32 = info.dtype == crate::device::dtype_name(candle_core::DType::F32);
+    if !config.exact_timesteps && (float32 || acts == GuidanceParameter::GuidanceScale) {
+        tracing::warn!(
+            model = info.id,
+            "exact_timesteps is off, which only acts on Qwen-Image in 16 bits"
+        );
+    }
     let idle = match acts {
         GuidanceParameter::TrueCfgScale => config.defaults.guidance_scale.is_some(),
         GuidanceParameter::GuidanceScale => config.defaults.true_cfg_scale.is_some(),

@@ -12,11 +12,10 @@ use diffuser_api::domain::{
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::qwen_image::config::{TextEncoderConfig, TransformerConfig, VaeConfig};
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
-use diffuser_api::model::qwen_image::transformer::Transformer;
+use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::{
-    Capabilities, CapabilitySwitches, DefaultOverrides, DeviceChoice, DiffusionModel, DtypeChoice,
-    EditKind, LoadError, ModelConfig, Unobserved,
+    Capabilities, DeviceChoice, DiffusionModel, EditKind, LoadError, ModelConfig, Unobserved,
 };
 
 // ---- the full-size checkpoint, by its list of tensors -----------------------
@@ -71,7 +70,8 @@ fn assert_asks_for_the_tensors_of(name: &str) {
     let weights = |component| Weights::recording(component, DType::BF16);
     let [transformer, vae, text_encoder] = ["transformer", "vae", "text_encoder"].map(weights);
 
-    Transformer::load(&transformer, &TransformerConfig::load(&snapshot).unwrap()).unwrap();
+    let config = TransformerConfig::load(&snapshot).unwrap();
+    Transformer::load(&transformer, &config, TransformerResidency::RESIDENT).unwrap();
     Vae::load(&vae, &VaeConfig::load(&snapshot).unwrap()).unwrap();
     TextEncoder::load(&text_encoder, &TextEncoderConfig::load(&snapshot).unwrap()).unwrap();
 
@@ -178,16 +178,9 @@ fn copy_folder(from: &Path, to: &Path) {
 
 fn load(id: &str) -> Result<Box<dyn DiffusionModel>, LoadError> {
     let config = ModelConfig {
-        id: id.to_owned(),
-        name: None,
-        revision: None,
         device: DeviceChoice::Cpu,
-        dtype: DtypeChoice::Auto,
         image_area: Some(64 * 64),
-        condition_area: None,
-        defaults: DefaultOverrides::default(),
-        capabilities: CapabilitySwitches::default(),
-        lora: Vec::new(),
+        ..ModelConfig::of(id.to_owned())
     };
     diffuser_api::model::load(&config, &offline_hub())
 }

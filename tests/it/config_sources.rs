@@ -7,7 +7,7 @@ use diffuser_api::config::{
     Config, ConfigError, Environment, Fault, Flags, KEYS, Sources, load_hub,
 };
 use diffuser_api::domain::{GuidanceScale, Steps};
-use diffuser_api::model::{DeviceChoice, DtypeChoice};
+use diffuser_api::model::{DeviceChoice, DtypeChoice, MemoryChoice};
 
 type Variables<'a> = &'a [(&'a str, &'a str)];
 
@@ -139,6 +139,9 @@ fn every_variable_works() {
         ("DIFFUSER_MODEL_CAP_SUPPORTS_MASK", "YES"),
         ("DIFFUSER_QUEUE_CAPACITY", "3"),
         ("DIFFUSER_LORA", "/a.safetensors:0.5, C:/b.safetensors"),
+        ("DIFFUSER_MEMORY", "Stream"),
+        ("DIFFUSER_CACHE_BYTES", "0"),
+        ("DIFFUSER_EXACT_TIMESTEPS", "false"),
         ("DIFFUSER_MODEL_ALIASES", "one,two-*"),
         ("DIFFUSER_API_KEYS", "first, second"),
         ("DIFFUSER_QUALITY_LOW_NUM_INFERENCE_STEPS", "6"),
@@ -183,6 +186,9 @@ fn every_variable_works() {
         .map(|lora| (lora.file.display().to_string(), lora.scale))
         .collect();
     assert_eq!(lora, [("/a.safetensors".to_owned(), 0.5), ("C:/b.safetensors".to_owned(), 1.0)]);
+    assert_eq!(config.model.memory, MemoryChoice::Stream);
+    assert_eq!(config.model.cache_bytes, 0);
+    assert!(!config.model.exact_timesteps);
     assert_eq!(config.api.model_aliases, ["one", "two-*"]);
     assert_eq!(format!("{:?}", config.api.api_keys), "ApiKeys(2)");
     assert_eq!(config.api.quality.low.num_inference_steps.map(Steps::get), Some(6));

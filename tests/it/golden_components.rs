@@ -23,7 +23,7 @@ use diffuser_api::model::qwen_image::scheduler::{
     Schedule, SchedulerConfig, Shift, TimeShift, skipped_steps,
 };
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
-use diffuser_api::model::qwen_image::transformer::Transformer;
+use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::qwen_image::vision_tower::WindowLayout;
 
@@ -378,7 +378,8 @@ impl TransformerCase {
         let golden = Golden::read(&format!("components/dit_{name}"));
         let config = TransformerConfig::load(&checkpoint(name)).unwrap();
         let weights = open(name, "transformer", dtype);
-        let transformer = Transformer::load(&weights, &config).unwrap();
+        let transformer =
+            Transformer::load(&weights, &config, TransformerResidency::RESIDENT).unwrap();
         weights.finish().unwrap();
         let grids = golden
             .integers("img_shapes")
@@ -395,7 +396,8 @@ impl TransformerCase {
         let sigma = self.golden.tensor("timestep").to_vec1::<f32>().unwrap()[sample];
         let positions = self.transformer.positions(&self.grids, text_tokens).unwrap();
         let text = text.to_dtype(dtype).unwrap();
-        self.transformer.forward(&latents, &text, sigma, &positions).unwrap()
+        let modulations = self.transformer.modulations(&[sigma]).unwrap();
+        self.transformer.forward(&latents, &text, modulations.at(0), &positions).unwrap()
     }
 
     fn expected(&self, name: &str, sample: usize) -> Tensor {

@@ -3,9 +3,7 @@
 //! cases is that of the folder.
 
 use diffuser_api::hub::HubConfig;
-use diffuser_api::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig,
-};
+use diffuser_api::model::{DeviceChoice, DtypeChoice, ModelConfig};
 use image::ImageFormat;
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
@@ -59,16 +57,13 @@ async fn server_of(case: &Value) -> TestServer {
     let area = |name: &str| case["areas"][name].as_u64().map(|area| area as usize);
     let layered = case["pipeline"] == "QwenImageLayeredPipeline";
     let config = ModelConfig {
-        id: fixtures().join(case["checkpoint"].as_str().unwrap()).display().to_string(),
-        name: None,
-        revision: None,
         device: DeviceChoice::Cpu,
         dtype: DtypeChoice::Float32,
         image_area: area(if layered { "409600" } else { "1048576" }),
         condition_area: area("147456"),
-        defaults: DefaultOverrides::default(),
-        capabilities: CapabilitySwitches::default(),
-        lora: Vec::new(),
+        ..ModelConfig::of(
+            fixtures().join(case["checkpoint"].as_str().unwrap()).display().to_string(),
+        )
     };
     let hub = HubConfig {
         endpoint: "http://127.0.0.1:9".to_owned(),

@@ -23,9 +23,8 @@ use diffuser_api::model::stable_diffusion::tokenizer::ClipTokenizer;
 use diffuser_api::model::stable_diffusion::unet::{Conditioning, Unet};
 use diffuser_api::model::stable_diffusion::vae::Vae;
 use diffuser_api::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DiffusionModel, DtypeChoice, EditKind,
-    GuidanceParameter, LoadError, LoraConfig, ModelConfig, ModelError, StepObserver, StepProgress,
-    Unobserved,
+    DeviceChoice, DiffusionModel, DtypeChoice, EditKind, GuidanceParameter, LoadError, LoraConfig,
+    MemoryChoice, ModelConfig, ModelError, StepObserver, StepProgress, Unobserved,
 };
 use serde_json::{Value, json};
 use sha2::Digest;
@@ -300,18 +299,7 @@ fn load_with(folder: &Path, dtype: DtypeChoice) -> Result<Box<dyn DiffusionModel
 }
 
 fn config(folder: &Path) -> ModelConfig {
-    ModelConfig {
-        id: folder.display().to_string(),
-        name: None,
-        revision: None,
-        device: DeviceChoice::Cpu,
-        dtype: DtypeChoice::Auto,
-        image_area: None,
-        condition_area: None,
-        defaults: DefaultOverrides::default(),
-        capabilities: CapabilitySwitches::default(),
-        lora: Vec::new(),
-    }
+    ModelConfig { device: DeviceChoice::Cpu, ..ModelConfig::of(folder.display().to_string()) }
 }
 
 fn load_configured(config: &ModelConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
@@ -657,4 +645,13 @@ fn a_lora_file_is_refused_by_name() {
     let fault = load_configured(&config).err().unwrap().to_string();
 
     assert!(fault.contains("styles/ink.safetensors") && fault.contains("LoRA"), "{fault}");
+}
+
+#[test]
+fn weights_that_come_and_go_are_refused_by_name() {
+    let config = ModelConfig { memory: MemoryChoice::Stream, ..config(&data().join("sd")) };
+
+    let fault = load_configured(&config).err().unwrap().to_string();
+
+    assert!(fault.contains("model.memory") && fault.contains("resident"), "{fault}");
 }

@@ -10,10 +10,8 @@ use diffuser_api::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::qwen_image::config::TransformerConfig;
 use diffuser_api::model::qwen_image::positions::Grid;
-use diffuser_api::model::qwen_image::transformer::Transformer;
-use diffuser_api::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, ModelConfig,
-};
+use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
+use diffuser_api::model::{DeviceChoice, DtypeChoice, LoraConfig, ModelConfig};
 
 use crate::support::golden::assert_close;
 
@@ -45,7 +43,7 @@ fn load_transformer(loras: Vec<Lora>) -> Result<Transformer, CheckpointError> {
     let stem = "diffusion_pytorch_model";
     let weights = Weights::open(&snapshot, "transformer", stem, kind, str::to_owned)?;
     let weights = weights.merging(loras);
-    let transformer = Transformer::load(&weights, &config).unwrap();
+    let transformer = Transformer::load(&weights, &config, TransformerResidency::RESIDENT).unwrap();
     weights.finish()?;
     Ok(transformer)
 }
@@ -58,7 +56,8 @@ fn predict(transformer: &Transformer) -> Tensor {
     let text = &inputs["encoder_hidden_states"];
     let positions = transformer.positions(&[grid], text.dim(1).unwrap()).unwrap();
     let sigma = inputs["timestep"].to_vec1::<f32>().unwrap()[0];
-    transformer.forward(&inputs["hidden_states"], text, sigma, &positions).unwrap()
+    let modulations = transformer.modulations(&[sigma]).unwrap();
+    transformer.forward(&inputs["hidden_states"], text, modulations.at(0), &positions).unwrap()
 }
 
 fn open(path: &Path, scale: f64) -> Lora {
@@ -165,16 +164,11 @@ fn a_change_of_the_wrong_shape_is_named() {
 fn a_model_loads_with_the_files_of_its_settings_or_says_which_is_missing() {
     let load = |file: PathBuf| {
         let config = ModelConfig {
-            id: checkpoint().display().to_string(),
-            name: None,
-            revision: None,
             device: DeviceChoice::Cpu,
             dtype: DtypeChoice::Float32,
             image_area: Some(64 * 64),
-            condition_area: None,
-            defaults: DefaultOverrides::default(),
-            capabilities: CapabilitySwitches::default(),
             lora: vec![LoraConfig { file, scale: 1.0 }],
+            ..ModelConfig::of(checkpoint().display().to_string())
         };
         let hub = HubConfig {
             endpoint: "http://127.0.0.1:9".to_owned(),

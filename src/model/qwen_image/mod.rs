@@ -6,7 +6,8 @@
 
 pub mod config;
 pub mod latents;
-mod modulation;
+pub mod memory;
+pub mod modulation;
 pub mod pipeline;
 pub mod positions;
 pub mod preprocess;
@@ -19,15 +20,18 @@ pub mod variant;
 pub mod vision_tower;
 
 use config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
+use memory::{MemoryPlan, WeightBytes};
+use pipeline::cache::PipelineCache;
 use pipeline::{Components, Pipeline};
 use prompt::PromptTokenizer;
 use scheduler::SchedulerConfig;
 use text_encoder::TextEncoder;
-use transformer::Transformer;
+use transformer::{Transformer, TransformerResidency};
 use vae::Vae;
 use variant::{Shown, Variant};
 
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
+use super::residency::Held;
 use super::{DiffusionModel, EditKind, GuidanceParameter, LoadError, LoraConfig, ModelInfo};
 use crate::checkpoint::{CheckpointError, ConfigFile, Lora, Weights};
 
@@ -35,6 +39,7 @@ use crate::checkpoint::{CheckpointError, ConfigFile, Lora, Weights};
 pub(super) const TEXT_TO_IMAGE: ModelEntry = ModelEntry {
     class_name: variant::TEXT_TO_IMAGE.class_name,
     takes_lora: true,
+    offloads: true,
     load: |context| load(context, &variant::TEXT_TO_IMAGE),
 };
 
@@ -42,6 +47,7 @@ pub(super) const TEXT_TO_IMAGE: ModelEntry = ModelEntry {
 pub(super) const EDIT: ModelEntry = ModelEntry {
     class_name: variant::EDIT.class_name,
     takes_lora: true,
+    offloads: true,
     load: |context| load(context, &variant::EDIT),
 };
 
@@ -49,6 +55,7 @@ pub(super) const EDIT: ModelEntry = ModelEntry {
 pub(super) const EDIT_PLUS: ModelEntry = ModelEntry {
     class_name: variant::EDIT_PLUS.class_name,
     takes_lora: true,
+    offloads: true,
     load: |context| load(context, &variant::EDIT_PLUS),
 };
 
@@ -56,6 +63,7 @@ pub(super) const EDIT_PLUS: ModelEntry = ModelEntry {
 pub(super) const LAYERED: ModelEntry = ModelEntry {
     class_name: variant::LAYERED.class_name,
     takes_lora: true,
+    offloads: true,
     load: |context| load(context, &variant::LAYERED),
 };
 
@@ -92,7 +100,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         capabilities: variant.capabilities.restricted_by(&context.config.capabilities),
         defaults: context.request_defaults(&defaults)?,
         max_input_images: variant.max_input_images,
-        size_multiple: components.vae.spatial_factor() * TransformerConfig::PATCH_SIZE,
+        size_multiple: components.vae_config.spatial_factor() * TransformerConfig::PATCH_SIZE,
         max_output_area: MAX_OUTPUT_AREA,
         image_area: context.config.image_area.or(defaults.image_area).unwrap_or(variant.image_area),
         edit_kind: variant.edit_kind,
@@ -102,7 +110,9 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         dtype: crate::device::dtype_name(context.dtype).to_owned(),
         weight_bytes,
     };
-    Ok(Pipeline { info, variant, components })
+    let cache = PipelineCache::new(context.config.cache_bytes);
+    let exact_timesteps = context.config.exact_timesteps;
+    Ok(Pipeline { info, variant, components, cache, exact_timesteps })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
@@ -155,21 +165,72 @@ fn load_components(
     let loras = open_loras(context)?;
     let transformer_weights = open("transformer", DIFFUSERS_STEM, unchanged)?.merging(loras);
     let vae_weights = open("vae", DIFFUSERS_STEM, unchanged)?;
+    let check = [&text_weights, &transformer_weights, &vae_weights].map(Weights::checking);
+    TextEncoder::load(&check[0], &text_encoder_config)?;
+    Transformer::load(&check[1], &transformer_config, TransformerResidency::RESIDENT)?;
+    Vae::load(&check[2], &vae_config)?;
+    let bytes = check.map(|checking| checking.checked().bytes);
+    let bytes = WeightBytes::new(bytes, &transformer_config, context.dtype.size_in_bytes());
+    // Whatever is wrong with the files comes to light before the first is read.
+    for weights in [&text_weights, &transformer_weights, &vae_weights] {
+        weights.finish()?;
+    }
+    let plan = memory_plan(context, variant, &bytes, transformer_config.num_layers);
     let components = Components {
         tokenizer: PromptTokenizer::load(snapshot, text_encoder_config.image_token_id)?,
         processor: (variant.shown != Shown::Nothing)
             .then(|| ProcessorConfig::load(snapshot, &text_encoder_config.vision))
             .transpose()?,
-        text_encoder: TextEncoder::load(&text_weights, &text_encoder_config)?,
-        transformer: Transformer::load(&transformer_weights, &transformer_config)?,
-        vae: Vae::load(&vae_weights, &vae_config)?,
+        text_encoder: Held::new(plan.text_encoder, &text_weights, {
+            let config = text_encoder_config.clone();
+            move |weights| TextEncoder::load(weights, &config)
+        })?,
+        transformer: Transformer::load(
+            &transformer_weights,
+            &transformer_config,
+            plan.transformer,
+        )?,
+        vae: Held::new(plan.vae, &vae_weights, {
+            let config = vae_config.clone();
+            move |weights| Vae::load(weights, &config)
+        })?,
         scheduler: SchedulerConfig::load(snapshot)?,
+        vae_config,
         text_encoder_config,
         dtype: context.dtype,
         device: context.device.clone(),
     };
     let bytes = text_weights.finish()? + transformer_weights.finish()? + vae_weights.finish()?;
     Ok((components, bytes))
+}
+
+/// Room that a picture needs besides the weights, in bytes a pixel: the widest
+/// feature maps of the autoencoder in 32 bits.
+const WORKING_BYTES_PER_PIXEL: usize = 2048;
+/// Room for slices of attention scores and unfolded convolutions.
+const SCRATCH_BYTES: usize = 1 << 30;
+
+/// Which weights stay, told in the log.
+fn memory_plan(
+    context: &LoadContext,
+    variant: &Variant,
+    bytes: &WeightBytes,
+    blocks: usize,
+) -> MemoryPlan {
+    let config = context.config;
+    let area = config.image_area.unwrap_or(variant.image_area);
+    let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes;
+    let free = crate::device::free_memory_bytes(&context.device);
+    let plan = MemoryPlan::new(config.memory, bytes, free, working);
+    let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
+    tracing::info!(
+        free = free.map(gib),
+        weights = gib(bytes.total()),
+        at_most_at_a_time = gib(plan.peak_bytes(bytes)),
+        loaded_when_needed = plan.on_demand(blocks),
+        "memory plan"
+    );
+    plan
 }
 
 /// The LoRA files of the settings: changes of the transformer.

@@ -4,22 +4,103 @@
 
 use candle_core::{D, Result, Tensor};
 
+use crate::checkpoint::Weights;
 use crate::nn::Linear;
 
-/// The embedded noise level, SiLU applied, each (batch, width).
-pub(super) struct NoiseLevel {
-    /// Of the picture being made.
-    pub(super) picture: Tensor,
-    /// Of the reference pictures, where that is another one.
-    pub(super) references: Option<ReferenceLevel>,
+/// What the noise levels of a schedule do to the tokens of every block.
+///
+/// It depends on nothing else, so it is computed once for all steps, in one
+/// product for each layer; the layers, a third of all weights, need not stay in
+/// memory for it.
+pub struct ModulationTable {
+    pub(super) blocks: Vec<BlockTable>,
+    /// Of the last normalisation: (levels, 2 · width).
+    pub(super) output: Tensor,
+    /// The row of noise level 0, if reference pictures are seen at that.
+    pub(super) reference_level: Option<usize>,
 }
 
-/// The noise level of reference pictures: none at all.
-pub(super) struct ReferenceLevel {
-    /// Embedded as [`NoiseLevel::picture`] is.
-    pub(super) temb: Tensor,
-    /// Image tokens before the first one of a reference picture.
-    pub(super) first_token: usize,
+/// Of one block, each (levels, 6 · width).
+pub(super) struct BlockTable {
+    pub(super) image: Tensor,
+    pub(super) text: Tensor,
+}
+
+impl ModulationTable {
+    /// What acts in step `step` of the schedule that it was made for.
+    #[must_use]
+    pub fn at(&self, step: usize) -> StepModulation<'_> {
+        StepModulation { table: self, step }
+    }
+
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let blocks = self.blocks.iter().map(|block| of(&block.image) + of(&block.text));
+        blocks.sum::<usize>() + of(&self.output)
+    }
+}
+
+/// A row of a [`ModulationTable`].
+#[derive(Clone, Copy)]
+pub struct StepModulation<'a> {
+    table: &'a ModulationTable,
+    step: usize,
+}
+
+impl StepModulation<'_> {
+    /// The modulations of the attention half and of the feed-forward half of the
+    /// image stream of block `block`. Tokens from `first_reference` on are of
+    /// reference pictures.
+    pub(super) fn of_image(
+        self,
+        block: usize,
+        first_reference: usize,
+    ) -> Result<(Modulation, Modulation)> {
+        let table = &self.table.blocks[block].image;
+        let (attention, feed_forward) = Modulation::of_row(table, self.step)?;
+        let Some(level) = self.table.reference_level else {
+            return Ok((attention, feed_forward));
+        };
+        let [first, second] = Factors::of_row(table, level)?;
+        Ok((
+            Modulation { references: Some((first_reference, first)), ..attention },
+            Modulation { references: Some((first_reference, second)), ..feed_forward },
+        ))
+    }
+
+    /// The same of the text stream, which knows the picture's noise level alone.
+    pub(super) fn of_text(self, block: usize) -> Result<(Modulation, Modulation)> {
+        Modulation::of_row(&self.table.blocks[block].text, self.step)
+    }
+
+    /// Scale and shift of the last normalisation, each (1, 1, width).
+    pub(super) fn of_output(self) -> Result<(Tensor, Tensor)> {
+        let row = self.table.output.narrow(0, self.step, 1)?.unsqueeze(1)?;
+        let parts = row.chunk(2, D::Minus1)?;
+        // Here the scale comes first, then the shift: the other way round than in the blocks.
+        Ok((parts[0].clone(), parts[1].clone()))
+    }
+}
+
+/// The layers that a block's part of the table is computed with.
+pub(super) struct ModulationLayers {
+    image: Linear,
+    text: Linear,
+}
+
+impl ModulationLayers {
+    /// Takes `img_mod` and `txt_mod` of the block at `weights`.
+    pub(super) fn load(weights: &Weights, width: usize) -> Result<Self> {
+        let linear = |name| Linear::load(&weights.at(name), width, 6 * width);
+        Ok(Self { image: linear("img_mod.1")?, text: linear("txt_mod.1")? })
+    }
+
+    /// `levels`: the embedded noise levels, SiLU applied, (levels, width).
+    pub(super) fn forward(&self, levels: &Tensor) -> Result<BlockTable> {
+        Ok(BlockTable { image: self.image.forward(levels)?, text: self.text.forward(levels)? })
+    }
 }
 
 /// Shift, scale and gate of one half of a block.
@@ -29,7 +110,7 @@ pub(super) struct Modulation {
     references: Option<(usize, Factors)>,
 }
 
-/// Each (batch, 1, width).
+/// Each (1, 1, width).
 #[derive(Clone)]
 struct Factors {
     shift: Tensor,
@@ -38,24 +119,9 @@ struct Factors {
 }
 
 impl Modulation {
-    /// The modulations of the attention half and of the feed-forward half of the
-    /// image stream.
-    pub(super) fn of_image(linear: &Linear, level: &NoiseLevel) -> Result<(Self, Self)> {
-        let (attention, feed_forward) = Self::of_text(linear, level)?;
-        let Some(references) = &level.references else {
-            return Ok((attention, feed_forward));
-        };
-        let [first, second] = Factors::of(linear, &references.temb)?;
-        let from = references.first_token;
-        Ok((
-            Self { references: Some((from, first)), ..attention },
-            Self { references: Some((from, second)), ..feed_forward },
-        ))
-    }
-
-    /// The same of the text stream, which knows the picture's noise level alone.
-    pub(super) fn of_text(linear: &Linear, level: &NoiseLevel) -> Result<(Self, Self)> {
-        let [first, second] = Factors::of(linear, &level.picture)?;
+    /// Of the attention half and of the feed-forward half.
+    fn of_row(table: &Tensor, row: usize) -> Result<(Self, Self)> {
+        let [first, second] = Factors::of_row(table, row)?;
         let alike = |picture| Self { picture, references: None };
         Ok((alike(first), alike(second)))
     }
@@ -80,7 +146,10 @@ impl Modulation {
         let Some((from, references)) = &self.references else {
             return change(&self.picture, x);
         };
-        let rest = x.dim(1)? - from;
+        let rest = x.dim(1)?.saturating_sub(*from);
+        if rest == 0 {
+            return change(&self.picture, x);
+        }
         let picture = change(&self.picture, &x.narrow(1, 0, *from)?)?;
         Tensor::cat(&[picture, change(references, &x.narrow(1, *from, rest)?)?], 1)
     }
@@ -88,8 +157,8 @@ impl Modulation {
 
 impl Factors {
     /// Of the first and of the second half of a block.
-    fn of(linear: &Linear, temb: &Tensor) -> Result<[Self; 2]> {
-        let parts = linear.forward(temb)?.unsqueeze(1)?.chunk(6, D::Minus1)?;
+    fn of_row(table: &Tensor, row: usize) -> Result<[Self; 2]> {
+        let parts = table.narrow(0, row, 1)?.unsqueeze(1)?.chunk(6, D::Minus1)?;
         Ok([0, 3].map(|first| Self {
             shift: parts[first].clone(),
             scale: parts[first + 1].clone(),

@@ -98,16 +98,22 @@ pub fn encoder_input(
     vision: &VisionConfig,
     (dtype, device): (DType, &Device),
 ) -> Result<EncoderInput> {
-    let factor = vision.patch_size * vision.spatial_merge_size;
-    let size = PixelSize { width: image.width(), height: image.height() };
-    let size = smart_resize(size, factor, processor.min_pixels, processor.max_pixels);
-    let image = resize(image, size.width, size.height, Resampler::TorchvisionBicubic);
-    let grid =
-        Grid { height: size.height / vision.patch_size, width: size.width / vision.patch_size };
+    let grid = encoder_grid(image, processor, vision);
+    let (width, height) = (grid.width * vision.patch_size, grid.height * vision.patch_size);
+    let image = resize(image, width, height, Resampler::TorchvisionBicubic);
     let numbers = patch_numbers(&image, grid, processor, vision);
     let shape = (grid.len(), vision.patch_dim());
     let patches = Tensor::from_vec(numbers, shape, &Device::Cpu)?;
     Ok(EncoderInput { patches: patches.to_dtype(dtype)?.to_device(device)?, grid })
+}
+
+/// Patches of `image` along each axis when the encoder sees it.
+#[must_use]
+pub fn encoder_grid(image: &RgbImage, processor: &ProcessorConfig, vision: &VisionConfig) -> Grid {
+    let factor = vision.patch_size * vision.spatial_merge_size;
+    let size = PixelSize { width: image.width(), height: image.height() };
+    let size = smart_resize(size, factor, processor.min_pixels, processor.max_pixels);
+    Grid { height: size.height / vision.patch_size, width: size.width / vision.patch_size }
 }
 
 fn patch_numbers(

@@ -217,6 +217,22 @@ impl Schedule {
         self
     }
 
+    /// The noise level before each step as the transformer is told it.
+    #[must_use]
+    pub fn noise_levels(&self) -> Vec<f32> {
+        self.timesteps.iter().map(|timestep| timestep / self.train_timesteps).collect()
+    }
+
+    /// The same, rounded as the reference pipelines do in 16 bits: first the
+    /// timestep, then the level.
+    ///
+    /// Source: diffusers 0.42.1, `QwenImagePipeline.__call__`.
+    #[must_use]
+    pub fn rounded_noise_levels(&self, round: fn(f32) -> f32) -> Vec<f32> {
+        let level = |timestep: &f32| round(round(*timestep) / self.train_timesteps);
+        self.timesteps.iter().map(level).collect()
+    }
+
     /// What the noise level changes by in step `index`: a negative number.
     #[must_use]
     pub fn sigma_change(&self, index: usize) -> f32 {

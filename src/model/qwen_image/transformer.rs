@@ -3,13 +3,14 @@
 //!
 //! Source: diffusers 0.42.1, `QwenImageTransformer2DModel`.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::rotary_emb::rope_i;
 
 use super::config::TransformerConfig;
-use super::modulation::{Modulation, NoiseLevel, ReferenceLevel};
+use super::modulation::{Modulation, ModulationLayers, ModulationTable, StepModulation};
 use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::Weights;
+use crate::model::residency::{Held, Residency};
 use crate::nn::{
     AttentionMask, LayerNorm, Linear, RmsNorm, attention, gelu_tanh, merge_heads, silu, split_heads,
 };
@@ -33,12 +34,28 @@ pub struct Transformer {
     txt_norm: RmsNorm,
     img_in: Linear,
     txt_in: Linear,
-    transformer_blocks: Vec<Block>,
+    modulation_layers: Vec<Held<ModulationLayers>>,
+    transformer_blocks: Vec<Held<Block>>,
     norm_out: OutputNorm,
     proj_out: Linear,
     config: TransformerConfig,
     dtype: DType,
     device: Device,
+}
+
+/// Which of its weights stay on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransformerResidency {
+    /// Those that only a new schedule needs: a third of all.
+    pub modulation: Residency,
+    /// How many of the blocks, which every step needs: the first ones.
+    pub resident_blocks: usize,
+}
+
+impl TransformerResidency {
+    /// All of them.
+    pub const RESIDENT: Self =
+        Self { modulation: Residency::Resident, resident_blocks: usize::MAX };
 }
 
 /// What stays the same over all steps of a picture: where the tokens stand.
@@ -72,14 +89,30 @@ impl RotationTensors {
 }
 
 impl Transformer {
-    /// Takes all tensors of the component.
+    /// Takes all tensors of the component, or checks those that are not to stay.
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn load(weights: &Weights, config: &TransformerConfig) -> Result<Self> {
+    pub fn load(
+        weights: &Weights,
+        config: &TransformerConfig,
+        residency: TransformerResidency,
+    ) -> Result<Self> {
         let width = config.inner_dim();
         let text_width = config.joint_attention_dim;
         let blocks = weights.at("transformer_blocks");
+        let block = |index| {
+            let config = config.clone();
+            let load = move |weights: &Weights| Block::load(weights, &config);
+            let stays = index < residency.resident_blocks;
+            let residency = if stays { Residency::Resident } else { Residency::OnDemand };
+            Held::new(residency, &blocks.at(index), load)
+        };
+        let modulation = |index| {
+            let load = move |weights: &Weights| ModulationLayers::load(weights, width);
+            Held::new(residency.modulation, &blocks.at(index), load)
+        };
+        let layers = 0..config.num_layers;
         Ok(Self {
             timestep_embedder: TimestepEmbedder::load(
                 &weights.at("time_text_embed.timestep_embedder"),
@@ -96,9 +129,8 @@ impl Transformer {
             txt_norm: RmsNorm::load(&weights.at("txt_norm"), text_width, NORM_EPS.into())?,
             img_in: Linear::load(&weights.at("img_in"), config.in_channels, width)?,
             txt_in: Linear::load(&weights.at("txt_in"), text_width, width)?,
-            transformer_blocks: (0..config.num_layers)
-                .map(|index| Block::load(&blocks.at(index), config))
-                .collect::<Result<_>>()?,
+            modulation_layers: layers.clone().map(modulation).collect::<Result<_>>()?,
+            transformer_blocks: layers.map(block).collect::<Result<_>>()?,
             norm_out: OutputNorm::load(&weights.at("norm_out"), width)?,
             proj_out: Linear::load(&weights.at("proj_out"), width, config.in_channels)?,
             config: config.clone(),
@@ -128,11 +160,34 @@ impl Transformer {
         })
     }
 
+    /// What the noise levels `sigmas`, each 0 to 1, do to the tokens: a row each.
+    ///
+    /// # Errors
+    /// A candle error if weights that do not stay cannot be read, or out of memory.
+    pub fn modulations(&self, sigmas: &[f32]) -> Result<ModulationTable> {
+        let mut levels = sigmas.to_vec();
+        let reference_level = self.config.zero_cond_t.then_some(levels.len());
+        levels.extend(reference_level.map(|_| 0.0));
+        let embedded = self.temb(&levels)?;
+        let blocks = self.modulation_layers.iter().enumerate().map(|(index, layers)| {
+            if let Some(next) = self.modulation_layers.get(index + 1) {
+                next.read_ahead();
+            }
+            layers.with(|layers| layers.forward(&embedded))
+        });
+        Ok(ModulationTable {
+            blocks: blocks.collect::<Result<_>>()?,
+            output: self.norm_out.linear.forward(&embedded)?,
+            reference_level,
+        })
+    }
+
     /// Predicts the flow (noise minus picture) at every image token.
     ///
     /// `latents`: (batch, image tokens, in channels), the picture being made
     /// first, then the references. `prompt_embeds`: (batch, text tokens, text
-    /// width). `sigma`: the noise level, 0 to 1. Returns the shape of `latents`.
+    /// width). `modulation`: of the noise level, from [`Transformer::modulations`].
+    /// Returns the shape of `latents`.
     ///
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
@@ -140,44 +195,36 @@ impl Transformer {
         &self,
         latents: &Tensor,
         prompt_embeds: &Tensor,
-        sigma: f32,
+        modulation: StepModulation,
         positions: &TokenPositions,
     ) -> Result<Tensor> {
         let mut image = self.img_in.forward(latents)?;
         let mut text = self.txt_in.forward(&self.txt_norm.forward(prompt_embeds)?)?;
-        let level = self.noise_level(sigma, positions.first_picture, latents.dim(1)?)?;
-        for block in &self.transformer_blocks {
-            (text, image) = block.forward(&text, &image, &level, positions)?;
+        for (index, block) in self.transformer_blocks.iter().enumerate() {
+            if let Some(next) = self.transformer_blocks.get(index + 1) {
+                next.read_ahead();
+            }
+            let modulations = BlockModulations {
+                image: modulation.of_image(index, positions.first_picture)?,
+                text: modulation.of_text(index)?,
+            };
+            (text, image) =
+                block.with(|block| block.forward(&text, &image, &modulations, positions))?;
         }
-        self.proj_out.forward(&self.norm_out.forward(&image, &level.picture)?)
+        self.proj_out.forward(&self.norm_out.forward(&image, modulation)?)
     }
 
-    /// `sigma` as the blocks take it, for `image_tokens`, of which the first
-    /// `first_picture` are of the picture being made.
-    fn noise_level(
-        &self,
-        sigma: f32,
-        first_picture: usize,
-        image_tokens: usize,
-    ) -> Result<NoiseLevel> {
-        let picture = self.temb(sigma)?;
-        let zero_references = self.config.zero_cond_t && image_tokens > first_picture;
-        let reference = |temb| ReferenceLevel { temb, first_token: first_picture };
-        let references = zero_references.then(|| self.temb(0.0)).transpose()?.map(reference);
-        Ok(NoiseLevel { picture, references })
-    }
-
-    /// (1, width)
-    fn temb(&self, sigma: f32) -> Result<Tensor> {
-        let mut temb = self.timestep_embedder.forward(sigma, self.dtype, &self.device)?;
+    /// (levels, width)
+    fn temb(&self, sigmas: &[f32]) -> Result<Tensor> {
+        let mut temb = self.timestep_embedder.forward(sigmas, self.dtype, &self.device)?;
         if let Some(additions) = &self.addition_t_embedding {
-            temb = (temb + additions.narrow(0, 0, 1)?)?;
+            temb = temb.broadcast_add(&additions.narrow(0, 0, 1)?)?;
         }
         silu(&temb) // the first layer of every modulation
     }
 }
 
-/// A noise level → (1, width).
+/// Noise levels → (levels, width).
 struct TimestepEmbedder {
     linear_1: Linear,
     linear_2: Linear,
@@ -191,8 +238,9 @@ impl TimestepEmbedder {
         })
     }
 
-    fn forward(&self, sigma: f32, dtype: DType, device: &Device) -> Result<Tensor> {
-        let waves = Tensor::from_vec(timestep_waves(sigma), (1, TIMESTEP_CHANNELS), device)?;
+    fn forward(&self, sigmas: &[f32], dtype: DType, device: &Device) -> Result<Tensor> {
+        let waves = sigmas.iter().flat_map(|sigma| timestep_waves(*sigma)).collect();
+        let waves = Tensor::from_vec(waves, (sigmas.len(), TIMESTEP_CHANNELS), device)?;
         let hidden = self.linear_1.forward(&waves.to_dtype(dtype)?)?;
         self.linear_2.forward(&silu(&hidden)?)
     }
@@ -212,7 +260,6 @@ fn timestep_waves(sigma: f32) -> Vec<f32> {
 
 /// One of the two streams of a block: what is done to its tokens alone.
 struct Stream {
-    modulation: Linear,
     norm: LayerNorm,
     mlp_in: Linear,
     mlp_out: Linear,
@@ -224,7 +271,6 @@ impl Stream {
         let mlp = weights.at(format!("{name}_mlp.net"));
         let inner = MLP_RATIO * width;
         Ok(Self {
-            modulation: Linear::load(&weights.at(format!("{name}_mod.1")), width, 6 * width)?,
             norm: LayerNorm::new(width, NORM_EPS, weights.dtype(), weights.device())?,
             mlp_in: Linear::load(&mlp.at("0.proj"), width, inner)?,
             mlp_out: Linear::load(&mlp.at("2"), inner, width)?,
@@ -237,6 +283,12 @@ impl Stream {
         let hidden = gelu_tanh(&self.mlp_in.forward(&modulated)?)?;
         modulation.gated_add(x, &self.mlp_out.forward(&hidden)?)
     }
+}
+
+/// Of the attention half and of the feed-forward half of a block's streams.
+struct BlockModulations {
+    image: (Modulation, Modulation),
+    text: (Modulation, Modulation),
 }
 
 struct Block {
@@ -260,19 +312,19 @@ impl Block {
         &self,
         text: &Tensor,
         image: &Tensor,
-        level: &NoiseLevel,
+        modulations: &BlockModulations,
         positions: &TokenPositions,
     ) -> Result<(Tensor, Tensor)> {
-        let (image_attn, image_mlp) = Modulation::of_image(&self.img.modulation, level)?;
-        let (text_attn, text_mlp) = Modulation::of_text(&self.txt.modulation, level)?;
+        let (image_attn, image_mlp) = &modulations.image;
+        let (text_attn, text_mlp) = &modulations.text;
         let image_modulated = image_attn.modulate(&self.img.norm.forward(image)?)?;
         let text_modulated = text_attn.modulate(&self.txt.norm.forward(text)?)?;
         let (text_update, image_update) =
             self.attn.forward(&text_modulated, &image_modulated, positions)?;
         let image = image_attn.gated_add(image, &image_update)?;
         let text = text_attn.gated_add(text, &text_update)?;
-        let image = self.img.feed_forward(&image, &image_mlp)?;
-        let text = self.txt.feed_forward(&text, &text_mlp)?;
+        let image = self.img.feed_forward(&image, image_mlp)?;
+        let text = self.txt.feed_forward(&text, text_mlp)?;
         Ok((clip_f16(text)?, clip_f16(image)?))
     }
 }
@@ -374,10 +426,9 @@ impl OutputNorm {
         })
     }
 
-    /// Here the scale comes first, then the shift: the other way round than in the blocks.
-    fn forward(&self, x: &Tensor, temb: &Tensor) -> Result<Tensor> {
-        let parts = self.linear.forward(temb)?.unsqueeze(1)?.chunk(2, D::Minus1)?;
-        let scale = (&parts[0] + 1.0)?;
-        self.norm.forward(x)?.broadcast_mul(&scale)?.broadcast_add(&parts[1])
+    /// `x`: (batch, tokens, width).
+    fn forward(&self, x: &Tensor, modulation: StepModulation) -> Result<Tensor> {
+        let (scale, shift) = modulation.of_output()?;
+        self.norm.forward(x)?.broadcast_mul(&(scale + 1.0)?)?.broadcast_add(&shift)
     }
 }

@@ -43,6 +43,7 @@ use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
 pub(super) const PLAIN: ModelEntry = ModelEntry {
     class_name: "StableDiffusionPipeline",
     takes_lora: false,
+    offloads: false,
     load: |context| load(context, &ONE_TEXT),
 };
 
@@ -50,6 +51,7 @@ pub(super) const PLAIN: ModelEntry = ModelEntry {
 pub(super) const XL: ModelEntry = ModelEntry {
     class_name: "StableDiffusionXLPipeline",
     takes_lora: false,
+    offloads: false,
     load: |context| load(context, &TWO_TEXTS),
 };
 

@@ -5,7 +5,10 @@ use candle_core::{Result as TensorResult, Tensor};
 use super::{Pipeline, preprocess};
 use crate::domain::{ImageRequest, Prompt, RgbImage};
 use crate::model::ModelError;
+use crate::model::cache::{ContentHash, ContentKey};
 use crate::model::qwen_image::positions::{Grid, text_start};
+use crate::model::qwen_image::prompt::TokenisedPrompt;
+use crate::model::qwen_image::text_encoder::TextEncoder;
 
 /// Longest sequence that the rotary tables of the reference reach.
 const MAX_POSITION: usize = 4096;
@@ -26,63 +29,76 @@ pub(super) struct Guidance {
     pub(super) scale: f64,
 }
 
-/// The pictures that a prompt is about, as tokens of the language model.
-struct ShownPictures {
-    /// (tokens, text width), picture by picture; `None` without pictures.
-    tokens: Option<Tensor>,
-    /// Tokens of each.
+/// The pictures that prompts are about.
+struct ShownPictures<'a> {
+    images: &'a [RgbImage],
+    /// Tokens of the language model for each.
     grids: Vec<Grid>,
+    key: ContentKey,
+}
+
+/// A prompt as the language model takes it.
+struct Words {
+    tokens: TokenisedPrompt,
+    /// How many tokens are kept: all but those of the template's beginning.
+    kept: usize,
+    key: ContentKey,
 }
 
 impl Pipeline {
     /// `shown`: what the encoder sees. `grids`: what the transformer is going to see.
+    ///
+    /// An encoder that is not resident is loaded only if something is new.
     pub(super) fn encode_prompts(
         &self,
         shown: &[RgbImage],
         request: &ImageRequest,
         grids: &[Grid],
     ) -> Result<Guidance, ModelError> {
-        let pictures = self.encode_shown(shown)?;
+        let pictures = self.shown_pictures(shown);
         let start = text_start(grids, self.components.transformer.frame_order());
         let longest = MAX_POSITION - start.min(MAX_POSITION);
-        let encode = |field, prompt| self.encode_prompt(field, prompt, &pictures, longest);
+        let words = |field, prompt| self.words(field, prompt, &pictures, longest);
         let scale = request.guidance.get();
         let negative = request.negative_prompt.as_ref().filter(|_| scale > 1.0);
-        Ok(Guidance {
-            positive: encode("prompt", &request.prompt)?,
-            negative: negative.map(|prompt| encode("negative_prompt", prompt)).transpose()?,
-            scale,
-        })
+        let positive = words("prompt", &request.prompt)?;
+        let negative = negative.map(|prompt| words("negative_prompt", prompt)).transpose()?;
+
+        let all: Vec<&Words> = std::iter::once(&positive).chain(&negative).collect();
+        let mut embeds = self.embeds(&pictures, &all)?.into_iter();
+        let shown: usize = pictures.grids.iter().map(|grid| grid.len()).sum();
+        let mut conditioning = |words: &Words| {
+            embeds.next().map(|embeds| Conditioning { embeds, words: words.kept - shown })
+        };
+        let positive = conditioning(&positive)
+            .ok_or_else(|| ModelError::BadOutput("no prompt embeddings".to_owned()))?;
+        let negative = negative.as_ref().and_then(conditioning);
+        Ok(Guidance { positive, negative, scale })
     }
 
-    fn encode_shown(&self, shown: &[RgbImage]) -> TensorResult<ShownPictures> {
-        let Some(processor) = self.components.processor.as_ref().filter(|_| !shown.is_empty())
-        else {
-            return Ok(ShownPictures { tokens: None, grids: Vec::new() });
+    fn shown_pictures<'a>(&self, images: &'a [RgbImage]) -> ShownPictures<'a> {
+        let Some(processor) = self.components.processor.as_ref() else {
+            return ShownPictures { images: &[], grids: Vec::new(), key: [0; 32] };
         };
         let vision = self.vision_config();
-        let inputs = shown
-            .iter()
-            .map(|image| preprocess::encoder_input(image, processor, vision, self.tensor_kind()))
-            .collect::<TensorResult<Vec<_>>>()?;
-        let patches: Vec<&Tensor> = inputs.iter().map(|input| &input.patches).collect();
-        let grids: Vec<Grid> = inputs.iter().map(|input| input.grid).collect();
-        let patches = Tensor::cat(&patches, 0)?;
         let merge = vision.spatial_merge_size;
-        let merged = |grid: &Grid| Grid { height: grid.height / merge, width: grid.width / merge };
-        Ok(ShownPictures {
-            tokens: Some(self.components.text_encoder.encode_pictures(&patches, &grids)?),
-            grids: grids.iter().map(merged).collect(),
-        })
+        let grid = |image: &RgbImage| {
+            let patches = preprocess::encoder_grid(image, processor, vision);
+            Grid { height: patches.height / merge, width: patches.width / merge }
+        };
+        let hash = images.iter().fold(ContentHash::of("shown pictures"), |hash, image| {
+            hash.bytes(&image.width().to_le_bytes()).bytes(image.pixels())
+        });
+        ShownPictures { images, grids: images.iter().map(grid).collect(), key: hash.finish() }
     }
 
-    fn encode_prompt(
+    fn words(
         &self,
         field: &'static str,
         prompt: &Prompt,
         pictures: &ShownPictures,
         longest: usize,
-    ) -> Result<Conditioning, ModelError> {
+    ) -> Result<Words, ModelError> {
         let unsuitable = |reason: String| ModelError::Unsuitable { field, reason };
         let template = self.variant.template;
         let tokens = self
@@ -91,22 +107,74 @@ impl Pipeline {
             .tokenise(&template, prompt.as_str(), &pictures.grids)
             .map_err(|error| ModelError::BadOutput(format!("no tokens: {error}")))?
             .map_err(|reserved| unsuitable(format!("The {field} {reserved}.")))?;
-        let length = tokens.token_ids.len() - template.drop_tokens;
-        if length > longest {
+        let kept = tokens.token_ids.len() - template.drop_tokens;
+        if kept > longest {
             return Err(unsuitable(format!(
-                "The {field} is too long for this model: with the pictures it makes {length} \
+                "The {field} is too long for this model: with the pictures it makes {kept} \
                  tokens, at most {longest} fit."
             )));
         }
-        let hidden_states = self.components.text_encoder.forward(
-            &tokens.token_ids,
-            &tokens.segments,
-            pictures.tokens.as_ref(),
-        )?;
-        let shown: usize = pictures.grids.iter().map(|grid| grid.len()).sum();
-        Ok(Conditioning {
-            embeds: hidden_states.narrow(1, template.drop_tokens, length)?.contiguous()?,
-            words: length - shown,
+        let hash = ContentHash::of("prompt").bytes(&pictures.key);
+        let key = hash.numbers(tokens.token_ids.iter().copied()).finish();
+        Ok(Words { tokens, kept, key })
+    }
+
+    /// The embeddings of each of `prompts`, (1, kept tokens, text width).
+    fn embeds(&self, pictures: &ShownPictures, prompts: &[&Words]) -> TensorResult<Vec<Tensor>> {
+        let known: Vec<Option<Tensor>> =
+            prompts.iter().map(|words| self.cache.tensor(&words.key)).collect();
+        if let Some(known) = known.iter().cloned().collect() {
+            return Ok(known);
+        }
+        self.components.text_encoder.with(|encoder| {
+            let picture_tokens = self.picture_tokens(encoder, pictures)?;
+            let embed = |(words, known): (&&Words, Option<Tensor>)| match known {
+                Some(known) => Ok(known),
+                None => self.embed(encoder, words, picture_tokens.as_ref()),
+            };
+            prompts.iter().zip(known).map(embed).collect()
+        })
+    }
+
+    /// (tokens, text width), picture by picture; `None` without pictures.
+    fn picture_tokens(
+        &self,
+        encoder: &TextEncoder,
+        pictures: &ShownPictures,
+    ) -> TensorResult<Option<Tensor>> {
+        let Some(processor) =
+            self.components.processor.as_ref().filter(|_| !pictures.images.is_empty())
+        else {
+            return Ok(None);
+        };
+        let make = || {
+            let vision = self.vision_config();
+            let inputs = pictures
+                .images
+                .iter()
+                .map(|image| {
+                    preprocess::encoder_input(image, processor, vision, self.tensor_kind())
+                })
+                .collect::<TensorResult<Vec<_>>>()?;
+            let patches: Vec<&Tensor> = inputs.iter().map(|input| &input.patches).collect();
+            let grids: Vec<Grid> = inputs.iter().map(|input| input.grid).collect();
+            encoder.encode_pictures(&Tensor::cat(&patches, 0)?, &grids)
+        };
+        self.cache.tensor_or(pictures.key, make).map(Some)
+    }
+
+    fn embed(
+        &self,
+        encoder: &TextEncoder,
+        words: &Words,
+        picture_tokens: Option<&Tensor>,
+    ) -> TensorResult<Tensor> {
+        let tokens = &words.tokens;
+        self.cache.tensor_or(words.key, || {
+            let hidden_states =
+                encoder.forward(&tokens.token_ids, &tokens.segments, picture_tokens)?;
+            let dropped = tokens.token_ids.len() - words.kept;
+            hidden_states.narrow(1, dropped, words.kept)?.force_contiguous()
         })
     }
 }

@@ -5,6 +5,7 @@ use candle_core::{D, DType, IndexOp, Result as TensorResult, Tensor};
 use super::conditioning::{Conditioning, Guidance};
 use super::observe;
 use crate::domain::Picture;
+use crate::model::qwen_image::modulation::ModulationTable;
 use crate::model::qwen_image::positions::Grid;
 use crate::model::qwen_image::scheduler::Schedule;
 use crate::model::qwen_image::transformer::{TokenPositions, Transformer};
@@ -74,11 +75,18 @@ pub(super) fn noised(clean: &Tensor, noise: &Tensor, sigma: f32) -> TensorResult
     (noise * sigma)? + (clean * (1.0 - sigma))?
 }
 
+/// Whereto the steps lead.
+#[derive(Clone, Copy)]
+pub(super) struct Steering<'a> {
+    pub(super) guidance: &'a Guidance,
+    pub(super) guided_length: GuidedLength,
+    pub(super) modulations: &'a ModulationTable,
+}
+
 /// All that stays the same over the steps and the pictures of a request.
 pub(super) struct Denoising<'a> {
     transformer: &'a Transformer,
-    guidance: &'a Guidance,
-    guided_length: GuidedLength,
+    steering: Steering<'a>,
     schedule: &'a Schedule,
     positions: TokenPositions,
     negative_positions: Option<TokenPositions>,
@@ -87,19 +95,17 @@ pub(super) struct Denoising<'a> {
 impl<'a> Denoising<'a> {
     pub(super) fn new(
         transformer: &'a Transformer,
-        guidance: &'a Guidance,
-        guided_length: GuidedLength,
+        steering: Steering<'a>,
         grids: &[Grid],
         schedule: &'a Schedule,
     ) -> TensorResult<Self> {
         let positions = |prompt: &Conditioning| transformer.positions(grids, prompt.embeds.dim(1)?);
         Ok(Self {
             transformer,
-            guidance,
-            guided_length,
+            steering,
             schedule,
-            positions: positions(&guidance.positive)?,
-            negative_positions: guidance.negative.as_ref().map(positions).transpose()?,
+            positions: positions(&steering.guidance.positive)?,
+            negative_positions: steering.guidance.negative.as_ref().map(positions).transpose()?,
         })
     }
 
@@ -152,16 +158,21 @@ impl<'a> Denoising<'a> {
             None => latents.clone(),
         };
         let made = latents.dim(1)?;
-        let sigma = self.schedule.timesteps[step] / self.schedule.train_timesteps;
+        let Steering { guidance, guided_length, modulations } = self.steering;
         let flow = |prompt: &Conditioning, positions: &TokenPositions| {
-            let all = self.transformer.forward(&tokens, &prompt.embeds, sigma, positions)?;
+            let all = self.transformer.forward(
+                &tokens,
+                &prompt.embeds,
+                modulations.at(step),
+                positions,
+            )?;
             all.i((.., ..made))
         };
-        let conditional = flow(&self.guidance.positive, &self.positions)?;
-        match (&self.guidance.negative, &self.negative_positions) {
+        let conditional = flow(&guidance.positive, &self.positions)?;
+        match (&guidance.negative, &self.negative_positions) {
             (Some(negative), Some(positions)) => {
                 let unconditional = flow(negative, positions)?;
-                guide(&conditional, &unconditional, self.guidance.scale, self.guided_length)
+                guide(&conditional, &unconditional, guidance.scale, guided_length)
             }
             _ => Ok(conditional),
         }

@@ -249,7 +249,7 @@ impl Pipeline {
 
     /// `image` at another size, with its transparency if this model knows of any.
     fn scaled(&self, image: &Picture, size: PixelSize) -> Picture {
-        if self.components.vae.image_channels() > 3 {
+        if self.components.vae_config.input_channels > 3 {
             return resize_picture(image, size.width, size.height, Resampler::PillowLanczos);
         }
         resize(image.colour(), size.width, size.height, Resampler::PillowLanczos).into()

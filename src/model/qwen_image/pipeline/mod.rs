@@ -8,6 +8,7 @@
 //! `Inpaint`, of `QwenImageEditPipeline`, its `Inpaint` and `Plus`, and of
 //! `QwenImageLayeredPipeline`.
 
+pub(super) mod cache;
 mod conditioning;
 mod denoise;
 mod job;
@@ -15,8 +16,9 @@ mod job;
 use std::ops::{ControlFlow, Range};
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
+use half::{bf16, f16};
 
-use super::config::{ProcessorConfig, TextEncoderConfig, VisionConfig};
+use super::config::{ProcessorConfig, TextEncoderConfig, VaeConfig, VisionConfig};
 use super::latents::{pack_latents, unpack_latents};
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
@@ -28,15 +30,18 @@ use super::vae::Vae;
 use super::variant::{ScheduleBasis, Shown, Variant};
 use crate::domain::{ImageRequest, Picture};
 use crate::imaging::region;
+use crate::model::cache::ContentHash;
 use crate::model::noise::TorchGenerator;
+use crate::model::residency::Held;
 use crate::model::{
     DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver, StepProgress,
     TokenUsage,
 };
-use denoise::{Denoising, Known, Start, Watch};
+use cache::PipelineCache;
+use denoise::{Denoising, Known, Start, Steering, Watch};
 use job::{Job, Source};
 
-/// The components of a checkpoint, loaded.
+/// The components of a checkpoint.
 pub struct Components {
     /// Words to ids.
     pub tokenizer: PromptTokenizer,
@@ -45,11 +50,13 @@ pub struct Components {
     /// The encoder's configuration.
     pub text_encoder_config: TextEncoderConfig,
     /// Words and pictures to hidden states.
-    pub text_encoder: TextEncoder,
+    pub text_encoder: Held<TextEncoder>,
     /// Predicts the flow.
     pub transformer: Transformer,
+    /// The autoencoder's configuration.
+    pub vae_config: VaeConfig,
     /// Pictures to latents and back.
-    pub vae: Vae,
+    pub vae: Held<Vae>,
     /// The noise schedule.
     pub scheduler: SchedulerConfig,
     /// Number format that they compute in.
@@ -63,6 +70,9 @@ pub struct Pipeline {
     pub(super) info: ModelInfo,
     pub(super) variant: Variant,
     pub(super) components: Components,
+    pub(super) cache: PipelineCache,
+    /// Whether the transformer is told the noise level exactly.
+    pub(super) exact_timesteps: bool,
 }
 
 /// The input pictures as latents.
@@ -101,14 +111,12 @@ impl DiffusionModel for Pipeline {
         // 3. Pictures → latents.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         let inputs = self.encode_pictures(&job)?;
-        // 4. Where all tokens stand.
-        let denoising = Denoising::new(
-            &self.components.transformer,
-            &guidance,
-            self.variant.guided_length,
-            &grids,
-            &schedule,
-        )?;
+        // 4. What the steps have in common.
+        let transformer = &self.components.transformer;
+        let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
+        let guided_length = self.variant.guided_length;
+        let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
+        let denoising = Denoising::new(transformer, steering, &grids, &schedule)?;
         let mut images = Vec::with_capacity(request.count.get() * job.made_frames().len());
         for index in 0..request.count.get() {
             let seed = request.seed.of_image(index);
@@ -196,21 +204,38 @@ impl Pipeline {
         Ok(schedule.without_first(skipped))
     }
 
-    fn encode_pictures(&self, job: &Job) -> TensorResult<InputLatents> {
-        let (vae, kind) = (&self.components.vae, self.tensor_kind());
-        let encode = |picture: &Picture| {
-            vae.encode(&preprocess::vae_input(picture, vae.image_channels(), kind)?)
+    /// The noise level before each step as the transformer is told it.
+    fn noise_levels(&self, schedule: &Schedule) -> Vec<f32> {
+        let dtype = self.components.dtype;
+        let round: fn(f32) -> f32 = if self.exact_timesteps {
+            return schedule.noise_levels();
+        } else if dtype == DType::BF16 {
+            |number| bf16::from_f32(number).to_f32()
+        } else if dtype == DType::F16 {
+            |number| f16::from_f32(number).to_f32()
+        } else {
+            |number| number
         };
+        schedule.rounded_noise_levels(round)
+    }
+
+    fn encode_pictures(&self, job: &Job) -> TensorResult<InputLatents> {
         let references = job
             .references
             .iter()
-            .map(|picture| pack_latents(&vae.most_likely(&encode(picture)?)?))
+            .map(|picture| {
+                self.encoded("most likely latents", picture, |vae, parameters| {
+                    pack_latents(&vae.most_likely(&parameters)?)
+                })
+            })
             .collect::<TensorResult<Vec<_>>>()?;
         let source = |source: &Source| {
-            let numbers = 4 * vae.z_dim();
-            let mask = |mask| preprocess::mask_tokens(mask, vae.spatial_factor(), numbers, kind);
+            let (z_dim, kind) = (self.components.vae_config.z_dim, self.tensor_kind());
+            let factor = self.components.vae_config.spatial_factor();
+            let mask = |mask| preprocess::mask_tokens(mask, factor, 4 * z_dim, kind);
             Ok::<_, candle_core::Error>(SourceLatents {
-                parameters: encode(&source.picture)?,
+                parameters: self
+                    .encoded("latents", &source.picture, |_, parameters| Ok(parameters))?,
                 mask: source.mask.as_ref().map(mask).transpose()?,
             })
         };
@@ -219,6 +244,26 @@ impl Pipeline {
                 .then(|| Tensor::cat(&references, 1))
                 .transpose()?,
             source: job.source.as_ref().map(source).transpose()?,
+        })
+    }
+
+    /// What `finish` makes of the VAE's output for `picture`; `kind` says which that is.
+    fn encoded(
+        &self,
+        kind: &str,
+        picture: &Picture,
+        finish: impl FnOnce(&Vae, Tensor) -> TensorResult<Tensor>,
+    ) -> TensorResult<Tensor> {
+        let hash = ContentHash::of(kind).bytes(&picture.width().to_le_bytes());
+        let hash = hash.bytes(picture.colour().pixels());
+        let key = match picture.alpha() {
+            Some(alpha) => hash.bytes(alpha.pixels()).finish(),
+            None => hash.finish(),
+        };
+        self.cache.tensor_or(key, || {
+            let channels = self.components.vae_config.input_channels;
+            let input = preprocess::vae_input(picture, channels, self.tensor_kind())?;
+            self.components.vae.with(|vae| finish(vae, vae.encode(&input)?))
         })
     }
 
@@ -239,8 +284,8 @@ impl Pipeline {
             return Ok(Start { latents, references: inputs.references.clone(), known: None });
         };
         let variation = self.noise(&mut generator, grid, 1)?;
-        let clean = self.components.vae.sample(&latents.parameters, &variation)?;
-        let clean = pack_latents(&clean)?;
+        let sample = |vae: &Vae| vae.sample(&latents.parameters, &variation);
+        let clean = pack_latents(&self.components.vae.with(sample)?)?;
         let noise = Self::pack_frames(&self.noise(&mut generator, grid, 1)?)?;
         let start = denoise::noised(&clean, &noise, schedule.sigmas[0])?;
         let known = latents.mask.clone().map(|mask| Known { clean: clean.clone(), noise, mask });
@@ -256,7 +301,7 @@ impl Pipeline {
         frames: usize,
     ) -> TensorResult<Tensor> {
         let (height, width) = (2 * grid.height, 2 * grid.width);
-        let shape = (frames, self.components.vae.z_dim(), height, width);
+        let shape = (frames, self.components.vae_config.z_dim, height, width);
         let numbers = generator.normal(shape.0 * shape.1 * height * width);
         let (dtype, device) = self.tensor_kind();
         Tensor::from_vec(numbers, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
@@ -285,8 +330,8 @@ impl Pipeline {
         let decode = |frame: usize| {
             let tokens = latents.narrow(1, frame * grid.len(), grid.len())?;
             let latents = unpack_latents(&tokens, grid.height, grid.width)?;
-            let picture =
-                preprocess::output_picture(&self.components.vae.decode_latents(&latents)?)?;
+            let decoded = self.components.vae.with(|vae| vae.decode_latents(&latents))?;
+            let picture = preprocess::output_picture(&decoded)?;
             Ok(match job.source.as_ref().and_then(|source| source.whole.as_ref()) {
                 Some(whole) => {
                     region::overlay(&whole.image, &whole.mask, picture.colour(), whole.region)

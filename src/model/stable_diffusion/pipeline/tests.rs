@@ -15,9 +15,7 @@ use crate::checkpoint::Snapshot;
 use crate::domain::{GuidanceScale, ImageCount, Seed, Steps};
 use crate::model::loading::LoadContext;
 use crate::model::stable_diffusion::{ONE_TEXT, TWO_TEXTS, Variant, load_pipeline};
-use crate::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig, Unobserved,
-};
+use crate::model::{DeviceChoice, DtypeChoice, ModelConfig, Unobserved};
 
 /// In the repository, or where the variable `STABLE_DIFFUSION` says.
 #[expect(clippy::disallowed_methods, reason = "a switch for people who run the tests")]
@@ -33,16 +31,9 @@ fn folder(checkpoint: &str) -> PathBuf {
 fn pipeline(checkpoint: &str, variant: &Variant, scheduler: &Value) -> Pipeline {
     let snapshot = Snapshot::Directory(folder(checkpoint));
     let config = ModelConfig {
-        id: "tiny".to_owned(),
-        name: None,
-        revision: None,
         device: DeviceChoice::Cpu,
         dtype: DtypeChoice::Float32,
-        image_area: None,
-        condition_area: None,
-        defaults: DefaultOverrides::default(),
-        capabilities: CapabilitySwitches::default(),
-        lora: Vec::new(),
+        ..ModelConfig::of("tiny")
     };
     let context = LoadContext {
         snapshot: &snapshot,

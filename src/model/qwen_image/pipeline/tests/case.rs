@@ -15,7 +15,7 @@ use crate::domain::{
 use crate::model::loading::LoadContext;
 use crate::model::qwen_image::pipeline::Pipeline;
 use crate::model::qwen_image::variant::{self, GuidedLength, Variant};
-use crate::model::{CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, ModelConfig};
+use crate::model::{DeviceChoice, DtypeChoice, ModelConfig};
 
 const VARIANTS: [Variant; 4] =
     [variant::TEXT_TO_IMAGE, variant::EDIT, variant::EDIT_PLUS, variant::LAYERED];
@@ -104,6 +104,11 @@ impl Case {
 
     /// The checkpoint of the case, at its areas.
     pub(super) fn pipeline(&self, dtype: DtypeChoice) -> Pipeline {
+        self.pipeline_with(|config| config.dtype = dtype)
+    }
+
+    /// The same with other settings changed.
+    pub(super) fn pipeline_with(&self, change: impl FnOnce(&mut ModelConfig)) -> Pipeline {
         let folder = self.folder.join(self.doc["checkpoint"].as_str().unwrap());
         let snapshot = Snapshot::Directory(folder.clone());
         let class_name: String =
@@ -115,20 +120,16 @@ impl Case {
             area.map(|area| usize::try_from(area).unwrap())
         };
         let layered = class_name == variant::LAYERED.class_name;
-        let config = ModelConfig {
-            id: folder.display().to_string(),
-            name: None,
-            revision: None,
+        let mut config = ModelConfig {
             device: DeviceChoice::Cpu,
-            dtype,
+            dtype: DtypeChoice::Float32,
             image_area: area(if layered { PUBLISHED_LAYERED_AREA } else { PUBLISHED_AREA }),
             condition_area: area(PUBLISHED_CONDITION_AREA),
-            defaults: DefaultOverrides::default(),
-            capabilities: CapabilitySwitches::default(),
-            lora: Vec::new(),
+            ..ModelConfig::of(folder.display().to_string())
         };
+        change(&mut config);
         let device = Device::Cpu;
-        let dtype = crate::device::dtype(dtype, &device);
+        let dtype = crate::device::dtype(config.dtype, &device);
         let id = "golden".to_owned();
         let context = LoadContext { snapshot: &snapshot, config: &config, id, device, dtype };
         let mut pipeline = crate::model::qwen_image::load_pipeline(&context, &variant).unwrap();

@@ -14,6 +14,7 @@
 
 mod behaviour;
 mod case;
+mod memory;
 
 use super::*;
 use crate::model::DtypeChoice;
@@ -45,14 +46,11 @@ fn assert_stages(case: &Case) {
 
     let inputs = pipeline.encode_pictures(&job).unwrap();
     let start = start(case, &pipeline, &job, &inputs, &schedule);
-    let denoising = Denoising::new(
-        &pipeline.components.transformer,
-        &guidance,
-        pipeline.variant.guided_length,
-        &grids,
-        &schedule,
-    )
-    .unwrap();
+    let transformer = &pipeline.components.transformer;
+    let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
+    let guided_length = pipeline.variant.guided_length;
+    let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
+    let denoising = Denoising::new(transformer, steering, &grids, &schedule).unwrap();
     let latents = assert_steps(case, &denoising, &schedule, start);
 
     let pictures = pipeline.decode(&latents, &job, job.made_frames()).unwrap();

@@ -1,0 +1,112 @@
+//! Weights that come and go, and results that stay.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::case::Case;
+use super::*;
+use crate::checkpoint::Weights;
+use crate::domain::{GuidanceScale, Prompt, RgbImage, Seed, Task};
+use crate::model::{MemoryChoice, ModelConfig, Residency, Unobserved};
+
+const MIB: usize = 1 << 20;
+
+fn colours(pipeline: &mut Pipeline, request: &ImageRequest) -> Vec<u8> {
+    let generation = pipeline.generate(request, &mut Unobserved).unwrap();
+    generation.images[0].image.colour().pixels().to_vec()
+}
+
+#[test]
+fn the_picture_is_the_same_wherever_the_weights_are() {
+    for name in ["edit_cfg", "inpaint", "zerocond_2img_cfg"] {
+        let case = Case::read(name);
+        let picture = |memory| {
+            let mut pipeline = case.pipeline_with(|config| config.memory = memory);
+            (colours(&mut pipeline, &case.request()), pipeline.info.weight_bytes)
+        };
+        let (resident, all_bytes) = picture(MemoryChoice::Resident);
+
+        for memory in [MemoryChoice::Offload, MemoryChoice::Stream] {
+            let (ours, bytes) = picture(memory);
+
+            assert!(ours == resident, "{name}: {memory:?}");
+            assert!(bytes < all_bytes / 2, "{name}: {memory:?} keeps {bytes} of {all_bytes}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_weights_that_do_not_stay_is_told_at_once() {
+    let weights = Weights::recording("vae", DType::F32);
+    let refused = Held::<()>::new(Residency::OnDemand, &weights, |_| candle_core::bail!("no"));
+
+    assert!(refused.is_err());
+}
+
+/// A component that can be checked, but must not be loaded.
+fn untouchable<T>(load: impl Fn(&Weights) -> TensorResult<T> + Send + 'static) -> Held<T> {
+    let checked = AtomicBool::new(false);
+    let weights = Weights::recording("component", DType::F32);
+    Held::new(Residency::OnDemand, &weights, move |weights| {
+        if checked.swap(true, Ordering::SeqCst) {
+            candle_core::bail!("loaded although everything was known");
+        }
+        load(weights)
+    })
+    .unwrap()
+}
+
+fn with_cache(bytes: usize) -> impl FnOnce(&mut ModelConfig) {
+    move |config| config.cache_bytes = bytes
+}
+
+#[test]
+fn the_same_picture_and_prompts_are_encoded_once() {
+    let case = Case::read("edit_cfg");
+    let mut pipeline = case.pipeline_with(with_cache(64 * MIB));
+    let mut request = case.request();
+    let first = colours(&mut pipeline, &request);
+
+    let config = pipeline.components.text_encoder_config.clone();
+    pipeline.components.text_encoder =
+        untouchable(move |weights| TextEncoder::load(weights, &config));
+    assert!(colours(&mut pipeline, &request) == first, "the same request, the same picture");
+    request.seed = Seed::new(99);
+    request.guidance = GuidanceScale::new(2.0).unwrap();
+    assert!(colours(&mut pipeline, &request) != first, "another seed, another picture");
+    let job = pipeline.plan(&request).unwrap();
+    let config = pipeline.components.vae_config.clone();
+    pipeline.components.vae = untouchable(move |weights| Vae::load(weights, &config));
+    assert!(pipeline.encode_pictures(&job).is_ok(), "the picture's latents are known");
+
+    request.prompt = Prompt::new("another prompt").unwrap();
+    assert!(pipeline.generate(&request, &mut Unobserved).is_err(), "that one is not known");
+}
+
+#[test]
+fn a_picture_that_differs_in_one_pixel_is_another_picture() {
+    let case = Case::read("edit_cfg");
+    let mut pipeline = case.pipeline_with(with_cache(64 * MIB));
+    let mut fresh = case.pipeline_with(with_cache(0));
+    let mut request = case.request();
+    colours(&mut pipeline, &request);
+    let Task::Edit { images } = &mut request.task else { panic!("no edit") };
+    let picture = images[0].colour();
+    let mut pixels = picture.pixels().to_vec();
+    pixels[0] ^= 255;
+    images[0] = RgbImage::new(picture.width(), picture.height(), pixels).unwrap().into();
+
+    assert!(colours(&mut pipeline, &request) == colours(&mut fresh, &request));
+}
+
+#[test]
+fn a_cache_of_no_bytes_keeps_nothing() {
+    let case = Case::read("edit_cfg");
+    let mut pipeline = case.pipeline_with(with_cache(0));
+    let request = case.request();
+    colours(&mut pipeline, &request);
+    let config = pipeline.components.text_encoder_config.clone();
+    pipeline.components.text_encoder =
+        untouchable(move |weights| TextEncoder::load(weights, &config));
+
+    assert!(pipeline.generate(&request, &mut Unobserved).is_err());
+}
