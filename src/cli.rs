@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::{self, UnknownConfiguration};
 use crate::config::{Flags, KEYS};
+use crate::domain::{GuidanceScale, ImageSize, Steps};
+use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Published};
+use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice, ModelConfig};
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
@@ -33,6 +37,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Download a model's files, and print the folder that they are in
     Pull(PullArgs),
+    /// Measure what a picture takes, with random weights: needs no checkpoint
+    Bench(BenchArgs),
 }
 
 /// Flags of `serve`. Values are checked with the other settings, so that all
@@ -75,6 +81,115 @@ pub struct PullArgs {
     pub revision: Option<String>,
 }
 
+/// Arguments of `bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// qwen-image, qwen-image-edit, qwen-image-edit-2511, an embedded model's name or a folder
+    #[arg(long, value_name = "CONFIGURATION", default_value = "qwen-image-edit")]
+    pub model: String,
+
+    /// Blocks of the transformer; without it: as many as the configuration says
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub layers: Option<u16>,
+
+    /// Layers of the language model
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub text_layers: Option<u16>,
+
+    /// Blocks of the vision tower
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub vision_layers: Option<u16>,
+
+    /// Width and height of the picture made, and of each reference picture
+    #[arg(long, value_name = "WxH", default_value = "1024x1024", value_parser = parse_size)]
+    pub size: ImageSize,
+
+    /// Reference pictures; without it: one for models that edit, else none
+    #[arg(long, value_name = "COUNT")]
+    pub references: Option<usize>,
+
+    /// Denoising steps
+    #[arg(long, value_name = "COUNT", default_value = "5", value_parser = parse_steps)]
+    pub steps: Steps,
+
+    /// Strength of true guidance; above 1 every step takes two passes
+    #[arg(long, value_name = "SCALE", default_value = "4", value_parser = parse_guidance)]
+    pub guidance: GuidanceScale,
+
+    /// Pictures to make; the first pays for what is set up once
+    #[arg(long, value_name = "COUNT", default_value = "2", value_parser = clap::value_parser!(u16).range(1..))]
+    pub repeats: u16,
+
+    /// Where to compute: auto, cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+
+    /// Number format: auto, float32, bfloat16, float16
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    pub dtype: DtypeChoice,
+
+    /// Which weights stay on the device: auto, resident, offload, stream
+    #[arg(long, value_name = "MEMORY", default_value = "resident")]
+    pub memory: MemoryChoice,
+
+    /// Bytes of results that are kept from one picture to the next
+    #[arg(long, value_name = "BYTES", default_value = "0")]
+    pub cache_bytes: usize,
+
+    /// File for the numbers as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+fn parse_size(text: &str) -> Result<ImageSize, String> {
+    let sides = text.split_once('x').and_then(|(width, height)| {
+        Some((width.parse::<usize>().ok()?, height.parse::<usize>().ok()?))
+    });
+    let (width, height) = sides.ok_or("expected two numbers such as 1024x768")?;
+    ImageSize::new(width, height).map_err(|error| error.to_string())
+}
+
+fn parse_steps(text: &str) -> Result<Steps, String> {
+    let steps = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    Steps::new(steps).map_err(|error| error.to_string())
+}
+
+fn parse_guidance(text: &str) -> Result<GuidanceScale, String> {
+    let scale = text.parse().map_err(|_| "expected a number".to_owned())?;
+    GuidanceScale::new(scale).map_err(|error| error.to_string())
+}
+
+impl BenchArgs {
+    /// What these arguments ask to measure.
+    ///
+    /// # Errors
+    /// [`UnknownConfiguration`] if there is no such model.
+    pub fn plan(&self) -> Result<BenchmarkPlan, UnknownConfiguration> {
+        let edits = self.model != Published::TextToImage.name();
+        Ok(BenchmarkPlan {
+            configuration: bench::configuration(&self.model)?,
+            layers: LayerCounts {
+                transformer: self.layers.map(usize::from),
+                text: self.text_layers.map(usize::from),
+                vision: self.vision_layers.map(usize::from),
+            },
+            size: self.size,
+            references: self.references.unwrap_or(usize::from(edits)),
+            steps: self.steps,
+            guidance: self.guidance,
+            repeats: self.repeats.into(),
+            ceiling: true,
+            model: ModelConfig {
+                device: self.device,
+                dtype: self.dtype,
+                memory: self.memory,
+                cache_bytes: self.cache_bytes,
+                ..ModelConfig::of(self.model.clone())
+            },
+        })
+    }
+}
+
 impl Cli {
     /// The command, with the flags of the bare program given to `serve`.
     #[must_use]
@@ -101,7 +216,7 @@ fn long_help() -> String {
     let mut help = String::from(
         "\
 Examples:
-  diffuser-api                                  a tiny model with random weights, to try the API
+  diffuser-api                                  the small embedded model, to try the API
   diffuser-api pull Qwen/Qwen-Image-Edit        download a real one
   diffuser-api --model Qwen/Qwen-Image-Edit --device cuda --dtype bfloat16
   diffuser-api --config config/qwen-image-edit-cuda.toml --port 9000
@@ -135,7 +250,7 @@ mod tests {
         let cli = Cli::try_parse_from([&["diffuser-api"], arguments].concat()).unwrap();
         match cli.into_command() {
             Command::Serve(args) => args.into(),
-            Command::Pull(_) => panic!("{arguments:?} is not serve"),
+            Command::Pull(_) | Command::Bench(_) => panic!("{arguments:?} is not serve"),
         }
     }
 
@@ -180,6 +295,25 @@ mod tests {
         assert_eq!(args.model, "Qwen/Qwen-Image-Edit");
         assert_eq!(args.revision.as_deref(), Some("v1"));
         assert!(Cli::try_parse_from(["diffuser-api", "pull"]).is_err());
+    }
+
+    #[test]
+    fn bench_takes_a_shape_and_refuses_what_is_none() {
+        let parse = |arguments: &[&str]| {
+            Cli::try_parse_from([&["diffuser-api", "bench"], arguments].concat())
+                .map(Cli::into_command)
+        };
+
+        let Ok(Command::Bench(args)) = parse(&["--size", "512x768", "--steps", "3"]) else {
+            panic!("not bench");
+        };
+        let plan = args.plan().unwrap();
+        assert_eq!((plan.size.width(), plan.size.height()), (512, 768));
+        assert_eq!((plan.steps.get(), plan.references, plan.repeats), (3, 1, 2));
+        for faulty in [["--size", "512"], ["--steps", "0"], ["--guidance", "-1"], ["--dtype", "x"]]
+        {
+            assert!(parse(&faulty).is_err(), "{faulty:?}");
+        }
     }
 
     #[test]

@@ -114,6 +114,30 @@ pub fn free_memory_bytes(device: &Device) -> Option<usize> {
     usize::try_from(free).ok().filter(|bytes| *bytes > 0)
 }
 
+/// The most bytes of memory that this process has had on `device`, if that can be
+/// told.
+#[must_use]
+pub fn peak_memory_bytes(device: &Device) -> Option<usize> {
+    if !device.is_cpu() {
+        return None;
+    }
+    // Linux tells it in KiB; other systems have no such file.
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: usize = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Processor seconds that all threads of this process have taken.
+#[must_use]
+pub fn process_cpu_s() -> Option<f64> {
+    let process = sysinfo::get_current_pid().ok()?;
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_processes(sysinfo::ProcessesToUpdate::Some(&[process]), false);
+    let milliseconds = system.process(process)?.accumulated_cpu_time();
+    Some(milliseconds as f64 / 1000.0)
+}
+
 /// The device's name for people and logs: `cpu`, `cuda:0`, `metal`.
 #[must_use]
 pub fn device_name(device: &Device) -> String {

@@ -4,6 +4,7 @@
 //! The layers, from the outside in; each names only those below it:
 //!
 //! - [`cli`] is what may be typed;
+//! - [`bench`] prints what a picture takes;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`service`] owns the queue and the thread on which the model lives;
@@ -14,6 +15,7 @@
 //! - [`telemetry`] sets up the logs.
 
 pub mod api;
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

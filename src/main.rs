@@ -4,17 +4,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use diffuser_api::api;
-use diffuser_api::cli::{Cli, Command, PullArgs, ServeArgs};
+use diffuser_api::cli::{BenchArgs, Cli, Command, PullArgs, ServeArgs};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub,
 };
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::{Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
-use diffuser_api::model;
+use diffuser_api::model::{self, qwen_image::benchmark};
 use diffuser_api::service::{ImageService, WorkerHandle};
-use diffuser_api::telemetry;
+use diffuser_api::{api, bench, telemetry};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -22,6 +21,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().into_command() {
         Command::Serve(args) => serve(args),
         Command::Pull(args) => pull(&args),
+        Command::Bench(args) => measure(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -105,6 +105,21 @@ fn pull(args: &PullArgs) -> Result<()> {
     #[expect(clippy::print_stdout, reason = "the folder is what was asked for")]
     {
         println!("{}", folder.display());
+    }
+    Ok(())
+}
+
+fn measure(args: &BenchArgs) -> Result<()> {
+    telemetry::init("warn")?;
+    let report = benchmark::run(&args.plan()?)?;
+    if let Some(file) = &args.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+
+    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+    {
+        print!("{}", bench::table(&report));
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The files of one checkpoint, on disk or inside the program.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{CheckpointError, ConfigFile};
@@ -21,6 +22,9 @@ pub enum Snapshot {
     Directory(PathBuf),
     /// Inside the program.
     Embedded(&'static EmbeddedCheckpoint),
+    /// Texts that were put together at run time, by their paths in the checkpoint:
+    /// a checkpoint without weights.
+    Texts(BTreeMap<String, String>),
 }
 
 impl Snapshot {
@@ -30,6 +34,7 @@ impl Snapshot {
         match self {
             Self::Directory(directory) => directory.display().to_string(),
             Self::Embedded(checkpoint) => checkpoint.name.to_owned(),
+            Self::Texts(_) => "a checkpoint without weights".to_owned(),
         }
     }
 
@@ -39,6 +44,7 @@ impl Snapshot {
         match self {
             Self::Directory(directory) => directory.join(file).is_file(),
             Self::Embedded(checkpoint) => checkpoint.files.iter().any(|(path, _)| *path == file),
+            Self::Texts(texts) => texts.contains_key(file),
         }
     }
 
@@ -46,7 +52,7 @@ impl Snapshot {
     pub(super) fn path(&self, file: &str) -> Option<PathBuf> {
         match self {
             Self::Directory(directory) => Some(directory.join(file)),
-            Self::Embedded(_) => None,
+            Self::Embedded(_) | Self::Texts(_) => None,
         }
     }
 
@@ -62,6 +68,10 @@ impl Snapshot {
                 .iter()
                 .find(|(path, _)| *path == file)
                 .map(|(_, content)| Cow::Borrowed(*content))
+                .ok_or_else(|| self.missing(file)),
+            Self::Texts(texts) => texts
+                .get(file)
+                .map(|text| Cow::Owned(text.clone().into_bytes()))
                 .ok_or_else(|| self.missing(file)),
         }
     }

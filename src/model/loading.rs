@@ -22,6 +22,15 @@ pub(super) struct ModelEntry {
     pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
 }
 
+/// Where a model's numbers come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WeightSource {
+    /// The checkpoint's files.
+    Stored,
+    /// A generator of random numbers: to measure speed without files.
+    Random,
+}
+
 /// What a model needs in order to load.
 pub(super) struct LoadContext<'a> {
     pub(super) snapshot: &'a Snapshot,
@@ -30,6 +39,7 @@ pub(super) struct LoadContext<'a> {
     pub(super) id: String,
     pub(super) device: Device,
     pub(super) dtype: DType,
+    pub(super) weights: WeightSource,
 }
 
 impl Capabilities {

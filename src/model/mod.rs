@@ -17,7 +17,7 @@ pub use diffusion::{
 };
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
-pub use registry::load;
+pub use registry::{find_embedded, load};
 pub use residency::{Held, MemoryChoice, Residency};
 
 use std::path::PathBuf;

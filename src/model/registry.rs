@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::loading::{LoadContext, ModelEntry};
+use super::loading::{LoadContext, ModelEntry, WeightSource};
 use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, GuidanceParameter, LoadError, MemoryChoice,
     ModelConfig,
@@ -46,9 +46,17 @@ pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionMo
     let device = crate::device::open(config.device)?;
     let dtype = crate::device::dtype(config.dtype, &device);
     let id = config.name.clone().unwrap_or(id);
-    let model = (entry.load)(&LoadContext { snapshot: &snapshot, config, id, device, dtype })?;
+    let weights = WeightSource::Stored;
+    let context = LoadContext { snapshot: &snapshot, config, id, device, dtype, weights };
+    let model = (entry.load)(&context)?;
     warn_of_settings_without_effect(config, model.as_ref());
     Ok(model)
+}
+
+/// The embedded checkpoint called `name`.
+#[must_use]
+pub fn find_embedded(name: &str) -> Option<Snapshot> {
+    embedded::find(name).map(Snapshot::Embedded)
 }
 
 /// The files that `config.id` means, and the name that clients see.

@@ -16,7 +16,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["service", "model", "imaging", "domain"]),
     ("telemetry", &[]),
     ("config", &["api", "service", "model", "hub", "device", "domain"]),
-    ("cli", &["config", "hub"]),
+    ("bench", &["model", "checkpoint"]),
+    ("cli", &["bench", "config", "model", "hub", "domain"]),
 ];
 
 fn sources() -> Vec<PathBuf> {

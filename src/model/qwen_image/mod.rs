@@ -4,7 +4,9 @@
 //! Files are named after the checkpoint's components; [`pipeline`] puts them
 //! together. What the published pipelines differ by is data, in [`variant`].
 
+pub mod benchmark;
 pub mod config;
+pub mod cost;
 pub mod latents;
 pub mod memory;
 pub mod modulation;
@@ -30,7 +32,7 @@ use transformer::{Transformer, TransformerResidency};
 use vae::Vae;
 use variant::{Shown, Variant};
 
-use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
+use super::loading::{CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
 use super::residency::Held;
 use super::{DiffusionModel, EditKind, GuidanceParameter, LoadError, LoraConfig, ModelInfo};
 use crate::checkpoint::{CheckpointError, ConfigFile, Lora, Weights};
@@ -158,7 +160,10 @@ fn load_components(
     }
     let open = |component, stem, canonical| {
         let kind = (context.dtype, &context.device);
-        Weights::open(snapshot, component, stem, kind, canonical)
+        match context.weights {
+            WeightSource::Stored => Weights::open(snapshot, component, stem, kind, canonical),
+            WeightSource::Random => Ok(Weights::random(component, kind)),
+        }
     };
     let unchanged: fn(&str) -> String = str::to_owned;
     let text_weights = open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?;

@@ -139,6 +139,12 @@ impl Transformer {
         })
     }
 
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
     /// How pictures are told apart on the frame axis.
     #[must_use]
     pub fn frame_order(&self) -> FrameOrder {

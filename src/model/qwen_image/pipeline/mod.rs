@@ -75,6 +75,27 @@ pub struct Pipeline {
     pub(super) exact_timesteps: bool,
 }
 
+/// How much a request is, in pictures and tokens.
+pub(super) struct Extent {
+    /// Of the picture made.
+    pub(super) output: PixelSize,
+    /// Of each picture that the autoencoder encodes.
+    pub(super) encoded: Vec<PixelSize>,
+    /// Patches of each picture that the text encoder sees.
+    pub(super) shown: Vec<Grid>,
+    /// Patches that are merged into one of its tokens.
+    patches_per_token: usize,
+    /// Image tokens of a pass of the transformer.
+    pub(super) image_tokens: usize,
+}
+
+impl Extent {
+    /// Tokens that the shown pictures become.
+    pub(super) fn shown_tokens(&self) -> usize {
+        self.shown.iter().map(|grid| grid.len() / self.patches_per_token).sum()
+    }
+}
+
 /// The input pictures as latents.
 struct InputLatents {
     /// (1, tokens, numbers) of all reference pictures, in order.
@@ -112,6 +133,7 @@ impl DiffusionModel for Pipeline {
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         let inputs = self.encode_pictures(&job)?;
         // 4. What the steps have in common.
+        observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         let transformer = &self.components.transformer;
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
         let guided_length = self.variant.guided_length;
@@ -156,6 +178,27 @@ fn observe(observer: &mut dyn StepObserver, progress: StepProgress) -> Result<()
 }
 
 impl Pipeline {
+    /// How much `request` is.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsuitable`] if this model cannot serve it.
+    pub(super) fn extent(&self, request: &ImageRequest) -> Result<Extent, ModelError> {
+        let job = self.plan(request)?;
+        let vision = self.vision_config();
+        let patches = |processor: &ProcessorConfig| {
+            let grid = |image| preprocess::encoder_grid(image, processor, vision);
+            job.shown.iter().map(grid).collect()
+        };
+        let sources = job.source.iter().map(|source| &source.picture);
+        Ok(Extent {
+            output: job.output,
+            encoded: job.references.iter().chain(sources).map(PixelSize::of).collect(),
+            shown: self.components.processor.as_ref().map(patches).unwrap_or_default(),
+            patches_per_token: vision.patches_per_token(),
+            image_tokens: self.grids(&job).iter().map(|grid| grid.len()).sum(),
+        })
+    }
+
     fn tensor_kind(&self) -> (DType, &Device) {
         (self.components.dtype, &self.components.device)
     }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::*;
 use crate::checkpoint::Snapshot;
 use crate::domain::{GuidanceScale, ImageCount, Seed, Steps};
-use crate::model::loading::LoadContext;
+use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::stable_diffusion::{ONE_TEXT, TWO_TEXTS, Variant, load_pipeline};
 use crate::model::{DeviceChoice, DtypeChoice, ModelConfig, Unobserved};
 
@@ -41,6 +41,7 @@ fn pipeline(checkpoint: &str, variant: &Variant, scheduler: &Value) -> Pipeline 
         id: "tiny".to_owned(),
         device: Device::Cpu,
         dtype: DType::F32,
+        weights: WeightSource::Stored,
     };
     let mut pipeline = load_pipeline(&context, variant).unwrap();
     if let Some(class) = scheduler["_class_name"].as_str() {

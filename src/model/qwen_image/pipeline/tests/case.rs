@@ -12,7 +12,7 @@ use crate::domain::{
     GreyImage, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Picture,
     Prompt, RgbImage, Seed, Steps, Strength, Task,
 };
-use crate::model::loading::LoadContext;
+use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::qwen_image::pipeline::Pipeline;
 use crate::model::qwen_image::variant::{self, GuidedLength, Variant};
 use crate::model::{DeviceChoice, DtypeChoice, ModelConfig};
@@ -131,7 +131,9 @@ impl Case {
         let device = Device::Cpu;
         let dtype = crate::device::dtype(config.dtype, &device);
         let id = "golden".to_owned();
-        let context = LoadContext { snapshot: &snapshot, config: &config, id, device, dtype };
+        let weights = WeightSource::Stored;
+        let context =
+            LoadContext { snapshot: &snapshot, config: &config, id, device, dtype, weights };
         let mut pipeline = crate::model::qwen_image::load_pipeline(&context, &variant).unwrap();
         if self.doc["call"]["cfg_normalize"] == true {
             pipeline.variant.guided_length = GuidedLength::Kept;

@@ -1,0 +1,126 @@
+//! `diffuser-api bench`: what a picture takes, as a table and as JSON.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::checkpoint::Snapshot;
+use crate::model::find_embedded;
+use crate::model::qwen_image::benchmark::{BenchmarkReport, Configuration, Published, Run};
+
+/// No configuration of that name.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no configuration '{name}': expected qwen-image, qwen-image-edit, qwen-image-edit-2511, an \
+     embedded model, or a folder with a model_index.json"
+)]
+pub struct UnknownConfiguration {
+    name: String,
+}
+
+/// The configuration that `name` means.
+///
+/// # Errors
+/// [`UnknownConfiguration`] naming those there are.
+pub fn configuration(name: &str) -> Result<Configuration, UnknownConfiguration> {
+    let published = [Published::TextToImage, Published::Edit, Published::Edit2511];
+    if let Some(published) = published.into_iter().find(|published| published.name() == name) {
+        return Ok(Configuration::Published(published));
+    }
+    if let Some(snapshot) = find_embedded(name) {
+        return Ok(Configuration::Checkpoint(snapshot));
+    }
+    let folder = Path::new(name);
+    if folder.join("model_index.json").is_file() {
+        return Ok(Configuration::Checkpoint(Snapshot::Directory(folder.to_owned())));
+    }
+    Err(UnknownConfiguration { name: name.to_owned() })
+}
+
+/// The report as lines for people, in Markdown.
+#[must_use]
+pub fn table(report: &BenchmarkReport) -> String {
+    let mut text = String::new();
+    let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+    // Writing to a String cannot fail.
+    _ = writeln!(
+        text,
+        "{} in {}: {:.2} GiB of weights, made in {:.1} s; {} image and {} text tokens a pass",
+        report.device,
+        report.dtype,
+        gib(report.weight_bytes),
+        report.load_s,
+        report.image_tokens,
+        report.text_tokens,
+    );
+    if let Some(ceiling) = report.ceiling_tflops {
+        _ = writeln!(text, "a large product of matrices: {ceiling:.3} TFLOP/s");
+    }
+    if let Some(bytes) = report.peak_bytes {
+        _ = writeln!(text, "peak memory: {:.2} GiB", gib(bytes));
+    }
+    for (index, run) in report.runs.iter().enumerate() {
+        _ = write!(text, "\npicture {}\n\n{}", index + 1, stages(run, report.ceiling_tflops));
+    }
+    text
+}
+
+fn stages(run: &Run, ceiling_tflops: Option<f64>) -> String {
+    let mut text = String::from(
+        "| stage | seconds | CPU seconds | TFLOP | TFLOP/s | of the ceiling |\n|---|---|---|---|---|---|\n",
+    );
+    for stage in &run.stages {
+        let (seconds, tflop) = (stage.seconds, stage.tflop);
+        _ = write!(text, "| {} | {seconds:.3} | {:.2} |", stage.name, stage.cpu_s);
+        _ = if tflop > 0.0 {
+            let speed = tflop / seconds;
+            let share = |ceiling| format!("{:.0} %", 100.0 * speed / ceiling);
+            let share = ceiling_tflops.map(share).unwrap_or_default();
+            writeln!(text, " {tflop:.3} | {speed:.3} | {share} |")
+        } else {
+            writeln!(text, " | | |")
+        };
+    }
+    _ = writeln!(text, "| in all | {:.3} | {:.2} | | | |", run.total_s, run.total_cpu_s);
+    let mut steps = run.steps_s.clone();
+    steps.sort_by(f64::total_cmp);
+    if let (Some(least), Some(most)) = (steps.first(), steps.last()) {
+        let median = steps[steps.len() / 2];
+        _ = writeln!(
+            text,
+            "\na step: {median:.3} s (median of {}; {least:.3} to {most:.3})",
+            steps.len()
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::qwen_image::benchmark::Stage;
+
+    #[test]
+    fn a_configuration_is_a_published_one_an_embedded_one_or_a_folder() {
+        assert!(matches!(configuration("qwen-image-edit"), Ok(Configuration::Published(_))));
+        assert!(matches!(configuration("tiny-random"), Ok(Configuration::Checkpoint(_))));
+        let error = configuration("no-such-model").unwrap_err().to_string();
+        assert!(error.contains("no-such-model") && error.contains("qwen-image-edit-2511"));
+    }
+
+    #[test]
+    fn the_table_has_speeds_only_where_products_were_counted() {
+        let stage = |name, tflop| Stage { name, seconds: 2.0, cpu_s: 4.0, tflop };
+        let run = Run {
+            total_s: 4.0,
+            total_cpu_s: 8.0,
+            stages: vec![stage("plan", 0.0), stage("steps", 3.0)],
+            steps_s: vec![0.9, 1.1],
+        };
+
+        let table = stages(&run, Some(3.0));
+
+        assert!(table.contains("| plan | 2.000 | 4.00 | | | |"), "{table}");
+        assert!(table.contains("| steps | 2.000 | 4.00 | 3.000 | 1.500 | 50 % |"), "{table}");
+        assert!(table.contains("a step: 1.100 s (median of 2; 0.900 to 1.100)"), "{table}");
+    }
+}

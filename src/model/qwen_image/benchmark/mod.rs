@@ -1,0 +1,412 @@
+//! Measures what a picture takes, with random weights: no checkpoint is needed.
+//!
+//! The pipeline that serves requests is what is measured, stage by stage, through
+//! the observer that a request's client has, too.
+
+mod published;
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+
+pub use published::{LayerCounts, Published};
+
+use super::cost;
+use super::pipeline::{Extent, Pipeline};
+use super::positions::Grid;
+use super::preprocess::PixelSize;
+use super::variant::{self, Variant};
+use crate::checkpoint::Snapshot;
+use crate::domain::{
+    GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Seed, Steps,
+    Task, ValidationError,
+};
+use crate::model::loading::{LoadContext, WeightSource};
+use crate::model::{
+    DiffusionModel, LoadError, ModelConfig, ModelError, StepObserver, StepProgress,
+};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct BenchmarkPlan {
+    /// Whose configuration.
+    pub configuration: Configuration,
+    /// How many layers of it.
+    pub layers: LayerCounts,
+    /// Of the picture made, and of each reference picture.
+    pub size: ImageSize,
+    /// Reference pictures.
+    pub references: usize,
+    /// Denoising steps.
+    pub steps: Steps,
+    /// Above 1 every step takes two passes.
+    pub guidance: GuidanceScale,
+    /// How often; the first time pays for what is set up once.
+    pub repeats: usize,
+    /// Whether to measure what the device reaches at most, too.
+    pub ceiling: bool,
+    /// Device, number format, memory and cache.
+    pub model: ModelConfig,
+}
+
+/// Whose configuration to measure.
+#[derive(Debug, Clone)]
+pub enum Configuration {
+    /// One of the published ones.
+    Published(Published),
+    /// That of a checkpoint; its weights are not read.
+    Checkpoint(Snapshot),
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchmarkReport {
+    /// Where it ran, such as `cpu` or `cuda:0`.
+    pub device: String,
+    /// In which number format.
+    pub dtype: String,
+    /// Bytes of the weights that stay on the device.
+    pub weight_bytes: usize,
+    /// Seconds until all weights were there.
+    pub load_s: f64,
+    /// Image tokens of a pass of the transformer.
+    pub image_tokens: usize,
+    /// Text tokens of a pass, those of shown pictures among them.
+    pub text_tokens: usize,
+    /// What a large product of matrices reaches on this device, in TFLOP/s, if that
+    /// was measured.
+    pub ceiling_tflops: Option<f64>,
+    /// The most memory that this process has had, in bytes, if that can be told.
+    pub peak_bytes: Option<usize>,
+    /// Every repetition.
+    pub runs: Vec<Run>,
+}
+
+/// One picture.
+#[derive(Debug, Clone, Serialize)]
+pub struct Run {
+    /// Seconds from the request to the picture.
+    pub total_s: f64,
+    /// Processor seconds of all threads: steadier than seconds on a busy machine.
+    pub total_cpu_s: f64,
+    /// Its stages in order; all steps are one.
+    pub stages: Vec<Stage>,
+    /// Seconds of each step.
+    pub steps_s: Vec<f64>,
+}
+
+/// A stage of a picture.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stage {
+    /// What is done.
+    pub name: &'static str,
+    /// Seconds.
+    pub seconds: f64,
+    /// Processor seconds of all threads.
+    pub cpu_s: f64,
+    /// Tera floating-point operations of its products, by arithmetic.
+    pub tflop: f64,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchmarkError {
+    /// The model cannot be built.
+    #[error("the model cannot be built")]
+    Load(#[from] LoadError),
+    /// What was asked for cannot be.
+    #[error(transparent)]
+    Request(#[from] ValidationError),
+    /// A picture was not made.
+    #[error("no picture was made")]
+    Model(#[from] ModelError),
+    /// A tensor operation failed.
+    #[error("tensor operation failed")]
+    Tensor(#[from] candle_core::Error),
+}
+
+/// Builds the model with random weights and makes `plan.repeats` pictures.
+///
+/// # Errors
+/// [`BenchmarkError`]: no such device, a faulty configuration, out of memory.
+pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
+    let device = crate::device::open(plan.model.device).map_err(LoadError::from)?;
+    let dtype = crate::device::dtype(plan.model.dtype, &device);
+    let started = Instant::now();
+    let mut pipeline = build(plan, &device, dtype)?;
+    device.synchronize()?;
+    let load_s = started.elapsed().as_secs_f64();
+
+    let request = request(plan)?;
+    let extent = pipeline.extent(&request)?;
+    let mut runs = Vec::with_capacity(plan.repeats);
+    let mut text_tokens = 0;
+    for _ in 0..plan.repeats {
+        let mut watch = Stopwatch::start(&device);
+        let generation = pipeline.generate(&request, &mut watch)?;
+        watch.mark();
+        let words = generation.usage.input_text_tokens;
+        text_tokens = words + extent.shown_tokens();
+        runs.push(watch.into_run(&costs(&pipeline, &extent, plan, words)));
+    }
+    Ok(BenchmarkReport {
+        device: crate::device::device_name(&device),
+        dtype: crate::device::dtype_name(dtype).to_owned(),
+        weight_bytes: pipeline.info.weight_bytes,
+        load_s,
+        image_tokens: extent.image_tokens,
+        text_tokens,
+        ceiling_tflops: plan.ceiling.then(|| ceiling_tflops(&device, dtype)).transpose()?,
+        peak_bytes: crate::device::peak_memory_bytes(&device),
+        runs,
+    })
+}
+
+fn build(plan: &BenchmarkPlan, device: &Device, dtype: DType) -> Result<Pipeline, LoadError> {
+    let snapshot = match &plan.configuration {
+        Configuration::Published(published) => published.snapshot()?,
+        Configuration::Checkpoint(snapshot) => snapshot.clone(),
+    };
+    let snapshot = published::with_layers(&snapshot, plan.layers)?;
+    let area = plan.size.area();
+    let config = ModelConfig { image_area: Some(area), ..plan.model.clone() };
+    let context = LoadContext {
+        snapshot: &snapshot,
+        config: &config,
+        id: "benchmark".to_owned(),
+        device: device.clone(),
+        dtype,
+        weights: WeightSource::Random,
+    };
+    super::load_pipeline(&context, variant_of(&snapshot)?)
+}
+
+fn variant_of(snapshot: &Snapshot) -> Result<&'static Variant, LoadError> {
+    let class_name: String = snapshot.config("model_index.json")?.required("_class_name");
+    let known = [&variant::TEXT_TO_IMAGE, &variant::EDIT, &variant::EDIT_PLUS, &variant::LAYERED];
+    known.into_iter().find(|variant| variant.class_name == class_name).ok_or_else(|| {
+        LoadError::UnknownModel {
+            id: snapshot.name(),
+            reason: format!("{class_name} is no pipeline of the Qwen-Image family"),
+        }
+    })
+}
+
+/// As long as people's instructions are.
+const PROMPT: &str = "Replace the background with a quiet beach at sunset, and keep the person.";
+/// The one that Qwen recommends.
+const NEGATIVE_PROMPT: &str = " ";
+
+fn request(plan: &BenchmarkPlan) -> Result<ImageRequest, ValidationError> {
+    let (width, height) = (plan.size.width(), plan.size.height());
+    let picture = |index: usize| {
+        // Differs from picture to picture, so that none is known from before.
+        let shade = u8::try_from(40 * index % 256).unwrap_or_default();
+        RgbImage::filled(width, height, [shade, 120, 150]).into()
+    };
+    let images: Vec<_> = (0..plan.references).map(picture).collect();
+    Ok(ImageRequest {
+        task: if images.is_empty() { Task::Generate } else { Task::Edit { images } },
+        prompt: Prompt::new(PROMPT)?,
+        negative_prompt: Some(Prompt::negative(NEGATIVE_PROMPT)?),
+        count: ImageCount::new(1)?,
+        size: OutputSize::Exact(plan.size),
+        steps: plan.steps,
+        guidance: plan.guidance,
+        seed: Seed::new(0),
+    })
+}
+
+/// The stages of a picture, in the order of `Pipeline::generate`.
+const STAGES: [&str; 6] =
+    ["plan", "text encoder", "vae encoder", "modulation", "steps", "vae decoder"];
+/// Marks before the first step: at the start, and after each stage before the steps.
+const MARKS_BEFORE_STEPS: usize = 5;
+
+/// Operations of each of [`STAGES`]; `words`: tokens of the prompt.
+fn costs(pipeline: &Pipeline, extent: &Extent, plan: &BenchmarkPlan, words: usize) -> [f64; 6] {
+    let components = &pipeline.components;
+    let transformer = components.transformer.config();
+    let encoder = &components.text_encoder_config;
+    let shown = extent.shown_tokens();
+    let mut prompts = vec![words];
+    if plan.guidance.get() > 1.0 {
+        prompts.push(words_of(pipeline, NEGATIVE_PROMPT));
+    }
+    let template = pipeline.variant.template.drop_tokens;
+    let language =
+        |words: &usize| cost::language_model(&encoder.text, template + shown + words).total();
+    let vision = |grid: &Grid| cost::vision_tower(&encoder.vision, *grid).total();
+    let autoencoder =
+        |size: &PixelSize| cost::autoencoder(&components.vae_config, size.width, size.height);
+    let pass =
+        |words: &usize| cost::transformer(transformer, extent.image_tokens, shown + words).total();
+    let steps = plan.steps.get();
+    [
+        0.0,
+        prompts.iter().map(language).chain(extent.shown.iter().map(vision)).sum(),
+        extent.encoded.iter().map(|size| autoencoder(size).encode.total()).sum(),
+        cost::modulation(transformer, steps).total(),
+        steps as f64 * prompts.iter().map(pass).sum::<f64>(),
+        autoencoder(&extent.output).decode.total(),
+    ]
+}
+
+/// Tokens of `prompt`; none if it makes none.
+fn words_of(pipeline: &Pipeline, prompt: &str) -> usize {
+    let template = &pipeline.variant.template;
+    let tokens = pipeline.components.tokenizer.tokenise(template, prompt, &[]);
+    tokens
+        .ok()
+        .and_then(Result::ok)
+        .map_or(0, |tokens| tokens.token_ids.len() - template.drop_tokens)
+}
+
+/// Notes when each stage and each step ended, once the device is done with it.
+struct Stopwatch<'a> {
+    device: &'a Device,
+    marks: Vec<Mark>,
+}
+
+#[derive(Clone, Copy)]
+struct Mark {
+    instant: Instant,
+    cpu_s: f64,
+}
+
+impl<'a> Stopwatch<'a> {
+    fn start(device: &'a Device) -> Self {
+        let mut watch = Self { device, marks: Vec::new() };
+        watch.mark();
+        watch
+    }
+
+    fn mark(&mut self) {
+        // What fails on the device fails again in the pipeline, which tells it.
+        _ = self.device.synchronize();
+        let cpu_s = crate::device::process_cpu_s().unwrap_or(f64::NAN);
+        self.marks.push(Mark { instant: Instant::now(), cpu_s });
+    }
+
+    fn into_run(self, costs: &[f64; 6]) -> Run {
+        let between = |from: usize, to: usize| {
+            let (from, to) = (self.marks[from], self.marks[to]);
+            (to.instant.duration_since(from.instant).as_secs_f64(), to.cpu_s - from.cpu_s)
+        };
+        let last = self.marks.len() - 1;
+        // The start, four stages, all steps, the end.
+        let ends = [0, 1, 2, 3, 4, last - 1, last];
+        let stages = STAGES.iter().zip(costs).zip(ends.windows(2)).map(|((name, cost), ends)| {
+            let (seconds, cpu_s) = between(ends[0], ends[1]);
+            Stage { name, seconds, cpu_s, tflop: cost / 1e12 }
+        });
+        let (total_s, total_cpu_s) = between(0, last);
+        let steps = MARKS_BEFORE_STEPS - 1..last - 1;
+        Run {
+            total_s,
+            total_cpu_s,
+            stages: stages.collect(),
+            steps_s: steps.map(|step| between(step, step + 1).0).collect(),
+        }
+    }
+}
+
+impl StepObserver for Stopwatch<'_> {
+    fn on_step(&mut self, _progress: StepProgress) -> ControlFlow<()> {
+        self.mark();
+        ControlFlow::Continue(())
+    }
+}
+
+/// Rows of the product that [`ceiling_tflops`] times: enough to keep a device busy.
+const CEILING_ROWS: usize = 4096;
+const CEILING_ROWS_ON_CPU: usize = 512;
+/// Its width, and its height: those of the transformer's feed-forward layers.
+const CEILING_SIDES: (usize, usize) = (3072, 12_288);
+/// For how long it is repeated, at least.
+const CEILING_SECONDS: f64 = 1.0;
+
+/// What the best of some products of random matrices reaches.
+fn ceiling_tflops(device: &Device, dtype: DType) -> Result<f64, BenchmarkError> {
+    let rows = if device.is_cpu() { CEILING_ROWS_ON_CPU } else { CEILING_ROWS };
+    let (inputs, outputs) = CEILING_SIDES;
+    let random = |rows, columns| Tensor::randn(0f32, 1.0, (rows, columns), device)?.to_dtype(dtype);
+    let (left, right) = (random(rows, inputs)?, random(outputs, inputs)?.t()?);
+    let product = || -> candle_core::Result<f64> {
+        let started = Instant::now();
+        let product = left.matmul(&right)?;
+        device.synchronize()?;
+        drop(product);
+        Ok(started.elapsed().as_secs_f64())
+    };
+    product()?;
+    let (started, mut least) = (Instant::now(), f64::INFINITY);
+    while started.elapsed().as_secs_f64() < CEILING_SECONDS {
+        least = least.min(product()?);
+    }
+    Ok(2.0 * (rows * inputs * outputs) as f64 / least / 1e12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Snapshot;
+    use crate::model::{DeviceChoice, embedded};
+
+    fn plan() -> BenchmarkPlan {
+        let tiny = embedded::find("tiny-random").unwrap();
+        BenchmarkPlan {
+            configuration: Configuration::Checkpoint(Snapshot::Embedded(tiny)),
+            layers: LayerCounts { transformer: Some(2), text: None, vision: None },
+            size: ImageSize::new(64, 64).unwrap(),
+            references: 1,
+            steps: Steps::new(3).unwrap(),
+            guidance: GuidanceScale::new(4.0).unwrap(),
+            repeats: 2,
+            ceiling: false,
+            model: ModelConfig { device: DeviceChoice::Cpu, ..ModelConfig::of("benchmark") },
+        }
+    }
+
+    #[test]
+    fn stages_and_steps_add_up_to_the_whole() {
+        let report = run(&plan()).unwrap();
+
+        assert_eq!(report.runs.len(), 2);
+        for run in &report.runs {
+            assert_eq!(run.steps_s.len(), 3);
+            let sum: f64 = run.stages.iter().map(|stage| stage.seconds).sum();
+            assert!((sum - run.total_s).abs() < 1e-3 * run.total_s.max(1e-3), "{run:?}");
+            let steps = run.stages.iter().find(|stage| stage.name == "steps").unwrap();
+            let sum: f64 = run.steps_s.iter().sum();
+            assert!((sum - steps.seconds).abs() < 1e-3 * steps.seconds, "{run:?}");
+            assert!(run.stages[1..].iter().all(|stage| stage.tflop > 0.0), "{run:?}");
+        }
+        assert_eq!(report.image_tokens, 2 * 16);
+        assert!(report.weight_bytes > 0);
+    }
+
+    #[test]
+    fn published_configurations_are_those_of_their_lists() {
+        for (published, list) in [
+            (Published::TextToImage, "Qwen-Image"),
+            (Published::Edit, "Qwen-Image-Edit"),
+            (Published::Edit2511, "Qwen-Image-Edit-2511"),
+        ] {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+            let list = folder.join(format!("tests/data/manifest-full/{list}.json"));
+            let list: serde_json::Value =
+                serde_json::from_str(&std::fs::read_to_string(list).unwrap()).unwrap();
+            let snapshot = published.snapshot().unwrap();
+            let ours: serde_json::Value =
+                serde_json::from_str(&snapshot.text("transformer/config.json").unwrap()).unwrap();
+
+            for (key, value) in list["transformer"]["config"].as_object().unwrap() {
+                assert_eq!(&ours[key], value, "{}: {key}", published.name());
+            }
+            assert_eq!(variant_of(&snapshot).unwrap().class_name, list["pipeline"]);
+        }
+    }
+}
