@@ -1,6 +1,7 @@
 //! The program: from flags to a server that answers, and to its end.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -79,6 +80,7 @@ async fn start(config: &Config, picture: Option<Picture>) -> Result<(ImageServic
     info!(model = config.model.id, device = ?config.model.device, dtype = ?config.model.dtype, "loading");
     let (model, hub) = (config.model.clone(), config.hub.clone());
     let settings = config.service.clone();
+    let started = Instant::now();
     let load = move || ImageService::start(settings, move || model::load(&model, &hub));
     let loaded = tokio::task::spawn_blocking(load).await?;
     let (service, worker) =
@@ -86,7 +88,8 @@ async fn start(config: &Config, picture: Option<Picture>) -> Result<(ImageServic
 
     let model = service.info();
     let weights = indicatif::BinaryBytes(model.weight_bytes as u64);
-    info!(model = model.id, device = model.device, dtype = model.dtype, %weights, "loaded");
+    let seconds = started.elapsed().as_secs_f32();
+    info!(model = model.id, device = model.device, dtype = model.dtype, %weights, seconds, "loaded");
     if config.warmup.enabled {
         let seconds = service.warm_up(picture).await.context("warm-up failed")?;
         info!(seconds, "warmed up");

@@ -13,6 +13,7 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use indicatif::ProgressBar;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -31,6 +32,8 @@ pub struct Weights {
     device: Device,
     /// If tensors are only held against what is asked for, not read: which.
     checked: Option<Arc<Mutex<CheckedTensors>>>,
+    /// Is told the bytes of each tensor that is read.
+    progress: ProgressBar,
 }
 
 /// Tensors that were checked and not read.
@@ -124,6 +127,7 @@ impl Weights {
             dtype,
             device: device.clone(),
             checked: None,
+            progress: ProgressBar::hidden(),
         }
     }
 
@@ -153,6 +157,12 @@ impl Weights {
     #[must_use]
     pub fn merging(self, loras: Vec<Lora>) -> Self {
         Self { loras: loras.into(), ..self }
+    }
+
+    /// The same, telling `progress` the bytes of each tensor that is read.
+    #[must_use]
+    pub fn reporting(self, progress: ProgressBar) -> Self {
+        Self { progress, ..self }
     }
 
     /// The place `name` below this one.
@@ -201,9 +211,11 @@ impl Weights {
             }
             Some(Ok(view)) => {
                 let tensor = self.read(&name, &view)?;
+                let bytes = tensor.elem_count() * self.dtype.size_in_bytes();
+                self.progress.inc(bytes as u64);
                 let mut account = self.account();
                 if account.taken.insert(name) {
-                    account.bytes_taken += tensor.elem_count() * self.dtype.size_in_bytes();
+                    account.bytes_taken += bytes;
                 }
                 Ok(tensor)
             }

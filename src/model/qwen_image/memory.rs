@@ -32,6 +32,11 @@ impl WeightBytes {
         Self { text_encoder, transformer, modulation, block, vae }
     }
 
+    /// Of the transformer but for its modulation.
+    fn all_blocks(&self) -> usize {
+        self.transformer.saturating_sub(self.modulation)
+    }
+
     /// Of all weights.
     #[must_use]
     pub fn total(&self) -> usize {
@@ -116,23 +121,44 @@ impl MemoryPlan {
     /// the largest of those that come and go, which are never there together.
     #[must_use]
     pub fn peak_bytes(&self, weights: &WeightBytes) -> usize {
-        let blocks = weights.transformer.saturating_sub(weights.modulation);
-        let resident_blocks = self.transformer.resident_blocks.saturating_mul(weights.block);
-        let streamed_block = if resident_blocks < blocks { weights.block } else { 0 };
-        let mut resident = resident_blocks.min(blocks);
-        // Modulation is read block by block, and has half as many weights as the rest.
-        let mut largest_passing = streamed_block;
-        for (residency, whole, at_a_time) in [
+        let passing = |(residency, _, at_a_time)| match residency {
+            Residency::Resident => 0,
+            Residency::OnDemand => at_a_time,
+        };
+        let block = if self.resident_block_bytes(weights) < weights.all_blocks() {
+            weights.block
+        } else {
+            0
+        };
+        let largest = self.parts(weights).into_iter().map(passing).max().unwrap_or(0);
+        self.resident_bytes(weights) + largest.max(block)
+    }
+
+    /// Bytes of the weights that stay.
+    #[must_use]
+    pub fn resident_bytes(&self, weights: &WeightBytes) -> usize {
+        let stays = |(residency, whole, _)| match residency {
+            Residency::Resident => whole,
+            Residency::OnDemand => 0,
+        };
+        let parts: usize = self.parts(weights).into_iter().map(stays).sum();
+        parts + self.resident_block_bytes(weights)
+    }
+
+    fn resident_block_bytes(&self, weights: &WeightBytes) -> usize {
+        let bytes = self.transformer.resident_blocks.saturating_mul(weights.block);
+        bytes.min(weights.all_blocks())
+    }
+
+    /// All but the blocks: where they are, their bytes, and the bytes that are there
+    /// at a time if they come and go.
+    fn parts(&self, weights: &WeightBytes) -> [(Residency, usize, usize); 3] {
+        [
             (self.text_encoder, weights.text_encoder, weights.text_encoder),
             (self.vae, weights.vae, weights.vae),
+            // Read block by block; it has half as many weights as the rest of one.
             (self.transformer.modulation, weights.modulation, weights.block / 2),
-        ] {
-            match residency {
-                Residency::Resident => resident += whole,
-                Residency::OnDemand => largest_passing = largest_passing.max(at_a_time),
-            }
-        }
-        resident + largest_passing
+        ]
     }
 
     /// What does not stay, for people; `blocks`: how many the transformer has.

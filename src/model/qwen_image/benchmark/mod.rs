@@ -75,6 +75,8 @@ pub struct BenchmarkReport {
     pub image_tokens: usize,
     /// Text tokens of a pass, those of shown pictures among them.
     pub text_tokens: usize,
+    /// Rows and columns of patches of each picture that the text encoder sees.
+    pub shown_patches: Vec<(usize, usize)>,
     /// What a large product of matrices reaches on this device, in TFLOP/s, if that
     /// was measured.
     pub ceiling_tflops: Option<f64>,
@@ -158,6 +160,7 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
         load_s,
         image_tokens: extent.image_tokens,
         text_tokens,
+        shown_patches: extent.shown.iter().map(|grid| (grid.height, grid.width)).collect(),
         ceiling_tflops: plan.ceiling.then(|| ceiling_tflops(&device, dtype)).transpose()?,
         peak_bytes: crate::device::peak_memory_bytes(&device),
         runs,

@@ -1,0 +1,245 @@
+//! The components of a checkpoint, from its files to the device.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
+use super::memory::{MemoryPlan, WeightBytes};
+use super::pipeline::Components;
+use super::prompt::PromptTokenizer;
+use super::scheduler::SchedulerConfig;
+use super::text_encoder::TextEncoder;
+use super::transformer::{Transformer, TransformerResidency};
+use super::vae::Vae;
+use super::variant::{Shown, Variant};
+use crate::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
+use crate::model::loading::{LoadContext, WeightSource};
+use crate::model::residency::Held;
+use crate::model::{EditKind, LoadError, LoraConfig};
+
+/// File stem of a diffusers component's weights.
+const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
+/// File stem of a transformers component's weights.
+const TRANSFORMERS_STEM: &str = "model";
+
+/// Room that a picture needs besides the weights, in bytes a pixel: the widest
+/// feature maps of the autoencoder in 32 bits.
+const WORKING_BYTES_PER_PIXEL: usize = 2048;
+/// Room for slices of attention scores and unfolded convolutions.
+const SCRATCH_BYTES: usize = 1 << 30;
+
+/// Loads every component. Returns the bytes of those weights that stay, too.
+pub(super) fn load_components(
+    context: &LoadContext,
+    variant: &Variant,
+) -> Result<(Components, usize), LoadError> {
+    let configs = Configs::load(context.snapshot, variant)?;
+    let opened = Opened::open(context)?;
+    // Whatever is wrong with the files comes to light before the first is read.
+    let bytes = opened.check(&configs)?;
+    let plan = memory_plan(context, variant, &bytes, configs.transformer.num_layers);
+    let bar = progress_bar(plan.resident_bytes(&bytes));
+    let opened = opened.reporting(&bar);
+
+    let processor = || ProcessorConfig::load(context.snapshot, &configs.text_encoder.vision);
+    let components = Components {
+        tokenizer: PromptTokenizer::load(context.snapshot, configs.text_encoder.image_token_id)?,
+        processor: (variant.shown != Shown::Nothing).then(processor).transpose()?,
+        text_encoder: Held::new(plan.text_encoder, &opened.text_encoder, {
+            let config = configs.text_encoder.clone();
+            move |weights| TextEncoder::load(weights, &config)
+        })?,
+        transformer: Transformer::load(
+            &opened.transformer,
+            &configs.transformer,
+            plan.transformer,
+        )?,
+        vae: Held::new(plan.vae, &opened.vae, {
+            let config = configs.vae.clone();
+            move |weights| Vae::load(weights, &config)
+        })?,
+        scheduler: SchedulerConfig::load(context.snapshot)?,
+        vae_config: configs.vae,
+        text_encoder_config: configs.text_encoder,
+        dtype: context.dtype,
+        device: context.device.clone(),
+    };
+    bar.finish_and_clear();
+    Ok((components, opened.finish()?))
+}
+
+/// What the components' configuration files say.
+struct Configs {
+    text_encoder: TextEncoderConfig,
+    transformer: TransformerConfig,
+    vae: VaeConfig,
+}
+
+impl Configs {
+    fn load(snapshot: &Snapshot, variant: &Variant) -> Result<Self, CheckpointError> {
+        let configs = Self {
+            text_encoder: TextEncoderConfig::load(snapshot)?,
+            transformer: TransformerConfig::load(snapshot)?,
+            vae: VaeConfig::load(snapshot)?,
+        };
+        check_widths(&configs.text_encoder, &configs.transformer, &configs.vae)?;
+        check_variant(variant, &configs.transformer, &configs.vae)?;
+        if variant.edit_kind == EditKind::Instruction {
+            // The difference between Edit-2509 and -2511, and in none of their tensors.
+            let zero_cond_t = configs.transformer.zero_cond_t;
+            tracing::info!(
+                zero_cond_t,
+                "transformer/config.json: reference pictures at noise level 0"
+            );
+        }
+        Ok(configs)
+    }
+}
+
+/// The components' weights, of which nothing has been read.
+struct Opened {
+    text_encoder: Weights,
+    transformer: Weights,
+    vae: Weights,
+}
+
+impl Opened {
+    fn open(context: &LoadContext) -> Result<Self, CheckpointError> {
+        let open = |component, stem, canonical| {
+            let kind = (context.dtype, &context.device);
+            match context.weights {
+                WeightSource::Stored => {
+                    Weights::open(context.snapshot, component, stem, kind, canonical)
+                }
+                WeightSource::Random => Ok(Weights::random(component, kind)),
+            }
+        };
+        let unchanged: fn(&str) -> String = str::to_owned;
+        let loras = open_loras(context)?;
+        Ok(Self {
+            text_encoder: open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?,
+            transformer: open("transformer", DIFFUSERS_STEM, unchanged)?.merging(loras),
+            vae: open("vae", DIFFUSERS_STEM, unchanged)?,
+        })
+    }
+
+    /// Holds every tensor against what the components ask for, and counts them.
+    fn check(&self, configs: &Configs) -> Result<WeightBytes, LoadError> {
+        let [text_encoder, transformer, vae] = self.each().map(Weights::checking);
+        TextEncoder::load(&text_encoder, &configs.text_encoder)?;
+        Transformer::load(&transformer, &configs.transformer, TransformerResidency::RESIDENT)?;
+        Vae::load(&vae, &configs.vae)?;
+        self.finish()?;
+        let bytes = [text_encoder, transformer, vae].map(|weights| weights.checked().bytes);
+        let number_bytes = self.transformer.dtype().size_in_bytes();
+        Ok(WeightBytes::new(bytes, &configs.transformer, number_bytes))
+    }
+
+    /// The same, with every byte that is read told to `bar`.
+    fn reporting(self, bar: &ProgressBar) -> Self {
+        Self {
+            text_encoder: self.text_encoder.reporting(bar.clone()),
+            transformer: self.transformer.reporting(bar.clone()),
+            vae: self.vae.reporting(bar.clone()),
+        }
+    }
+
+    /// Bytes taken so far, or everything that is wrong.
+    fn finish(&self) -> Result<usize, CheckpointError> {
+        self.each().into_iter().map(Weights::finish).sum()
+    }
+
+    fn each(&self) -> [&Weights; 3] {
+        [&self.text_encoder, &self.transformer, &self.vae]
+    }
+}
+
+/// A bar on standard error, if that is a terminal.
+fn progress_bar(bytes: usize) -> ProgressBar {
+    let template = "loading {bytes}/{total_bytes} [{bar:20}] {bytes_per_sec}, {eta} left";
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(bytes as u64).with_style(style)
+}
+
+/// Which weights stay, told in the log.
+fn memory_plan(
+    context: &LoadContext,
+    variant: &Variant,
+    bytes: &WeightBytes,
+    blocks: usize,
+) -> MemoryPlan {
+    let config = context.config;
+    let area = config.image_area.unwrap_or(variant.image_area);
+    let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes;
+    let free = crate::device::free_memory_bytes(&context.device);
+    let plan = MemoryPlan::new(config.memory, bytes, free, working);
+    let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
+    tracing::info!(
+        free = free.map(gib),
+        weights = gib(bytes.total()),
+        at_most_at_a_time = gib(plan.peak_bytes(bytes)),
+        loaded_when_needed = plan.on_demand(blocks),
+        "memory plan"
+    );
+    plan
+}
+
+/// The LoRA files of the settings: changes of the transformer.
+fn open_loras(context: &LoadContext) -> Result<Vec<Lora>, CheckpointError> {
+    let open = |config: &LoraConfig| {
+        let lora = Lora::open(&config.file, config.scale)?;
+        let (file, modules, scale) = (lora.file(), lora.len(), config.scale);
+        tracing::info!(file, modules, scale, "merging a LoRA");
+        Ok(lora)
+    };
+    context.config.lora.iter().map(open).collect()
+}
+
+/// Refuses components that are of another pipeline.
+fn check_variant(
+    variant: &Variant,
+    transformer: &TransformerConfig,
+    vae: &VaeConfig,
+) -> Result<(), CheckpointError> {
+    let class_name = variant.class_name;
+    let layered = variant.edit_kind == EditKind::Layers;
+    let mut faults = Vec::new();
+    for (key, value) in [
+        ("use_layer3d_rope", transformer.use_layer3d_rope),
+        ("use_additional_t_cond", transformer.use_additional_t_cond),
+    ] {
+        if value != layered {
+            faults.push(format!("{key} = {value} does not go with {class_name}"));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(CheckpointError::Config { file: "transformer/config.json".to_owned(), faults });
+    }
+    let channels = vae.input_channels;
+    if channels != variant.image_channels {
+        let faults = vec![format!("input_channels = {channels} does not go with {class_name}")];
+        return Err(CheckpointError::Config { file: "vae/config.json".to_owned(), faults });
+    }
+    Ok(())
+}
+
+/// Refuses components that do not fit each other.
+fn check_widths(
+    text_encoder: &TextEncoderConfig,
+    transformer: &TransformerConfig,
+    vae: &VaeConfig,
+) -> Result<(), CheckpointError> {
+    let mut faults = Vec::new();
+    let (text, expected) = (text_encoder.text.hidden_size, transformer.joint_attention_dim);
+    if text != expected {
+        faults.push(format!("joint_attention_dim = {expected}, the text encoder makes {text}"));
+    }
+    let (z_dim, expected) = (vae.z_dim, transformer.out_channels);
+    if z_dim != expected {
+        faults.push(format!("out_channels = {expected}, the vae has z_dim = {z_dim}"));
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(CheckpointError::Config { file: "transformer/config.json".to_owned(), faults })
+}
