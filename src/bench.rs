@@ -5,7 +5,9 @@ use std::path::Path;
 
 use crate::checkpoint::Snapshot;
 use crate::model::find_embedded;
-use crate::model::qwen_image::benchmark::{BenchmarkReport, Configuration, Published, Run};
+use crate::model::qwen_image::benchmark::{
+    BenchmarkReport, Configuration, Estimate, Published, Run,
+};
 
 /// No configuration of that name.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,39 @@ pub fn table(report: &BenchmarkReport) -> String {
     text
 }
 
+/// What a device can do at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Peak {
+    /// Tera floating-point operations a second.
+    pub tflops: f64,
+    /// Bytes of memory a second.
+    pub bytes_s: f64,
+}
+
+/// The estimate as lines for people, in Markdown: the least time of each stage on a
+/// device of `peak`, which no program can beat without computing something else.
+#[must_use]
+pub fn estimate_table(estimate: &Estimate, peak: Peak) -> String {
+    let mut text = format!(
+        "{:.2} GiB of weights; {} image and {} text tokens a pass; at {:.0} TFLOP/s and {:.0} GB/s\n\n\
+         | stage | TFLOP | GB of weights read | least seconds |\n|---|---|---|---|\n",
+        estimate.weight_bytes as f64 / (1u64 << 30) as f64,
+        estimate.image_tokens,
+        estimate.text_tokens,
+        peak.tflops,
+        peak.bytes_s / 1e9,
+    );
+    let mut sum = 0.0;
+    for stage in &estimate.stages {
+        let least = (stage.tflop / peak.tflops).max(stage.bytes_read / peak.bytes_s);
+        sum += least;
+        let (name, tflop, read) = (stage.name, stage.tflop, stage.bytes_read / 1e9);
+        _ = writeln!(text, "| {name} | {tflop:.3} | {read:.2} | {least:.4} |");
+    }
+    _ = writeln!(text, "| in all | | | {sum:.4} |");
+    text
+}
+
 fn stages(run: &Run, ceiling_tflops: Option<f64>) -> String {
     let mut text = String::from(
         "| stage | seconds | CPU seconds | TFLOP | TFLOP/s | of the ceiling |\n|---|---|---|---|---|---|\n",
@@ -97,7 +132,7 @@ fn stages(run: &Run, ceiling_tflops: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::qwen_image::benchmark::Stage;
+    use crate::model::qwen_image::benchmark::{EstimatedStage, Stage};
 
     #[test]
     fn a_configuration_is_a_published_one_an_embedded_one_or_a_folder() {
@@ -105,6 +140,23 @@ mod tests {
         assert!(matches!(configuration("tiny-random"), Ok(Configuration::Checkpoint(_))));
         let error = configuration("no-such-model").unwrap_err().to_string();
         assert!(error.contains("no-such-model") && error.contains("qwen-image-edit-2511"));
+    }
+
+    #[test]
+    fn the_least_time_is_that_of_what_is_scarcer() {
+        let stage = |name, tflop, bytes_read| EstimatedStage { name, tflop, bytes_read };
+        let estimate = Estimate {
+            image_tokens: 1,
+            text_tokens: 1,
+            weight_bytes: 1 << 30,
+            stages: vec![stage("computes", 10.0, 1e9), stage("reads", 1.0, 40e9)],
+        };
+
+        let table = estimate_table(&estimate, Peak { tflops: 5.0, bytes_s: 10e9 });
+
+        assert!(table.contains("| computes | 10.000 | 1.00 | 2.0000 |"), "{table}");
+        assert!(table.contains("| reads | 1.000 | 40.00 | 4.0000 |"), "{table}");
+        assert!(table.contains("| in all | | | 6.0000 |"), "{table}");
     }
 
     #[test]

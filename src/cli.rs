@@ -136,6 +136,18 @@ pub struct BenchArgs {
     #[arg(long, value_name = "BYTES", default_value = "0")]
     pub cache_bytes: usize,
 
+    /// Measure nothing: count operations and bytes, and the least time they take
+    #[arg(long)]
+    pub estimate: bool,
+
+    /// TFLOP/s of the device to estimate for; an H100 or H200 has 989 in bfloat16
+    #[arg(long, value_name = "TFLOPS", default_value_t = 989.0, requires = "estimate")]
+    pub peak_tflops: f64,
+
+    /// Gigabytes a second of its memory; an H200 has 4800
+    #[arg(long, value_name = "GB", default_value_t = 4800.0, requires = "estimate")]
+    pub bandwidth: f64,
+
     /// File for the numbers as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -112,17 +112,25 @@ fn pull(args: &PullArgs) -> Result<()> {
     Ok(())
 }
 
+/// Prints what a picture takes, measured or by arithmetic.
 fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
-    let report = benchmark::run(&args.plan()?)?;
+    let plan = args.plan()?;
+    let (table, json) = if args.estimate {
+        let estimate = benchmark::estimate(&plan)?;
+        let peak = bench::Peak { tflops: args.peak_tflops, bytes_s: args.bandwidth * 1e9 };
+        (bench::estimate_table(&estimate, peak), serde_json::to_string_pretty(&estimate)?)
+    } else {
+        let report = benchmark::run(&plan)?;
+        (bench::table(&report), serde_json::to_string_pretty(&report)?)
+    };
     if let Some(file) = &args.json {
-        let json = serde_json::to_string_pretty(&report)?;
         std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
     }
 
     #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
     {
-        print!("{}", bench::table(&report));
+        print!("{table}");
     }
     Ok(())
 }

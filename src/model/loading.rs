@@ -29,6 +29,8 @@ pub(super) enum WeightSource {
     Stored,
     /// A generator of random numbers: to measure speed without files.
     Random,
+    /// Nowhere: to count what a model needs without making it.
+    Placeholders,
 }
 
 /// What a model needs in order to load.

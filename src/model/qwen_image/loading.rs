@@ -67,6 +67,15 @@ pub(super) fn load_components(
     Ok((components, opened.finish()?))
 }
 
+/// Bytes of the components' weights.
+pub(super) fn weight_bytes(
+    context: &LoadContext,
+    variant: &Variant,
+) -> Result<WeightBytes, LoadError> {
+    let configs = Configs::load(context.snapshot, variant)?;
+    Opened::open(context)?.check(&configs)
+}
+
 /// What the components' configuration files say.
 struct Configs {
     text_encoder: TextEncoderConfig,
@@ -111,6 +120,7 @@ impl Opened {
                     Weights::open(context.snapshot, component, stem, kind, canonical)
                 }
                 WeightSource::Random => Ok(Weights::random(component, kind)),
+                WeightSource::Placeholders => Ok(Weights::recording(component, context.dtype)),
             }
         };
         let unchanged: fn(&str) -> String = str::to_owned;

@@ -13,11 +13,11 @@ use serde::Serialize;
 
 pub use published::{LayerCounts, Published};
 
-use super::cost;
 use super::pipeline::{Extent, Pipeline};
 use super::positions::Grid;
 use super::preprocess::PixelSize;
 use super::variant::{self, Variant};
+use super::{cost, loading};
 use crate::checkpoint::Snapshot;
 use crate::domain::{
     GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Seed, Steps,
@@ -112,6 +112,30 @@ pub struct Stage {
     pub tflop: f64,
 }
 
+/// What a picture takes by arithmetic alone.
+#[derive(Debug, Clone, Serialize)]
+pub struct Estimate {
+    /// Image tokens of a pass of the transformer.
+    pub image_tokens: usize,
+    /// Text tokens of a pass, those of shown pictures among them.
+    pub text_tokens: usize,
+    /// Bytes of all weights.
+    pub weight_bytes: usize,
+    /// Each stage; all steps are one.
+    pub stages: Vec<EstimatedStage>,
+}
+
+/// A stage of a picture, by arithmetic.
+#[derive(Debug, Clone, Serialize)]
+pub struct EstimatedStage {
+    /// What is done.
+    pub name: &'static str,
+    /// Tera floating-point operations of its products.
+    pub tflop: f64,
+    /// Bytes of weights that are read for it, as often as they are.
+    pub bytes_read: f64,
+}
+
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchmarkError {
@@ -137,7 +161,8 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
     let device = crate::device::open(plan.model.device).map_err(LoadError::from)?;
     let dtype = crate::device::dtype(plan.model.dtype, &device);
     let started = Instant::now();
-    let mut pipeline = build(plan, &device, dtype)?;
+    let source = (WeightSource::Random, &device, dtype);
+    let mut pipeline = with_context(plan, source, super::load_pipeline)?;
     device.synchronize()?;
     let load_s = started.elapsed().as_secs_f64();
 
@@ -167,7 +192,50 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
     })
 }
 
-fn build(plan: &BenchmarkPlan, device: &Device, dtype: DType) -> Result<Pipeline, LoadError> {
+/// Counts what `plan` takes, without making any weight.
+///
+/// # Errors
+/// [`BenchmarkError`]: a faulty configuration, or a request that it cannot serve.
+pub fn estimate(plan: &BenchmarkPlan) -> Result<Estimate, BenchmarkError> {
+    let dtype = crate::device::dtype(plan.model.dtype, &Device::Cpu);
+    let source = (WeightSource::Placeholders, &Device::Cpu, dtype);
+    let (pipeline, bytes) = with_context(plan, source, |context, variant| {
+        Ok((super::load_pipeline(context, variant)?, loading::weight_bytes(context, variant)?))
+    })?;
+    let extent = pipeline.extent(&request(plan)?)?;
+    let words = words_of(&pipeline, PROMPT);
+    let passes = if plan.guidance.get() > 1.0 { 2 } else { 1 };
+    let blocks = bytes.transformer - bytes.modulation;
+    let reads = [
+        0,
+        passes * bytes.text_encoder,
+        extent.encoded.len() * bytes.vae / 2,
+        bytes.modulation,
+        plan.steps.get() * passes * blocks,
+        bytes.vae / 2,
+    ];
+    let costs = costs(&pipeline, &extent, plan, words);
+    let stages = STAGES.iter().zip(costs).zip(reads).skip(1);
+    Ok(Estimate {
+        image_tokens: extent.image_tokens,
+        text_tokens: words + extent.shown_tokens(),
+        weight_bytes: bytes.total(),
+        stages: stages
+            .map(|((name, cost), read)| EstimatedStage {
+                name,
+                tflop: cost / 1e12,
+                bytes_read: read as f64,
+            })
+            .collect(),
+    })
+}
+
+/// What `action` makes of the configuration of `plan`.
+fn with_context<T>(
+    plan: &BenchmarkPlan,
+    (weights, device, dtype): (WeightSource, &Device, DType),
+    action: impl FnOnce(&LoadContext, &Variant) -> Result<T, LoadError>,
+) -> Result<T, LoadError> {
     let snapshot = match &plan.configuration {
         Configuration::Published(published) => published.snapshot()?,
         Configuration::Checkpoint(snapshot) => snapshot.clone(),
@@ -181,9 +249,9 @@ fn build(plan: &BenchmarkPlan, device: &Device, dtype: DType) -> Result<Pipeline
         id: "benchmark".to_owned(),
         device: device.clone(),
         dtype,
-        weights: WeightSource::Random,
+        weights,
     };
-    super::load_pipeline(&context, variant_of(&snapshot)?)
+    action(&context, variant_of(&snapshot)?)
 }
 
 fn variant_of(snapshot: &Snapshot) -> Result<&'static Variant, LoadError> {
@@ -356,7 +424,7 @@ fn ceiling_tflops(device: &Device, dtype: DType) -> Result<f64, BenchmarkError> 
 mod tests {
     use super::*;
     use crate::checkpoint::Snapshot;
-    use crate::model::{DeviceChoice, embedded};
+    use crate::model::{DeviceChoice, DtypeChoice, embedded};
 
     fn plan() -> BenchmarkPlan {
         let tiny = embedded::find("tiny-random").unwrap();
@@ -389,6 +457,27 @@ mod tests {
         }
         assert_eq!(report.image_tokens, 2 * 16);
         assert!(report.weight_bytes > 0);
+    }
+
+    #[test]
+    fn a_published_model_is_counted_without_being_made() {
+        let plan = BenchmarkPlan {
+            configuration: Configuration::Published(Published::Edit2511),
+            layers: LayerCounts::default(),
+            size: ImageSize::new(1024, 1024).unwrap(),
+            steps: Steps::new(50).unwrap(),
+            model: ModelConfig { dtype: DtypeChoice::Bfloat16, ..plan().model },
+            ..plan()
+        };
+
+        let estimate = estimate(&plan).unwrap();
+
+        // 28.8 billion parameters, less half a billion of the unused output layer.
+        assert_eq!(estimate.weight_bytes / 100_000_000, 566);
+        assert_eq!(estimate.image_tokens, 2 * 4096);
+        let steps = estimate.stages.iter().find(|stage| stage.name == "steps").unwrap();
+        // About 168 TFLOP a pass, two passes a step.
+        assert!((steps.tflop / 100.0 - 168.0).abs() < 3.0, "{}", steps.tflop);
     }
 
     #[test]
