@@ -13,6 +13,21 @@ const CPU_SCORES_AT_A_TIME: usize = 1024 * 1024;
 /// Scores held at a time on a GPU: 256 MiB of f32, enough work for one launch.
 const GPU_SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
 
+/// How heads lie in memory. Either way a tensor of heads is (batch, heads, tokens,
+/// size) for whoever looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadLayout {
+    /// All tokens of a head together: what matrix products want.
+    HeadsFirst,
+    /// All heads of a token together: what flash attention reads as it is.
+    TokensFirst,
+}
+
+/// The layout that [`attention`] takes without copying.
+pub(super) fn layout_for(_device: &Device, _dtype: DType, _size: usize) -> HeadLayout {
+    HeadLayout::HeadsFirst
+}
+
 /// Which keys a query may look at.
 #[derive(Debug, Clone, Copy)]
 pub enum AttentionMask<'a> {

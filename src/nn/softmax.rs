@@ -97,7 +97,7 @@ fn maximum(row: &[f32]) -> f32 {
 /// eˣ = 2ⁿ · eʳ with n the whole number nearest to x / ln 2, and eʳ, |r| ≤ ½ ln 2,
 /// by its Taylor polynomial of degree six (error below 2⁻²⁶).
 #[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
+pub(super) fn exp_of_negative(x: f32) -> f32 {
     /// ln 2 in two parts: the first has so few bits that n times it is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
