@@ -47,7 +47,7 @@ pub fn joint_heads(first: HeadStream, second: HeadStream, heads: usize) -> Resul
     let first = HeadStream { x: &contiguous[0], ..first };
     let second = HeadStream { x: &contiguous[1], ..second };
     let size = first.x.dim(2)? / heads;
-    let layout = layout_for(first.x.device(), first.x.dtype(), size);
+    let layout = layout_for(first.x, size);
     let made = run(&JointHeads::new(&[first, second], heads, layout)?)?;
     match layout {
         HeadLayout::HeadsFirst => Ok(made),

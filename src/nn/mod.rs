@@ -9,6 +9,8 @@
 mod activation;
 mod attention;
 mod conv;
+#[cfg(feature = "flash-attn")]
+mod flash;
 pub mod fusion;
 mod guidance;
 mod heads;
