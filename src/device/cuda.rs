@@ -103,12 +103,13 @@ fn settle(device: &CudaDevice) {
 
 /// Why a card could not be opened.
 fn reason(error: &Error) -> String {
-    let cause = match error {
-        Error::WithBacktrace { inner, .. } => return reason(inner),
-        Error::Cuda(cause) => cause.downcast_ref::<CudaError>(),
-        _ => None,
+    if let Error::WithBacktrace { inner, .. } = error {
+        return reason(inner);
+    }
+    let Error::Cuda(cause) = error else {
+        return super::first_line(error);
     };
-    match cause {
+    match cause.downcast_ref::<CudaError>() {
         Some(CudaError::Cuda(error)) => reason_of(error),
         Some(CudaError::Cublas(CublasError(status))) => missing("libcublas.so", status),
         Some(CudaError::Curand(CurandError(status))) => missing("libcurand.so", status),

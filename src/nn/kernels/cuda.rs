@@ -26,6 +26,7 @@ const MODULES: [(DType, usize, &str, &str); 6] = [
 ];
 
 /// The address of the first number of a storage.
+#[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
 pub(super) fn address(storage: &CudaStorage) -> Result<u64> {
     match storage.dtype() {
         DType::F32 => Ok(pointer(storage.as_cuda_slice::<f32>()?, &storage.device)),
@@ -41,6 +42,7 @@ fn pointer<T>(slice: &CudaSlice<T>, device: &CudaDevice) -> u64 {
 }
 
 /// Makes what `operation` says on `device`.
+#[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
 pub(super) fn make<O: Operation>(operation: &O, device: &CudaDevice) -> Result<CudaStorage> {
     match operation.subject().dtype() {
         DType::F32 => make_as::<f32, O>(operation, device),

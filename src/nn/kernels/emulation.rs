@@ -54,6 +54,7 @@ fn compile((format, pack): (&str, usize), folder: &Path) -> Library {
 /// What the kernel of `operation` makes.
 ///
 /// Panics if it hangs, writes outside its result, or is launched as no card could.
+#[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
 pub(in crate::nn) fn emulate<O: Operation>(operation: &O) -> Result<Tensor> {
     match operation.subject().dtype() {
         DType::F32 => emulate_as::<f32, O>(operation, "F32"),

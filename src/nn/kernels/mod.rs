@@ -238,6 +238,7 @@ impl<O: Operation> CustomOp1 for Run<'_, O> {
         O::NAME
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
     fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         match storage {
             CpuStorage::F32(_) => self.on_cpu::<f32>(),
