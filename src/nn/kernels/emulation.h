@@ -1,9 +1,10 @@
 /* A block of threads on one thread of a CPU, for tests.
  *
  * Every thread of a block is a fiber. It runs until it meets the others of its
- * block (BARRIER) or of its warp (of_lane), then the next one runs: so whatever
- * one thread reads of another before meeting it is not there yet. Shared memory
- * is filled with NaN before each block. Blocks run one after another. */
+ * block (BARRIER) or of its warp (of_lane), then the next one runs; a warp runs as
+ * far ahead of the others as it can. So whatever is read of another warp before
+ * meeting it is not there yet, and what is overwritten too early is lost. Shared
+ * memory is filled with NaN before each block. Blocks run one after another. */
 #ifndef EMULATION_H
 #define EMULATION_H
 
@@ -62,6 +63,14 @@ static void emulated_start(void) {
     emulated_fate[emulated_thread] = ENDED;
 }
 
+static void emulated_prepare(ucontext_t *fiber, char *stack) {
+    getcontext(fiber);
+    fiber->uc_stack.ss_sp = stack;
+    fiber->uc_stack.ss_size = EMULATED_STACK;
+    fiber->uc_link = &emulated_scheduler;
+    makecontext(fiber, emulated_start, 0);
+}
+
 /* Lets `first..end` go on if all of them wait for the same meeting. */
 static int emulated_release(int first, int end, enum fate meeting) {
     for (int thread = first; thread < end; ++thread)
@@ -70,22 +79,27 @@ static int emulated_release(int first, int end, enum fate meeting) {
     return 1;
 }
 
-/* 0 once all threads of a block have ended; 1 if some wait for ever. */
-static int emulated_run_block(void) {
-    for (;;) {
-        for (int thread = 0; thread < emulated_threads; ++thread) {
+/* Runs one warp until it waits for its block. */
+static void emulated_run_warp(int first) {
+    int end = first + EMULATED_LANES;
+    do {
+        for (int thread = first; thread < end; ++thread) {
             if (emulated_fate[thread] != RUNS) continue;
             emulated_thread = thread;
             swapcontext(&emulated_scheduler, &emulated_fiber[thread]);
         }
-        int released = emulated_release(0, emulated_threads, MEETS_BLOCK);
-        for (int lane = 0; lane < emulated_threads; lane += EMULATED_LANES)
-            released |= emulated_release(lane, lane + EMULATED_LANES, MEETS_WARP);
-        if (released) continue;
-        for (int thread = 0; thread < emulated_threads; ++thread)
-            if (emulated_fate[thread] != ENDED) return 1;
-        return 0;
-    }
+    } while (emulated_release(first, end, MEETS_WARP));
+}
+
+/* 0 once all threads of a block have ended; 1 if some wait for ever. */
+static int emulated_run_block(void) {
+    do {
+        for (int first = 0; first < emulated_threads; first += EMULATED_LANES)
+            emulated_run_warp(first);
+    } while (emulated_release(0, emulated_threads, MEETS_BLOCK));
+    for (int thread = 0; thread < emulated_threads; ++thread)
+        if (emulated_fate[thread] != ENDED) return 1;
+    return 0;
 }
 
 /* Runs `kernel`. 0 if all went well, 1 if threads waited for ever, 2 if no card
@@ -106,12 +120,7 @@ int emulate(void (*kernel)(const void *), const void *argument, long long blocks
     for (emulated_block = 0; emulated_block < blocks && !failed; ++emulated_block) {
         memset(shared, 0xff, sizeof(shared));
         for (int thread = 0; thread < threads; ++thread) {
-            ucontext_t *fiber = &emulated_fiber[thread];
-            getcontext(fiber);
-            fiber->uc_stack.ss_sp = stacks + (size_t)thread * EMULATED_STACK;
-            fiber->uc_stack.ss_size = EMULATED_STACK;
-            fiber->uc_link = &emulated_scheduler;
-            makecontext(fiber, emulated_start, 0);
+            emulated_prepare(&emulated_fiber[thread], stacks + (size_t)thread * EMULATED_STACK);
             emulated_fate[thread] = RUNS;
         }
         failed = emulated_run_block();

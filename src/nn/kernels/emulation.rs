@@ -36,7 +36,7 @@ fn compile((format, pack): (&str, usize), folder: &Path) -> Library {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/nn/kernels");
     let library = folder.join(format!("{format}_{pack}.so"));
     let status = Command::new("cc")
-        .args(["-x", "c", "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror"])
+        .args(["-x", "c", "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra"])
         // No fused multiply-add, so that both sides round alike.
         .args(["-ffp-contract=off", "-shared", "-fPIC"])
         .args([format!("-DNUMBER_{format}"), format!("-DPACK={pack}")])
