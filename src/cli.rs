@@ -9,6 +9,7 @@ use crate::config::{Flags, KEYS};
 use crate::domain::{GuidanceScale, ImageSize, Steps};
 use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Published};
 use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice, ModelConfig};
+use crate::nn::fusion::Fusion;
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
@@ -135,6 +136,10 @@ pub struct BenchArgs {
     /// Bytes of results that are kept from one picture to the next
     #[arg(long, value_name = "BYTES", default_value = "0")]
     pub cache_bytes: usize,
+
+    /// Steps to make from several operations instead of in one, such as gated-add,rms-norm
+    #[arg(long, value_name = "FUSIONS", value_delimiter = ',')]
+    pub without: Vec<Fusion>,
 
     /// File for the numbers as JSON
     #[arg(long, value_name = "FILE")]

@@ -110,6 +110,10 @@ pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
 /// Bytes of memory that are free on `device`, if that can be told.
 #[must_use]
 pub fn free_memory_bytes(device: &Device) -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::free_memory_bytes(device);
+    }
     if !device.is_cpu() {
         return None;
     }
@@ -125,6 +129,10 @@ pub fn free_memory_bytes(device: &Device) -> Option<usize> {
 /// told.
 #[must_use]
 pub fn peak_memory_bytes(device: &Device) -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::peak_memory_bytes(device);
+    }
     if !device.is_cpu() {
         return None;
     }

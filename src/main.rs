@@ -14,7 +14,7 @@ use diffuser_api::hub::{Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, qwen_image::benchmark};
 use diffuser_api::service::{ImageService, WorkerHandle};
-use diffuser_api::{api, bench, telemetry};
+use diffuser_api::{api, bench, nn, telemetry};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -114,6 +114,7 @@ fn pull(args: &PullArgs) -> Result<()> {
 
 fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
+    nn::fusion::disable(&args.without);
     let report = benchmark::run(&args.plan()?)?;
     if let Some(file) = &args.json {
         let json = serde_json::to_string_pretty(&report)?;

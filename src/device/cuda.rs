@@ -101,6 +101,25 @@ fn settle(device: &CudaDevice) {
     }
 }
 
+/// Bytes that are free on the card, those that candle's pool keeps not counted.
+pub(super) fn free_memory_bytes(device: &CudaDevice) -> Option<usize> {
+    Some(device.cuda_stream().context().mem_get_info().ok()?.0)
+}
+
+/// The most bytes that tensors have taken on the card at a time.
+#[expect(unsafe_code, reason = "the driver's interface")]
+pub(super) fn peak_memory_bytes(device: &CudaDevice) -> Option<usize> {
+    let card = device.cuda_stream().context().cu_device();
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let mut bytes = 0_u64;
+    // SAFETY: the pool belongs to a card that is open, and the attribute is a u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(card).ok()?;
+        result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).ok()?;
+    }
+    usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)
+}
+
 /// Why a card could not be opened.
 fn reason(error: &Error) -> String {
     if let Error::WithBacktrace { inner, .. } = error {

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("config", &["api", "service", "model", "hub", "device", "domain"]),
     ("bench", &["model", "checkpoint"]),
-    ("cli", &["bench", "config", "model", "hub", "domain"]),
+    ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];
 
 fn sources() -> Vec<PathBuf> {
