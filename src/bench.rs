@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::checkpoint::Snapshot;
 use crate::model::find_embedded;
 use crate::model::qwen_image::benchmark::{BenchmarkReport, Configuration, Published, Run};
+use crate::nn::StepCheck;
 
 /// No configuration of that name.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,24 @@ pub fn table(report: &BenchmarkReport) -> String {
     }
     for (index, run) in report.runs.iter().enumerate() {
         _ = write!(text, "\npicture {}\n\n{}", index + 1, stages(run, report.ceiling_tflops));
+    }
+    text
+}
+
+/// How each fused step came out, in Markdown.
+#[must_use]
+pub fn kernel_table(checks: &[StepCheck]) -> String {
+    let mut text = String::from(
+        "| step | format | largest difference | tolerance | |\n|---|---|---|---|---|\n",
+    );
+    for check in checks {
+        let StepCheck { step, dtype, largest_difference, tolerance } = check;
+        let verdict = if check.passed() { "right" } else { "WRONG" };
+        // Writing to a String cannot fail.
+        _ = writeln!(
+            text,
+            "| {step} | {dtype} | {largest_difference:.1e} | {tolerance:.1e} | {verdict} |"
+        );
     }
     text
 }

@@ -137,6 +137,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "BYTES", default_value = "0")]
     pub cache_bytes: usize,
 
+    /// Measure nothing: hold each fused step on the device against the CPU
+    #[arg(long)]
+    pub kernels: bool,
+
     /// Steps to make from several operations instead of in one, such as gated-add,rms-norm
     #[arg(long, value_name = "FUSIONS", value_delimiter = ',')]
     pub without: Vec<Fusion>,

@@ -14,7 +14,7 @@ use diffuser_api::hub::{Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, qwen_image::benchmark};
 use diffuser_api::service::{ImageService, WorkerHandle};
-use diffuser_api::{api, bench, nn, telemetry};
+use diffuser_api::{api, bench, device, nn, telemetry};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -112,9 +112,23 @@ fn pull(args: &PullArgs) -> Result<()> {
     Ok(())
 }
 
+fn check_kernels(args: &BenchArgs) -> Result<()> {
+    let checks = nn::check(&device::open(args.device)?)?;
+
+    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+    {
+        print!("{}", bench::kernel_table(&checks));
+    }
+    anyhow::ensure!(checks.iter().all(nn::StepCheck::passed), "the device is wrong");
+    Ok(())
+}
+
 fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
     nn::fusion::disable(&args.without);
+    if args.kernels {
+        return check_kernels(args);
+    }
     let report = benchmark::run(&args.plan()?)?;
     if let Some(file) = &args.json {
         let json = serde_json::to_string_pretty(&report)?;

@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["service", "model", "imaging", "domain"]),
     ("telemetry", &[]),
     ("config", &["api", "service", "model", "hub", "device", "domain"]),
-    ("bench", &["model", "checkpoint"]),
+    ("bench", &["model", "nn", "checkpoint"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];
 

@@ -29,9 +29,11 @@ step() { # NAME SECONDS COMMAND...
 }
 
 step card 20 nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv
+# Every kernel, and attention, against the CPU's numbers.
+step kernels 60 "$program" bench --kernels --device cuda
 # Against numbers that are recorded inside the program.
 if "$program" bench --help | grep -q -- --check; then
-  step check 180 "$program" bench --check --device cuda
+  step check 120 "$program" bench --check --device cuda
 else
   echo "this program has no bench --check: only times are taken"
 fi

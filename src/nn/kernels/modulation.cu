@@ -61,7 +61,7 @@ typedef struct {
 /* y = x + gate * (update + bias), rounded after every operation. */
 KERNEL(gated_add, gated_sum) {
     long long entry = BLOCK / call.tokens;
-    int late = (int)(BLOCK % call.tokens) > call.switch_token;
+    int late = (int)(BLOCK % call.tokens) >= call.switch_token;
     const number *gate = vector_of(late ? call.late_gate : call.gate, entry);
     const number *x = call.x + BLOCK * call.width, *update = call.update + BLOCK * call.width;
     number *y = call.y + BLOCK * call.width;
