@@ -8,6 +8,7 @@ use crate::model::find_embedded;
 use crate::model::qwen_image::benchmark::{
     BenchmarkReport, Configuration, Estimate, Published, Run,
 };
+use crate::nn::StepCheck;
 
 /// No configuration of that name.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,24 @@ pub fn estimate_table(estimate: &Estimate, peak: Peak) -> String {
         _ = writeln!(text, "| {name} | {tflop:.3} | {read:.2} | {least:.4} |");
     }
     _ = writeln!(text, "| in all | | | {sum:.4} |");
+    text
+}
+
+/// How each fused step came out, in Markdown.
+#[must_use]
+pub fn kernel_table(checks: &[StepCheck]) -> String {
+    let mut text = String::from(
+        "| step | format | largest difference | tolerance | |\n|---|---|---|---|---|\n",
+    );
+    for check in checks {
+        let StepCheck { step, dtype, largest_difference, tolerance } = check;
+        let verdict = if check.passed() { "right" } else { "WRONG" };
+        // Writing to a String cannot fail.
+        _ = writeln!(
+            text,
+            "| {step} | {dtype} | {largest_difference:.1e} | {tolerance:.1e} | {verdict} |"
+        );
+    }
     text
 }
 

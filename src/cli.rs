@@ -9,6 +9,7 @@ use crate::config::{Flags, KEYS};
 use crate::domain::{GuidanceScale, ImageSize, Steps};
 use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Published};
 use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice, ModelConfig};
+use crate::nn::fusion::Fusion;
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
@@ -147,6 +148,14 @@ pub struct BenchArgs {
     /// Gigabytes a second of its memory; an H200 has 4800
     #[arg(long, value_name = "GB", default_value_t = 4800.0, requires = "estimate")]
     pub bandwidth: f64,
+
+    /// Measure nothing: hold each fused step on the device against the CPU
+    #[arg(long)]
+    pub kernels: bool,
+
+    /// Steps to make from several operations instead of in one, such as gated-add,rms-norm
+    #[arg(long, value_name = "FUSIONS", value_delimiter = ',')]
+    pub without: Vec<Fusion>,
 
     /// File for the numbers as JSON
     #[arg(long, value_name = "FILE")]

@@ -1,5 +1,8 @@
 //! Picks the device and the number format, and says why it cannot.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{DType, Device, DeviceLocation};
 
 /// Where a model shall run.
@@ -49,25 +52,29 @@ pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Cuda(number) => open_cuda(number),
         DeviceChoice::Metal => open_metal(),
-        DeviceChoice::Auto => Ok(open_cuda(0).or_else(|_| open_metal()).unwrap_or(Device::Cpu)),
+        DeviceChoice::Auto => Ok(open_cuda(0)
+            .inspect_err(tell_of_a_build_for_cards)
+            .or_else(|_| open_metal())
+            .unwrap_or(Device::Cpu)),
+    }
+}
+
+/// Whoever built for NVIDIA cards wants to know why none is used.
+fn tell_of_a_build_for_cards(error: &DeviceError) {
+    if cfg!(feature = "cuda") {
+        tracing::warn!(reason = error.reason, "no NVIDIA card is used");
     }
 }
 
 fn open_cuda(number: usize) -> Result<Device, DeviceError> {
-    let refused = |reason| DeviceError { device: format!("cuda:{number}"), reason };
-    if !candle_core::utils::cuda_is_available() {
-        return Err(refused(
-            "this program was built without CUDA: build it with `--features cuda`, or use device \
-             'cpu' or 'auto'"
-                .to_owned(),
-        ));
-    }
-    Device::new_cuda(number).map_err(|error| {
-        refused(format!(
-            "cannot be opened, is there a driver and such a card? {}",
-            first_line(&error)
-        ))
-    })
+    #[cfg(feature = "cuda")]
+    let opened = cuda::open(number);
+    #[cfg(not(feature = "cuda"))]
+    let opened =
+        Err("this program was built without CUDA: build it with `--features cuda`, or use \
+                      device 'cpu' or 'auto'"
+            .to_owned());
+    opened.map_err(|reason| DeviceError { device: format!("cuda:{number}"), reason })
 }
 
 fn open_metal() -> Result<Device, DeviceError> {
@@ -103,6 +110,10 @@ pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
 /// Bytes of memory that are free on `device`, if that can be told.
 #[must_use]
 pub fn free_memory_bytes(device: &Device) -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::free_memory_bytes(device);
+    }
     if !device.is_cpu() {
         return None;
     }
@@ -118,6 +129,10 @@ pub fn free_memory_bytes(device: &Device) -> Option<usize> {
 /// told.
 #[must_use]
 pub fn peak_memory_bytes(device: &Device) -> Option<usize> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::peak_memory_bytes(device);
+    }
     if !device.is_cpu() {
         return None;
     }
@@ -165,6 +180,19 @@ mod tests {
         assert_eq!(dtype(DtypeChoice::Bfloat16, &Device::Cpu), DType::BF16);
         assert_eq!(dtype_name(DType::F16), "float16");
         assert_eq!(device_name(&Device::Cpu), "cpu");
+    }
+
+    #[test]
+    #[cfg(feature = "cuda")]
+    fn without_a_driver_a_card_is_refused_and_auto_means_the_cpu() {
+        if std::path::Path::new("/proc/driver/nvidia/version").exists() {
+            return; // this machine has a driver
+        }
+
+        let error = open(DeviceChoice::Cuda(0)).unwrap_err().to_string();
+
+        assert!(error.contains("cuda:0") && error.contains("no NVIDIA driver"), "{error}");
+        assert!(open(DeviceChoice::Auto).unwrap().is_cpu());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use diffuser_api::hub::{Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, qwen_image::benchmark};
 use diffuser_api::service::{ImageService, WorkerHandle};
-use diffuser_api::{api, bench, telemetry};
+use diffuser_api::{api, bench, device, nn, telemetry};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -112,9 +112,24 @@ fn pull(args: &PullArgs) -> Result<()> {
     Ok(())
 }
 
+fn check_kernels(args: &BenchArgs) -> Result<()> {
+    let checks = nn::check(&device::open(args.device)?)?;
+
+    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+    {
+        print!("{}", bench::kernel_table(&checks));
+    }
+    anyhow::ensure!(checks.iter().all(nn::StepCheck::passed), "the device is wrong");
+    Ok(())
+}
+
 /// Prints what a picture takes, measured or by arithmetic.
 fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
+    nn::fusion::disable(&args.without);
+    if args.kernels {
+        return check_kernels(args);
+    }
     let plan = args.plan()?;
     let (table, json) = if args.estimate {
         let estimate = benchmark::estimate(&plan)?;

@@ -5,13 +5,38 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use super::softmax::softmax_in_place;
+use super::fusion::Fusion;
+use super::softmax::{softmax, softmax_in_place};
 
 /// Scores held at a time on a CPU, in numbers: 4 MiB of f32, which stay in its
 /// caches.
 const CPU_SCORES_AT_A_TIME: usize = 1024 * 1024;
 /// Scores held at a time on a GPU: 256 MiB of f32, enough work for one launch.
 const GPU_SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
+
+/// How heads lie in memory. Either way a tensor of heads is (batch, heads, tokens,
+/// size) for whoever looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadLayout {
+    /// All tokens of a head together: what matrix products want.
+    HeadsFirst,
+    /// All heads of a token together: what flash attention reads as it is.
+    TokensFirst,
+}
+
+/// The layout that [`attention`] takes without copying.
+pub(super) fn layout_for(x: &Tensor, size: usize) -> HeadLayout {
+    if flashes(x, size) { HeadLayout::TokensFirst } else { HeadLayout::HeadsFirst }
+}
+
+/// Whether heads of `size` numbers like those of `x` go the way of flash attention.
+fn flashes(x: &Tensor, size: usize) -> bool {
+    #[cfg(feature = "flash-attn")]
+    let fits = super::flash::fits(x.device(), x.dtype(), size);
+    #[cfg(not(feature = "flash-attn"))]
+    let fits = size == 0; // never
+    fits && Fusion::FlashAttention.applies_to(x)
+}
 
 /// Which keys a query may look at.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +66,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Res
         (dtype, GPU_SCORES_AT_A_TIME)
     };
     let (batch, heads, queries, size) = q.dims4()?;
+    #[cfg(feature = "flash-attn")]
+    if matches!(mask, AttentionMask::None) && flashes(q, size) {
+        return super::flash::attention(q, k, v);
+    }
     let keys = k.dim(2)?;
     let q = (q.to_dtype(compute)? * (1.0 / (size as f64).sqrt()))?;
     let k_transposed = k.to_dtype(compute)?.transpose(2, 3)?.contiguous()?;
@@ -69,7 +98,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Res
 }
 
 fn attend(q: &Tensor, k_transposed: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let mut scores = q.matmul(k_transposed)?.to_dtype(DType::F32)?;
+    let scores = q.matmul(k_transposed)?;
+    if mask.is_none() && !q.device().is_cpu() && Fusion::Softmax.applies_to(&scores) {
+        return softmax(&scores)?.matmul(v);
+    }
+    let mut scores = scores.to_dtype(DType::F32)?;
     if let Some(mask) = mask {
         scores = scores.broadcast_add(mask)?;
     }

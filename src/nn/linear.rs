@@ -5,7 +5,10 @@ use candle_core::{Module, Result, Tensor};
 use crate::checkpoint::Weights;
 
 /// y = x · weightᵀ (+ bias).
-pub struct Linear(candle_nn::Linear);
+pub struct Linear {
+    product: candle_nn::Linear,
+    bias: Option<Tensor>,
+}
 
 impl Linear {
     /// Takes `weight` (outputs, inputs) and `bias` (outputs).
@@ -15,7 +18,7 @@ impl Linear {
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let weight = weights.get("weight", (outputs, inputs))?;
         let bias = weights.get("bias", outputs)?;
-        Ok(Self(candle_nn::Linear::new(weight, Some(bias))))
+        Ok(Self { bias: Some(bias), ..Self::from_weight(weight) })
     }
 
     /// Takes `weight` (outputs, inputs) alone.
@@ -23,14 +26,13 @@ impl Linear {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        let weight = weights.get("weight", (outputs, inputs))?;
-        Ok(Self(candle_nn::Linear::new(weight, None)))
+        Ok(Self::from_weight(weights.get("weight", (outputs, inputs))?))
     }
 
     /// A layer from a (outputs, inputs) matrix at hand.
     #[must_use]
     pub fn from_weight(weight: Tensor) -> Self {
-        Self(candle_nn::Linear::new(weight, None))
+        Self { product: candle_nn::Linear::new(weight, None), bias: None }
     }
 
     /// `x`: (…, inputs), contiguous for speed. Returns (…, outputs).
@@ -38,6 +40,28 @@ impl Linear {
     /// # Errors
     /// A candle error if the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward(x)
+        add_bias(self.product(x)?, self.bias())
+    }
+
+    /// x · weightᵀ, for a step that adds the bias itself. Shapes as [`Self::forward`].
+    ///
+    /// # Errors
+    /// A candle error if the shapes do not fit.
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+        self.product.forward(x)
+    }
+
+    /// What [`Self::product`] leaves out: (outputs).
+    #[must_use]
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+}
+
+/// x + bias; `x`: (…, width), `bias`: (width).
+pub(super) fn add_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => x.broadcast_add(bias),
+        None => Ok(x),
     }
 }

@@ -1,15 +1,33 @@
-//! Layers that at least two components share. Each is loaded from the place in
-//! the checkpoint that bears its name, and states its shapes.
+//! Layers that at least two components share, and the steps that are made in one
+//! pass. Each layer is loaded from the place in the checkpoint that bears its name,
+//! and states its shapes.
+#![cfg_attr(
+    not(any(feature = "cuda", test)),
+    allow(dead_code, reason = "launches of kernels: used with a card, and in tests without one")
+)]
 
 mod activation;
 mod attention;
+mod check;
 mod conv;
+#[cfg(feature = "flash-attn")]
+mod flash;
+pub mod fusion;
+mod guidance;
+mod heads;
+mod kernels;
 mod linear;
+mod modulation;
 mod norm;
+mod rows;
 mod softmax;
 
-pub use activation::{gelu_erf, gelu_tanh, silu};
+pub use activation::{gated_silu, gelu_erf, gelu_tanh, silu};
 pub use attention::{AttentionMask, attention, merge_heads, repeat_heads, split_heads};
+pub use check::{StepCheck, check};
 pub use conv::{Conv2d, Padding};
+pub use guidance::{FlowLength, euler_step, guide};
+pub use heads::{HeadStream, joint_heads};
 pub use linear::Linear;
-pub use norm::{LayerNorm, RmsNorm};
+pub use modulation::{Factors, gated_add, modulated_norm};
+pub use norm::{After, LayerNorm, RmsNorm, channel_norm};

@@ -1,12 +1,19 @@
-//! Softmax over the last dimension, in place on a CPU.
+//! Softmax over the last dimension: in place on a CPU, from 16-bit scores to 16-bit
+//! weights with 32 bits in between on an NVIDIA card.
 //!
 //! candle's own allocates a second tensor and calls the C library's `expf` for
 //! each number; attention spends most of its time there. Here the exponential is
 //! a polynomial that the compiler turns into vector instructions, chosen at run
 //! time for the processor at hand.
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
+use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+
+use super::kernels::{
+    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, pack_of, run,
+    threads_for_row,
+};
+use super::modulation::length;
 
 /// Replaces `scores` by its softmax over the last dimension.
 ///
@@ -21,6 +28,73 @@ pub(super) fn softmax_in_place(scores: Tensor) -> Result<Tensor> {
     }
     scores.inplace_op1(&Softmax)?;
     Ok(scores)
+}
+
+/// The softmax of `scores` over the last dimension, made in 32 bits whatever their
+/// format.
+///
+/// # Errors
+/// A candle error, such as out of memory.
+pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
+    run(&RowSoftmax::new(&scores.contiguous()?)?)
+}
+
+struct RowSoftmax<'a> {
+    x: &'a Tensor,
+    width: usize,
+}
+
+impl<'a> RowSoftmax<'a> {
+    fn new(x: &'a Tensor) -> Result<Self> {
+        expect_contiguous("scores", x)?;
+        Ok(Self { x, width: x.dim(D::Minus1)? })
+    }
+}
+
+/// As `norms.cu` declares it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct RowSoftmaxCall {
+    x: u64,
+    y: u64,
+    width: i32,
+}
+
+impl Operation for RowSoftmax<'_> {
+    type Call = RowSoftmaxCall;
+
+    const NAME: &'static str = "softmax";
+
+    fn subject(&self) -> &Tensor {
+        self.x
+    }
+
+    fn shape(&self) -> Shape {
+        self.x.shape().clone()
+    }
+
+    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
+        let x = Numbers::<N>::of(self.x)?;
+        let x = &x.all()[..made.len()];
+        let rows = made.par_chunks_mut(self.width).zip(x.par_chunks(self.width));
+        rows.with_min_len(8).for_each(|(made, x)| {
+            let mut row: Vec<f32> = x.iter().map(|x| x.wide()).collect();
+            pulp::Arch::new().dispatch(SoftmaxRow(&mut row));
+            for (made, weight) in made.iter_mut().zip(row) {
+                *made = N::narrow(weight);
+            }
+        });
+        Ok(())
+    }
+
+    fn launch(&self, made: u64) -> Result<Launch<RowSoftmaxCall>> {
+        let x = address(self.x)?;
+        let call = RowSoftmaxCall { x, y: made, width: length(self.width)? };
+        let pack = pack_of(self.x.dtype(), &[x, made], &[self.width]);
+        let threads = threads_for_row(self.width, pack);
+        let blocks = self.x.elem_count() / self.width;
+        Ok(Launch { kernel: "softmax", blocks, threads, shared: threads / WARP, call, pack })
+    }
 }
 
 struct Softmax;
@@ -97,7 +171,7 @@ fn maximum(row: &[f32]) -> f32 {
 /// eˣ = 2ⁿ · eʳ with n the whole number nearest to x / ln 2, and eʳ, |r| ≤ ½ ln 2,
 /// by its Taylor polynomial of degree six (error below 2⁻²⁶).
 #[inline(always)]
-fn exp_of_negative(x: f32) -> f32 {
+pub(super) fn exp_of_negative(x: f32) -> f32 {
     /// ln 2 in two parts: the first has so few bits that n times it is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
@@ -120,8 +194,10 @@ fn exp_of_negative(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{DType, Device};
+
+    use super::super::kernels::emulation::{assert_close, emulate, formats, numbers};
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn the_exponential_is_right_to_the_last_bits() {
@@ -138,6 +214,23 @@ mod tests {
         }
         assert_eq!(exp_of_negative(0.0), 1.0);
         assert_eq!(exp_of_negative(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn softmaxes_agree_as_candles_loop_and_kernel() {
+        for (dtype, tolerance) in formats(1.0) {
+            for (rows, width) in [(1, 1), (5, 36), (3, 333), (2, 4200)] {
+                let scores = (numbers(&[rows, width], 1, dtype) * 3.0).unwrap();
+                let wide = scores.to_dtype(DType::F32).unwrap();
+                let theirs = candle_nn::ops::softmax_last_dim(&wide).unwrap();
+                let operation = RowSoftmax::new(&scores).unwrap();
+
+                let looped = run(&operation).unwrap();
+
+                assert_close(&looped, &theirs.to_dtype(dtype).unwrap(), tolerance);
+                assert_close(&emulate(&operation).unwrap(), &looped, tolerance);
+            }
+        }
     }
 
     #[test]

@@ -16,8 +16,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["service", "model", "imaging", "domain"]),
     ("telemetry", &[]),
     ("config", &["api", "service", "model", "hub", "device", "domain"]),
-    ("bench", &["model", "checkpoint"]),
-    ("cli", &["bench", "config", "model", "hub", "domain"]),
+    ("bench", &["model", "nn", "checkpoint"]),
+    ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];
 
 fn sources() -> Vec<PathBuf> {

@@ -5,7 +5,7 @@
 use candle_core::{D, Result, Tensor};
 
 use crate::checkpoint::Weights;
-use crate::nn::Linear;
+use crate::nn::{self, LayerNorm, Linear};
 
 /// What the noise levels of a schedule do to the tokens of every block.
 ///
@@ -126,32 +126,20 @@ impl Modulation {
         Ok((alike(first), alike(second)))
     }
 
-    /// x · (1 + scale) + shift; `x`: (batch, tokens, width).
-    pub(super) fn modulate(&self, x: &Tensor) -> Result<Tensor> {
-        self.by_part(x, |factors, part| {
-            part.broadcast_mul(&(&factors.scale + 1.0)?)?.broadcast_add(&factors.shift)
-        })
+    /// norm(x) · (1 + scale) + shift; `x`: (batch, tokens, width).
+    pub(super) fn modulated_norm(&self, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+        let (scale, shift) = (self.factors(|of| &of.scale), self.factors(|of| &of.shift));
+        nn::modulated_norm(x, norm, scale, shift)
     }
 
-    /// x + gate · update, both (batch, tokens, width).
-    pub(super) fn gated_add(&self, x: &Tensor, update: &Tensor) -> Result<Tensor> {
-        x + self.by_part(update, |factors, part| part.broadcast_mul(&factors.gate))?
+    /// x + gate · `layer`(input); `x`: (batch, tokens, width).
+    pub(super) fn gated_add(&self, x: &Tensor, layer: &Linear, input: &Tensor) -> Result<Tensor> {
+        nn::gated_add(x, &layer.product(input)?, layer.bias(), self.factors(|of| &of.gate))
     }
 
-    fn by_part(
-        &self,
-        x: &Tensor,
-        change: impl Fn(&Factors, &Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let Some((from, references)) = &self.references else {
-            return change(&self.picture, x);
-        };
-        let rest = x.dim(1)?.saturating_sub(*from);
-        if rest == 0 {
-            return change(&self.picture, x);
-        }
-        let picture = change(&self.picture, &x.narrow(1, 0, *from)?)?;
-        Tensor::cat(&[picture, change(references, &x.narrow(1, *from, rest)?)?], 1)
+    fn factors<'a>(&'a self, which: impl Fn(&'a Factors) -> &'a Tensor) -> nn::Factors<'a> {
+        let late = self.references.as_ref().map(|(from, references)| (*from, which(references)));
+        nn::Factors { early: which(&self.picture), late }
     }
 }
 

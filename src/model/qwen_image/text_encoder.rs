@@ -13,7 +13,7 @@ use super::positions::{Grid, Segment, language_positions, language_rotations};
 use super::vision_tower::VisionTower;
 use crate::checkpoint::Weights;
 use crate::nn::{
-    AttentionMask, Linear, RmsNorm, attention, merge_heads, repeat_heads, silu, split_heads,
+    AttentionMask, Linear, RmsNorm, attention, gated_silu, merge_heads, repeat_heads, split_heads,
 };
 
 /// The encoder with its weights.
@@ -212,7 +212,7 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = (silu(&self.gate_proj.forward(x)?)? * self.up_proj.forward(x)?)?;
+        let gated = gated_silu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
         self.down_proj.forward(&gated)
     }
 }

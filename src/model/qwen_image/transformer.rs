@@ -4,7 +4,6 @@
 //! Source: diffusers 0.42.1, `QwenImageTransformer2DModel`.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::rotary_emb::rope_i;
 
 use super::config::TransformerConfig;
 use super::modulation::{Modulation, ModulationLayers, ModulationTable, StepModulation};
@@ -12,7 +11,8 @@ use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::Weights;
 use crate::model::residency::{Held, Residency};
 use crate::nn::{
-    AttentionMask, LayerNorm, Linear, RmsNorm, attention, gelu_tanh, merge_heads, silu, split_heads,
+    AttentionMask, Factors, HeadStream, LayerNorm, Linear, RmsNorm, attention, gelu_tanh,
+    joint_heads, merge_heads, modulated_norm, silu,
 };
 
 /// Epsilon of all its normalisations; a constant of the reference.
@@ -81,10 +81,8 @@ impl RotationTensors {
         })
     }
 
-    /// Turns adjacent numbers of `x`: (batch, heads, tokens, size), in 32 bits.
-    fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = x.to_dtype(DType::F32)?;
-        rope_i(&wide, &self.cos, &self.sin)?.to_dtype(x.dtype())
+    fn angles(&self) -> (&Tensor, &Tensor) {
+        (&self.cos, &self.sin)
     }
 }
 
@@ -285,9 +283,9 @@ impl Stream {
 
     /// x + gate · mlp(modulated norm of x)
     fn feed_forward(&self, x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
-        let modulated = modulation.modulate(&self.norm.forward(x)?)?;
-        let hidden = gelu_tanh(&self.mlp_in.forward(&modulated)?)?;
-        modulation.gated_add(x, &self.mlp_out.forward(&hidden)?)
+        let modulated = modulation.modulated_norm(&self.norm, x)?;
+        let hidden = gelu_tanh(&self.mlp_in.product(&modulated)?, self.mlp_in.bias())?;
+        modulation.gated_add(x, &self.mlp_out, &hidden)
     }
 }
 
@@ -323,12 +321,12 @@ impl Block {
     ) -> Result<(Tensor, Tensor)> {
         let (image_attn, image_mlp) = &modulations.image;
         let (text_attn, text_mlp) = &modulations.text;
-        let image_modulated = image_attn.modulate(&self.img.norm.forward(image)?)?;
-        let text_modulated = text_attn.modulate(&self.txt.norm.forward(text)?)?;
-        let (text_update, image_update) =
+        let image_modulated = image_attn.modulated_norm(&self.img.norm, image)?;
+        let text_modulated = text_attn.modulated_norm(&self.txt.norm, text)?;
+        let (text_attended, image_attended) =
             self.attn.forward(&text_modulated, &image_modulated, positions)?;
-        let image = image_attn.gated_add(image, &image_update)?;
-        let text = text_attn.gated_add(text, &text_update)?;
+        let image = image_attn.gated_add(image, &self.attn.image.out, &image_attended)?;
+        let text = text_attn.gated_add(text, &self.attn.text.out, &text_attended)?;
         let image = self.img.feed_forward(&image, image_mlp)?;
         let text = self.txt.feed_forward(&text, text_mlp)?;
         Ok((clip_f16(text)?, clip_f16(image)?))
@@ -348,22 +346,6 @@ struct Projections {
     norm_q: RmsNorm,
     norm_k: RmsNorm,
     out: Linear,
-}
-
-impl Projections {
-    /// (queries, keys, values), each (batch, heads, tokens, size); queries and
-    /// keys normalised per head and turned to their positions.
-    fn forward(
-        &self,
-        x: &Tensor,
-        heads: usize,
-        positions: &RotationTensors,
-    ) -> Result<[Tensor; 3]> {
-        let q = self.norm_q.forward(&split_heads(&self.q.forward(x)?, heads)?)?;
-        let k = self.norm_k.forward(&split_heads(&self.k.forward(x)?, heads)?)?;
-        let v = split_heads(&self.v.forward(x)?, heads)?;
-        Ok([positions.apply(&q)?, positions.apply(&k)?, v])
-    }
 }
 
 /// Attention over the text and the image tokens together.
@@ -400,21 +382,50 @@ impl JointAttention {
         })
     }
 
-    /// Returns the updates of text and image, shaped like them.
+    /// Returns what text and image have gathered, shaped like them; `out` is left to
+    /// the caller.
     fn forward(
         &self,
         text: &Tensor,
         image: &Tensor,
         positions: &TokenPositions,
     ) -> Result<(Tensor, Tensor)> {
-        let text_parts = self.text.forward(text, self.heads, &positions.text)?;
-        let image_parts = self.image.forward(image, self.heads, &positions.image)?;
-        let joined = |part: usize| Tensor::cat(&[&text_parts[part], &image_parts[part]], 2);
-        let attended = attention(&joined(0)?, &joined(1)?, &joined(2)?, AttentionMask::None)?;
+        let q = self.join(text, image, |of| (&of.q, Some(&of.norm_q)), positions)?;
+        let k = self.join(text, image, |of| (&of.k, Some(&of.norm_k)), positions)?;
+        let v = self.join(text, image, |of| (&of.v, None), positions)?;
+        let attended = attention(&q, &k, &v, AttentionMask::None)?;
         let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
         let text_half = merge_heads(&attended.narrow(2, 0, text_tokens)?)?;
         let image_half = merge_heads(&attended.narrow(2, text_tokens, image_tokens)?)?;
-        Ok((self.text.out.forward(&text_half)?, self.image.out.forward(&image_half)?))
+        Ok((text_half, image_half))
+    }
+
+    /// (batch, heads, tokens of text and image, size) of one projection of either
+    /// stream; where it is normalised, turned to the tokens' positions, too.
+    fn join<'a>(
+        &'a self,
+        text: &Tensor,
+        image: &Tensor,
+        part: impl Fn(&'a Projections) -> (&'a Linear, Option<&'a RmsNorm>),
+        positions: &TokenPositions,
+    ) -> Result<Tensor> {
+        let (text_linear, text_norm) = part(&self.text);
+        let (image_linear, image_norm) = part(&self.image);
+        let (text, image) = (text_linear.product(text)?, image_linear.product(image)?);
+        let turned = text_norm.is_some();
+        let text = HeadStream {
+            x: &text,
+            bias: text_linear.bias(),
+            norm: text_norm,
+            rotation: turned.then(|| positions.text.angles()),
+        };
+        let image = HeadStream {
+            x: &image,
+            bias: image_linear.bias(),
+            norm: image_norm,
+            rotation: turned.then(|| positions.image.angles()),
+        };
+        joint_heads(text, image, self.heads)
     }
 }
 
@@ -435,6 +446,6 @@ impl OutputNorm {
     /// `x`: (batch, tokens, width).
     fn forward(&self, x: &Tensor, modulation: StepModulation) -> Result<Tensor> {
         let (scale, shift) = modulation.of_output()?;
-        self.norm.forward(x)?.broadcast_mul(&(scale + 1.0)?)?.broadcast_add(&shift)
+        modulated_norm(x, &self.norm, Factors::of_all(&scale), Factors::of_all(&shift))
     }
 }

@@ -7,14 +7,11 @@
 //!
 //! Source: diffusers 0.42.1, `AutoencoderKLQwenImage`.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::config::VaeConfig;
 use crate::checkpoint::Weights;
-use crate::nn::{AttentionMask, Conv2d, Padding, attention, silu};
-
-/// The smallest length that a channel vector is divided by.
-const MIN_NORM: f64 = 1e-12;
+use crate::nn::{After, AttentionMask, Conv2d, Padding, attention, channel_norm};
 
 /// The autoencoder with its weights.
 pub struct Vae {
@@ -168,9 +165,12 @@ impl ChannelNorm {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = x.to_dtype(DType::F32)?;
-        let length = wide.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(MIN_NORM)?;
-        wide.broadcast_div(&length)?.to_dtype(x.dtype())?.broadcast_mul(&self.scale)
+        channel_norm(x, &self.scale, After::Nothing)
+    }
+
+    /// silu(norm(x))
+    fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
+        channel_norm(x, &self.scale, After::Silu)
     }
 }
 
@@ -196,8 +196,8 @@ impl ResidualBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.conv1.forward(&silu(&self.norm1.forward(x)?)?)?;
-        let hidden = self.conv2.forward(&silu(&self.norm2.forward(&hidden)?)?)?;
+        let hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
         match &self.conv_shortcut {
             Some(conv) => conv.forward(x)? + hidden,
             None => x + hidden,
@@ -336,7 +336,7 @@ impl Encoder {
             x = block.forward(&x)?;
         }
         let x = self.mid_block.forward(&x)?;
-        self.conv_out.forward(&silu(&self.norm_out.forward(&x)?)?)
+        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
     }
 }
 
@@ -427,6 +427,6 @@ impl Decoder {
         for block in &self.up_blocks {
             x = block.forward(&x)?;
         }
-        self.conv_out.forward(&silu(&self.norm_out.forward(&x)?)?)
+        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
     }
 }

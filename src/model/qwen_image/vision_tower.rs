@@ -13,7 +13,7 @@ use candle_nn::rotary_emb::rope;
 use super::config::VisionConfig;
 use super::positions::{Grid, vision_rotations};
 use crate::checkpoint::Weights;
-use crate::nn::{AttentionMask, Linear, RmsNorm, attention, gelu_erf, silu, split_heads};
+use crate::nn::{AttentionMask, Linear, RmsNorm, attention, gated_silu, gelu_erf, split_heads};
 
 /// Epsilon of all its normalisations; a constant of the reference.
 const RMS_NORM_EPS: f64 = 1e-6;
@@ -335,7 +335,7 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = (silu(&self.gate_proj.forward(x)?)? * self.up_proj.forward(x)?)?;
+        let gated = gated_silu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
         self.down_proj.forward(&gated)
     }
 }

@@ -1,6 +1,6 @@
 //! Noise → latents: the steps of one picture.
 
-use candle_core::{D, DType, IndexOp, Result as TensorResult, Tensor};
+use candle_core::{DType, IndexOp, Result as TensorResult, Tensor};
 
 use super::conditioning::{Conditioning, Guidance};
 use super::observe;
@@ -11,6 +11,7 @@ use crate::model::qwen_image::scheduler::Schedule;
 use crate::model::qwen_image::transformer::{TokenPositions, Transformer};
 use crate::model::qwen_image::variant::GuidedLength;
 use crate::model::{ModelError, StepObserver, StepProgress};
+use crate::nn::{FlowLength, euler_step, guide};
 
 /// Whoever watches the steps of one picture.
 pub(super) struct Watch<'a> {
@@ -172,41 +173,13 @@ impl<'a> Denoising<'a> {
         match (&guidance.negative, &self.negative_positions) {
             (Some(negative), Some(positions)) => {
                 let unconditional = flow(negative, positions)?;
-                guide(&conditional, &unconditional, guidance.scale, guided_length)
+                let length = match guided_length {
+                    GuidedLength::Free => FlowLength::Free,
+                    GuidedLength::Kept => FlowLength::OfConditional,
+                };
+                guide(&conditional, &unconditional, guidance.scale, length)
             }
             _ => Ok(conditional),
         }
     }
-}
-
-/// Classifier-free guidance: away from the unconditional flow, and perhaps back to
-/// the length of the conditional one at every token. All (1, tokens, channels).
-fn guide(
-    conditional: &Tensor,
-    unconditional: &Tensor,
-    scale: f64,
-    length: GuidedLength,
-) -> TensorResult<Tensor> {
-    let combined = (unconditional + ((conditional - unconditional)? * scale)?)?;
-    match length {
-        GuidedLength::Free => Ok(combined),
-        GuidedLength::Kept => {
-            let wanted = token_lengths(conditional)?;
-            let actual = token_lengths(&combined)?;
-            combined.broadcast_mul(&(wanted / actual)?)
-        }
-    }
-}
-
-/// The Euclidean length of each token, summed in 32 bits: (1, tokens, 1).
-fn token_lengths(x: &Tensor) -> TensorResult<Tensor> {
-    x.to_dtype(DType::F32)?.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.to_dtype(x.dtype())
-}
-
-/// latents + change · flow. In 16-bit formats the product is rounded, the sum is
-/// made in 32 bits and rounded again, as in the reference.
-fn euler_step(latents: &Tensor, flow: &Tensor, sigma_change: f32) -> TensorResult<Tensor> {
-    let dtype = latents.dtype();
-    let change = (flow.to_dtype(DType::F32)? * f64::from(sigma_change))?.to_dtype(dtype)?;
-    (latents.to_dtype(DType::F32)? + change.to_dtype(DType::F32)?)?.to_dtype(dtype)
 }
