@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::checkpoint::Snapshot;
-use crate::model::find_embedded;
 use crate::model::qwen_image::benchmark::{
     BenchmarkReport, Configuration, Estimate, Published, Run,
 };
+use crate::model::{PictureCheck, find_embedded};
 use crate::nn::StepCheck;
 
 /// No configuration of that name.
@@ -97,6 +97,24 @@ pub fn estimate_table(estimate: &Estimate, peak: Peak) -> String {
         _ = writeln!(text, "| {name} | {tflop:.3} | {read:.2} | {least:.4} |");
     }
     _ = writeln!(text, "| in all | | | {sum:.4} |");
+    text
+}
+
+/// How each picture came out, in Markdown.
+#[must_use]
+pub fn picture_table(checks: &[PictureCheck]) -> String {
+    let mut text = String::from(
+        "| model | format | largest difference | dB | at least | |\n|---|---|---|---|---|---|\n",
+    );
+    for check in checks {
+        let PictureCheck { model, dtype, largest_difference, decibels, least_decibels } = check;
+        let verdict = if check.passed() { "right" } else { "WRONG" };
+        // Writing to a String cannot fail.
+        _ = writeln!(
+            text,
+            "| {model} | {dtype:?} | {largest_difference} | {decibels:.1} | {least_decibels} | {verdict} |"
+        );
+    }
     text
 }
 

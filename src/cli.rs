@@ -153,6 +153,10 @@ pub struct BenchArgs {
     #[arg(long)]
     pub kernels: bool,
 
+    /// Measure nothing: hold pictures of the embedded models on the device against the CPU's
+    #[arg(long)]
+    pub check: bool,
+
     /// Steps to make from several operations instead of in one, such as gated-add,rms-norm
     #[arg(long, value_name = "FUSIONS", value_delimiter = ',')]
     pub without: Vec<Fusion>,

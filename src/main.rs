@@ -112,14 +112,21 @@ fn pull(args: &PullArgs) -> Result<()> {
     Ok(())
 }
 
-fn check_kernels(args: &BenchArgs) -> Result<()> {
-    let checks = nn::check(&device::open(args.device)?)?;
+/// Prints whether the device's steps, or whole pictures, are those of the CPU.
+fn check(args: &BenchArgs) -> Result<()> {
+    let (table, passed) = if args.kernels {
+        let checks = nn::check(&device::open(args.device)?)?;
+        (bench::kernel_table(&checks), checks.iter().all(nn::StepCheck::passed))
+    } else {
+        let checks = model::check_device(args.device)?;
+        (bench::picture_table(&checks), checks.iter().all(model::PictureCheck::passed))
+    };
 
     #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
     {
-        print!("{}", bench::kernel_table(&checks));
+        print!("{table}");
     }
-    anyhow::ensure!(checks.iter().all(nn::StepCheck::passed), "the device is wrong");
+    anyhow::ensure!(passed, "the device is wrong");
     Ok(())
 }
 
@@ -127,8 +134,8 @@ fn check_kernels(args: &BenchArgs) -> Result<()> {
 fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
     nn::fusion::disable(&args.without);
-    if args.kernels {
-        return check_kernels(args);
+    if args.kernels || args.check {
+        return check(args);
     }
     let plan = args.plan()?;
     let (table, json) = if args.estimate {

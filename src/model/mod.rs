@@ -1,6 +1,7 @@
 //! The models, and the registry that finds one by name.
 
 mod cache;
+mod check;
 mod diffusion;
 mod embedded;
 mod loading;
@@ -17,6 +18,7 @@ pub use diffusion::{
 };
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
+pub use check::{CheckError, PictureCheck, check_device};
 pub use registry::{find_embedded, load};
 pub use residency::{Held, MemoryChoice, Residency};
 

@@ -28,7 +28,16 @@ const MODELS: &[ModelEntry] = &[
 /// [`LoadError`] says which file, key or tensor, and what to do.
 pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
     let (snapshot, id) = find(config, hub)?;
-    let entry = entry_of(&snapshot)?;
+    load_from(&snapshot, id, config)
+}
+
+/// The same for files that are at hand; `id`: their own name.
+pub(super) fn load_from(
+    snapshot: &Snapshot,
+    id: String,
+    config: &ModelConfig,
+) -> Result<Box<dyn DiffusionModel>, LoadError> {
+    let entry = entry_of(snapshot)?;
     if let Some(lora) = config.lora.first().filter(|_| !entry.takes_lora) {
         let class_name = entry.class_name;
         return Err(LoadError::Checkpoint(CheckpointError::Malformed {
@@ -47,7 +56,7 @@ pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionMo
     let dtype = crate::device::dtype(config.dtype, &device);
     let id = config.name.clone().unwrap_or(id);
     let weights = WeightSource::Stored;
-    let context = LoadContext { snapshot: &snapshot, config, id, device, dtype, weights };
+    let context = LoadContext { snapshot, config, id, device, dtype, weights };
     let model = (entry.load)(&context)?;
     warn_of_settings_without_effect(config, model.as_ref());
     Ok(model)

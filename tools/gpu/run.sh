@@ -31,12 +31,8 @@ step() { # NAME SECONDS COMMAND...
 step card 20 nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv
 # Every kernel, and attention, against the CPU's numbers.
 step kernels 60 "$program" bench --kernels --device cuda
-# Against numbers that are recorded inside the program.
-if "$program" bench --help | grep -q -- --check; then
-  step check 120 "$program" bench --check --device cuda
-else
-  echo "this program has no bench --check: only times are taken"
-fi
+# Whole edits by the embedded models, against the CPU's.
+step check 120 "$program" bench --check --device cuda
 bench=("$program" bench --device cuda --dtype bfloat16 --steps 3 "${model[@]}")
 step fused 120 "${bench[@]}" --json "$report/fused.json"
 # What each kind of fusion brings: the same without it.
