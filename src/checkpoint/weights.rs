@@ -572,9 +572,9 @@ fn open_buffer(snapshot: &Snapshot, file: &str) -> Result<Buffer, CheckpointErro
     }
     let unreadable = |source| CheckpointError::Unreadable { path: path.clone(), source };
     let handle = std::fs::File::open(&path).map_err(unreadable)?;
-    // SAFETY: a checkpoint must not be changed while the program starts: the
-    // documentation says so, downloads replace files by renaming, and nothing
-    // else writes there.
+    // SAFETY: a checkpoint must not be changed while the program runs (weights may
+    // be read again for each use): the documentation says so, downloads replace
+    // files by renaming, and nothing else writes there.
     let map = unsafe { memmap2::Mmap::map(&handle) }.map_err(unreadable)?;
     Ok(Buffer::Mapped(map))
 }
