@@ -32,7 +32,7 @@ pub struct Held<T>(State<T>);
 
 enum State<T> {
     Resident(T),
-    OnDemand { weights: Weights, tensors: CheckedTensors, load: Loader<T> },
+    OnDemand { weights: Box<Weights>, tensors: CheckedTensors, load: Loader<T> },
 }
 
 /// Makes a component from its place in the checkpoint.
@@ -54,7 +54,8 @@ impl<T> Held<T> {
                 let checking = weights.checking();
                 load(&checking)?;
                 let tensors = checking.checked();
-                State::OnDemand { weights: weights.clone(), tensors, load: Box::new(load) }
+                let weights = Box::new(weights.clone());
+                State::OnDemand { weights, tensors, load: Box::new(load) }
             }
         }))
     }

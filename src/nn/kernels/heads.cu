@@ -83,7 +83,7 @@ KERNEL(joint_heads, joint) {
                 long long angle = (long long)own * (call.size / 2) + (i + j) / 2;
                 float cos = s.cos[angle], sin = s.sin[angle], even = numbers[j];
                 numbers[j] = even * cos - numbers[j + 1] * sin;
-                numbers[j + 1] = even * sin - numbers[j + 1] * cos;
+                numbers[j + 1] = even * sin + numbers[j + 1] * cos;
             }
         }
         for (int k = 0; k < STEP; k += PACK) {
