@@ -318,7 +318,7 @@ fn costs(pipeline: &Pipeline, extent: &Extent, plan: &BenchmarkPlan, words: usiz
     [
         0.0,
         prompts.iter().map(language).chain(extent.shown.iter().map(vision)).sum(),
-        extent.encoded.iter().map(|size| autoencoder(size).encode.total()).sum(),
+        extent.encoded.iter().fold(0.0, |sum, size| sum + autoencoder(size).encode.total()),
         cost::modulation(transformer, steps).total(),
         steps as f64 * prompts.iter().map(pass).sum::<f64>(),
         autoencoder(&extent.output).decode.total(),
