@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use indicatif::ProgressBar;
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -169,6 +170,23 @@ impl Weights {
     #[must_use]
     pub fn at(&self, name: impl Display) -> Self {
         Self { prefix: self.full_name(&name.to_string()), ..self.clone() }
+    }
+
+    /// What `load` makes of the places `0`, `1`, … below this one, `count` of them.
+    /// On a CPU they are loaded side by side; a card has one stream for all.
+    ///
+    /// # Errors
+    /// The first error of `load`.
+    pub fn load_each<T: Send>(
+        &self,
+        count: usize,
+        load: impl Fn(&Self, usize) -> candle_core::Result<T> + Sync,
+    ) -> candle_core::Result<Vec<T>> {
+        let part = |index: usize| load(&self.at(index), index);
+        if self.device.is_cpu() {
+            return (0..count).into_par_iter().map(part).collect();
+        }
+        (0..count).map(part).collect()
     }
 
     /// The same place, handing out tensors of another number format.

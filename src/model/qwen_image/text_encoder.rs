@@ -40,9 +40,8 @@ impl TextEncoder {
             embed_tokens: model
                 .at("embed_tokens")
                 .get("weight", (text.vocab_size, text.hidden_size))?,
-            layers: (0..text.num_hidden_layers)
-                .map(|index| Layer::load(&layers.at(index), text))
-                .collect::<Result<_>>()?,
+            layers: layers
+                .load_each(text.num_hidden_layers, |place, _| Layer::load(place, text))?,
             norm: RmsNorm::load(&model.at("norm"), text.hidden_size, text.rms_norm_eps)?,
             config: text.clone(),
         })

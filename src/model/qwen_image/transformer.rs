@@ -99,18 +99,17 @@ impl Transformer {
         let width = config.inner_dim();
         let text_width = config.joint_attention_dim;
         let blocks = weights.at("transformer_blocks");
-        let block = |index| {
+        let block = |place: &Weights, index| {
             let config = config.clone();
             let load = move |weights: &Weights| Block::load(weights, &config);
             let stays = index < residency.resident_blocks;
             let residency = if stays { Residency::Resident } else { Residency::OnDemand };
-            Held::new(residency, &blocks.at(index), load)
+            Held::new(residency, place, load)
         };
-        let modulation = |index| {
+        let modulation = |place: &Weights, _| {
             let load = move |weights: &Weights| ModulationLayers::load(weights, width);
-            Held::new(residency.modulation, &blocks.at(index), load)
+            Held::new(residency.modulation, place, load)
         };
-        let layers = 0..config.num_layers;
         Ok(Self {
             timestep_embedder: TimestepEmbedder::load(
                 &weights.at("time_text_embed.timestep_embedder"),
@@ -127,8 +126,8 @@ impl Transformer {
             txt_norm: RmsNorm::load(&weights.at("txt_norm"), text_width, NORM_EPS.into())?,
             img_in: Linear::load(&weights.at("img_in"), config.in_channels, width)?,
             txt_in: Linear::load(&weights.at("txt_in"), text_width, width)?,
-            modulation_layers: layers.clone().map(modulation).collect::<Result<_>>()?,
-            transformer_blocks: layers.map(block).collect::<Result<_>>()?,
+            modulation_layers: blocks.load_each(config.num_layers, modulation)?,
+            transformer_blocks: blocks.load_each(config.num_layers, block)?,
             norm_out: OutputNorm::load(&weights.at("norm_out"), width)?,
             proj_out: Linear::load(&weights.at("proj_out"), width, config.in_channels)?,
             config: config.clone(),

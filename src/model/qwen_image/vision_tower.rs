@@ -41,9 +41,7 @@ impl VisionTower {
             .reshape((config.hidden_size, config.patch_dim()))?;
         Ok(Self {
             patch_embed: Linear::from_weight(kernel),
-            blocks: (0..config.depth)
-                .map(|index| Block::load(&blocks.at(index), config))
-                .collect::<Result<_>>()?,
+            blocks: blocks.load_each(config.depth, |place, _| Block::load(place, config))?,
             merger: Merger::load(&weights.at("merger"), config)?,
             config: config.clone(),
         })
