@@ -4,7 +4,7 @@
 //! The layers, from the outside in; each names only those below it:
 //!
 //! - [`cli`] is what may be typed;
-//! - [`bench`] prints what a picture takes;
+//! - [`mod@bench`] prints what a picture takes;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`service`] owns the queue and the thread on which the model lives;

@@ -33,7 +33,7 @@ pub struct HeadStream<'a> {
 
 /// The heads of two streams, the tokens of `first` before those of `second`.
 ///
-/// Returns (batch, heads, tokens, size), laid out as [`super::attention`] likes it.
+/// Returns (batch, heads, tokens, size), laid out as [`super::attention()`] likes it.
 /// In 16-bit formats the sum with the bias, the normalised number and its product
 /// with the weight are rounded; the turn is in 32 bits.
 ///
