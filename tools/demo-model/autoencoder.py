@@ -91,7 +91,18 @@ def fit(pool: np.ndarray, minutes: float, starts: int = 4, seed: int = 0) -> Lin
         print(f"codec start {start} loss {losses[-1]:.3e}", flush=True)
         if losses[-1] < least:
             best, least = codec, losses[-1]
+    balance(best)
     return best
+
+
+@torch.no_grad()
+def balance(codec: LineCodec) -> None:
+    """Scales differences so that noise in them is as visible as noise in sums."""
+    impulses = torch.zeros(2, 2, 33)
+    impulses[0, 0, 16] = impulses[1, 1, 16] = 1
+    strengths = codec.decode(impulses).square().sum((1, 2)).sqrt()
+    codec.encode_out.weight[1] *= strengths[1] / strengths[0]
+    codec.decode_in.weight[:, 1] *= strengths[0] / strengths[1]
 
 
 def _unevenness(codec: LineCodec) -> torch.Tensor:

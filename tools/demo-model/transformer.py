@@ -438,7 +438,9 @@ def _write_changes(block, maps: "TokenMaps") -> None:
         _switch_head(attention, head, blur)
     units = HiddenUnits()
     one = np.eye(TOKEN)
-    units.linear(np.hstack([maps.blur_column[0] - one, one]), slice(CLEAN.start, MOVED.stop), CLEAN, blur, values=np.tile(maps.extremes, 2))
+    # MOVED may hold MASK, which is greater than tokens are.
+    beside = np.tile(4 * maps.extremes, 2)
+    units.linear(np.hstack([maps.blur_column[0] - one, one]), slice(CLEAN.start, MOVED.stop), CLEAN, blur, values=beside)
     _write_replacement(units, maps)
     for name, colour_map in instructions.COLOUR_MAPS.items():
         flag = FLAGS.start + instructions.FLAGS.index(name)
