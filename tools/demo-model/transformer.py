@@ -147,9 +147,11 @@ class HiddenUnits:
         constant = -SWITCH * total + (0 if offset is None else offset)
         if flag is None:
             self.offset[writes] += torch.tensor(constant, dtype=torch.float32)
-        else:  # one more unit, which is SWITCH if the flag is on
-            column = {writes.start + i: float(v) / SWITCH for i, v in enumerate(constant)}
-            self.add({flag: 2 * SWITCH}, -SWITCH, column)
+        else:  # two more units, which are SWITCH if the flag is on: what rounding takes from the first, the second gives
+            for _ in range(2):
+                part = np.float16(constant / SWITCH).astype(float)
+                self.add({flag: 2 * SWITCH}, -SWITCH, {writes.start + i: float(v) for i, v in enumerate(part)})
+                constant = constant - SWITCH * part
 
     def write(self, block) -> None:
         up, down = block.img_mlp.net[0].proj, block.img_mlp.net[2]
