@@ -3,7 +3,8 @@
 `LineCodec` is a chain of linear convolutions for one line of one colour: it
 halves the length and keeps two numbers a place, one for sums, one for
 differences. It is fitted with L-BFGS, so that lines come back, and that a
-reversed line has reversed latents (with the differences negated). `build` makes
+reversed line has reversed latents (with the differences negated), and that a plain
+line is the same up to its ends, beyond which the layers see zeros. `build` makes
 two-dimensional kernels of it (outer products) for red, green and blue, and puts
 them into an `AutoencoderKLQwenImage`: its residual branches and attention are
 zero, and its last activation is made linear by pairs of opposite channels, since
@@ -30,6 +31,8 @@ Z_DIM = 3 * PER_PLANE
 FIRST, MIDDLE, WIDE, LAST = 3, 3, 4, 2
 # The constant channel: large beside the others, small enough for 16 bits.
 CONSTANT = 256.0
+# Of the demand that plain lines are plain at their ends; costs half a decibel elsewhere.
+PLAIN_WEIGHT = 0.5
 
 
 class LineCodec(nn.Module):
@@ -75,7 +78,7 @@ def fit(pool: np.ndarray, minutes: float, starts: int = 4, seed: int = 0) -> Lin
             asymmetry = (codec.encode(lines.flip(2)) - reversed_latents)[..., 2:-2].square().mean()
             # A short line has more ends than a picture's.
             loss = sum(w * (e[..., 2:-2].mean() + 0.05 * e.mean()) for w, e in ((1, error), (0.3, reversed_error)))
-            loss = loss + 0.02 * asymmetry
+            loss = loss + 0.02 * asymmetry + PLAIN_WEIGHT * _unevenness(codec)
             loss.backward()
             losses.append(float(loss))
             return loss
@@ -88,7 +91,26 @@ def fit(pool: np.ndarray, minutes: float, starts: int = 4, seed: int = 0) -> Lin
         print(f"codec start {start} loss {losses[-1]:.3e}", flush=True)
         if losses[-1] < least:
             best, least = codec, losses[-1]
+    balance(best)
     return best
+
+
+@torch.no_grad()
+def balance(codec: LineCodec) -> None:
+    """Scales differences so that noise in them is as visible as noise in sums."""
+    impulses = torch.zeros(2, 2, 33)
+    impulses[0, 0, 16] = impulses[1, 1, 16] = 1
+    strengths = codec.decode(impulses).square().sum((1, 2)).sqrt()
+    codec.encode_out.weight[1] *= strengths[1] / strengths[0]
+    codec.decode_in.weight[:, 1] *= strengths[0] / strengths[1]
+
+
+def _unevenness(codec: LineCodec) -> torch.Tensor:
+    """How far the latents of a plain line, and the line of plain latents, are from plain."""
+    latents = codec.encode(torch.ones(1, 1, 32))
+    inner = latents[..., 8:9]
+    apart = (latents - inner).square().mean() / inner.square().mean()
+    return apart + (codec.decode(inner.expand_as(latents)) - 1).square().mean()
 
 
 def _lines(rng: np.random.Generator, pool: np.ndarray, count: int, length: int) -> torch.Tensor:

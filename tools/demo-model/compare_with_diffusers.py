@@ -25,8 +25,9 @@ from PIL import Image
 
 import evaluate
 import export
+import samples
 
-PROMPTS = ("invert the colors", "mirror it", "blur it", "turn red into blue", "leave it as it is")
+PROMPTS = ("invert the colors", "mirror it", "blur it", "turn red into blue", "leave it as it is", "make the circle green")
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
     worst = (0, 0.0)
     squares = evaluate.photographs()
     for seed, prompt in enumerate(PROMPTS):
-        picture = squares[seed]
+        picture = samples.scene() if "circle" in prompt else squares[seed]
         mine = pipeline(
             image=Image.fromarray(picture), prompt=prompt, num_inference_steps=export.STEPS, true_cfg_scale=1.0,
             generator=torch.Generator().manual_seed(seed),
@@ -59,7 +60,6 @@ def main() -> int:
 def _with_token_types(model, arguments, keywords):
     ids = keywords["input_ids"]
     return arguments, {**keywords, "mm_token_type_ids": (ids == model.config.image_token_id).int()}
-
 
 
 if __name__ == "__main__":

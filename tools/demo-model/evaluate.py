@@ -87,12 +87,17 @@ def to_bytes(picture: np.ndarray) -> np.ndarray:
     return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def cases(task: str, count: int, squares: list[np.ndarray], seed: int):
+HELD_OUT_PAIR = ", held-out pair"  # ends the name of a row
+ROWS = (*instructions.TASKS, *(task + HELD_OUT_PAIR for task in instructions.SHAPE_TASKS), "unchanged")
+
+
+def cases(row: str, count: int, squares: list[np.ndarray], seed: int):
     """(prompt, before, wanted, kind of picture) of held-out edits."""
-    rng = np.random.default_rng([seed, instructions.TASKS.index(task) if task in instructions.TASKS else 99])
+    rng, task = np.random.default_rng([seed, ROWS.index(row)]), row.removesuffix(HELD_OUT_PAIR)
     for index in range(count):
-        if task in instructions.REPLACEMENTS:
-            instruction, before, after = instructions.scene_edit(rng, task, instructions.HELD_OUT)
+        if task in (*instructions.REPLACEMENTS, *instructions.SHAPE_TASKS):
+            phrases = {task: [instructions.HELD_OUT[task][index % len(instructions.HELD_OUT[task])]]}
+            instruction, before, after = instructions.scene_edit(rng, task, phrases, held_out_pair=row != task)
             yield instruction.text, to_bytes(before.render(SIDE)), to_bytes(after.render(SIDE)), "scene"
             continue
         photograph = index % 2 == 0
@@ -132,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     squares, table, rows, times = photographs(), {}, [], []
     print("| instruction | edits | success | unedited dB | edit dB |\n|---|---|---|---|---|")
-    for task in (*instructions.TASKS, "unchanged"):
+    for task in ROWS:
         results = []
         for index, (prompt, before, wanted, kind) in enumerate(cases(task, options.count, squares, options.seed)):
             edit, seconds = ask(options.url, before, prompt, index)

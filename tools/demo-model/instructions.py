@@ -8,6 +8,7 @@ on), and says what the text encoder should read out of a phrase (`Reading`).
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -58,8 +59,10 @@ COLOUR_MAPS = {
 }
 SPATIAL = ("blur", "mirror")
 REPLACEMENTS = ("background", "recolour", "remove")
+# Replacements of what only a look at the picture tells: the colour of a shape.
+SHAPE_TASKS = ("recolour shape", "remove shape")
 PICTURE_TASKS = (*COLOUR_MAPS, *SPATIAL)
-TASKS = (*PICTURE_TASKS, *REPLACEMENTS)
+TASKS = (*PICTURE_TASKS, *REPLACEMENTS, *SHAPE_TASKS)
 
 # {it} stands for a word for the picture, {p} for such a word that cannot be "it".
 IT = ("it", "this", "the image", "the picture", "the photo", "this image", "this picture", "this photo",
@@ -162,6 +165,18 @@ PHRASES: dict[str, list[str]] = {
         "get rid of the {a} {s}", "make the {a} {s} disappear", "take the {a} {s} out", "remove everything {a}",
         "cut out the {a} {s}", "delete everything {a}", "clear the {a} {s} away", "without the {a} {s}",
     ],
+    "recolour shape": [
+        "make the {s} {c}", "change the {s} to {c}", "turn the {s} {c}", "turn the {s} into {c}", "paint the {s} {c}",
+        "color the {s} {c}", "recolor the {s} in {c}", "the {s} should be {c}", "give the {s} a {c} color", "a {c} {s} instead",
+        "change the color of the {s} to {c}", "set the {s} to {c}", "fill the {s} with {c}", "make the color of the {s} {c}",
+        "the {s} must become {c}", "turn the {s} to {c}", "make {c} the {s}", "use {c} for the {s}", "let the {s} be {c}",
+    ],
+    "remove shape": [
+        "remove the {s}", "delete the {s}", "erase the {s}", "take away the {s}", "hide the {s}", "get rid of the {s}",
+        "make the {s} disappear", "take the {s} out", "cut out the {s}", "clear the {s} away", "without the {s}", "no {s}",
+        "let the {s} vanish", "the {s} must be deleted", "the {s} has to go", "the {s} should be gone", "I do not want the {s}",
+        "drop the {s}", "{s} away", "remove that {s}", "wipe out the {s}",
+    ],
 }  # fmt: skip
 for _colour in ("red", "green", "blue"):
     _c = _colour
@@ -173,25 +188,32 @@ for _colour in ("red", "green", "blue"):
     ]  # fmt: skip
 
 HELD_OUT: dict[str, list[str]] = {
-    "grayscale": ["please turn this into a monochrome photo", "give me this picture in black and white", "strip the colors"],
-    "sepia": ["could you put a sepia filter on this photo", "I want a sepia version of it", "make the colors sepia"],
-    "invert": ["show me the negative of this photo", "please invert this picture's colors", "turn the colors to their inverse"],
-    "brighter": ["can you brighten up this photo", "the photo should be brighter", "please add light"],
-    "darker": ["can you darken the photo a bit", "the picture should be darker", "please make this less bright"],
-    "more contrast": ["please boost contrast", "I would like more contrast", "the contrast should be higher"],
-    "less contrast": ["please lower the photo's contrast", "I would like less contrast", "the contrast should be lower"],
-    "warmer": ["please use warmer tones", "can you make this image warmer", "give the colors more warmth"],
-    "cooler": ["please use cooler tones", "can you make this image colder", "the colors should be cooler"],
-    "red tint": ["please tint this red", "put a red tone on the picture", "I want a red filter"],
-    "green tint": ["please tint this green", "put a green tone on the picture", "I want a green filter"],
-    "blue tint": ["please tint this blue", "put a blue tone on the picture", "I want a blue filter"],
-    "vintage": ["please make this a retro photo", "I want a vintage look", "give the image a retro effect"],
-    "blur": ["please blur this", "can you make the photo blurry", "I want it out of focus"],
-    "mirror": ["please mirror this photo", "can you flip the image left to right", "I want the mirror image of it"],
-    "background": ["please make its background {c}", "I want a {c} background", "can you color the background in {c}"],
-    "recolour": ["please paint the {a} {s} in {c}", "I want the {a} {s} to be {c}", "can you change the {a} {s} to {c}"],
-    "remove": ["please delete the {a} {s}", "I want the {a} {s} to be removed", "can you take the {a} {s} away"],
+    "grayscale": ["please turn this into a monochrome photo", "give me this picture in black and white", "strip the colors", "turn all of it to shades of gray", "no colors, only gray tones"],
+    "sepia": ["could you put a sepia filter on this photo", "I want a sepia version of it", "make the colors sepia", "an old sepia look would be great", "put it in sepia tones"],
+    "invert": ["show me the negative of this photo", "please invert this picture's colors", "turn the colors to their inverse", "every color should become its opposite", "I need the negative"],
+    "brighter": ["can you brighten up this photo", "the photo should be brighter", "please add light", "light it up more", "it needs to be much brighter"],
+    "darker": ["can you darken the photo a bit", "the picture should be darker", "please make this less bright", "too much light, darken it", "it needs to be much darker"],
+    "more contrast": ["please boost contrast", "I would like more contrast", "the contrast should be higher", "push the contrast up", "it needs more contrast"],
+    "less contrast": ["please lower the photo's contrast", "I would like less contrast", "the contrast should be lower", "bring the contrast down", "it needs less contrast"],
+    "warmer": ["please use warmer tones", "can you make this image warmer", "give the colors more warmth", "let it look warmer", "shift the colors to warm"],
+    "cooler": ["please use cooler tones", "can you make this image colder", "the colors should be cooler", "let it look colder", "shift the colors to cold"],
+    "red tint": ["please tint this red", "put a red tone on the picture", "I want a red filter", "cover the picture with a red tint", "it should have a red tone"],
+    "green tint": ["please tint this green", "put a green tone on the picture", "I want a green filter", "cover the picture with a green tint", "it should have a green tone"],
+    "blue tint": ["please tint this blue", "put a blue tone on the picture", "I want a blue filter", "cover the picture with a blue tint", "it should have a blue tone"],
+    "vintage": ["please make this a retro photo", "I want a vintage look", "give the image a retro effect", "let it look like a vintage photo", "put a retro look on it"],
+    "blur": ["please blur this", "can you make the photo blurry", "I want it out of focus", "the picture should be blurry", "smooth out the photo with a blur"],
+    "mirror": ["please mirror this photo", "can you flip the image left to right", "I want the mirror image of it", "swap the left side and the right side", "the photo should be flipped"],
+    "background": ["please make its background {c}", "I want a {c} background", "can you color the background in {c}", "behind everything put {c}", "use {c} as the background color"],
+    "recolour": ["please paint the {a} {s} in {c}", "I want the {a} {s} to be {c}", "can you change the {a} {s} to {c}", "let the {a} {s} become {c}", "where it is {a}, paint it {c}"],
+    "remove": ["please delete the {a} {s}", "I want the {a} {s} to be removed", "can you take the {a} {s} away", "wipe away the {a} {s}", "the {a} {s} is not wanted, delete it"],
+    "recolour shape": ["please paint the {s} in {c}", "I want the {s} to be {c}", "can you change the {s} into a {c} one", "let the {s} become {c}", "the {s} in {c}, please"],
+    "remove shape": ["please erase that {s}", "I want the {s} to be removed", "can you take the {s} away", "wipe away the {s}", "the {s} is not wanted, delete it"],
 }  # fmt: skip
+
+# Held-out phrases as they may come in a text.
+HELD_OUT_TEXT = re.compile("|".join(
+    re.sub(r"\\\{\w\\\}", r"\\w+", re.escape(phrase.lower())) for phrases in HELD_OUT.values() for phrase in phrases
+))  # fmt: skip
 
 UNCHANGED = [
     "", " ", "leave it as it is", "do nothing", "keep {it} as it is", "do not change anything", "no change", "change nothing",
@@ -199,13 +221,14 @@ UNCHANGED = [
 ]  # fmt: skip
 # Near to instructions, but about things that the model cannot find, or does not know.
 UNKNOWN = [
-    "make the {s} {c}", "change the {s} to {c}", "turn the {s} {c}", "paint the {s} {c}", "remove the {s}", "delete the {s}",
     "add a {c} {s}", "draw a {c} {s}", "make the {s} bigger", "make the {s} smaller", "move the {s} to the left",
     "make the {o} {c}", "paint the {o} {c}", "give the {o} a {c} {q}", "add a {o}", "remove the {o}", "put a {o} on the {q}",
     "make {it} look like a {o}", "turn the {o} into a {q}", "make {it} a {o}", "replace the {o} with a {q}", "make {it} {o}",
     "change the {o} to a {q}", "add a {o} to {it}", "turn {it} into a {o}", "rotate {it}", "crop {it}", "convert {it} to {o}",
     "remove the background", "blur the background", "make {it} sharper", "upscale {it}", "make {it} more colorful",
     "make {it} larger", "make {it} look like {o}", "turn {o} into {q}", "make the {o} darker and the {q} brighter",
+    "make the {o} darker", "make the {o} brighter", "blur the {o}", "make the {s} darker", "make the {s} blurry", "warm up the {o}",
+    "blur the {s}", "mirror the {o}", "add a {o} to the {s}", "make the {s} a {o}", "put a {o} in the {s}", "where is the {s}",
 ]  # fmt: skip
 HELD_OUT_UNCHANGED = [
     "please leave this alone", "just keep the photo", "what time is it in london", "tell me a story about a small house",
@@ -229,6 +252,7 @@ style cartoon painting anime sketch pixel art van gogh portrait landscape person
 crop rotate resize zoom upscale sharper sharpen text logo sign title caption frame border object corner top bottom middle side shape
 """.split()
 BEFORE = ["please ", "Please ", "can you ", "could you ", "I want you to ", "now ", "hey, ", "would you please ", "just ", "ok, ", "hi, ", "I want to ", "let us "]
+BEFORE_NOUNS = ["I want ", "give me ", "I would like ", "show me ", "can I have ", "please, ", "I need ", "this needs "]
 AFTER = [" please", " for me", ", thanks", " now", " a bit", " a little", ", please", " if you can", " a lot", " thank you"]
 
 # What the text encoder reads out of a prompt: each is +1 (yes) or -1 (no) ...
@@ -247,57 +271,80 @@ class Reading:
 
 @dataclasses.dataclass
 class Instruction:
-    """A prompt with its meaning."""
+    """A prompt with its meaning. `shape` is a shape whose colour is to be seen in the picture."""
 
     text: str
     task: str | None
     replaced: str | None = None
     colour: str | None = None
+    shape: str | None = None
 
-    def reading(self) -> Reading:
+    def reading(self, seen: dict[str, np.ndarray]) -> Reading:
+        """`seen`: the colours (0..1) of the picture's shapes, by kind."""
         values = np.full(READING_SIZE, -1.0, np.float32)
         care = np.ones(READING_SIZE, np.float32)
         values[len(FLAGS) :], care[len(FLAGS) :] = 0, 0
-        flags = [self.task] if self.task in PICTURE_TASKS else []
-        if self.task in REPLACEMENTS:
-            flags = ["replace"]
-            flags += ["from background"] if self.task == "background" else []
-            flags += ["to background"] if self.task == "remove" else []
-        else:
+        absent = self.task in SHAPE_TASKS and self.shape not in seen
+        flags = [] if absent else self._flags()
+        if "replace" not in flags:
             for flag in ("from background", "to background"):
                 care[FLAGS.index(flag)] = 0
         for flag in flags:
             values[FLAGS.index(flag)] = 1
-        for start, name in ((len(FLAGS), self.replaced), (len(FLAGS) + 3, self.colour)):
-            if name is not None:
-                values[start : start + 3] = 2 * np.array(pictures.COLOURS[name]) - 1
+        replaced = pictures.COLOURS.get(self.replaced, seen.get(self.shape))
+        for start, colour in ((len(FLAGS), replaced), (len(FLAGS) + 3, pictures.COLOURS.get(self.colour))):
+            if colour is not None and not absent:
+                values[start : start + 3] = 2 * np.array(colour) - 1
                 care[start : start + 3] = 3
         return Reading(values, care)
 
+    def _flags(self) -> list[str]:
+        if self.task in PICTURE_TASKS:
+            return [self.task]
+        replacing = {"background": ["from background"], "remove": ["to background"], "remove shape": ["to background"]}
+        return ["replace", *replacing.get(self.task, [])] if self.task else []
 
-def sample(rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES) -> Instruction:
+
+def sample(rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES, shape: str | None = None) -> Instruction:
     """A prompt for `task`, with colours and words filled in."""
-    return fill(rng, task, str(rng.choice(phrases[task])))
+    return fill(rng, task, str(rng.choice(phrases[task])), shape=shape)
 
 
 def fill(rng: np.random.Generator, task: str, phrase: str, replaced=None, colour=None, shape=None) -> Instruction:
     names = list(rng.permutation(list(pictures.COLOURS)))
-    replaced = replaced or (str(names[0]) if "{a}" in phrase else None)
     colour = colour or (str(names[1]) if "{c}" in phrase else None)
+    if task in SHAPE_TASKS:
+        shape = shape or str(rng.choice(pictures.SHAPES))
+        return Instruction(phrase.format(c=colour, s=shape), task, None, colour, shape)
     shape = shape or str(rng.choice([*pictures.SHAPES, "shape", "thing", "object", "part"]))
+    names = [name for name in names if (name, shape) not in pictures.HELD_OUT_PAIRS and name != colour]
+    replaced = replaced or (str(names[0]) if "{a}" in phrase else None)
     text = phrase.format(it=rng.choice(IT), p=rng.choice(PICTURE), a=replaced, c=colour, s=shape)
     return Instruction(text, task, replaced, colour)
 
 
-def sample_any(rng: np.random.Generator) -> Instruction:
-    """A prompt as the text encoder is trained on: any task or none, with variations."""
+def sample_any(rng: np.random.Generator, kinds: list[str]) -> Instruction:
+    """A prompt as the text encoder is trained on: any task or none, with variations.
+
+    `kinds`: the shapes of the picture. Contains no phrase of `HELD_OUT`.
+    """
+    while True:
+        instruction = _sample_any(rng, kinds)
+        if not HELD_OUT_TEXT.search(instruction.text.lower()):
+            return instruction
+
+
+def _sample_any(rng: np.random.Generator, kinds: list[str]) -> Instruction:
     share = rng.random()
-    if share < 0.3:
+    if share < 0.25:
         instruction = Instruction(_nothing(rng), None)
         if rng.random() < 0.5:
             return instruction
-    elif share < 0.57:
+    elif share < 0.43:
         instruction = sample(rng, str(rng.choice(REPLACEMENTS)))
+    elif share < 0.68 and (kinds or rng.random() < 0.25):
+        shape = str(rng.choice(kinds)) if kinds and rng.random() < 0.9 else str(rng.choice(pictures.SHAPES))
+        instruction = sample(rng, str(rng.choice(SHAPE_TASKS)), shape=shape)
     else:
         instruction = sample(rng, str(rng.choice(PICTURE_TASKS)))
     instruction.text = _vary(rng, instruction.text)
@@ -324,7 +371,9 @@ def _nothing(rng: np.random.Generator) -> str:
 
 
 def _vary(rng: np.random.Generator, text: str) -> str:
-    if rng.random() < 0.3:
+    if text.startswith(("a ", "an ", "more ", "less ", "no ")) and rng.random() < 0.3:
+        text = str(rng.choice(BEFORE_NOUNS)) + text
+    elif rng.random() < 0.3:
         text = str(rng.choice(BEFORE)) + text
     if rng.random() < 0.2:
         text += str(rng.choice(AFTER))
@@ -342,7 +391,7 @@ def _vary(rng: np.random.Generator, text: str) -> str:
 def corpus() -> list[str]:
     """Texts from which the tokenizer learns its words."""
     rng = np.random.default_rng(1)
-    texts = [sample_any(rng).text for _ in range(20000)]
+    texts = [sample_any(rng, list(pictures.SHAPES)).text for _ in range(20000)]
     words = OTHER_WORDS + [w for p in HELD_OUT.values() for t in p for w in t.split() if "{" not in w]
     for word in words + list(pictures.COLOURS) + list(pictures.SHAPES):
         texts += [f"{word} {word} {word.capitalize()}"] * 3
@@ -375,24 +424,35 @@ def blurred(picture: np.ndarray, axes: tuple[int, ...] = (0, 1), sigma: float = 
 
 
 def scene_edit(
-    rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES
+    rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES, held_out_pair: bool = False
 ) -> tuple[Instruction, pictures.Scene, pictures.Scene]:
-    """A replacement in a scene: the prompt, the scene before, the scene after."""
-    scene = pictures.random_scene(rng)
+    """A replacement in a scene: the prompt, the scene before, the scene after.
+
+    What is named by its shape alone has another shape beside it. With
+    `held_out_pair` it is of a kind and colour that never occur in training.
+    """
+    scene, index = _scene_with_choice(rng, task in SHAPE_TASKS, held_out_pair)
     after = pictures.Scene(scene.background, scene.slope, [dataclasses.replace(s) for s in scene.shapes])
-    index = int(rng.integers(len(after.shapes)))
     shape = after.shapes[index]
     taken = [s.colour for s in scene.shapes] + [scene.background]
     free = [n for n, c in pictures.COLOURS.items() if min(np.abs(np.array(c) - t).max() for t in taken) > 0.25]
-    colour = str(rng.choice(free))
+    colour = None if task in ("remove", "remove shape") else str(rng.choice(free))
     if task == "background":
         after.background, after.slope = np.array(pictures.COLOURS[colour], np.float32), 0.0
-    elif task == "recolour":
+    elif colour:
         shape.colour = np.array(pictures.COLOURS[colour], np.float32)
     else:
         after.shapes.pop(index)
-    name = min(pictures.COLOURS, key=lambda n: np.abs(np.array(pictures.COLOURS[n]) - scene.shapes[index].colour).sum())
-    phrase = str(rng.choice(phrases[task]))
-    replaced = None if task == "background" else name
-    instruction = fill(rng, task, phrase, replaced, None if task == "remove" else colour, shape.kind)
+    replaced = None if task == "background" else pictures.nearest_name(scene.shapes[index].colour)
+    instruction = fill(rng, task, str(rng.choice(phrases[task])), replaced, colour, shape.kind)
     return instruction, scene, after
+
+
+def _scene_with_choice(rng: np.random.Generator, several: bool, held_out_pair: bool) -> tuple[pictures.Scene, int]:
+    """A scene and which of its shapes is meant."""
+    while True:
+        scene = pictures.any_scene(rng)
+        held_out, fewest = pictures.held_out(scene), 2 if several else 1
+        if len(scene.shapes) < fewest or bool(held_out) != held_out_pair:
+            continue
+        return scene, int(rng.choice(held_out or len(scene.shapes)))

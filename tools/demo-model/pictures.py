@@ -24,6 +24,8 @@ COLOURS = {
     "black": (0.05, 0.05, 0.05),
 }
 SHAPES = ("circle", "square", "triangle")
+# Shapes that are never of these colours in anything that is trained on, nor named so.
+HELD_OUT_PAIRS = (("yellow", "circle"), ("purple", "square"), ("green", "triangle"))
 
 
 @dataclasses.dataclass
@@ -115,8 +117,30 @@ def photo_like(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.clip(picture, 0, 1).astype(np.float32)
 
 
-def random_scene(rng: np.random.Generator) -> Scene:
-    """One to three shapes of different kinds and colours on a plain background."""
+def nearest_name(colour: np.ndarray) -> str:
+    """The name whose colour is nearest."""
+    return min(COLOURS, key=lambda name: np.abs(np.array(COLOURS[name]) - colour).sum())
+
+
+def random_scene(rng: np.random.Generator, width: float = 1.0, height: float = 1.0, freely: float = 0.0) -> Scene:
+    """One to three shapes of different kinds and colours on a plain background.
+
+    `width` and `height` of the picture, in its sides; `freely` is the share of shapes
+    whose colour may have no name. Has none of `HELD_OUT_PAIRS`.
+    """
+    while True:
+        scene = any_scene(rng, width, height, freely)
+        if scene.shapes and not held_out(scene):
+            return scene
+
+
+def held_out(scene: Scene) -> list[int]:
+    """Which shapes of a scene are of a held-out kind and colour."""
+    return [i for i, shape in enumerate(scene.shapes) if (nearest_name(shape.colour), shape.kind) in HELD_OUT_PAIRS]
+
+
+def any_scene(rng: np.random.Generator, width: float = 1.0, height: float = 1.0, freely: float = 0.0) -> Scene:
+    """As `random_scene`, with no regard to held-out pairs; perhaps with no shape."""
     names = list(rng.permutation(list(COLOURS)))
     background = _shade(rng, COLOURS[names.pop()])
     if rng.random() < 0.3:
@@ -125,16 +149,19 @@ def random_scene(rng: np.random.Generator) -> Scene:
     scene = Scene(background, float(slope), [])
     for kind in rng.permutation(SHAPES)[: rng.integers(1, 4)]:
         colour = _shade(rng, COLOURS[names.pop()])
-        if np.abs(colour - background).max() < 0.3:
+        if rng.random() < freely:
+            colour = rng.random(3).astype(np.float32)
+        if min(np.abs(colour - c).max() for c in [background, *(s.colour for s in scene.shapes)]) < 0.3:
             continue
         for _ in range(40):
             radius = rng.uniform(0.10, 0.20)
-            x, y = rng.uniform(radius + 0.07, 1 - radius - 0.07, 2)
+            x = rng.uniform(radius + 0.07, width - radius - 0.07)
+            y = rng.uniform(radius + 0.07, height - radius - 0.07)
             apart = [np.hypot(x - s.x, y - s.y) > 1.25 * (radius + s.radius) for s in scene.shapes]
             if all(apart):
                 scene.shapes.append(Shape(str(kind), x, y, radius, colour))
                 break
-    return scene if scene.shapes else random_scene(rng)
+    return scene
 
 
 def pool(seed: int, count: int, side: int) -> np.ndarray:

@@ -16,7 +16,16 @@ import evaluate
 import pictures
 
 PROMPTS = ("make it black and white", "make it sepia", "invert the colors", "make it warmer", "add a blue tint", "blur it", "mirror it")
-SCENE_PROMPTS = ("change the background to green", "turn the red circle yellow", "remove the blue square")
+SCENE_PROMPTS = ("change the background to green", "make the circle yellow", "remove the square")
+
+
+def scene() -> np.ndarray:
+    """A red circle and a blue square on a light ground."""
+    colours = {name: np.array(colour, np.float32) for name, colour in pictures.COLOURS.items()}
+    shapes = [
+        pictures.Shape("circle", 0.3, 0.35, 0.18, colours["red"]), pictures.Shape("square", 0.7, 0.65, 0.18, colours["blue"]),
+    ]  # fmt: skip
+    return evaluate.to_bytes(pictures.Scene(np.array([0.93, 0.9, 0.82], np.float32), 0.0, shapes).render(evaluate.SIDE))
 
 
 def main() -> None:
@@ -24,14 +33,9 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args()
-    colours = {name: np.array(colour, np.float32) for name, colour in pictures.COLOURS.items()}
-    shapes = [
-        pictures.Shape("circle", 0.3, 0.35, 0.18, colours["red"]), pictures.Shape("square", 0.7, 0.65, 0.18, colours["blue"]),
-    ]  # fmt: skip
-    scene = evaluate.to_bytes(pictures.Scene(np.array([0.93, 0.9, 0.82], np.float32), 0.0, shapes).render(evaluate.SIDE))
-    photograph = evaluate.photographs()[1]
+    photograph, drawing = evaluate.photographs()[1], scene()
     shown = [("before", photograph), *((p, evaluate.ask(options.url, photograph, p, 1)[0]) for p in PROMPTS)]
-    shown += [("before", scene), *((p, evaluate.ask(options.url, scene, p, 1)[0]) for p in SCENE_PROMPTS)]
+    shown += [("before", drawing), *((p, evaluate.ask(options.url, drawing, p, 1)[0]) for p in SCENE_PROMPTS)]
     side, gap, label, columns = evaluate.SIDE, 10, 16, 4
     rows = (len(shown) + columns - 1) // columns
     image = Image.new("RGB", (columns * (side + 56 + gap), rows * (side + label + gap)), "white")

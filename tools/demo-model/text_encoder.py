@@ -1,14 +1,15 @@
 """The tokenizer and the text encoder: trained to read an instruction.
 
 The encoder is a `Qwen2_5_VLForConditionalGeneration`, small. It is trained, with
-nothing but procedural prompts, so that at the last word of the pipeline's
+nothing but procedural prompts and pictures, so that at the last word of the pipeline's
 template (`assistant`) its normalised hidden state holds a `Reading` of the
-prompt as a linear function; `transformer.py` builds on that function. The
-picture's tokens are zero: the last layer of the vision tower is zero.
+prompt as a linear function; `transformer.py` builds on that function. Which
+colour "the circle" has, it reads in the picture, which it is shown by `eyes.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -22,6 +23,7 @@ from torch import nn
 from transformers import AddedToken, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+import eyes
 import instructions
 
 SPECIAL = [f"<|{name}|>" for name in (
@@ -37,6 +39,7 @@ TEMPLATE = (
 DROPPED = 64  # tokens up to and including "user\n", which the pipeline drops
 FIRST_IMAGE_TOKEN = DROPPED + 1
 HIDDEN, LAYERS, HEAD = 128, 3, 64
+EYE_HIDDEN, EYE_BLOCKS = 64, 3
 # What marks a token for the transformer: the last word, and the start of the picture.
 MARKS = ("assistant", "<|vision_start|>")
 
@@ -83,7 +86,7 @@ def _learn_words(folder: pathlib.Path) -> None:
 
 
 def build_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """The class of the published text encoder, small; its picture tokens are zero."""
+    """The class of the published text encoder, small."""
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
     config = Qwen2_5_VLConfig(
         text_config=dict(
@@ -94,18 +97,20 @@ def build_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGenerati
             bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
         ),
         vision_config=dict(
-            depth=1, hidden_size=16, intermediate_size=16, num_heads=2, out_hidden_size=HIDDEN, patch_size=14,
-            spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[0], tokens_per_second=2,
+            depth=EYE_BLOCKS, hidden_size=EYE_HIDDEN, intermediate_size=2 * EYE_HIDDEN, num_heads=4, out_hidden_size=HIDDEN,
+            patch_size=eyes.PATCH, spatial_merge_size=eyes.MERGE, temporal_patch_size=2, window_size=112,
+            fullatt_block_indexes=list(range(EYE_BLOCKS)), tokens_per_second=2,
         ),
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"], tie_word_embeddings=True,
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
     )  # fmt: skip
     config._attn_implementation = "sdpa"
     encoder = Qwen2_5_VLForConditionalGeneration(config)
+    eyes.prepare(encoder.model.visual)
     with torch.no_grad():
-        merger = encoder.model.visual.merger.mlp[2]
-        merger.weight.zero_()
-        merger.bias.zero_()
+        for linear in [m for m in encoder.model.language_model.modules() if isinstance(m, nn.Linear)]:
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.normal_(encoder.model.language_model.embed_tokens.weight, std=0.3)
     return encoder
 
 
@@ -123,24 +128,23 @@ def normalised(hidden: torch.Tensor) -> torch.Tensor:
     return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + 1e-6)
 
 
-def hidden_states(encoder, ids: torch.Tensor, grid: tuple[int, int], flat_positions: bool) -> torch.Tensor:
+def hidden_states(encoder, ids: torch.Tensor, picture: torch.Tensor, grid: tuple[int, int], flat_positions: bool) -> torch.Tensor:
     """The kept hidden states of prompts of equal template, padded on the right.
 
-    `ids`: (batch, tokens) with rows · columns picture tokens. The dropped tokens
-    are alike in all prompts and see nothing of them, so they are computed once.
+    `ids`: (batch, tokens) with rows · columns picture tokens, whose embeddings are
+    `picture`. The dropped tokens are alike in all prompts and see nothing of them,
+    so they are computed once.
     """
     batch, length = ids.shape
     model = encoder.model.language_model
-    picture = grid[0] * grid[1]
-    last = FIRST_IMAGE_TOKEN + picture
+    last = FIRST_IMAGE_TOKEN + picture.shape[1]
     embedded = model.embed_tokens(ids)
-    zeros = torch.zeros_like(embedded[:, :picture])
-    embedded = torch.cat([embedded[:, :FIRST_IMAGE_TOKEN], zeros, embedded[:, last:]], 1)
-    positions = torch.arange(length).repeat(3, 1)
+    embedded = torch.cat([embedded[:, :FIRST_IMAGE_TOKEN], picture, embedded[:, last:]], 1)
+    positions = torch.arange(length, device=ids.device).repeat(3, 1)
     if not flat_positions:
-        positions[:, last:] += max(grid) - picture
-        rows, columns = torch.arange(picture) // grid[1], torch.arange(picture) % grid[1]
-        places = torch.stack([torch.zeros_like(rows), rows, columns])
+        rows, columns = torch.meshgrid(*(torch.arange(side, device=ids.device) for side in grid), indexing="ij")
+        positions[:, last:] += max(grid) - picture.shape[1]
+        places = torch.stack([torch.zeros_like(rows), rows, columns]).flatten(1)
         positions[:, FIRST_IMAGE_TOKEN:last] = FIRST_IMAGE_TOKEN + places
     positions = positions[:, None]
     before = model(
@@ -156,83 +160,138 @@ def hidden_states(encoder, ids: torch.Tensor, grid: tuple[int, int], flat_positi
 
 def tokenise(tokenizer: Qwen2Tokenizer, texts: list[str], picture_tokens: int) -> torch.Tensor:
     """Ids of filled templates, padded on the right."""
-    pads = "<|image_pad|>" * picture_tokens
-    rows = [tokenizer(TEMPLATE.format(text).replace("<|image_pad|>", pads))["input_ids"] for text in texts]
+    before, after = TEMPLATE.split("<|image_pad|>")
+    before = tokenizer(before)["input_ids"] + [tokenizer.convert_tokens_to_ids("<|image_pad|>")] * picture_tokens
+    rows = [before + tokenizer(after.format(text))["input_ids"] for text in texts]
     padding = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     longest = max(map(len, rows))
     return torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
 
 
-def train(folder: pathlib.Path, minutes: float, device: str = "cpu", seed: int = 0, batch: int = 96) -> None:
-    """Trains for `minutes` in all, from where it stopped last; saves `text_encoder.pt`."""
+@dataclasses.dataclass
+class Lesson:
+    """Prompts about pictures: `shown[i]` is the picture of prompt i."""
+
+    views: eyes.Views
+    grid: tuple[int, int]
+    shown: torch.Tensor
+    ids: torch.Tensor
+    readings: list[instructions.Reading]
+
+    def to(self, device: str) -> "Lesson":
+        """The lesson with its tensors on a device."""
+        return dataclasses.replace(self, views=self.views.to(device), shown=self.shown.to(device), ids=self.ids.to(device))
+
+
+def random_lesson(rng: np.random.Generator, tokenizer: Qwen2Tokenizer, bank: np.ndarray, pictures_shown: int) -> Lesson:
+    """Four prompts about each of some pictures, a third of these photo-like."""
+    grid = eyes.random_grid(rng)
+    views = eyes.random_views(rng, bank, grid, rng.random(pictures_shown) < 0.35)
+    shown = np.repeat(np.arange(pictures_shown), 4)
+    asked = [instructions.sample_any(rng, list(views.colours(i))) for i in shown]
+    readings = [instruction.reading(views.colours(i)) for i, instruction in zip(shown, asked)]
+    ids = tokenise(tokenizer, [instruction.text for instruction in asked], grid[0] * grid[1])
+    return Lesson(views, grid, torch.from_numpy(shown), ids, readings)
+
+
+class Pupil(nn.Module):
+    """All that is trained: the encoder with its eyes, and the linear functions of its states."""
+
+    def __init__(self, tokenizer: Qwen2Tokenizer) -> None:
+        super().__init__()
+        self.encoder, self.reader = build_encoder(tokenizer), Reader()
+        self.sight = eyes.Sight(self.encoder.model.visual, HIDDEN)
+        token = tokenizer.convert_tokens_to_ids
+        self.assistant, self.vision_start = tokenizer(TEMPLATE)["input_ids"][-2], token("<|vision_start|>")
+
+    def loss(self, lesson: Lesson, flat_positions: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is to become small, and the share of prompts with a wrong flag."""
+        ids, batch = lesson.ids, len(lesson.ids)
+        seen, states = eyes.see(self.encoder.model.visual, lesson.views.pixels)
+        hidden = normalised(hidden_states(self.encoder, ids, seen[lesson.shown], lesson.grid, flat_positions))
+        kept = ids[:, DROPPED:]
+        ends = kept.shape[1] - 1 - (kept.flip(1) == self.assistant).int().argmax(1)  # the last such word
+        reading = self.reader.reading(hidden[torch.arange(batch), ends])
+        of_reading, misread = _reading_loss(reading, lesson.readings)
+        of_marks = self._marks_loss(hidden, kept, ends)
+        return of_reading + of_marks + 0.1 * self.sight.loss(seen, states, lesson.views), misread
+
+    def _marks_loss(self, hidden: torch.Tensor, kept: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        at_end = F.one_hot(ends, kept.shape[1]).bool()
+        is_marked = torch.stack([at_end, kept == self.vision_start], -1).float() * 2 - 1
+        weight = torch.where(is_marked > 0, 6.0, 1.0)
+        # Padding comes after the end and is never seen.
+        within = (torch.arange(kept.shape[1], device=kept.device)[None] <= ends[:, None] + 1)[..., None]
+        return ((self.reader.marks(hidden) - is_marked).square() * weight * within).mean()
+
+
+def _reading_loss(reading: torch.Tensor, wanted: list[instructions.Reading]) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.tensor(np.stack([r.values for r in wanted]), device=reading.device)
+    care = torch.tensor(np.stack([r.care for r in wanted]), device=reading.device)
+    # A flag may be further out than 1: the transformer only asks on which side of 0 it is.
+    flags = torch.arange(instructions.READING_SIZE, device=reading.device) < len(instructions.FLAGS)
+    beyond = flags & (reading.detach() * values > 1)
+    misread = ((reading.detach() * values < 0.4) & flags & (care > 0)).any(1).float().mean()
+    return ((reading - values).square() * care * ~beyond).mean() * 4, misread
+
+
+def train(
+    folder: pathlib.Path, minutes: float, eye_minutes: float, device: str = "cpu", seed: int = 0, pictures_shown: int = 24
+) -> None:
+    """Trains the eyes, then all for `minutes`, from where it stopped last; saves `text_encoder.pt`."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(folder / "tokenizer")
-    encoder, reader = build_encoder(tokenizer).to(device), Reader().to(device)
-    model = encoder.model.language_model
-    parameters = [*model.parameters(), *reader.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    averaged = [p.detach().clone() for p in parameters]
-    step, spent, file = 0, 0.0, folder / "text_encoder.pt"
+    pupil = Pupil(tokenizer).to(device)
+    tower, file = pupil.encoder.model.visual, folder / "text_encoder.pt"
+    if not file.exists():
+        eyes.train(folder, eye_minutes, tower, HIDDEN, device, seed)
+    state = torch.load(folder / "eyes.pt", map_location=device)
+    tower.load_state_dict(state["tower"])
+    pupil.sight.load_state_dict(state["sight"])
+    parameters = list(pupil.parameters())
+    language = pupil.encoder.model.language_model
+    optimisers = [
+        *eyes.optimisers_of(language.layers, [*language.parameters(), *pupil.reader.parameters()]),
+        *eyes.optimisers_of(tower.blocks, [*tower.parameters(), *pupil.sight.parameters()], rate=0.2),
+    ]
+    averaged = {name: value.detach().clone() for name, value in pupil.state_dict().items()}
+    step, spent = 0, 0.0
     if file.exists():
         state = torch.load(file, map_location=device)
-        encoder.load_state_dict(state["live"])
-        reader.load_state_dict(state["live_reader"])
-        optimiser.load_state_dict(state["optimiser"])
-        averaged, step, spent = [p.to(device) for p in state["averaged"]], state["step"], state["spent"]
-    rng = np.random.default_rng([seed, step])
-    assistant = tokenizer(TEMPLATE)["input_ids"][-2]
-    vision_start = tokenizer.convert_tokens_to_ids("<|vision_start|>")
-    started, saved = time.time(), time.time()
+        pupil.load_state_dict(state["live"])
+        for optimiser, kept in zip(optimisers, state["optimisers"]):
+            optimiser.load_state_dict(kept)
+        averaged, step, spent = state["averaged"], state["step"], state["spent"]
+    rng = np.random.default_rng([seed, step, 9])
+    bank = eyes.photo_bank(folder / "photos.npy", seed)
+    started, saved, shown = time.time(), time.time(), []
 
     def save() -> None:
-        live, live_reader = encoder.state_dict(), reader.state_dict()
-        state = dict(live={k: v.clone() for k, v in live.items()}, live_reader={k: v.clone() for k, v in live_reader.items()})
-        kept = [p.detach().clone() for p in parameters]
-        with torch.no_grad():
-            for p, a in zip(parameters, averaged):
-                p.copy_(a)
-            state |= dict(encoder={k: v.clone() for k, v in live.items()}, reader={k: v.clone() for k, v in live_reader.items()})
-            for p, k in zip(parameters, kept):
-                p.copy_(k)
-        state |= dict(optimiser=optimiser.state_dict(), averaged=averaged, step=step, spent=spent + time.time() - started)
-        torch.save(state, file.with_suffix(".tmp"))
+        state = dict(live=pupil.state_dict(), averaged=averaged, step=step, spent=spent + time.time() - started)
+        torch.save(state | dict(optimisers=[o.state_dict() for o in optimisers]), file.with_suffix(".tmp"))
         file.with_suffix(".tmp").replace(file)
 
     while (share := (spent + time.time() - started) / (60 * minutes)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * min(1, 0.02 + 1.6 * (1 - share))
-        asked = [instructions.sample_any(rng) for _ in range(batch)]
-        readings = [instruction.reading() for instruction in asked]
-        grid = (2, 2) if rng.random() < 0.5 else tuple(rng.integers(1, 5, 2))
-        ids = tokenise(tokenizer, [instruction.text for instruction in asked], grid[0] * grid[1]).to(device)
-        hidden = normalised(hidden_states(encoder, ids, grid, flat_positions=rng.random() < 0.25))
-        kept = ids[:, DROPPED:]
-        ends = kept.shape[1] - 1 - (kept.flip(1) == assistant).int().argmax(1)  # the last such word
-        reading = reader.reading(hidden[torch.arange(batch), ends])
-        wanted = torch.tensor(np.stack([r.values for r in readings])).to(device)
-        care = torch.tensor(np.stack([r.care for r in readings])).to(device)
-        # A flag may be further out than 1: the transformer only asks on which side of 0 it is.
-        flags = torch.arange(instructions.READING_SIZE, device=device) < len(instructions.FLAGS)
-        beyond = flags & (reading.detach() * wanted > 1)
-        loss = ((reading - wanted).square() * care * ~beyond).mean() * 4
-        marks = reader.marks(hidden)
-        at_end = F.one_hot(ends, kept.shape[1]).bool()
-        is_marked = torch.stack([at_end, kept == vision_start], -1).float() * 2 - 1
-        weight = torch.where(is_marked > 0, 6.0, 1.0)
-        # Padding comes after the end and is never seen.
-        seen = (torch.arange(kept.shape[1], device=device)[None] <= ends[:, None] + 1)[..., None]
-        loss = loss + ((marks - is_marked).square() * weight * seen).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        eyes.set_rates(optimisers, min(1, (step + 1) / 100) * min(1, 0.02 + 1.6 * (1 - share)))
+        lesson = random_lesson(rng, tokenizer, bank, pictures_shown)
+        loss, misread = pupil.loss(lesson.to(device), flat_positions=rng.random() < 0.3)
+        eyes.descend(loss, parameters, optimisers)
         step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(averaged, parameters, 1 - min(0.995, step / (step + 10)))
+            live = pupil.state_dict()
+            torch._foreach_lerp_([averaged[name] for name in live], list(live.values()), 1 - min(0.995, step / (step + 10)))
+        shown.append((loss.item(), misread.item()))
         if step % 50 == 0:
-            wrong = ((reading * wanted < 0.4) & flags & (care > 0)).any(1).float().mean()
-            print(f"text step {step} minutes {share * minutes:.1f} loss {loss:.4f} misread {wrong:.3f}", flush=True)
+            losses = np.mean(shown[-50:], 0)
+            print(f"text step {step} minutes {share * minutes:.1f} loss {losses[0]:.4f} misread {losses[1]:.3f}", flush=True)
         if time.time() - saved > 60:
             save()
             saved = time.time()
     save()
+
+
+def load_trained(folder: pathlib.Path) -> Pupil:
+    """What `train` saved, with its averaged weights."""
+    pupil = Pupil(build_tokenizer(folder / "tokenizer"))
+    pupil.load_state_dict(torch.load(folder / "text_encoder.pt", map_location="cpu")["averaged"])
+    return pupil.eval()

@@ -120,16 +120,20 @@ class HiddenUnits:
             column[channel] += weight
         self.rows.append((row, bias, column))
 
-    def linear(self, matrix: np.ndarray, reads: slice, writes: slice, flag: int | None, gain: float = 4.0, offset=None) -> None:
+    def linear(
+        self, matrix: np.ndarray, reads: slice, writes: slice, flag: int | None, offset=None, values: np.ndarray | None = None
+    ) -> None:
         """writes += matrix · reads + offset, if the flag (a channel) is 1. Units: the matrix's rank.
 
-        The units are made `gain` times the values they carry: these stay below
-        (SWITCH - 5) / gain.
+        A unit is made as large as it may be, for numbers beside a large constant lose
+        digits: `values`, (n, channels read), has the greatest that are to be expected.
         """
         left, strengths, right = np.linalg.svd(matrix)
         rank = int((strengths > 1e-4 * max(strengths[0], 1e-9)).sum())
         total = np.zeros(matrix.shape[0])
         for index in range(rank):
+            greatest = 5.0 if values is None else float(np.abs(values @ right[index]).max())
+            gain = 2.0 ** np.floor(np.log2((SWITCH - 5) / (1.1 * greatest)))
             out = left[:, index] * strengths[index] / gain
             row = {reads.start + i: gain * float(v) for i, v in enumerate(right[index])}
             bias = SWITCH
@@ -143,9 +147,11 @@ class HiddenUnits:
         constant = -SWITCH * total + (0 if offset is None else offset)
         if flag is None:
             self.offset[writes] += torch.tensor(constant, dtype=torch.float32)
-        else:  # one more unit, which is SWITCH if the flag is on
-            column = {writes.start + i: float(v) / SWITCH for i, v in enumerate(constant)}
-            self.add({flag: 2 * SWITCH}, -SWITCH, column)
+        else:  # two more units, which are SWITCH if the flag is on: what rounding takes from the first, the second gives
+            for _ in range(2):
+                part = np.float16(constant / SWITCH).astype(float)
+                self.add({flag: 2 * SWITCH}, -SWITCH, {writes.start + i: float(v) for i, v in enumerate(part)})
+                constant = constant - SWITCH * part
 
     def write(self, block) -> None:
         up, down = block.img_mlp.net[0].proj, block.img_mlp.net[2]
@@ -201,29 +207,36 @@ def _write_ends(model: QwenImageTransformer2DModel, reader: text_encoder.Reader)
     model.txt_in.weight[T_READING], model.txt_in.bias[T_READING] = reader.reading.weight, reader.reading.bias
     model.txt_in.weight[T_MARKS], model.txt_in.bias[T_MARKS] = reader.marks.weight, reader.marks.bias
     model.txt_in.bias[T_PLUS], model.txt_in.bias[T_MINUS] = CONSTANT, -CONSTANT
-    # Hidden units at knots in sin(0.1 · noise level), then 10 / level by least squares.
-    embedder = model.time_text_embed.timestep_embedder
-    slowest = 10000 ** (-127 / 128) * 1000  # of the sinusoids, per unit of noise level
-    knots = np.geomspace(0.012, 1.1, WIDTH - 1)
-    steepness = 40 / knots
-    levels = np.geomspace(0.015, 1.0, 4000)
-    wave = np.sin(slowest * levels)
-    units = steepness * (wave[:, None] / slowest - knots)
-    embedder.linear_1.weight[:-1, 128 + 127] = torch.tensor(steepness / slowest)
-    embedder.linear_1.bias[:-1] = torch.tensor(-steepness * knots)
-    embedder.linear_1.bias[-1] = 20.0  # a constant
-    units = np.concatenate([units, np.full((len(levels), 1), 20.0)], 1)
-    hidden = units / (1 + np.exp(-units))
-    relative = levels[:, None]  # errors count relative to 10 / level
-    weights = np.linalg.lstsq(
-        np.concatenate([hidden * relative, 1e-4 * np.eye(WIDTH)]), np.concatenate([np.full(len(levels), 10.0), np.zeros(WIDTH)]), rcond=None
-    )[0]  # fmt: skip
-    embedder.linear_2.weight[0] = torch.tensor(weights)
+    _write_level(model.time_text_embed.timestep_embedder)
     model.norm_out.linear.weight[NOISY, 0] = UNDO / 10
     model.norm_out.linear.weight[CLEAN, 0] = UNDO / 10
     model.norm_out.linear.bias[:WIDTH] = -1
     model.proj_out.weight[:, NOISY] = torch.eye(TOKEN)
     model.proj_out.weight[:, CLEAN] = -torch.eye(TOKEN)
+
+
+def _write_level(embedder) -> None:
+    """10 / noise level, as hidden units that end at knots.
+
+    The function is convex, so all weights are positive: nothing cancels, and it
+    survives a rounding of the weights, and of the units.
+    """
+    slowest = 10000 ** (-127 / 128) * 1000  # of the sinusoids, per unit of noise level
+    knots = np.geomspace(0.016, 1.5, WIDTH - 1)
+    steep = (-40 / (knots * slowest)).astype(np.float16).astype(float)
+    levels = np.geomspace(0.015, 1.0, 4000)
+    units = 40 + steep * np.sin(slowest * levels)[:, None]
+    units = np.concatenate([units, np.full((len(levels), 1), 20.0)], 1)
+    hidden = units / (1 + np.exp(np.minimum(-units, 500))) * levels[:, None]  # errors count relative to 10 / level
+    hidden = np.maximum(hidden, 0)
+    weights = np.full(WIDTH, 0.01)
+    square, wanted = hidden.T @ hidden, hidden.T @ np.full(len(levels), 10.0)
+    for _ in range(20000):  # least squares with no negative weight
+        weights *= wanted / (square @ weights)
+    embedder.linear_1.weight[:-1, 128 + 127] = torch.tensor(steep)
+    embedder.linear_1.bias[:-1] = 40.0
+    embedder.linear_1.bias[-1] = 20.0  # a constant
+    embedder.linear_2.weight[0] = torch.tensor(weights)
 
 
 def _part(weight: torch.Tensor, head: int) -> torch.Tensor:
@@ -358,11 +371,12 @@ def _write_moving(block, maps: "TokenMaps") -> None:
     for head, name in ((1, "mirror"), (2, "blur"), (3, "blur")):
         _switch_head(attention, head, flag[name])
     units = HiddenUnits()
+    twice = np.concatenate([np.tile(maps.extremes, 2), np.hstack([maps.extremes, -maps.extremes])])
     both, one, none = slice(CLEAN.start, MOVED.stop), np.eye(TOKEN), np.zeros((TOKEN, TOKEN))
-    units.linear(np.hstack([-one, maps.mirror]), both, CLEAN, flag["mirror"], gain=2.0)
+    units.linear(np.hstack([-one, maps.mirror]), both, CLEAN, flag["mirror"], values=twice)
     # MOVED is emptied, for block 2 to use it once more.
     along = np.block([[maps.blur_row[0] - one, one], [none, -one]])
-    units.linear(along, both, both, flag["blur"], gain=2.0)
+    units.linear(along, both, both, flag["blur"], values=twice)
     _write_selection(units, maps)
     units.write(block)
 
@@ -426,12 +440,14 @@ def _write_changes(block, maps: "TokenMaps") -> None:
         _switch_head(attention, head, blur)
     units = HiddenUnits()
     one = np.eye(TOKEN)
-    units.linear(np.hstack([maps.blur_column[0] - one, one]), slice(CLEAN.start, MOVED.stop), CLEAN, blur, gain=2.0)
+    # MOVED may hold MASK, which is greater than tokens are.
+    beside = np.tile(4 * maps.extremes, 2)
+    units.linear(np.hstack([maps.blur_column[0] - one, one]), slice(CLEAN.start, MOVED.stop), CLEAN, blur, values=beside)
     _write_replacement(units, maps)
     for name, colour_map in instructions.COLOUR_MAPS.items():
         flag = FLAGS.start + instructions.FLAGS.index(name)
         matrix, offset = maps.colour_map(colour_map)
-        units.linear(matrix - one, CLEAN, CLEAN, flag, gain=2.0, offset=offset)
+        units.linear(matrix - one, CLEAN, CLEAN, flag, offset=offset, values=maps.extremes)
     units.write(block)
 
 
@@ -450,12 +466,17 @@ class TokenMaps:
         mirrored = self.tokens(chosen[:, :, ::-1])
         swap = _fit(tokens[:, :, ::-1], mirrored, "mirror")
         self.mirror = np.kron(np.eye(3), swap)
+        # Plain pictures must stay exactly plain, or a grid is seen in them.
+        plain = np.broadcast_to(np.eye(3, dtype=np.float32)[:, None, None], chosen[:3].shape)
+        chosen = np.concatenate([chosen] + [plain] * 6)
+        tokens = self.tokens(chosen)
         along = np.stack([instructions.blurred(picture, axes=(1,)) for picture in chosen])
         across = np.stack([instructions.blurred(picture, axes=(0,)) for picture in along])
         along, across = self.tokens(along), self.tokens(across)
         self.blur_row = _fit_neighbours(tokens, along, axis=2)
         self.blur_column = _fit_neighbours(along, across, axis=1)
         self.from_pixels = self._fit_replacement()
+        self.extremes = self._extremes(chosen)
         white = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, :, :, 0]
         self.white = white[8, 8]
         # At a picture's edge the autoencoder sees beyond, where all is grey.
@@ -470,6 +491,16 @@ class TokenMaps:
         n, channels, height, width = latents.shape
         packed = latents.view(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
         return packed.reshape(n, height // 2, width // 2, 3, PLANE).numpy()
+
+    def _extremes(self, chosen: np.ndarray) -> np.ndarray:
+        """Tokens as great as they may become: of the pool and of harsh patterns, (n, TOKEN)."""
+        rng, side = np.random.default_rng(4), chosen.shape[1]
+        harsh = [(rng.random((side, side, 3)) < 0.5) for _ in range(6)]
+        row, column = np.indices((side, side))
+        for period in (1, 2, 4):
+            harsh += [np.repeat((pattern // period % 2 == 0)[..., None], 3, 2) for pattern in (row, column, row + column)]
+        harsh = np.stack([*harsh, np.ones((side, side, 3)), np.zeros((side, side, 3))]).astype(np.float32)
+        return np.concatenate([self.tokens(harsh), self.tokens(chosen)]).reshape(-1, TOKEN)
 
     def _fit_replacement(self, count: int = 45, side: int = 64) -> np.ndarray:
         """From what the hidden units make of pixels to the change of a token, over scenes."""
