@@ -88,8 +88,8 @@ async fn start(config: &Config, picture: Option<Picture>) -> Result<(ImageServic
 
     let model = service.info();
     let weights = indicatif::BinaryBytes(model.weight_bytes as u64);
-    let seconds = started.elapsed().as_secs_f32();
-    info!(model = model.id, device = model.device, dtype = model.dtype, %weights, seconds, "loaded");
+    let seconds = format!("{:.1}", started.elapsed().as_secs_f64());
+    info!(model = model.id, device = model.device, dtype = model.dtype, %weights, %seconds, "loaded");
     if config.warmup.enabled {
         let seconds = service.warm_up(picture).await.context("warm-up failed")?;
         info!(seconds, "warmed up");

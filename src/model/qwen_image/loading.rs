@@ -183,11 +183,11 @@ fn memory_plan(
     let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes;
     let free = crate::device::free_memory_bytes(&context.device);
     let plan = MemoryPlan::new(config.memory, bytes, free, working);
-    let gib = |bytes: usize| format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64);
+    let readable = |bytes: usize| indicatif::BinaryBytes(bytes as u64).to_string();
     tracing::info!(
-        free = free.map(gib),
-        weights = gib(bytes.total()),
-        at_most_at_a_time = gib(plan.peak_bytes(bytes)),
+        free = free.map(readable),
+        weights = readable(bytes.total()),
+        at_most_at_a_time = readable(plan.peak_bytes(bytes)),
         loaded_when_needed = plan.on_demand(blocks),
         "memory plan"
     );
