@@ -1,6 +1,6 @@
 //! Activations, computed in 32 bits whatever the number format, as torch does.
 
-use candle_core::{DType, Result, Shape, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::fusion::Fusion;
@@ -106,10 +106,6 @@ impl Operation for Activation<'_> {
 
     fn subject(&self) -> &Tensor {
         self.x
-    }
-
-    fn shape(&self) -> Shape {
-        self.x.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
@@ -232,10 +228,6 @@ impl Operation for GatedSilu<'_> {
 
     fn subject(&self) -> &Tensor {
         self.x
-    }
-
-    fn shape(&self) -> Shape {
-        self.x.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {

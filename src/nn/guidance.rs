@@ -1,6 +1,6 @@
 //! Two predictions → the guided flow; flow → the next latents.
 
-use candle_core::{D, DType, Result, Shape, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::fusion::Fusion;
@@ -174,10 +174,6 @@ impl Operation for GuidedStep<'_> {
 
     fn subject(&self) -> &Tensor {
         self.conditional
-    }
-
-    fn shape(&self) -> Shape {
-        self.conditional.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What the noise level does to tokens: normalise and modulate; gate and add.
 
-use candle_core::{Result, Shape, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::fusion::Fusion;
@@ -146,10 +146,6 @@ impl Operation for ModulatedNorm<'_> {
 
     fn subject(&self) -> &Tensor {
         self.x
-    }
-
-    fn shape(&self) -> Shape {
-        self.x.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
@@ -344,10 +340,6 @@ impl Operation for GatedAdd<'_> {
 
     fn subject(&self) -> &Tensor {
         self.x
-    }
-
-    fn shape(&self) -> Shape {
-        self.x.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {

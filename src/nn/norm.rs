@@ -1,6 +1,6 @@
 //! Normalisations; statistics always in 32 bits.
 
-use candle_core::{D, DType, Device, Result, Shape, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::fusion::Fusion;
@@ -98,10 +98,6 @@ impl Operation for RowNorm<'_> {
 
     fn subject(&self) -> &Tensor {
         self.x
-    }
-
-    fn shape(&self) -> Shape {
-        self.x.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
@@ -245,10 +241,6 @@ impl Operation for ChannelNorm<'_> {
 
     fn subject(&self) -> &Tensor {
         self.x
-    }
-
-    fn shape(&self) -> Shape {
-        self.x.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {

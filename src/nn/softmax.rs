@@ -6,7 +6,7 @@
 //! a polynomial that the compiler turns into vector instructions, chosen at run
 //! time for the processor at hand.
 
-use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor};
 use rayon::prelude::*;
 
 use super::kernels::{
@@ -67,10 +67,6 @@ impl Operation for RowSoftmax<'_> {
 
     fn subject(&self) -> &Tensor {
         self.x
-    }
-
-    fn shape(&self) -> Shape {
-        self.x.shape().clone()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {

@@ -479,3 +479,22 @@ impl ProcessorConfig {
         Ok(config)
     }
 }
+
+#[cfg(test)]
+impl TransformerConfig {
+    /// Of every published checkpoint before 2511.
+    pub(super) fn published() -> Self {
+        Self {
+            in_channels: 64,
+            out_channels: 16,
+            num_layers: 60,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 3584,
+            axes_dims_rope: [16, 56, 56],
+            zero_cond_t: false,
+            use_additional_t_cond: false,
+            use_layer3d_rope: false,
+        }
+    }
+}

@@ -177,26 +177,11 @@ mod tests {
 
     const TERA: f64 = 1e12;
 
-    fn published() -> TransformerConfig {
-        TransformerConfig {
-            in_channels: 64,
-            out_channels: 16,
-            num_layers: 60,
-            attention_head_dim: 128,
-            num_attention_heads: 24,
-            joint_attention_dim: 3584,
-            axes_dims_rope: [16, 56, 56],
-            zero_cond_t: false,
-            use_additional_t_cond: false,
-            use_layer3d_rope: false,
-        }
-    }
-
     #[test]
     fn an_edit_of_a_megapixel_costs_what_was_estimated_for_it_elsewhere() {
         // 115 TFLOP of linear layers and 53 of attention for 4096 + 4096 image and
         // about 260 text tokens: an estimate from the architecture, not ours.
-        let cost = transformer(&published(), 8192, 260);
+        let cost = transformer(&TransformerConfig::published(), 8192, 260);
 
         assert!((cost.linear / TERA - 115.0).abs() < 1.0, "{}", cost.linear / TERA);
         assert!((cost.attention / TERA - 53.0).abs() < 1.0, "{}", cost.attention / TERA);
@@ -204,7 +189,7 @@ mod tests {
 
     #[test]
     fn each_token_meets_each_weight_of_its_stream_once() {
-        let config = published();
+        let config = TransformerConfig::published();
         let one = transformer(&config, 1, 0).linear;
 
         // 6.8 billion weights act on an image token: a third of the transformer's.

@@ -190,18 +190,7 @@ mod tests {
 
     /// Qwen-Image-Edit in bfloat16, by its published lists of tensors.
     fn published() -> WeightBytes {
-        let config = TransformerConfig {
-            in_channels: 64,
-            out_channels: 16,
-            num_layers: 60,
-            attention_head_dim: 128,
-            num_attention_heads: 24,
-            joint_attention_dim: 3584,
-            axes_dims_rope: [16, 56, 56],
-            zero_cond_t: false,
-            use_additional_t_cond: false,
-            use_layer3d_rope: false,
-        };
+        let config = TransformerConfig::published();
         WeightBytes::new([15_494_338_560, 40_860_802_176, 253_785_062], &config, 2)
     }
 

@@ -70,8 +70,10 @@ pub(super) trait Operation {
     /// The tensor whose device and number format decide.
     fn subject(&self) -> &Tensor;
 
-    /// The shape of what is made, which is contiguous.
-    fn shape(&self) -> Shape;
+    /// The shape of what is made, which is contiguous: the subject's, mostly.
+    fn shape(&self) -> Shape {
+        self.subject().shape().clone()
+    }
 
     /// Makes it on a CPU. `N` is the subject's format.
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()>;

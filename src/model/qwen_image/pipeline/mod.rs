@@ -370,11 +370,10 @@ impl Pipeline {
         frames: Range<usize>,
     ) -> Result<Vec<Picture>, ModelError> {
         let grid = self.grid(job.output);
-        let decode = |frame: usize| {
+        let decode = |vae: &Vae, frame: usize| {
             let tokens = latents.narrow(1, frame * grid.len(), grid.len())?;
             let latents = unpack_latents(&tokens, grid.height, grid.width)?;
-            let decoded = self.components.vae.with(|vae| vae.decode_latents(&latents))?;
-            let picture = preprocess::output_picture(&decoded)?;
+            let picture = preprocess::output_picture(&vae.decode_latents(&latents)?)?;
             Ok(match job.source.as_ref().and_then(|source| source.whole.as_ref()) {
                 Some(whole) => {
                     region::overlay(&whole.image, &whole.mask, picture.colour(), whole.region)
@@ -383,7 +382,7 @@ impl Pipeline {
                 None => picture,
             })
         };
-        frames.map(decode).collect()
+        self.components.vae.with(|vae| frames.map(|frame| decode(vae, frame)).collect())
     }
 }
 
