@@ -101,6 +101,7 @@ struct ActivationCall {
 
 impl Operation for Activation<'_> {
     type Call = ActivationCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "activation";
 
@@ -223,6 +224,7 @@ struct GatedSiluCall {
 
 impl Operation for GatedSilu<'_> {
     type Call = GatedSiluCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "gated silu";
 

@@ -169,6 +169,7 @@ struct GuidedStepCall {
 
 impl Operation for GuidedStep<'_> {
     type Call = GuidedStepCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "guided step";
 

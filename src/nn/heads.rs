@@ -156,6 +156,7 @@ struct JointHeadsCall {
 
 impl Operation for JointHeads<'_> {
     type Call = JointHeadsCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "joint heads";
 

@@ -12,6 +12,7 @@ mod check;
 mod conv;
 #[cfg(feature = "flash-attn")]
 mod flash;
+mod fp8;
 pub mod fusion;
 mod guidance;
 mod heads;
@@ -26,6 +27,7 @@ pub use activation::{gated_silu, gelu_erf, gelu_tanh, silu};
 pub use attention::{AttentionMask, attention, merge_heads, repeat_heads, split_heads};
 pub use check::{StepCheck, check};
 pub use conv::{Conv2d, Padding};
+pub use fp8::{Fp8Rows, product as fp8_product};
 pub use guidance::{FlowLength, euler_step, guide};
 pub use heads::{HeadStream, joint_heads};
 pub use linear::Linear;

@@ -141,6 +141,7 @@ pub(super) fn length(x: usize) -> Result<i32> {
 
 impl Operation for ModulatedNorm<'_> {
     type Call = ModulatedNormCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "modulated layer norm";
 
@@ -335,6 +336,7 @@ struct GatedAddCall {
 
 impl Operation for GatedAdd<'_> {
     type Call = GatedAddCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "gated add";
 

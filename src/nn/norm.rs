@@ -93,6 +93,7 @@ struct RowNormCall {
 
 impl Operation for RowNorm<'_> {
     type Call = RowNormCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "RMS norm";
 
@@ -236,6 +237,7 @@ struct ChannelNormCall {
 
 impl Operation for ChannelNorm<'_> {
     type Call = ChannelNormCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "channel norm";
 

@@ -62,6 +62,7 @@ struct RowSoftmaxCall {
 
 impl Operation for RowSoftmax<'_> {
     type Call = RowSoftmaxCall;
+    type Made<N: Number> = N;
 
     const NAME: &'static str = "softmax";
 

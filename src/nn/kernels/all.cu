@@ -2,6 +2,7 @@
 #include "platform.h"
 
 #include "activation.cu"
+#include "fp8.cu"
 #include "guidance.cu"
 #include "heads.cu"
 #include "modulation.cu"

@@ -12,7 +12,7 @@ use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Result};
 use half::{bf16, f16};
 
-use super::{Launch, Operation};
+use super::{Launch, Number, Operation};
 
 /// The kernels as PTX, which the driver compiles for the card when a module is
 /// first used: (number format, pack) and their text.
@@ -25,13 +25,19 @@ const MODULES: [(DType, usize, &str, &str); 6] = [
     (DType::F32, 1, "ours_f32_1", include_str!(concat!(env!("OUT_DIR"), "/f32_1.ptx"))),
 ];
 
+/// What a card can hold.
+pub(in crate::nn) trait OnCard: CudaDType + DeviceRepr {}
+
+impl<T: CudaDType + DeviceRepr> OnCard for T {}
+
 /// The address of the first number of a storage.
-#[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "kernels know four formats")]
 pub(super) fn address(storage: &CudaStorage) -> Result<u64> {
     match storage.dtype() {
         DType::F32 => Ok(pointer(storage.as_cuda_slice::<f32>()?, &storage.device)),
         DType::BF16 => Ok(pointer(storage.as_cuda_slice::<bf16>()?, &storage.device)),
         DType::F16 => Ok(pointer(storage.as_cuda_slice::<f16>()?, &storage.device)),
+        DType::U8 => Ok(pointer(storage.as_cuda_slice::<u8>()?, &storage.device)),
         other => candle_core::bail!("no kernel reads {other:?}"),
     }
 }
@@ -44,7 +50,7 @@ fn pointer<T>(slice: &CudaSlice<T>, device: &CudaDevice) -> u64 {
 /// Makes what `operation` says on `device`.
 #[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
 pub(super) fn make<O: Operation>(operation: &O, device: &CudaDevice) -> Result<CudaStorage> {
-    match operation.subject().dtype() {
+    match operation.format() {
         DType::F32 => make_as::<f32, O>(operation, device),
         DType::BF16 => make_as::<bf16, O>(operation, device),
         DType::F16 => make_as::<f16, O>(operation, device),
@@ -52,17 +58,17 @@ pub(super) fn make<O: Operation>(operation: &O, device: &CudaDevice) -> Result<C
     }
 }
 
-fn make_as<T: CudaDType + DeviceRepr, O: Operation>(
+fn make_as<N: Number, O: Operation>(
     operation: &O,
     device: &CudaDevice,
 ) -> Result<CudaStorage> {
     let count = operation.shape().elem_count();
     // SAFETY: the kernel writes every number of it before anyone reads; later
     // readers are on the same stream.
-    let made = unsafe { device.alloc::<T>(count) }?;
+    let made = unsafe { device.alloc::<O::Made<N>>(count) }?;
     if count > 0 {
         let launch = operation.launch(pointer(&made, device))?;
-        start(&launch, operation.subject().dtype(), device)?;
+        start(&launch, operation.format(), device)?;
     }
     Ok(CudaStorage::wrap_cuda_slice(made, device.clone()))
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex};
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, WithDType};
 use half::{bf16, f16};
 use libloading::{Library, Symbol};
 
@@ -56,7 +56,7 @@ fn compile((format, pack): (&str, usize), folder: &Path) -> Library {
 /// Panics if it hangs, writes outside its result, or is launched as no card could.
 #[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
 pub(in crate::nn) fn emulate<O: Operation>(operation: &O) -> Result<Tensor> {
-    match operation.subject().dtype() {
+    match operation.format() {
         DType::F32 => emulate_as::<f32, O>(operation, "F32"),
         DType::BF16 => emulate_as::<bf16, O>(operation, "BF16"),
         DType::F16 => emulate_as::<f16, O>(operation, "F16"),
@@ -68,7 +68,7 @@ fn emulate_as<N: Number, O: Operation>(operation: &O, format: &'static str) -> R
     let shape = operation.shape();
     // As a card would: the result begins at a multiple of 256 bytes.
     let whole = MARGIN + shape.elem_count() + MARGIN;
-    let untouched = N::narrow(12_345.0);
+    let untouched = O::Made::<N>::from_f64(123.0);
     let mut buffer = vec![untouched; whole + 256];
     let start = MARGIN + buffer[MARGIN..].as_ptr().align_offset(256);
     let made = buffer[start..].as_mut_ptr() as u64;

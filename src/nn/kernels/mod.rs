@@ -28,7 +28,7 @@ const MOST_THREADS: usize = 512;
 const PACK: usize = 4;
 
 /// A format that numbers are stored in; arithmetic is in 32 bits.
-pub(super) trait Number: WithDType {
+pub(super) trait Number: Stored {
     fn wide(self) -> f32;
     fn narrow(x: f32) -> Self;
 
@@ -59,24 +59,43 @@ number!(f32, std::convert::identity, std::convert::identity);
 number!(bf16, Self::to_f32, Self::from_f32);
 number!(f16, Self::to_f32, Self::from_f32);
 
+/// What tensors that are made consist of.
+#[cfg(not(feature = "cuda"))]
+pub(super) trait Stored: WithDType {}
+#[cfg(feature = "cuda")]
+pub(super) trait Stored: WithDType + cuda::OnCard {}
+
+impl Stored for f32 {}
+impl Stored for bf16 {}
+impl Stored for f16 {}
+impl Stored for u8 {}
+
 /// Something that is made in one pass.
 pub(super) trait Operation {
     /// What its kernel is told: a struct of C, as the `.cu` file declares it.
     type Call: Copy;
 
+    /// What is made: the operation's format mostly, or bytes.
+    type Made<N: Number>: Stored;
+
     /// Its name for messages.
     const NAME: &'static str;
 
-    /// The tensor whose device and number format decide.
+    /// The tensor whose device decides.
     fn subject(&self) -> &Tensor;
+
+    /// The format `N` that the kernel is compiled for: the subject's, mostly.
+    fn format(&self) -> DType {
+        self.subject().dtype()
+    }
 
     /// The shape of what is made, which is contiguous: the subject's, mostly.
     fn shape(&self) -> Shape {
         self.subject().shape().clone()
     }
 
-    /// Makes it on a CPU. `N` is the subject's format.
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()>;
+    /// Makes it on a CPU.
+    fn compute<N: Number>(&self, made: &mut [Self::Made<N>]) -> Result<()>;
 
     /// How the kernel is launched that makes it at the address `made`.
     fn launch(&self, made: u64) -> Result<Launch<Self::Call>>;
@@ -173,6 +192,7 @@ pub(super) fn address(x: &Tensor) -> Result<u64> {
         Storage::Cpu(CpuStorage::F32(numbers)) => numbers.as_ptr() as u64,
         Storage::Cpu(CpuStorage::BF16(numbers)) => numbers.as_ptr() as u64,
         Storage::Cpu(CpuStorage::F16(numbers)) => numbers.as_ptr() as u64,
+        Storage::Cpu(CpuStorage::U8(bytes)) => bytes.as_ptr() as u64,
         #[cfg(feature = "cuda")]
         Storage::Cuda(storage) => cuda::address(storage)?,
         _ => candle_core::bail!("no kernel reads {:?} on {:?}", x.dtype(), x.device()),
@@ -192,7 +212,7 @@ pub(super) struct Numbers<'a, N> {
     format: PhantomData<N>,
 }
 
-impl<'a, N: Number> Numbers<'a, N> {
+impl<'a, N: Stored> Numbers<'a, N> {
     /// # Errors
     /// If the tensor is elsewhere or in another format.
     pub(super) fn of(x: &'a Tensor) -> Result<Self> {
@@ -227,11 +247,11 @@ struct Run<'a, O>(&'a O);
 impl<O: Operation> Run<'_, O> {
     fn on_cpu<N: Number>(&self) -> Result<(CpuStorage, Shape)> {
         let shape = self.0.shape();
-        let mut made = vec![N::zero(); shape.elem_count()];
+        let mut made = vec![O::Made::<N>::from_f64(0.0); shape.elem_count()];
         if !made.is_empty() {
-            self.0.compute(&mut made)?;
+            self.0.compute::<N>(&mut made)?;
         }
-        Ok((N::to_cpu_storage_owned(made), shape))
+        Ok((O::Made::<N>::to_cpu_storage_owned(made), shape))
     }
 }
 
@@ -241,12 +261,12 @@ impl<O: Operation> CustomOp1 for Run<'_, O> {
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
-    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        match storage {
-            CpuStorage::F32(_) => self.on_cpu::<f32>(),
-            CpuStorage::BF16(_) => self.on_cpu::<bf16>(),
-            CpuStorage::F16(_) => self.on_cpu::<f16>(),
-            _ => candle_core::bail!("{} knows no such number format", O::NAME),
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        match self.0.format() {
+            DType::F32 => self.on_cpu::<f32>(),
+            DType::BF16 => self.on_cpu::<bf16>(),
+            DType::F16 => self.on_cpu::<f16>(),
+            other => candle_core::bail!("{} knows no {other:?}", O::NAME),
         }
     }
 
