@@ -58,7 +58,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// Number format: auto, float32, bfloat16, float16
+    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<String>,
 
@@ -125,7 +125,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
-    /// Number format: auto, float32, bfloat16, float16
+    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub dtype: DtypeChoice,
 

@@ -29,6 +29,21 @@ pub enum DtypeChoice {
     Bfloat16,
     /// 16-bit floats.
     Float16,
+    /// As `Auto`, and the layers of the transformer's blocks multiply 8-bit floats.
+    Fp8,
+    /// As `Auto`, and the matrices of the transformer's blocks are kept in 8-bit floats.
+    Fp8Weights,
+}
+
+/// How layers that can do with fewer digits keep their matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatrixFormat {
+    /// In the format that they compute in.
+    AsComputed,
+    /// In 8-bit floats with a scale for each output; inputs are rounded to that, too.
+    Fp8,
+    /// In 8-bit floats with a scale for each output; inputs stay as they are.
+    Fp8Weights,
 }
 
 /// No such device in this build or on this machine.
@@ -95,15 +110,29 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// The number format that `choice` means on `device`.
+/// The number format that `choice` means to compute in on `device`.
 #[must_use]
 pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     match choice {
         DtypeChoice::Float32 => DType::F32,
         DtypeChoice::Bfloat16 => DType::BF16,
         DtypeChoice::Float16 => DType::F16,
-        DtypeChoice::Auto if device.is_cpu() => DType::F32,
-        DtypeChoice::Auto => DType::BF16,
+        DtypeChoice::Auto | DtypeChoice::Fp8 | DtypeChoice::Fp8Weights if device.is_cpu() => {
+            DType::F32
+        }
+        DtypeChoice::Auto | DtypeChoice::Fp8 | DtypeChoice::Fp8Weights => DType::BF16,
+    }
+}
+
+/// The format of matrices that `choice` means.
+#[must_use]
+pub fn matrix_format(choice: DtypeChoice) -> MatrixFormat {
+    match choice {
+        DtypeChoice::Fp8 => MatrixFormat::Fp8,
+        DtypeChoice::Fp8Weights => MatrixFormat::Fp8Weights,
+        DtypeChoice::Auto | DtypeChoice::Float32 | DtypeChoice::Bfloat16 | DtypeChoice::Float16 => {
+            MatrixFormat::AsComputed
+        }
     }
 }
 
@@ -160,6 +189,18 @@ pub fn device_name(device: &Device) -> String {
         DeviceLocation::Cpu => "cpu".to_owned(),
         DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         DeviceLocation::Metal { .. } => "metal".to_owned(),
+    }
+}
+
+/// What a model computes in, for people: torch's name of the number format, and what
+/// its matrices are kept in if that is another one.
+#[must_use]
+pub fn precision_name(dtype: DType, matrices: MatrixFormat) -> String {
+    let name = dtype_name(dtype);
+    match matrices {
+        MatrixFormat::AsComputed => name.to_owned(),
+        MatrixFormat::Fp8 => format!("{name} with fp8 layers"),
+        MatrixFormat::Fp8Weights => format!("{name} with fp8 weights"),
     }
 }
 

@@ -19,6 +19,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 use super::{CheckpointError, Lora, Snapshot};
+use crate::device::MatrixFormat;
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
@@ -30,6 +31,7 @@ pub struct Weights {
     loras: Arc<[Lora]>,
     prefix: String,
     dtype: DType,
+    matrices: MatrixFormat,
     device: Device,
     /// If tensors are only held against what is asked for, not read: which.
     checked: Option<Arc<Mutex<CheckedTensors>>>,
@@ -42,7 +44,7 @@ pub struct Weights {
 pub struct CheckedTensors {
     /// Their full names.
     names: Vec<String>,
-    /// Their bytes in the format that they were asked for in.
+    /// Their bytes in the formats that they are kept in.
     pub bytes: usize,
 }
 
@@ -126,6 +128,7 @@ impl Weights {
             loras: Arc::new([]),
             prefix: String::new(),
             dtype,
+            matrices: MatrixFormat::AsComputed,
             device: device.clone(),
             checked: None,
             progress: ProgressBar::hidden(),
@@ -195,6 +198,25 @@ impl Weights {
         Self { dtype, ..self.clone() }
     }
 
+    /// The same place, telling layers to keep their matrices in another format, if
+    /// they can.
+    #[must_use]
+    pub fn with_matrices(&self, matrices: MatrixFormat) -> Self {
+        Self { matrices, ..self.clone() }
+    }
+
+    /// The format that layers shall keep their matrices in, if they can.
+    #[must_use]
+    pub fn matrices(&self) -> MatrixFormat {
+        self.matrices
+    }
+
+    /// Whether tensors handed out here are placeholders, not to be computed with.
+    #[must_use]
+    pub fn is_hollow(&self) -> bool {
+        self.checked.is_some() || matches!(self.store.source, Source::Placeholders)
+    }
+
     /// Number format of the tensors handed out.
     #[must_use]
     pub fn dtype(&self) -> DType {
@@ -215,21 +237,35 @@ impl Weights {
     /// # Errors
     /// A candle error if the conversion or the move to the device fails.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
+        let shape = shape.into();
+        let bytes = shape.elem_count() * self.dtype.size_in_bytes();
+        self.get_kept_in(name, shape, bytes)
+    }
+
+    /// As [`Weights::get`], for who keeps it in `bytes` bytes.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_kept_in(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        bytes: usize,
+    ) -> candle_core::Result<Tensor> {
         let name = self.full_name(name);
         let shape = shape.into();
         self.request(&name, &shape);
         let Some(files) = self.store.source.files() else {
-            return self.made_up(&name, shape);
+            return self.made_up(&name, shape, bytes);
         };
         match files.find(&name, shape.dims()) {
             Some(Ok(_)) if self.checked.is_some() => {
                 self.check_loras(&name, &shape)?;
-                self.count_checked(name, &shape);
+                self.count_checked(name, bytes);
                 self.placeholder(shape)
             }
             Some(Ok(view)) => {
                 let tensor = self.read(&name, &view)?;
-                let bytes = tensor.elem_count() * self.dtype.size_in_bytes();
                 self.progress.inc(bytes as u64);
                 let mut account = self.account();
                 if account.taken.insert(name) {
@@ -278,21 +314,21 @@ impl Weights {
         Ok(())
     }
 
-    fn count_checked(&self, name: String, shape: &Shape) {
+    fn count_checked(&self, name: String, bytes: usize) {
         if let Some(checked) = &self.checked {
             let mut checked = lock(checked);
             checked.names.push(name);
-            checked.bytes += shape.elem_count() * self.dtype.size_in_bytes();
+            checked.bytes += bytes;
         }
     }
 
     /// A tensor of weights that have no files.
-    fn made_up(&self, name: &str, shape: Shape) -> candle_core::Result<Tensor> {
-        if self.checked.is_some() || matches!(self.store.source, Source::Placeholders) {
-            self.count_checked(name.to_owned(), &shape);
+    fn made_up(&self, name: &str, shape: Shape, bytes: usize) -> candle_core::Result<Tensor> {
+        if self.is_hollow() {
+            self.count_checked(name.to_owned(), bytes);
             return self.placeholder(shape);
         }
-        self.account().bytes_taken += shape.elem_count() * self.dtype.size_in_bytes();
+        self.account().bytes_taken += bytes;
         if name.ends_with("bias") {
             return Tensor::zeros(shape, self.dtype, &self.device);
         }

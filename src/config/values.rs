@@ -16,7 +16,7 @@ pub struct UnknownChoice {
 pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N or metal";
 
 /// The ways to write a [`DtypeChoice`].
-pub(super) const DTYPES: &str = "auto, float32, bfloat16 or float16";
+pub(super) const DTYPES: &str = "auto, float32, bfloat16, float16, fp8 or fp8-weights";
 
 /// The ways to write a [`MemoryChoice`].
 pub(super) const MEMORIES: &str = "auto, resident, offload or stream";
@@ -67,6 +67,8 @@ impl FromStr for DtypeChoice {
             "float32" | "fp32" | "f32" | "float" => Ok(Self::Float32),
             "bfloat16" | "bf16" => Ok(Self::Bfloat16),
             "float16" | "fp16" | "f16" | "half" => Ok(Self::Float16),
+            "fp8" | "float8_e4m3fn" => Ok(Self::Fp8),
+            "fp8-weights" => Ok(Self::Fp8Weights),
             _ => Err(UnknownChoice { expected: DTYPES }),
         }
     }
@@ -114,6 +116,8 @@ mod tests {
             ("float16", DtypeChoice::Float16),
             ("fp16", DtypeChoice::Float16),
             ("f16", DtypeChoice::Float16),
+            ("fp8", DtypeChoice::Fp8),
+            ("FP8-weights", DtypeChoice::Fp8Weights),
         ] {
             assert_eq!(text.parse(), Ok(dtype), "{text}");
         }

@@ -19,6 +19,8 @@ pub(super) struct ModelEntry {
     /// Whether it can leave weights in their files until they are needed; else a
     /// choice of that is refused.
     pub(super) offloads: bool,
+    /// Whether it can keep matrices in 8 bits; else a choice of that is refused.
+    pub(super) rounds_matrices: bool,
     pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
 }
 

@@ -9,6 +9,7 @@ use super::{
 };
 use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::{CheckpointError, Snapshot};
+use crate::device::MatrixFormat;
 use crate::hub::{HubConfig, Progress, RepositoryId, fetch_snapshot};
 
 /// Every pipeline class that is served: one line a model.
@@ -45,13 +46,7 @@ pub(super) fn load_from(
             reason: format!("LoRA files are not merged into models of {class_name}"),
         }));
     }
-    if matches!(config.memory, MemoryChoice::Offload | MemoryChoice::Stream) && !entry.offloads {
-        let class_name = entry.class_name;
-        return Err(LoadError::Setting {
-            setting: "model.memory",
-            reason: format!("models of {class_name} always stay in memory: use auto or resident"),
-        });
-    }
+    check_settings(config, entry)?;
     let device = crate::device::open(config.device)?;
     let dtype = crate::device::dtype(config.dtype, &device);
     let id = config.name.clone().unwrap_or(id);
@@ -60,6 +55,25 @@ pub(super) fn load_from(
     let model = (entry.load)(&context)?;
     warn_of_settings_without_effect(config, model.as_ref());
     Ok(model)
+}
+
+/// Refuses settings that models of `entry` cannot follow.
+fn check_settings(config: &ModelConfig, entry: &ModelEntry) -> Result<(), LoadError> {
+    let class_name = entry.class_name;
+    if matches!(config.memory, MemoryChoice::Offload | MemoryChoice::Stream) && !entry.offloads {
+        return Err(LoadError::Setting {
+            setting: "model.memory",
+            reason: format!("models of {class_name} always stay in memory: use auto or resident"),
+        });
+    }
+    let rounds = crate::device::matrix_format(config.dtype) != MatrixFormat::AsComputed;
+    if rounds && !entry.rounds_matrices {
+        return Err(LoadError::Setting {
+            setting: "model.dtype",
+            reason: format!("models of {class_name} have no 8-bit layers: use auto or float32"),
+        });
+    }
+    Ok(())
 }
 
 /// The embedded checkpoint called `name`.
@@ -124,7 +138,7 @@ fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionMo
         );
     }
     let acts = info.guidance_parameter;
-    let float32 = info.dtype == crate::device::dtype_name(candle_core::DType::F32);
+    let float32 = info.dtype.starts_with(crate::device::dtype_name(candle_core::DType::F32));
     if !config.exact_timesteps && (float32 || acts == GuidanceParameter::GuidanceScale) {
         tracing::warn!(
             model = info.id,

@@ -1,13 +1,36 @@
 //! A dense layer.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{D, DType, Module, Result, Shape, Tensor};
 
+use super::fp8::{self, Fp8Rows};
 use crate::checkpoint::Weights;
+use crate::device::MatrixFormat;
 
 /// y = x · weightᵀ (+ bias).
 pub struct Linear {
-    product: candle_nn::Linear,
+    weight: Weight,
     bias: Option<Tensor>,
+}
+
+enum Weight {
+    Exact(candle_nn::Linear),
+    Rounded { rows: Fp8Rows, inputs: Inputs, dtype: DType },
+}
+
+/// What becomes of the inputs of a layer whose matrix is rounded.
+#[derive(Debug, Clone, Copy)]
+enum Inputs {
+    Rounded,
+    Exact,
+}
+
+/// What layers of one kind are given: made once by [`Linear::input`] for all that
+/// multiply the same tensor.
+pub enum LayerInput<'a> {
+    /// As it is.
+    Exact(&'a Tensor),
+    /// Rounded, with the shape that it had.
+    Rounded(Fp8Rows, Shape),
 }
 
 impl Linear {
@@ -21,6 +44,28 @@ impl Linear {
         Ok(Self { bias: Some(bias), ..Self::from_weight(weight) })
     }
 
+    /// As [`Self::load`], for a layer that can do with fewer digits: its matrix is
+    /// kept in the format of [`Weights::matrices`].
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load_tolerant(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
+        let rounded_inputs = match weights.matrices() {
+            MatrixFormat::AsComputed => return Self::load(weights, inputs, outputs),
+            MatrixFormat::Fp8 => Inputs::Rounded,
+            MatrixFormat::Fp8Weights => Inputs::Exact,
+        };
+        let bytes = Fp8Rows::byte_count(outputs, inputs);
+        let weight = weights.get_kept_in("weight", (outputs, inputs), bytes)?;
+        let rows = if weights.is_hollow() {
+            Fp8Rows::placeholder(outputs, inputs)?
+        } else {
+            Fp8Rows::round(&weight)?
+        };
+        let weight = Weight::Rounded { rows, inputs: rounded_inputs, dtype: weights.dtype() };
+        Ok(Self { weight, bias: Some(weights.get("bias", outputs)?) })
+    }
+
     /// Takes `weight` (outputs, inputs) alone.
     ///
     /// # Errors
@@ -32,7 +77,7 @@ impl Linear {
     /// A layer from a (outputs, inputs) matrix at hand.
     #[must_use]
     pub fn from_weight(weight: Tensor) -> Self {
-        Self { product: candle_nn::Linear::new(weight, None), bias: None }
+        Self { weight: Weight::Exact(candle_nn::Linear::new(weight, None)), bias: None }
     }
 
     /// `x`: (…, inputs), contiguous for speed. Returns (…, outputs).
@@ -48,7 +93,43 @@ impl Linear {
     /// # Errors
     /// A candle error if the shapes do not fit.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        self.product.forward(x)
+        self.product_of(&self.input(x)?)
+    }
+
+    /// `x` as this layer, and every other in the same format, multiplies it.
+    ///
+    /// # Errors
+    /// A candle error, such as out of memory.
+    pub fn input<'a>(&self, x: &'a Tensor) -> Result<LayerInput<'a>> {
+        match &self.weight {
+            Weight::Rounded { inputs: Inputs::Rounded, .. } => {
+                Ok(LayerInput::Rounded(Fp8Rows::round(x)?, x.shape().clone()))
+            }
+            Weight::Exact(_) | Weight::Rounded { .. } => Ok(LayerInput::Exact(x)),
+        }
+    }
+
+    /// As [`Self::product`], of what [`Self::input`] made of x.
+    ///
+    /// # Errors
+    /// A candle error if the shapes do not fit, or the input is of another format.
+    pub fn product_of(&self, input: &LayerInput) -> Result<Tensor> {
+        match (&self.weight, input) {
+            (Weight::Exact(layer), LayerInput::Exact(x)) => layer.forward(x),
+            (Weight::Rounded { rows, dtype, .. }, LayerInput::Exact(x)) => {
+                candle_nn::Linear::new(rows.widen(*dtype)?, None).forward(x)
+            }
+            (Weight::Rounded { rows, dtype, .. }, LayerInput::Rounded(x, shape)) => {
+                let product = fp8::product(x, rows, *dtype)?;
+                let mut dims = shape.dims().to_vec();
+                dims.pop();
+                dims.push(product.dim(D::Minus1)?);
+                product.reshape(dims)
+            }
+            (Weight::Exact(_), LayerInput::Rounded(..)) => {
+                candle_core::bail!("an input of 8 bits is for layers of 8 bits")
+            }
+        }
     }
 
     /// What [`Self::product`] leaves out: (outputs).

@@ -655,3 +655,12 @@ fn weights_that_come_and_go_are_refused_by_name() {
 
     assert!(fault.contains("model.memory") && fault.contains("resident"), "{fault}");
 }
+
+#[test]
+fn layers_of_8_bits_are_refused_by_name() {
+    let config = ModelConfig { dtype: DtypeChoice::Fp8Weights, ..config(&data().join("sd")) };
+
+    let fault = load_configured(&config).err().unwrap().to_string();
+
+    assert!(fault.contains("model.dtype") && fault.contains("8-bit"), "{fault}");
+}

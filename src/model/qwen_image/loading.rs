@@ -127,7 +127,9 @@ impl Opened {
         let loras = open_loras(context)?;
         Ok(Self {
             text_encoder: open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?,
-            transformer: open("transformer", DIFFUSERS_STEM, unchanged)?.merging(loras),
+            transformer: open("transformer", DIFFUSERS_STEM, unchanged)?
+                .merging(loras)
+                .with_matrices(crate::device::matrix_format(context.config.dtype)),
             vae: open("vae", DIFFUSERS_STEM, unchanged)?,
         })
     }

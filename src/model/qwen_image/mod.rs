@@ -36,6 +36,7 @@ pub(super) const TEXT_TO_IMAGE: ModelEntry = ModelEntry {
     class_name: variant::TEXT_TO_IMAGE.class_name,
     takes_lora: true,
     offloads: true,
+    rounds_matrices: true,
     load: |context| load(context, &variant::TEXT_TO_IMAGE),
 };
 
@@ -44,6 +45,7 @@ pub(super) const EDIT: ModelEntry = ModelEntry {
     class_name: variant::EDIT.class_name,
     takes_lora: true,
     offloads: true,
+    rounds_matrices: true,
     load: |context| load(context, &variant::EDIT),
 };
 
@@ -52,6 +54,7 @@ pub(super) const EDIT_PLUS: ModelEntry = ModelEntry {
     class_name: variant::EDIT_PLUS.class_name,
     takes_lora: true,
     offloads: true,
+    rounds_matrices: true,
     load: |context| load(context, &variant::EDIT_PLUS),
 };
 
@@ -60,6 +63,7 @@ pub(super) const LAYERED: ModelEntry = ModelEntry {
     class_name: variant::LAYERED.class_name,
     takes_lora: true,
     offloads: true,
+    rounds_matrices: true,
     load: |context| load(context, &variant::LAYERED),
 };
 
@@ -98,7 +102,10 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         has_condition_picture: matches!(variant.shown, Shown::Copy { .. }),
         device: crate::device::device_name(&context.device),
-        dtype: crate::device::dtype_name(context.dtype).to_owned(),
+        dtype: crate::device::precision_name(
+            context.dtype,
+            crate::device::matrix_format(context.config.dtype),
+        ),
         weight_bytes,
     };
     let cache = PipelineCache::new(context.config.cache_bytes);

@@ -11,8 +11,8 @@ use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::Weights;
 use crate::model::residency::{Held, Residency};
 use crate::nn::{
-    AttentionMask, Factors, HeadStream, LayerNorm, Linear, RmsNorm, attention, gelu_tanh,
-    joint_heads, merge_heads, modulated_norm, silu,
+    AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention,
+    gelu_tanh, joint_heads, merge_heads, modulated_norm, silu,
 };
 
 /// Epsilon of all its normalisations; a constant of the reference.
@@ -275,8 +275,8 @@ impl Stream {
         let inner = MLP_RATIO * width;
         Ok(Self {
             norm: LayerNorm::new(width, NORM_EPS, weights.dtype(), weights.device())?,
-            mlp_in: Linear::load(&mlp.at("0.proj"), width, inner)?,
-            mlp_out: Linear::load(&mlp.at("2"), inner, width)?,
+            mlp_in: Linear::load_tolerant(&mlp.at("0.proj"), width, inner)?,
+            mlp_out: Linear::load_tolerant(&mlp.at("2"), inner, width)?,
         })
     }
 
@@ -358,7 +358,7 @@ impl JointAttention {
     fn load(weights: &Weights, config: &TransformerConfig) -> Result<Self> {
         let width = config.inner_dim();
         let head_dim = config.attention_head_dim;
-        let linear = |name| Linear::load(&weights.at(name), width, width);
+        let linear = |name| Linear::load_tolerant(&weights.at(name), width, width);
         let norm = |name| RmsNorm::load(&weights.at(name), head_dim, NORM_EPS.into());
         Ok(Self {
             image: Projections {
@@ -389,11 +389,12 @@ impl JointAttention {
         image: &Tensor,
         positions: &TokenPositions,
     ) -> Result<(Tensor, Tensor)> {
+        let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
+        let (text, image) = (&self.text.q.input(text)?, &self.image.q.input(image)?);
         let q = self.join(text, image, |of| (&of.q, Some(&of.norm_q)), positions)?;
         let k = self.join(text, image, |of| (&of.k, Some(&of.norm_k)), positions)?;
         let v = self.join(text, image, |of| (&of.v, None), positions)?;
         let attended = attention(&q, &k, &v, AttentionMask::None)?;
-        let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
         let text_half = merge_heads(&attended.narrow(2, 0, text_tokens)?)?;
         let image_half = merge_heads(&attended.narrow(2, text_tokens, image_tokens)?)?;
         Ok((text_half, image_half))
@@ -403,14 +404,14 @@ impl JointAttention {
     /// stream; where it is normalised, turned to the tokens' positions, too.
     fn join<'a>(
         &'a self,
-        text: &Tensor,
-        image: &Tensor,
+        text: &LayerInput,
+        image: &LayerInput,
         part: impl Fn(&'a Projections) -> (&'a Linear, Option<&'a RmsNorm>),
         positions: &TokenPositions,
     ) -> Result<Tensor> {
         let (text_linear, text_norm) = part(&self.text);
         let (image_linear, image_norm) = part(&self.image);
-        let (text, image) = (text_linear.product(text)?, image_linear.product(image)?);
+        let (text, image) = (text_linear.product_of(text)?, image_linear.product_of(image)?);
         let turned = text_norm.is_some();
         let text = HeadStream {
             x: &text,

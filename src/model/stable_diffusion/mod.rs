@@ -44,6 +44,7 @@ pub(super) const PLAIN: ModelEntry = ModelEntry {
     class_name: "StableDiffusionPipeline",
     takes_lora: false,
     offloads: false,
+    rounds_matrices: false,
     load: |context| load(context, &ONE_TEXT),
 };
 
@@ -52,6 +53,7 @@ pub(super) const XL: ModelEntry = ModelEntry {
     class_name: "StableDiffusionXLPipeline",
     takes_lora: false,
     offloads: false,
+    rounds_matrices: false,
     load: |context| load(context, &TWO_TEXTS),
 };
 

@@ -83,7 +83,7 @@ fn scales_at(rows: usize, width: usize) -> usize {
 ///
 /// # Errors
 /// A candle error if the shapes do not fit, or out of memory.
-pub fn product(x: &Fp8Rows, weight: &Fp8Rows, dtype: DType) -> Result<Tensor> {
+pub(super) fn product(x: &Fp8Rows, weight: &Fp8Rows, dtype: DType) -> Result<Tensor> {
     if x.width != weight.width {
         candle_core::bail!("rows of {} and of {} do not fit", x.width, weight.width);
     }

@@ -58,10 +58,7 @@ pub(super) fn make<O: Operation>(operation: &O, device: &CudaDevice) -> Result<C
     }
 }
 
-fn make_as<N: Number, O: Operation>(
-    operation: &O,
-    device: &CudaDevice,
-) -> Result<CudaStorage> {
+fn make_as<N: Number, O: Operation>(operation: &O, device: &CudaDevice) -> Result<CudaStorage> {
     let count = operation.shape().elem_count();
     // SAFETY: the kernel writes every number of it before anyone reads; later
     // readers are on the same stream.

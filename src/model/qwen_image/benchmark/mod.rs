@@ -180,7 +180,7 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
     }
     Ok(BenchmarkReport {
         device: crate::device::device_name(&device),
-        dtype: crate::device::dtype_name(dtype).to_owned(),
+        dtype: pipeline.info.dtype.clone(),
         weight_bytes: pipeline.info.weight_bytes,
         load_s,
         image_tokens: extent.image_tokens,

@@ -35,6 +35,27 @@ fn the_picture_is_the_same_wherever_the_weights_are() {
 }
 
 #[test]
+fn matrices_of_8_bits_take_a_quarter_and_may_come_and_go() {
+    let case = Case::read("edit_cfg");
+    let pipeline = |dtype, memory| {
+        case.pipeline_with(|config| (config.dtype, config.memory) = (dtype, memory))
+    };
+    let exact = pipeline(DtypeChoice::Float32, MemoryChoice::Resident);
+    let mut resident = pipeline(DtypeChoice::Fp8, MemoryChoice::Resident);
+    let mut streamed = pipeline(DtypeChoice::Fp8, MemoryChoice::Stream);
+    let config = exact.components.transformer.config();
+    // 3 bytes less for each weight of the blocks' layers; their scales are few.
+    let width = config.inner_dim();
+    let saved = 3 * config.num_layers * 2 * (4 * width * width + 2 * 4 * width * width);
+
+    let bytes = exact.info.weight_bytes - resident.info.weight_bytes;
+
+    assert!(bytes <= saved && bytes > saved * 9 / 10, "{bytes} of {saved}");
+    let picture = colours(&mut resident, &case.request());
+    assert!(picture == colours(&mut streamed, &case.request()));
+}
+
+#[test]
 fn what_is_wrong_with_weights_that_do_not_stay_is_told_at_once() {
     let weights = Weights::recording("vae", DType::F32);
     let refused = Held::<()>::new(Residency::OnDemand, &weights, |_| candle_core::bail!("no"));

@@ -57,6 +57,24 @@ fn assert_stages(case: &Case) {
     case.compare_pictures(&pictures);
 }
 
+/// The latents after the first step of `case`.
+fn first_step(case: &Case, pipeline: &Pipeline) -> Tensor {
+    let request = case.request();
+    let job = pipeline.plan(&request).unwrap();
+    let grids = pipeline.grids(&job);
+    let schedule = pipeline.schedule(&job, &grids, request.steps.get()).unwrap();
+    let guidance = pipeline.encode_prompts(&job.shown, &request, &grids).unwrap();
+    let inputs = pipeline.encode_pictures(&job).unwrap();
+    let start = start(case, pipeline, &job, &inputs, &schedule);
+    let transformer = &pipeline.components.transformer;
+    let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
+    let guided_length = pipeline.variant.guided_length;
+    let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
+    let denoising = Denoising::new(transformer, steering, &grids, &schedule).unwrap();
+    let flow = denoising.predict(&start.latents, start.references.as_ref(), 0).unwrap();
+    denoising.advance(&start.latents, &flow, start.known.as_ref(), 0).unwrap()
+}
+
 fn assert_mask(case: &Case, job: &Job) {
     let Some(theirs) = case.tensors.get("pre.mask") else { return };
     let theirs: Vec<f32> = theirs.flatten_all().unwrap().to_vec1().unwrap();
