@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::fp8::{self, Fp8Rows};
 use super::{
-    After, AttentionMask, Factors, FlowLength, HeadStream, LayerNorm, RmsNorm, attention,
+    After, AttentionMask, Factors, FlowLength, HeadStream, LayerNorm, Linear, RmsNorm, attention,
     channel_norm, euler_step, gated_add, gated_silu, gelu_tanh, guide, joint_heads, modulated_norm,
     silu,
 };
@@ -92,6 +93,9 @@ struct Inputs {
     odd_norm: RmsNorm,
     picture: Tensor,
     channel_scale: Tensor,
+    /// (2 · width, width), so small that products are of about 1.
+    matrix: Tensor,
+    wide_bias: Tensor,
 }
 
 impl Inputs {
@@ -123,6 +127,8 @@ impl Inputs {
             odd_norm: RmsNorm::new(numbers(&[333], 3.7)?, 1e-6),
             picture: numbers(&[2, 20, 16, 21], 4.1)?,
             channel_scale: numbers(&[1, 20, 1, 1], 4.3)?,
+            matrix: (numbers(&[2 * WIDTH, WIDTH], 4.7)? * (WIDTH as f64).powf(-0.5))?,
+            wide_bias: numbers(&[2 * WIDTH], 5.3)?,
         })
     }
 
@@ -148,12 +154,20 @@ impl Inputs {
     }
 }
 
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 16] = [
     ("modulated norm", 4.0, |of| modulated_norm(&of.image, &of.norm, of.factors(0), of.factors(1))),
     ("gated add", 4.0, |of| gated_add(&of.image, &of.image, Some(&of.bias), of.factors(0))),
     ("joint heads", 4.0, |of| of.heads(Some(&of.head_norm))),
     ("joint heads without norm", 4.0, |of| of.heads(None)),
     ("bias, GELU", 2.0, |of| gelu_tanh(&of.image, Some(&of.bias))),
+    ("layer, GELU", 4.0, |of| {
+        Linear::from_weight(of.matrix.clone()).with_bias(of.wide_bias.clone()).gelu_tanh(&of.image)
+    }),
+    ("8-bit rows", 0.0, |of| Fp8Rows::round(&of.image)?.widen(of.image.dtype())),
+    ("8-bit product", 4.0, |of| {
+        let (x, matrix) = (Fp8Rows::round(&of.image)?, Fp8Rows::round(&of.matrix)?);
+        fp8::product(&x, &matrix, of.image.dtype())
+    }),
     ("SiLU of odd rows", 1.0, |of| silu(&of.odd)),
     ("gated SiLU", 1.0, |of| gated_silu(&of.image, &of.image)),
     ("guidance", 16.0, |of| guide(&of.image, &(&of.image * 0.3)?, 4.0, FlowLength::OfConditional)),

@@ -21,6 +21,8 @@ pub enum Fusion {
     JointHeads,
     /// A layer's bias and the activation after it.
     BiasActivation,
+    /// GELU where a layer's product is summed (on a GPU, in bfloat16).
+    GeluEpilogue,
     /// silu(gate) · x.
     GatedSilu,
     /// Classifier-free guidance and the Euler step.
@@ -37,11 +39,12 @@ pub enum Fusion {
 
 impl Fusion {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::LayerNormModulation,
         Self::GatedAdd,
         Self::JointHeads,
         Self::BiasActivation,
+        Self::GeluEpilogue,
         Self::GatedSilu,
         Self::Guidance,
         Self::ChannelNorm,
@@ -58,6 +61,7 @@ impl Fusion {
             Self::GatedAdd => "gated-add",
             Self::JointHeads => "joint-heads",
             Self::BiasActivation => "bias-activation",
+            Self::GeluEpilogue => "gelu-epilogue",
             Self::GatedSilu => "gated-silu",
             Self::Guidance => "guidance",
             Self::ChannelNorm => "channel-norm",

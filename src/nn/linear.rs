@@ -2,7 +2,10 @@
 
 use candle_core::{D, DType, Module, Result, Shape, Tensor};
 
+use super::activation::gelu_tanh;
 use super::fp8::{self, Fp8Rows};
+#[cfg(feature = "cuda")]
+use super::fusion::Fusion;
 use crate::checkpoint::Weights;
 use crate::device::MatrixFormat;
 
@@ -80,6 +83,11 @@ impl Linear {
         Self { weight: Weight::Exact(candle_nn::Linear::new(weight, None)), bias: None }
     }
 
+    /// The same with a `bias` (outputs).
+    pub(super) fn with_bias(self, bias: Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
     /// `x`: (…, inputs), contiguous for speed. Returns (…, outputs).
     ///
     /// # Errors
@@ -130,6 +138,22 @@ impl Linear {
                 candle_core::bail!("an input of 8 bits is for layers of 8 bits")
             }
         }
+    }
+
+    /// gelu(x · weightᵀ + bias), with GELU's tanh approximation. Shapes as
+    /// [`Self::forward`].
+    ///
+    /// # Errors
+    /// A candle error if the shapes do not fit.
+    pub fn gelu_tanh(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let (Weight::Exact(layer), Some(bias)) = (&self.weight, &self.bias)
+            && Fusion::GeluEpilogue.applies_to(x)
+            && let Some(made) = super::cublaslt::gelu_product(x, layer.weight(), bias)?
+        {
+            return Ok(made);
+        }
+        gelu_tanh(&self.product(x)?, self.bias())
     }
 
     /// What [`Self::product`] leaves out: (outputs).

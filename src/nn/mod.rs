@@ -10,6 +10,8 @@ mod activation;
 mod attention;
 mod check;
 mod conv;
+#[cfg(feature = "cuda")]
+mod cublaslt;
 #[cfg(feature = "flash-attn")]
 mod flash;
 mod fp8;

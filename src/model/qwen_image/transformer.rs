@@ -12,7 +12,7 @@ use crate::checkpoint::Weights;
 use crate::model::residency::{Held, Residency};
 use crate::nn::{
     AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention,
-    gelu_tanh, joint_heads, merge_heads, modulated_norm, silu,
+    joint_heads, merge_heads, modulated_norm, silu,
 };
 
 /// Epsilon of all its normalisations; a constant of the reference.
@@ -283,7 +283,7 @@ impl Stream {
     /// x + gate · mlp(modulated norm of x)
     fn feed_forward(&self, x: &Tensor, modulation: &Modulation) -> Result<Tensor> {
         let modulated = modulation.modulated_norm(&self.norm, x)?;
-        let hidden = gelu_tanh(&self.mlp_in.product(&modulated)?, self.mlp_in.bias())?;
+        let hidden = self.mlp_in.gelu_tanh(&modulated)?;
         modulation.gated_add(x, &self.mlp_out, &hidden)
     }
 }

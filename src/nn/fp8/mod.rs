@@ -6,14 +6,16 @@
 //! has a scale of its own, a power of two: so scaling rounds nothing, and a product
 //! can be scaled before or after it is made.
 
-#[cfg(feature = "cuda")]
-mod card;
 mod format;
 mod steps;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cublaslt::Fp8Product;
 use super::kernels::run;
+#[cfg(feature = "cuda")]
+use steps::ScaledProduct;
 use steps::{RoundedRows, WideRows};
 
 /// Where the scales begin is a multiple of this, in bytes.
@@ -23,9 +25,9 @@ const SCALES_ALIGNMENT: usize = 16;
 #[derive(Clone)]
 pub struct Fp8Rows {
     /// The numbers row by row, then the scales, as bytes in a row.
-    bytes: Tensor,
-    rows: usize,
-    width: usize,
+    pub(super) bytes: Tensor,
+    pub(super) rows: usize,
+    pub(super) width: usize,
 }
 
 impl Fp8Rows {
@@ -65,7 +67,7 @@ impl Fp8Rows {
     }
 
     /// The address of the scales on the device.
-    fn scales_address(&self) -> Result<u64> {
+    pub(super) fn scales_address(&self) -> Result<u64> {
         let first = super::kernels::address(&self.bytes)?;
         Ok(first + scales_at(self.rows, self.width) as u64)
     }
@@ -88,8 +90,12 @@ pub(super) fn product(x: &Fp8Rows, weight: &Fp8Rows, dtype: DType) -> Result<Ten
         candle_core::bail!("rows of {} and of {} do not fit", x.width, weight.width);
     }
     #[cfg(feature = "cuda")]
-    if let Some(product) = card::product(x, weight, dtype)? {
-        return Ok(product);
+    if dtype == DType::BF16 {
+        match super::cublaslt::fp8_product(x, weight)? {
+            Some(Fp8Product::Whole(product)) => return Ok(product),
+            Some(Fp8Product::Bare(bare)) => return run(&ScaledProduct::new(&bare, x, weight)?),
+            None => {}
+        }
     }
     x.widen(dtype)?.matmul(&weight.widen(dtype)?.t()?)
 }
