@@ -6,10 +6,10 @@ use rayon::prelude::*;
 use super::fusion::Fusion;
 use super::kernels::{
     Launch, Number, Numbers, Operation, address, address_or_null, expect_alike, expect_contiguous,
-    pack_of, run,
+    length, pack_of, run,
 };
 use super::linear::add_bias;
-use super::modulation::{expect_bias, length};
+use super::modulation::expect_bias;
 use super::rows::vectorised;
 use super::softmax::exp_of_negative;
 

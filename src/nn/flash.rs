@@ -13,7 +13,7 @@ use candle_core::{
 };
 use half::bf16;
 
-use super::modulation::length;
+use super::kernels::length;
 
 /// The one head size that is compiled.
 const SIZE: usize = 128;

@@ -6,9 +6,8 @@ use rayon::prelude::*;
 use super::fusion::Fusion;
 use super::kernels::{
     Launch, Number, Numbers, Operation, WARP, address, address_or_null, expect_alike,
-    expect_contiguous, run,
+    expect_contiguous, length, run,
 };
-use super::modulation::length;
 use super::rows::vectorised;
 
 /// Warps of a block: each takes a token.

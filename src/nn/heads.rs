@@ -8,10 +8,10 @@ use super::attention::{HeadLayout, layout_for, split_heads};
 use super::fusion::Fusion;
 use super::kernels::{
     Launch, Number, Numbers, Operation, WARP, address, address_or_null, expect_alike,
-    expect_contiguous, pack_of, run,
+    expect_contiguous, length, pack_of, run,
 };
 use super::linear::add_bias;
-use super::modulation::{expect_bias, length};
+use super::modulation::expect_bias;
 use super::norm::RmsNorm;
 use super::rows::{sum_of, vectorised};
 

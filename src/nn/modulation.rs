@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::fusion::Fusion;
 use super::kernels::{
     Launch, Number, Numbers, Operation, Vectors, address, address_or_null, expect_alike,
-    expect_contiguous, pack_of, run, threads_for_row, vector_stride,
+    expect_contiguous, length, pack_of, run, threads_for_row, vector_stride,
 };
 use super::linear::add_bias;
 use super::norm::LayerNorm;
@@ -132,11 +132,6 @@ struct ModulatedNormCall {
     width: i32,
     switch_token: i32,
     eps: f32,
-}
-
-/// A length as kernels take it.
-pub(super) fn length(x: usize) -> Result<i32> {
-    i32::try_from(x).map_err(candle_core::Error::wrap)
 }
 
 impl Operation for ModulatedNorm<'_> {

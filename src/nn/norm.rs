@@ -5,10 +5,10 @@ use rayon::prelude::*;
 
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, pack_of, run,
+    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of, run,
     threads_for_row,
 };
-use super::modulation::{expect_bias, length};
+use super::modulation::expect_bias;
 use super::rows::{sum_of, vectorised};
 use super::{activation::silu_of, silu};
 use crate::checkpoint::Weights;

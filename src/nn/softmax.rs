@@ -10,10 +10,9 @@ use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor};
 use rayon::prelude::*;
 
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, pack_of, run,
+    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of, run,
     threads_for_row,
 };
-use super::modulation::length;
 
 /// Replaces `scores` by its softmax over the last dimension.
 ///

@@ -36,9 +36,10 @@ step check 120 "$program" bench --check --device cuda
 bench=("$program" bench --device cuda --dtype bfloat16 --steps 3 "${model[@]}")
 step fused 120 "${bench[@]}" --json "$report/fused.json"
 # What each kind of fusion brings: the same without it.
+step fp8 120 "$program" bench --device cuda --dtype fp8 --steps 3 "${model[@]}" --json "$report/fp8.json"
 step without-flash 120 "${bench[@]}" --without flash-attention --json "$report/without-flash.json"
 step composed 120 "${bench[@]}" --json "$report/composed.json" --without "$(
-  echo flash-attention softmax layer-norm-modulation gated-add joint-heads bias-activation \
+  echo flash-attention softmax layer-norm-modulation gated-add joint-heads bias-activation gelu-epilogue \
     gated-silu guidance channel-norm rms-norm | tr ' ' ',')"
 
 printf '\nlogs are in %s\n' "$report"

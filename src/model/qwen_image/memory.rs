@@ -219,6 +219,28 @@ mod tests {
     }
 
     #[test]
+    fn layers_of_8_bits_leave_room_for_more() {
+        // The layers of the blocks in a byte a weight, as `bench --estimate` counts them.
+        let weights = published();
+        let saved = 60 * 2 * 12 * 3072 * 3072;
+        let transformer = weights.transformer - saved;
+        let rounded = WeightBytes::new(
+            [weights.text_encoder, transformer, weights.vae],
+            &TransformerConfig::published(),
+            2,
+        );
+        for (free, on_demand) in [
+            (48, "nothing"),
+            (40, "modulation"),
+            (24, "text encoder, vae, modulation, 34 of 60 transformer blocks"),
+        ] {
+            let plan = MemoryPlan::new(MemoryChoice::Auto, &rounded, Some(free * GIB), 4 * GIB);
+
+            assert_eq!(plan.on_demand(60), on_demand, "{free} GiB");
+        }
+    }
+
+    #[test]
     fn a_plan_that_we_made_fits_if_any_does() {
         let smallest = plan(0).peak_bytes(&published()) + 4 * GIB;
         for free in (smallest..80 * GIB).step_by(GIB / 2) {

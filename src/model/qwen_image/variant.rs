@@ -5,6 +5,7 @@
 
 use super::prompt::PromptTemplate;
 use crate::model::{Capabilities, EditKind};
+use crate::nn::FlowLength;
 
 /// One pipeline of the family.
 #[derive(Debug, Clone)]
@@ -29,8 +30,8 @@ pub struct Variant {
     pub image_channels: usize,
     /// How the schedule follows from the pictures' sizes.
     pub schedule_basis: ScheduleBasis,
-    /// What guidance does to the length of a prediction.
-    pub guided_length: GuidedLength,
+    /// How long a guided prediction is.
+    pub guided_length: FlowLength,
     /// Denoising steps of the model card.
     pub steps: i64,
 }
@@ -58,15 +59,6 @@ pub enum ScheduleBasis {
     RootOfReference,
 }
 
-/// What guidance does to the length of a token's prediction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GuidedLength {
-    /// It is brought back to that of the prediction with the prompt.
-    Kept,
-    /// Nothing.
-    Free,
-}
-
 const MEGAPIXEL: usize = 1024 * 1024;
 
 /// Qwen/Qwen-Image and Qwen/Qwen-Image-2512.
@@ -87,7 +79,7 @@ pub const TEXT_TO_IMAGE: Variant = Variant {
     image_area: MEGAPIXEL,
     image_channels: 3,
     schedule_basis: ScheduleBasis::Made,
-    guided_length: GuidedLength::Kept,
+    guided_length: FlowLength::OfConditional,
     steps: 50,
 };
 
@@ -132,6 +124,6 @@ pub const LAYERED: Variant = Variant {
     image_area: 640 * 640,
     image_channels: 4,
     schedule_basis: ScheduleBasis::RootOfReference,
-    guided_length: GuidedLength::Free,
+    guided_length: FlowLength::Free,
     ..TEXT_TO_IMAGE
 };

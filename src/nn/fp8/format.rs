@@ -1,29 +1,14 @@
 //! Single numbers in e4m3, and the powers of two that scale them.
 
-/// Every number of the format.
-const NUMBERS: [f32; 256] = numbers();
-
-#[expect(clippy::cast_possible_truncation, reason = "a code is a byte")]
-const fn numbers() -> [f32; 256] {
-    let mut numbers = [0.0; 256];
-    let mut code = 0;
-    while code < 256 {
-        let magnitude = code as u32 & 0x7f;
-        let number = match magnitude {
-            0x7f => f32::NAN,
-            0..8 => magnitude as f32 / 512.0,
-            _ => f32::from_bits((magnitude + (120 << 3)) << 20),
-        };
-        numbers[code] = if code < 128 { number } else { -number };
-        code += 1;
-    }
-    numbers
-}
-
-/// The number of a code.
+/// The number of a code. Without branches, so that rows of them become vectors.
 #[inline(always)]
 pub(super) fn from_e4m3(code: u8) -> f32 {
-    NUMBERS[usize::from(code)]
+    let magnitude = u32::from(code & 0x7f);
+    let small = magnitude as f32 / 512.0;
+    let normal = f32::from_bits((magnitude + (120 << 3)) << 20);
+    let finite = if magnitude < 8 { small } else { normal };
+    let number = if magnitude == 0x7f { f32::NAN } else { finite };
+    f32::from_bits(number.to_bits() | u32::from(code & 0x80) << 24)
 }
 
 /// The code of the number nearest to `x`, ties to even; ±448 for what is beyond, NaN

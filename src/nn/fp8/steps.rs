@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use super::format::{exponent_for, from_e4m3, power_of_two, to_e4m3};
 use super::{Fp8Rows, scales_at};
 use crate::nn::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, pack_of, threads_for_row,
+    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of,
+    threads_for_row,
 };
-use crate::nn::modulation::length;
 use crate::nn::rows::vectorised;
 
 /// Rows that a thread of a CPU takes at least.
@@ -149,9 +149,11 @@ impl Operation for WideRows<'_> {
             .with_min_len(FEWEST_ROWS)
             .for_each(|((made, codes), scale)| {
                 let scale = f32::from_ne_bytes(*scale);
-                for (made, code) in made.iter_mut().zip(codes) {
-                    *made = N::narrow(from_e4m3(*code) * scale);
-                }
+                vectorised(|| {
+                    for (made, code) in made.iter_mut().zip(codes) {
+                        *made = N::narrow(from_e4m3(*code) * scale);
+                    }
+                });
             });
         Ok(())
     }

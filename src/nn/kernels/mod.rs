@@ -116,6 +116,11 @@ pub(super) struct Launch<Call> {
     pub(super) pack: usize,
 }
 
+/// A length as kernels take it.
+pub(super) fn length(x: usize) -> Result<i32> {
+    i32::try_from(x).map_err(candle_core::Error::wrap)
+}
+
 /// The widest moves that `addresses` and `lengths` (in numbers of `dtype`) allow.
 /// A null address allows all.
 pub(super) fn pack_of(dtype: DType, addresses: &[u64], lengths: &[usize]) -> usize {

@@ -25,7 +25,7 @@ use crate::domain::{
 };
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::{
-    DiffusionModel, LoadError, ModelConfig, ModelError, StepObserver, StepProgress,
+    DiffusionModel, DtypeChoice, LoadError, ModelConfig, ModelError, StepObserver, StepProgress,
 };
 
 /// What to measure.
@@ -197,7 +197,14 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
 /// # Errors
 /// [`BenchmarkError`]: a faulty configuration, or a request that it cannot serve.
 pub fn estimate(plan: &BenchmarkPlan) -> Result<Estimate, BenchmarkError> {
-    let dtype = crate::device::dtype(plan.model.dtype, &Device::Cpu);
+    let dtype = match plan.model.dtype {
+        // Asked for a card, where the rest is in 16 bits.
+        DtypeChoice::Fp8 | DtypeChoice::Fp8Weights => DType::BF16,
+        choice @ (DtypeChoice::Auto
+        | DtypeChoice::Float32
+        | DtypeChoice::Bfloat16
+        | DtypeChoice::Float16) => crate::device::dtype(choice, &Device::Cpu),
+    };
     let source = (WeightSource::Placeholders, &Device::Cpu, dtype);
     let (pipeline, bytes) = with_context(plan, source, |context, variant| {
         Ok((super::load_pipeline(context, variant)?, loading::weight_bytes(context, variant)?))
@@ -424,7 +431,7 @@ fn ceiling_tflops(device: &Device, dtype: DType) -> Result<f64, BenchmarkError> 
 mod tests {
     use super::*;
     use crate::checkpoint::Snapshot;
-    use crate::model::{DeviceChoice, DtypeChoice, embedded};
+    use crate::model::{DeviceChoice, embedded};
 
     fn plan() -> BenchmarkPlan {
         let tiny = embedded::find("tiny-random").unwrap();

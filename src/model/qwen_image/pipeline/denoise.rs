@@ -9,7 +9,6 @@ use crate::model::qwen_image::modulation::ModulationTable;
 use crate::model::qwen_image::positions::Grid;
 use crate::model::qwen_image::scheduler::Schedule;
 use crate::model::qwen_image::transformer::{TokenPositions, Transformer};
-use crate::model::qwen_image::variant::GuidedLength;
 use crate::model::{ModelError, StepObserver, StepProgress};
 use crate::nn::{FlowLength, euler_step, guide};
 
@@ -80,7 +79,7 @@ pub(super) fn noised(clean: &Tensor, noise: &Tensor, sigma: f32) -> TensorResult
 #[derive(Clone, Copy)]
 pub(super) struct Steering<'a> {
     pub(super) guidance: &'a Guidance,
-    pub(super) guided_length: GuidedLength,
+    pub(super) guided_length: FlowLength,
     pub(super) modulations: &'a ModulationTable,
 }
 
@@ -173,11 +172,7 @@ impl<'a> Denoising<'a> {
         match (&guidance.negative, &self.negative_positions) {
             (Some(negative), Some(positions)) => {
                 let unconditional = flow(negative, positions)?;
-                let length = match guided_length {
-                    GuidedLength::Free => FlowLength::Free,
-                    GuidedLength::Kept => FlowLength::OfConditional,
-                };
-                guide(&conditional, &unconditional, guidance.scale, length)
+                guide(&conditional, &unconditional, guidance.scale, guided_length)
             }
             _ => Ok(conditional),
         }

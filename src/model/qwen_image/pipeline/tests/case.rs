@@ -14,8 +14,9 @@ use crate::domain::{
 };
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::qwen_image::pipeline::Pipeline;
-use crate::model::qwen_image::variant::{self, GuidedLength, Variant};
+use crate::model::qwen_image::variant::{self, Variant};
 use crate::model::{DeviceChoice, DtypeChoice, ModelConfig};
+use crate::nn::FlowLength;
 
 const VARIANTS: [Variant; 4] =
     [variant::TEXT_TO_IMAGE, variant::EDIT, variant::EDIT_PLUS, variant::LAYERED];
@@ -136,7 +137,7 @@ impl Case {
             LoadContext { snapshot: &snapshot, config: &config, id, device, dtype, weights };
         let mut pipeline = crate::model::qwen_image::load_pipeline(&context, &variant).unwrap();
         if self.doc["call"]["cfg_normalize"] == true {
-            pipeline.variant.guided_length = GuidedLength::Kept;
+            pipeline.variant.guided_length = FlowLength::OfConditional;
         }
         pipeline
     }
