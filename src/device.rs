@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+pub mod upload;
 
 use candle_core::{DType, Device, DeviceLocation};
 

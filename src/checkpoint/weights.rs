@@ -20,6 +20,8 @@ use safetensors::tensor::TensorView;
 
 use super::{CheckpointError, Lora, Snapshot};
 use crate::device::MatrixFormat;
+#[cfg(feature = "cuda")]
+use crate::device::upload::{self, UploadOrder};
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
@@ -33,6 +35,9 @@ pub struct Weights {
     dtype: DType,
     matrices: MatrixFormat,
     device: Device,
+    /// Whether a card uploads tensors beside its work.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card"))]
+    beside: bool,
     /// If tensors are only held against what is asked for, not read: which.
     checked: Option<Arc<Mutex<CheckedTensors>>>,
     /// Is told the bytes of each tensor that is read.
@@ -130,6 +135,7 @@ impl Weights {
             dtype,
             matrices: MatrixFormat::AsComputed,
             device: device.clone(),
+            beside: false,
             checked: None,
             progress: ProgressBar::hidden(),
         }
@@ -211,6 +217,45 @@ impl Weights {
         self.matrices
     }
 
+    /// The same place, from which a card uploads tensors beside what it computes:
+    /// they must be waited for with [`Weights::await_uploads`].
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { beside: true, ..self.clone() }
+    }
+
+    /// The same place, from which tensors come that can be computed with at once.
+    #[must_use]
+    pub fn in_turn(&self) -> Self {
+        Self { beside: false, ..self.clone() }
+    }
+
+    /// Has the device compute nothing more until all tensors taken so far are there.
+    /// Returns at once.
+    ///
+    /// # Errors
+    /// A candle error of the driver.
+    pub fn await_uploads(&self) -> candle_core::Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), true) = (&self.device, self.beside) {
+            return upload::await_uploads(device);
+        }
+        Ok(())
+    }
+
+    /// Has the device finish what it was told to compute before tensors that were
+    /// taken here are freed. Returns at once.
+    ///
+    /// # Errors
+    /// A candle error of the driver.
+    pub fn release(&self) -> candle_core::Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), true) = (&self.device, self.beside) {
+            return upload::release(device);
+        }
+        Ok(())
+    }
+
     /// Whether tensors handed out here are placeholders, not to be computed with.
     #[must_use]
     pub fn is_hollow(&self) -> bool {
@@ -287,9 +332,19 @@ impl Weights {
     /// `view` as it is handed out.
     fn read(&self, name: &str, view: &TensorView) -> candle_core::Result<Tensor> {
         if self.loras.is_empty() && stored_dtype(self.dtype) == Some(view.dtype()) {
-            return view.load(&self.device);
+            return self.upload(view);
         }
         self.changed(name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?.to_device(&self.device)
+    }
+
+    /// `view` as it is stored.
+    fn upload(&self, view: &TensorView) -> candle_core::Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = &self.device {
+            let order = if self.beside { UploadOrder::Beside } else { UploadOrder::InTurn };
+            return upload::upload(device, order, self.dtype, view.shape(), view.data());
+        }
+        view.load(&self.device)
     }
 
     /// `stored` with what the LoRAs add to it, summed in 32 bits.

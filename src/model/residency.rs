@@ -75,11 +75,75 @@ impl<T> Held<T> {
         }
     }
 
+    /// The component, or the way to it: if a card has to load it, that begins now,
+    /// beside what the card computes.
+    ///
+    /// # Errors
+    /// What the loading fails with.
+    pub fn start_loading(&self) -> TensorResult<Loading<'_, T>> {
+        match &self.0 {
+            State::OnDemand { weights, load, .. } if weights.device().is_cuda() => {
+                let weights = weights.beside();
+                let component = load(&weights)?;
+                Ok(Loading::Beside(Beside { component, weights }))
+            }
+            State::Resident(_) | State::OnDemand { .. } => Ok(Loading::Later(self)),
+        }
+    }
+
     /// Has the system read the component's files, if it is going to be loaded.
     /// Returns at once.
     pub fn read_ahead(&self) {
         if let State::OnDemand { weights, tensors, .. } = &self.0 {
             weights.read_ahead(tensors);
+        }
+    }
+}
+
+/// A component that is going to be used.
+pub enum Loading<'a, T> {
+    /// It is there, or is loaded when it is used.
+    Later(&'a Held<T>),
+    /// A card is loading it.
+    Beside(Beside<T>),
+}
+
+impl<T> Loading<'_, T> {
+    /// What `action` makes of the component. Then it is dropped, if it does not stay,
+    /// after `meanwhile`, which is done while a card is at work.
+    ///
+    /// # Errors
+    /// What `action` or `meanwhile` fails with, or the loading.
+    pub fn with<R, M, E>(
+        self,
+        action: impl FnOnce(&T) -> Result<R, E>,
+        meanwhile: impl FnOnce() -> Result<M, E>,
+    ) -> Result<(R, M), E>
+    where
+        E: From<candle_core::Error>,
+    {
+        match self {
+            Self::Later(held) => Ok((held.with(action)?, meanwhile()?)),
+            Self::Beside(beside) => {
+                beside.weights.await_uploads()?;
+                let made = action(&beside.component)?;
+                Ok((made, meanwhile()?))
+            }
+        }
+    }
+}
+
+/// A component that a card loads beside its work.
+pub struct Beside<T> {
+    component: T,
+    weights: Weights,
+}
+
+impl<T> Drop for Beside<T> {
+    fn drop(&mut self) {
+        // It may be dropped without having been used, or while it is used.
+        if let Err(error) = self.weights.await_uploads().and_then(|()| self.weights.release()) {
+            tracing::warn!(%error, "a card does not say when it is done");
         }
     }
 }
@@ -100,6 +164,35 @@ mod tests {
         fn drop(&mut self) {
             self.0.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+
+    #[test]
+    fn a_component_is_there_until_the_next_one_is_on_its_way() {
+        let weights = Weights::recording("component", DType::F32);
+        let alive = Arc::new(AtomicUsize::new(0));
+        let counted = || {
+            alive.fetch_add(1, Ordering::SeqCst);
+            Counted(alive.clone())
+        };
+        let now = || Ok::<_, candle_core::Error>(alive.load(Ordering::SeqCst));
+        let beside = || Loading::Beside(Beside { component: counted(), weights: weights.clone() });
+
+        assert_eq!(beside().with(|_| now(), now).unwrap(), (1, 1));
+        let failed = beside().with(|_| candle_core::bail!("no") as candle_core::Result<()>, now);
+        assert!(failed.is_err());
+        drop(beside());
+        assert_eq!(now().unwrap(), 0);
+
+        let on_demand = Held::new(Residency::OnDemand, &weights, {
+            let alive = alive.clone();
+            move |_| {
+                alive.fetch_add(1, Ordering::SeqCst);
+                Ok(Counted(alive.clone()))
+            }
+        });
+        // A CPU has it only while it is used.
+        let on_demand = on_demand.unwrap();
+        assert_eq!(on_demand.start_loading().unwrap().with(|_| now(), now).unwrap(), (1, 0));
     }
 
     #[test]

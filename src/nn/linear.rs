@@ -59,7 +59,8 @@ impl Linear {
             MatrixFormat::Fp8Weights => Inputs::Exact,
         };
         let bytes = Fp8Rows::byte_count(outputs, inputs);
-        let weight = weights.get_kept_in("weight", (outputs, inputs), bytes)?;
+        // Rounded, and dropped, at once.
+        let weight = weights.in_turn().get_kept_in("weight", (outputs, inputs), bytes)?;
         let rows = if weights.is_hollow() {
             Fp8Rows::placeholder(outputs, inputs)?
         } else {

@@ -126,7 +126,8 @@ impl MemoryPlan {
             Residency::OnDemand => at_a_time,
         };
         let block = if self.resident_block_bytes(weights) < weights.all_blocks() {
-            weights.block
+            // One is computed with while the next one is loaded.
+            2 * weights.block
         } else {
             0
         };

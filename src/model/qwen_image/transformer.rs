@@ -203,16 +203,19 @@ impl Transformer {
     ) -> Result<Tensor> {
         let mut image = self.img_in.forward(latents)?;
         let mut text = self.txt_in.forward(&self.txt_norm.forward(prompt_embeds)?)?;
-        for (index, block) in self.transformer_blocks.iter().enumerate() {
-            if let Some(next) = self.transformer_blocks.get(index + 1) {
-                next.read_ahead();
-            }
+        let mut loading = self.transformer_blocks.first().map(Held::start_loading).transpose()?;
+        for index in 0.. {
+            let Some(block) = loading.take() else { break };
+            let next = self.transformer_blocks.get(index + 1);
+            next.inspect(|next| next.read_ahead());
             let modulations = BlockModulations {
                 image: modulation.of_image(index, positions.first_picture)?,
                 text: modulation.of_text(index)?,
             };
-            (text, image) =
-                block.with(|block| block.forward(&text, &image, &modulations, positions))?;
+            ((text, image), loading) = block.with(
+                |block| block.forward(&text, &image, &modulations, positions),
+                || next.map(Held::start_loading).transpose(),
+            )?;
         }
         self.proj_out.forward(&self.norm_out.forward(&image, modulation)?)
     }
