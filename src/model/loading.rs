@@ -3,7 +3,8 @@
 use candle_core::{DType, Device};
 
 use super::{
-    Capabilities, CapabilitySwitches, DiffusionModel, LoadError, ModelConfig, RequestDefaults,
+    Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, LoadError, ModelConfig,
+    RequestDefaults,
 };
 use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
@@ -78,6 +79,8 @@ pub(super) struct CheckpointDefaults {
     pub(super) true_cfg_scale: Option<f64>,
     pub(super) guidance_scale: Option<f64>,
     pub(super) negative_prompt: Option<String>,
+    /// What it computes in where the settings leave it open.
+    pub(super) dtype: Option<DtypeChoice>,
     /// Prompts that it follows, if it knows only some.
     pub(super) instructions: Option<Vec<String>>,
 }
@@ -90,7 +93,13 @@ impl CheckpointDefaults {
             return Ok(Self::default());
         }
         let mut file = snapshot.config(Self::FILE)?;
+        let dtype: Option<String> = file.optional("dtype");
+        let dtype = dtype.and_then(|text| {
+            let parsed = text.parse();
+            parsed.map_err(|error| file.fault(format!("dtype = '{text}': {error}"))).ok()
+        });
         let defaults = Self {
+            dtype,
             description: file.optional("description"),
             image_area: file.optional("image_area"),
             num_inference_steps: file.optional("num_inference_steps"),

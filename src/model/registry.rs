@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::loading::{LoadContext, ModelEntry, WeightSource};
+use super::loading::{CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
 use super::{
-    Capabilities, CapabilitySwitches, DiffusionModel, GuidanceParameter, LoadError, MemoryChoice,
-    ModelConfig,
+    Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError,
+    MemoryChoice, ModelConfig,
 };
 use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::{CheckpointError, Snapshot};
@@ -46,6 +46,7 @@ pub(super) fn load_from(
             reason: format!("LoRA files are not merged into models of {class_name}"),
         }));
     }
+    let config = &with_dtype_of(snapshot, config)?;
     check_settings(config, entry)?;
     let device = crate::device::open(config.device)?;
     let dtype = crate::device::dtype(config.dtype, &device);
@@ -55,6 +56,16 @@ pub(super) fn load_from(
     let model = (entry.load)(&context)?;
     warn_of_settings_without_effect(config, model.as_ref());
     Ok(model)
+}
+
+/// `config` with the number format that the checkpoint asks for, if it does and the
+/// settings leave it open.
+fn with_dtype_of(snapshot: &Snapshot, config: &ModelConfig) -> Result<ModelConfig, LoadError> {
+    let mut config = config.clone();
+    if config.dtype == DtypeChoice::Auto {
+        config.dtype = CheckpointDefaults::load(snapshot)?.dtype.unwrap_or(DtypeChoice::Auto);
+    }
+    Ok(config)
 }
 
 /// Refuses settings that models of `entry` cannot follow.

@@ -15,7 +15,8 @@ use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
 use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::{
-    Capabilities, DeviceChoice, DiffusionModel, EditKind, LoadError, ModelConfig, Unobserved,
+    Capabilities, DeviceChoice, DiffusionModel, DtypeChoice, EditKind, LoadError, ModelConfig,
+    Unobserved,
 };
 
 // ---- the full-size checkpoint, by its list of tensors -----------------------
@@ -408,6 +409,28 @@ fn a_pipeline_class_that_is_not_served_is_named_with_those_that_are() {
     let fault = copy.fault();
 
     assert!(fault.contains("FluxPipeline") && fault.contains("QwenImageEditPipeline"), "{fault}");
+}
+
+#[test]
+fn a_checkpoint_says_what_it_computes_in_unless_the_settings_do() {
+    let copy = Copy::new();
+    let asks_for = |dtype: &str| {
+        let defaults = serde_json::json!({ "dtype": dtype }).to_string();
+        std::fs::write(copy.path("diffuser.json"), defaults).unwrap();
+    };
+    let dtype_of = |dtype| {
+        let device = DeviceChoice::Cpu;
+        let id = copy.path("").display().to_string();
+        let config = ModelConfig { device, dtype, ..ModelConfig::of(id) };
+        diffuser_api::model::load(&config, &offline_hub()).map(|model| model.info().dtype.clone())
+    };
+
+    asks_for("bfloat16");
+    assert_eq!(dtype_of(DtypeChoice::Auto).unwrap(), "bfloat16");
+    assert_eq!(dtype_of(DtypeChoice::Float32).unwrap(), "float32");
+    asks_for("float7");
+    let fault = dtype_of(DtypeChoice::Auto).unwrap_err().to_string();
+    assert!(fault.contains("diffuser.json") && fault.contains("float7"), "{fault}");
 }
 
 #[test]
