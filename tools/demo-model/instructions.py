@@ -178,6 +178,49 @@ PHRASES: dict[str, list[str]] = {
         "drop the {s}", "{s} away", "remove that {s}", "wipe out the {s}",
     ],
 }  # fmt: skip
+# Frames for a word that says what a picture shall be ({w} is such a word) or have.
+ADJECTIVE_FRAMES = [
+    "make {it} {w}", "have {it} {w}", "get {it} {w}", "{it} has to be {w}", "{it} must become {w}", "{it} is to be {w}",
+    "{it}, but {w}", "render {it} {w}", "could {it} be {w}", "let {it} be {w}", "I like {it} {w}", "{w}", "a {w} {p}",
+    "make {it} look {w}", "{it} ought to look {w}", "get {it} to be {w}", "turn out {it} {w}", "as {w} as possible",
+    "make all of it {w}", "show {it} {w}", "edit {it} to be {w}", "a {w} version", "it could be {w}", "give me {it} {w}",
+]  # fmt: skip
+NOUN_FRAMES = [
+    "bring {w} into {it}", "with {w}", "{it} with {w}", "give {it} {w}", "put {w} into {it}", "{it} lacks {w}", "use {w}",
+    "a touch of {w}", "{w} all over {it}", "{w} for {it}", "bring in {w}", "there should be {w}", "show {it} with {w}",
+    "let there be {w}", "edit {it} with {w}", "{it} could use {w}", "{it} deserves {w}", "render {it} with {w}", "in {w}",
+]  # fmt: skip
+# What a picture shall be, and what it shall have.
+WORDS: dict[str, tuple[list[str], list[str]]] = {
+    "grayscale": (["black and white", "gray", "monochrome", "colorless", "grayscale", "free of color"], ["gray tones", "shades of gray", "no color at all"]),
+    "sepia": (["sepia", "sepia toned", "sepia colored"], ["a sepia tone", "sepia tones", "a sepia look", "the colors of sepia"]),
+    "invert": (["inverted", "negative", "inverse"], ["inverted colors", "opposite colors", "the colors inverted", "the negative colors"]),
+    "brighter": (["brighter", "lighter", "bright", "less dark", "more luminous"], ["more light", "more brightness", "extra light", "a lot of light", "some light"]),
+    "darker": (["darker", "dark", "dimmer", "less bright", "dim"], ["less light", "less brightness", "more darkness", "some darkness"]),
+    "more contrast": (["higher in contrast", "more contrasty", "rich in contrast"], ["more contrast", "stronger contrast", "higher contrast", "a higher contrast"]),
+    "less contrast": (["lower in contrast", "less contrasty", "poor in contrast"], ["less contrast", "weaker contrast", "lower contrast", "a lower contrast"]),
+    "warmer": (["warmer", "warm", "warmer in color", "less cold"], ["warm colors", "warmer tones", "more warmth", "warm light", "a warm shift", "some warmth"]),
+    "cooler": (["cooler", "colder", "cool", "cold", "less warm"], ["cold colors", "cooler tones", "less warmth", "cold light", "a cold shift", "some coldness"]),
+    "vintage": (["vintage", "retro", "old", "faded"], ["a vintage look", "a retro look", "an old look", "retro style", "faded colors"]),
+    "blur": (["blurry", "blurred", "out of focus", "unsharp", "less sharp"], ["a blur", "some blur", "blur", "no sharpness"]),
+    "mirror": (["mirrored", "flipped", "flipped left to right", "reversed left to right"], ["left and right swapped", "the sides swapped", "its sides exchanged"]),
+}  # fmt: skip
+PHRASES["grayscale"] += ["strip {it} of color", "strip the saturation", "wash out every color", "lose the colors", "take the colors off", "colors away", "shades of gray"]  # fmt: skip
+PHRASES["invert"] += ["flip the colors", "the opposite colors", "exchange each color with its opposite", "opposite colors everywhere", "turn light into dark and dark into light", "make every color the opposite"]  # fmt: skip
+PHRASES["brighter"] += ["put a light on", "lights on", "let some light in", "light for {it}", "throw light on {it}", "let light into {it}", "brightness up"]  # fmt: skip
+PHRASES["darker"] += ["brightness down", "lights off", "take light away", "keep light out of {it}", "put {it} in the dark"]  # fmt: skip
+PHRASES["more contrast"] += ["contrast up", "push contrast", "the contrast must go up", "bring contrast up", "have the contrast raised", "make contrast higher"]  # fmt: skip
+PHRASES["less contrast"] += ["contrast down", "bring down contrast", "the contrast must go down", "have the contrast lowered", "make contrast lower"]  # fmt: skip
+PHRASES["warmer"] += ["colors on the warm side", "move the tones toward warm", "push the tones to the warm side", "warm the colors", "let the colors be warm", "the colors need warmth", "turn the tones warm"]  # fmt: skip
+PHRASES["cooler"] += ["colors on the cold side", "move the tones toward cold", "push the tones to the cold side", "cool the colors", "let the colors be cold", "the colors need to be colder", "turn the tones cold"]  # fmt: skip
+PHRASES["background"] += ["put {c} in the background", "everything behind is {c}", "paint what is behind {c}", "a {c} wall behind it all", "behind the shapes, {c}", "fill the background with {c}", "a {c} backdrop", "have a {c} backdrop", "let the background be {c}", "{c} for the background", "{c} behind it", "put {c} behind the shapes", "have the background painted {c}", "{c} as background"]  # fmt: skip
+PHRASES["recolour"] += ["all that is {a} becomes {c}", "what is {a} turns {c}", "wherever you see {a}, use {c}", "paint {c} over {a}", "have the {a} {s} painted {c}", "the {a} {s} becomes {c}", "let {a} turn {c}", "let the {a} {s} be {c}", "if it is {a}, make it {c}", "{c} instead of {a}", "put {c} where {a} is", "wherever it is {a}, {c}", "the {a} {s} in {c}", "everything {a} is to be {c}"]  # fmt: skip
+PHRASES["remove"] += ["the {a} {s} is to be erased", "have the {a} {s} removed", "the {a} {s} needs to be deleted", "get the {a} {s} removed", "the {a} {s} can be removed", "wipe off the {a} {s}", "wash the {a} {s} away", "rub out the {a} {s}", "the {a} {s} ought to be removed", "let the {a} {s} be removed", "{a} is to be removed", "lose the {a} {s}", "throw out the {a} {s}", "I would remove the {a} {s}", "the {a} {s} has to be removed"]  # fmt: skip
+PHRASES["recolour shape"] += ["swap the {s} for a {c} one", "trade the {s} for a {c} {s}", "a {c} {s} would be better", "have the {s} painted {c}", "the {s} becomes {c}", "let the {s} turn {c}", "have the {s} become {c}", "the {s} is to be {c}", "replace the {s} with a {c} one", "change that {s} to a {c} {s}", "{c} for the {s}", "the {s} gets {c}", "get the {s} {c}", "I like the {s} {c}"]  # fmt: skip
+PHRASES["remove shape"] += ["the {s} is to be erased", "have the {s} removed", "the {s} needs to be deleted", "get the {s} removed", "the {s} can be removed", "wipe off the {s}", "wash the {s} away", "rub out the {s}", "the {s} ought to be removed", "let the {s} be removed", "lose the {s}", "throw out the {s}", "I would remove the {s}", "the {s} has to be removed"]  # fmt: skip
+for _task, (_adjectives, _nouns) in WORDS.items():
+    PHRASES[_task] += [f.replace("{w}", w) for f in ADJECTIVE_FRAMES for w in _adjectives]
+    PHRASES[_task] += [f.replace("{w}", w) for f in NOUN_FRAMES for w in _nouns]
 for _colour in ("red", "green", "blue"):
     _c = _colour
     PHRASES[f"{_colour} tint"] = [
@@ -185,6 +228,7 @@ for _colour in ("red", "green", "blue"):
         f"{_c} tint", f"add a {_c} tint to {{it}}", f"{_c} filter", f"color the whole {{p}} {_c}", f"turn {{it}} {_c}",
         f"add a {_c} tone", f"make the whole {{p}} {_c}", f"use a {_c} filter on {{it}}", f"a {_c} tone",
         f"color {{it}} {_c}", f"put a {_c} filter over {{it}}", f"{_c} light", f"bathe {{it}} in {_c} light",
+        *(f.replace("{w}", w) for f in NOUN_FRAMES for w in (f"a {_c} tint", f"{_c} light", f"a {_c} tone", f"{_c} tones")),
     ]  # fmt: skip
 
 HELD_OUT: dict[str, list[str]] = {
