@@ -190,6 +190,11 @@ NOUN_FRAMES = [
     "a touch of {w}", "{w} all over {it}", "{w} for {it}", "bring in {w}", "there should be {w}", "show {it} with {w}",
     "let there be {w}", "edit {it} with {w}", "{it} could use {w}", "{it} deserves {w}", "render {it} with {w}", "in {w}",
 ]  # fmt: skip
+# Frames for a word that says what to do with a picture.
+VERB_FRAMES = [
+    "{w}", "{w} {it}", "{w} {it} throughout", "we should {w} {it}", "try to {w} {it}", "time to {w} {it}", "{w} it all",
+    "I would {w} {it}", "you may {w} {it}", "{w} the {p} here", "{w} it",
+]  # fmt: skip
 # What a picture shall be, and what it shall have.
 WORDS: dict[str, tuple[list[str], list[str]]] = {
     "grayscale": (["black and white", "gray", "monochrome", "colorless", "grayscale", "free of color"], ["gray tones", "shades of gray", "no color at all"]),
@@ -205,20 +210,27 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
     "blur": (["blurry", "blurred", "out of focus", "unsharp", "less sharp"], ["a blur", "some blur", "blur", "no sharpness"]),
     "mirror": (["mirrored", "flipped", "flipped left to right", "reversed left to right"], ["left and right swapped", "the sides swapped", "its sides exchanged"]),
 }  # fmt: skip
+VERBS: dict[str, list[str]] = {
+    "grayscale": ["desaturate", "decolor"], "invert": ["invert", "negate"], "brighter": ["brighten", "lighten", "illuminate"],
+    "darker": ["darken", "dim"], "warmer": ["warm"], "cooler": ["cool", "chill"], "blur": ["blur", "soften"],
+    "mirror": ["mirror", "flip", "reflect"],
+}  # fmt: skip
 PHRASES["grayscale"] += ["strip {it} of color", "strip the saturation", "wash out every color", "lose the colors", "take the colors off", "colors away", "shades of gray"]  # fmt: skip
 PHRASES["invert"] += ["flip the colors", "the opposite colors", "exchange each color with its opposite", "opposite colors everywhere", "turn light into dark and dark into light", "make every color the opposite"]  # fmt: skip
-PHRASES["brighter"] += ["put a light on", "lights on", "let some light in", "light for {it}", "throw light on {it}", "let light into {it}", "brightness up"]  # fmt: skip
-PHRASES["darker"] += ["brightness down", "lights off", "take light away", "keep light out of {it}", "put {it} in the dark"]  # fmt: skip
+PHRASES["brighter"] += ["put a light on", "lights on", "let some light in", "light for {it}", "throw light on {it}", "let light into {it}", "brightness up", "brighten {it} some more", "brighten {it} here and there"]  # fmt: skip
+PHRASES["darker"] += ["brightness down", "lights off", "take light away", "keep light out of {it}", "put {it} in the dark", "darken {it} some more", "too bright", "far too bright, dim {it}", "too bright, make {it} dark"]  # fmt: skip
 PHRASES["more contrast"] += ["contrast up", "push contrast", "the contrast must go up", "bring contrast up", "have the contrast raised", "make contrast higher"]  # fmt: skip
 PHRASES["less contrast"] += ["contrast down", "bring down contrast", "the contrast must go down", "have the contrast lowered", "make contrast lower"]  # fmt: skip
 PHRASES["warmer"] += ["colors on the warm side", "move the tones toward warm", "push the tones to the warm side", "warm the colors", "let the colors be warm", "the colors need warmth", "turn the tones warm"]  # fmt: skip
 PHRASES["cooler"] += ["colors on the cold side", "move the tones toward cold", "push the tones to the cold side", "cool the colors", "let the colors be cold", "the colors need to be colder", "turn the tones cold"]  # fmt: skip
-PHRASES["background"] += ["put {c} in the background", "everything behind is {c}", "paint what is behind {c}", "a {c} wall behind it all", "behind the shapes, {c}", "fill the background with {c}", "a {c} backdrop", "have a {c} backdrop", "let the background be {c}", "{c} for the background", "{c} behind it", "put {c} behind the shapes", "have the background painted {c}", "{c} as background"]  # fmt: skip
+PHRASES["background"] += ["put {c} in the background", "everything behind is {c}", "paint what is behind {c}", "a {c} wall behind it all", "behind the shapes, {c}", "fill the background with {c}", "a {c} backdrop", "have a {c} backdrop", "let the background be {c}", "{c} for the background", "{c} behind it", "paint {c} behind all of it", "put {c} behind the shapes", "have the background painted {c}", "{c} as background"]  # fmt: skip
 PHRASES["recolour"] += ["all that is {a} becomes {c}", "what is {a} turns {c}", "wherever you see {a}, use {c}", "paint {c} over {a}", "have the {a} {s} painted {c}", "the {a} {s} becomes {c}", "let {a} turn {c}", "let the {a} {s} be {c}", "if it is {a}, make it {c}", "{c} instead of {a}", "put {c} where {a} is", "wherever it is {a}, {c}", "the {a} {s} in {c}", "everything {a} is to be {c}"]  # fmt: skip
 PHRASES["remove"] += ["the {a} {s} is to be erased", "have the {a} {s} removed", "the {a} {s} needs to be deleted", "get the {a} {s} removed", "the {a} {s} can be removed", "wipe off the {a} {s}", "wash the {a} {s} away", "rub out the {a} {s}", "the {a} {s} ought to be removed", "let the {a} {s} be removed", "{a} is to be removed", "lose the {a} {s}", "throw out the {a} {s}", "I would remove the {a} {s}", "the {a} {s} has to be removed"]  # fmt: skip
 PHRASES["recolour shape"] += ["swap the {s} for a {c} one", "trade the {s} for a {c} {s}", "a {c} {s} would be better", "have the {s} painted {c}", "the {s} becomes {c}", "let the {s} turn {c}", "have the {s} become {c}", "the {s} is to be {c}", "replace the {s} with a {c} one", "change that {s} to a {c} {s}", "{c} for the {s}", "the {s} gets {c}", "get the {s} {c}", "I like the {s} {c}"]  # fmt: skip
 PHRASES["remove shape"] += ["the {s} is to be erased", "have the {s} removed", "the {s} needs to be deleted", "get the {s} removed", "the {s} can be removed", "wipe off the {s}", "wash the {s} away", "rub out the {s}", "the {s} ought to be removed", "let the {s} be removed", "lose the {s}", "throw out the {s}", "I would remove the {s}", "the {s} has to be removed"]  # fmt: skip
 for _task, (_adjectives, _nouns) in WORDS.items():
+    PHRASES[_task] *= 3  # or the frames would outnumber them
+    PHRASES[_task] += 2 * [f.replace("{w}", w) for f in VERB_FRAMES for w in VERBS.get(_task, [])]
     PHRASES[_task] += [f.replace("{w}", w) for f in ADJECTIVE_FRAMES for w in _adjectives]
     PHRASES[_task] += [f.replace("{w}", w) for f in NOUN_FRAMES for w in _nouns]
 for _colour in ("red", "green", "blue"):
@@ -254,9 +266,11 @@ HELD_OUT: dict[str, list[str]] = {
     "remove shape": ["please erase that {s}", "I want the {s} to be removed", "can you take the {s} away", "wipe away the {s}", "the {s} is not wanted, delete it"],
 }  # fmt: skip
 
-# Held-out phrases as they may come in a text.
+# Held-out phrases as they may come in a text, with any word for the picture.
+_A_PICTURE = "|".join(sorted({*IT, "all of it"}, key=len, reverse=True))
 HELD_OUT_TEXT = re.compile("|".join(
-    re.sub(r"\\\{\w\\\}", r"\\w+", re.escape(phrase.lower())) for phrases in HELD_OUT.values() for phrase in phrases
+    re.sub(r"\\\{\w\\\}", r"\\w+", re.sub(rf"\b(?:{_A_PICTURE})\b", f"(?:{_A_PICTURE})", re.escape(phrase.lower()).replace(r"\ ", " ")))
+    for phrases in HELD_OUT.values() for phrase in phrases
 ))  # fmt: skip
 
 UNCHANGED = [
