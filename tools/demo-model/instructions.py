@@ -294,6 +294,8 @@ VERBS: dict[str, list[str]] = {
 for _task, (_adjectives, _nouns) in WORDS.items():
     PHRASES[_task] *= 3  # or the frames would outnumber them
     PHRASES[_task] += 2 * [f.replace("{w}", w) for f in VERB_FRAMES for w in VERBS.get(_task, [])]
+    # The plainest must not drown in `UNKNOWN` ("make the sky brighter").
+    PHRASES[_task] += 10 * [f"make {{it}} {w}" for w in _adjectives] + 6 * [f"{w} {{it}}" for w in VERBS.get(_task, [])]
     PHRASES[_task] += [f.replace("{w}", w) for f in ADJECTIVE_FRAMES for w in _adjectives]
     PHRASES[_task] += [f.replace("{w}", w) for f in NOUN_FRAMES for w in _nouns]
 for _colour in ("red", "green", "blue"):
