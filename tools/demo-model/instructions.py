@@ -295,7 +295,8 @@ for _task, (_adjectives, _nouns) in WORDS.items():
     PHRASES[_task] *= 3  # or the frames would outnumber them
     PHRASES[_task] += 2 * [f.replace("{w}", w) for f in VERB_FRAMES for w in VERBS.get(_task, [])]
     # The plainest must not drown in `UNKNOWN` ("make the sky brighter").
-    PHRASES[_task] += 10 * [f"make {{it}} {w}" for w in _adjectives] + 6 * [f"{w} {{it}}" for w in VERBS.get(_task, [])]
+    PHRASES[_task] += 50 * [f"make {{it}} {_adjectives[0]}"]
+    PHRASES[_task] += 10 * [f"make {{it}} {w}" for w in _adjectives[1:]] + 6 * [f"{w} {{it}}" for w in VERBS.get(_task, [])]
     PHRASES[_task] += [f.replace("{w}", w) for f in ADJECTIVE_FRAMES for w in _adjectives]
     PHRASES[_task] += [f.replace("{w}", w) for f in NOUN_FRAMES for w in _nouns]
 for _colour in ("red", "green", "blue"):
@@ -351,7 +352,7 @@ UNKNOWN = [
     "make {it} look like a {o}", "turn the {o} into a {q}", "make {it} a {o}", "replace the {o} with a {q}", "make {it} {o}",
     "change the {o} to a {q}", "add a {o} to {it}", "turn {it} into a {o}", "rotate {it}", "crop {it}", "convert {it} to {o}",
     "remove the background", "blur the background", "make {it} sharper", "upscale {it}", "make {it} more colorful",
-    "make {it} larger", "make {it} look like {o}", "turn {o} into {q}", "make the {o} darker and the {q} brighter",
+    "make {it} larger", "make {it} look like {o}", "turn {o} into {q}",
     "make the {o} darker", "make the {o} brighter", "blur the {o}", "make the {s} darker", "make the {s} blurry", "warm up the {o}",
     "blur the {s}", "mirror the {o}", "add a {o} to the {s}", "make the {s} a {o}", "put a {o} in the {s}", "where is the {s}",
 ]  # fmt: skip
