@@ -360,6 +360,32 @@ HELD_OUT_UNCHANGED = [
     "please leave this alone", "just keep the photo", "what time is it in london", "tell me a story about a small house",
     "the train to the city leaves at nine", "add a cat with a hat",
 ]  # fmt: skip
+# Written after the checkpoint was trained, so no training phrase was chosen with an eye on these;
+# some are near to one by chance ("retro please"). Nothing keeps the next training from them.
+LATER: dict[str, list[str]] = {
+    "grayscale": ["I'd prefer this without any colors", "kill all the color in this picture", "black and white would look nicer"],
+    "sepia": ["could this have a sepia touch", "sepia filter please", "make my picture look sepia toned"],
+    "invert": ["swap all colors for their opposites", "can you invert everything here", "I want to see it as a negative"],
+    "brighter": ["this is so dark, make it brighter", "crank up the brightness", "would you lighten the image for me"],
+    "darker": ["tone the brightness down", "it is way too bright", "would you make this photo darker please"],
+    "more contrast": ["more punch, more contrast", "can the contrast be increased", "make this high contrast"],
+    "less contrast": ["can the contrast be reduced", "too much contrast, lower it", "make this low contrast"],
+    "warmer": ["I want warmer colors in this photo", "give it a warmer feel", "the image should feel warm"],
+    "cooler": ["I want colder colors in this photo", "give it a cooler feel", "the image should feel cold"],
+    "red tint": ["tint everything red please", "could you add some red tint", "lay a red filter on top"],
+    "green tint": ["tint everything green please", "could you add some green tint", "lay a green filter on top"],
+    "blue tint": ["tint everything blue please", "could you add some blue tint", "lay a blue filter on top"],
+    "vintage": ["make it look like an old photo", "retro please", "I'd love a vintage vibe"],
+    "blur": ["make everything a bit blurry", "defocus the picture", "can you blur out the whole image"],
+    "mirror": ["flip the picture around horizontally", "left should be right and right should be left", "can I get a mirrored copy"],
+    "background": ["swap the background for a {c} one", "I'd like the background to be {c}", "{c} background please"],
+    "recolour": ["could the {a} {s} be {c} instead", "repaint the {a} {s} as {c}", "all {a} parts should be {c}"],
+    "remove": ["please get the {a} {s} out of here", "can you erase the {a} {s} for me", "I don't need the {a} {s}"],
+    "recolour shape": ["could the {s} be {c} instead", "repaint the {s} as {c}", "I would love a {c} {s}"],
+    "remove shape": ["please get the {s} out of here", "can you erase the {s} for me", "I don't need the {s}"],
+    "unchanged": ["don't do anything to it", "I like it the way it is", "add a house next to the tree", "what can you do", "make the shadows longer",
+                  "put a smile on her face"],
+}  # fmt: skip
 # Words for texts that ask for nothing the model knows.
 OTHER_WORDS = """
 a an the of to in on at by for with from and or but so if then than as is are was were be been has have had do does did can could
