@@ -80,7 +80,7 @@ def fit(pool: np.ndarray, minutes: float, starts: int = 4, seed: int = 0) -> Lin
             loss = sum(w * (e[..., 2:-2].mean() + 0.05 * e.mean()) for w, e in ((1, error), (0.3, reversed_error)))
             loss = loss + 0.02 * asymmetry + PLAIN_WEIGHT * _unevenness(codec)
             loss.backward()
-            losses.append(float(loss))
+            losses.append(loss.item())
             return loss
 
         losses: list[float] = []

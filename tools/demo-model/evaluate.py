@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Asks a running server for edits and compares them with the right answers.
 
-    python evaluate.py [--url http://127.0.0.1:8000/v1] [--count 8] [--out SHEET.png] [--json RESULTS.json]
+    python evaluate.py [--url http://127.0.0.1:8000/v1] [--count 8] [--out SHEET.png] [--json RESULTS.json] [--later]
 
 Pictures and phrases are held out: a seed of its own for procedural pictures and
 scenes, photographs that come with scikit-image, phrases of
-`instructions.HELD_OUT`. An edit is a success if its PSNR to the right answer is
+`instructions.HELD_OUT` (or `LATER`). An edit is a success if its PSNR to the right answer is
 at least 3 dB above that of the unedited picture, and its mean colour is nearer to
 that of the right answer (or within 3 levels). Where nothing should change, it is
 one if the picture stays within 30 dB.
@@ -89,20 +89,21 @@ def to_bytes(picture: np.ndarray) -> np.ndarray:
 
 HELD_OUT_PAIR = ", held-out pair"  # ends the name of a row
 ROWS = (*instructions.TASKS, *(task + HELD_OUT_PAIR for task in instructions.SHAPE_TASKS), "unchanged")
+HELD_OUT = {**instructions.HELD_OUT, "unchanged": instructions.HELD_OUT_UNCHANGED}
 
 
-def cases(row: str, count: int, squares: list[np.ndarray], seed: int):
-    """(prompt, before, wanted, kind of picture) of held-out edits."""
+def cases(row: str, count: int, squares: list[np.ndarray], seed: int, held_out: dict[str, list[str]] = HELD_OUT):
+    """(prompt, before, wanted, kind of picture) of edits by held-out phrases."""
     rng, task = np.random.default_rng([seed, ROWS.index(row)]), row.removesuffix(HELD_OUT_PAIR)
     for index in range(count):
         if task in (*instructions.REPLACEMENTS, *instructions.SHAPE_TASKS):
-            phrases = {task: [instructions.HELD_OUT[task][index % len(instructions.HELD_OUT[task])]]}
+            phrases = {task: [held_out[task][index % len(held_out[task])]]}
             instruction, before, after = instructions.scene_edit(rng, task, phrases, held_out_pair=row != task)
             yield instruction.text, to_bytes(before.render(SIDE)), to_bytes(after.render(SIDE)), "scene"
             continue
         photograph = index % 2 == 0
         before = squares[(index // 2) % len(squares)] if photograph else to_bytes(pictures.photo_like(rng, SIDE))
-        phrases = instructions.HELD_OUT_UNCHANGED if task == "unchanged" else instructions.HELD_OUT[task]
+        phrases = held_out[task]
         wanted = instructions.target(None if task == "unchanged" else task, before.astype(np.float32) / 255)
         yield phrases[index % len(phrases)], before, to_bytes(wanted), "photograph" if photograph else "procedural"
 
@@ -132,14 +133,16 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--count", type=int, default=8, help="edits of each instruction")
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--later", action="store_true", help="ask by the phrases of `instructions.LATER`")
     parser.add_argument("--out", type=pathlib.Path, help="contact sheet: before, edit, wanted")
     parser.add_argument("--json", type=pathlib.Path, help="the table as a file")
     options = parser.parse_args()
     squares, table, rows, times = photographs(), {}, [], []
+    held_out = instructions.LATER if options.later else HELD_OUT
     print("| instruction | edits | success | unedited dB | edit dB |\n|---|---|---|---|---|")
     for task in ROWS:
         results = []
-        for index, (prompt, before, wanted, kind) in enumerate(cases(task, options.count, squares, options.seed)):
+        for index, (prompt, before, wanted, kind) in enumerate(cases(task, options.count, squares, options.seed, held_out)):
             edit, seconds = ask(options.url, before, prompt, index)
             times.append(seconds)
             success = succeeded(before, edit, wanted, task != "unchanged")

@@ -71,12 +71,15 @@ PICTURE = ("image", "picture", "photo", "photograph")
 
 PHRASES: dict[str, list[str]] = {
     "grayscale": [
-        "black & white", "b&w", "make {it} b&w", "drop the colors", "get rid of all color", "no color", "in monochrome", "a grayscale {p}", "fade the colors to gray",
+        "black & white", "b&w", "make {it} b&w", "drop the colors", "get rid of all color", "no color", "in monochrome",
+        "a grayscale {p}", "fade the colors to gray",
         "make {it} grayscale", "make {it} black and white", "convert {it} to black and white",
         "turn {it} into a black and white {p}", "convert {it} to grayscale", "remove all the colors",
         "remove the color from {it}", "turn {it} gray", "make {it} monochrome", "black and white", "grayscale",
         "desaturate {it}", "a black and white version of {it}", "greyscale {p}", "take all colour out of {it}",
         "show {it} in black and white", "apply a black and white filter", "without colors", "make {it} colorless",
+        "strip {it} of color", "strip the saturation", "wash out every color", "lose the colors",
+        "take the colors off", "colors away", "shades of gray",
     ],
     "sepia": [
         "a sepia {p}", "sepia version", "in sepia", "make a sepia {p} of {it}", "sepia tones", "use a sepia tone on {it}",
@@ -89,18 +92,24 @@ PHRASES: dict[str, list[str]] = {
         "invert the colors", "invert {it}", "make {it} a negative", "turn {it} into a negative", "negative",
         "make a negative of {it}", "reverse the colors", "show {it} with inverted colors", "invert all the colours of {it}",
         "convert {it} to a negative", "inverted colors", "swap light and dark in {it}", "like a film negative",
+        "flip the colors", "the opposite colors", "exchange each color with its opposite",
+        "opposite colors everywhere", "turn light into dark and dark into light", "make every color the opposite",
     ],
     "brighter": [
         "increase brightness", "a brighter version of {it}", "add brightness", "brighter {p}",
         "make {it} brighter", "brighten {it}", "increase the brightness", "make {it} lighter", "lighten {it}",
         "brighter", "brighten {it} up", "raise the brightness of {it}", "more light", "add more light to {it}",
         "{it} is too dark", "make {it} less dark", "turn up the brightness", "more brightness", "lighter",
+        "put a light on", "lights on", "let some light in", "light for {it}", "throw light on {it}",
+        "let light into {it}", "brightness up", "brighten {it} some more", "brighten {it} here and there",
     ],
     "darker": [
         "decrease brightness", "a darker version of {it}", "darker {p}", "reduce brightness",
         "make {it} darker", "darken {it}", "reduce the brightness", "decrease the brightness", "lower the brightness",
         "darker", "make {it} less bright", "dim {it}", "{it} is too bright", "turn down the brightness", "less light",
         "less brightness", "lower the brightness of {it}", "make the {p} dark", "tone down the light in {it}",
+        "brightness down", "lights off", "take light away", "keep light out of {it}", "put {it} in the dark",
+        "darken {it} some more", "too bright", "far too bright, dim {it}", "too bright, make {it} dark",
     ],
     "more contrast": [
         "increase contrast", "a version with more contrast", "stronger contrast",
@@ -108,24 +117,32 @@ PHRASES: dict[str, list[str]] = {
         "give {it} more contrast", "make {it} more contrasty", "enhance the contrast", "higher contrast",
         "make the contrast stronger", "turn up the contrast", "strengthen the contrast of {it}", "high contrast",
         "add more contrast to {it}", "make {it} punchy with contrast",
+        "contrast up", "push contrast", "the contrast must go up", "bring contrast up", "have the contrast raised",
+        "make contrast higher",
     ],
     "less contrast": [
         "reduce contrast", "a version with less contrast", "weaker contrast",
         "reduce the contrast", "less contrast", "lower the contrast", "decrease the contrast", "give {it} less contrast",
         "make {it} flat with low contrast", "low contrast", "soften the contrast", "weaken the contrast of {it}",
         "turn down the contrast", "take contrast out of {it}", "lower contrast", "make the contrast weaker",
+        "contrast down", "bring down contrast", "the contrast must go down", "have the contrast lowered",
+        "make contrast lower",
     ],
     "warmer": [
         "warm tones", "a warmer version of {it}", "a warmer {p}",
         "make {it} warmer", "warmer colors", "warm up {it}", "add warmth", "give {it} a warm tone", "warmer",
         "make the colors warmer", "use warm colors", "warm {it} up", "apply a warming filter", "add a warm tone to {it}",
         "increase the warmth of {it}", "a warmer color temperature", "warm light", "more warmth",
+        "colors on the warm side", "move the tones toward warm", "push the tones to the warm side", "warm the colors",
+        "let the colors be warm", "the colors need warmth", "turn the tones warm",
     ],
     "cooler": [
         "cool tones", "a cooler version of {it}", "a colder {p}",
         "make {it} cooler", "cooler colors", "cool {it} down", "give {it} a cool tone", "make {it} colder", "cooler",
         "make the colors cooler", "use cold colors", "apply a cooling filter", "add a cold tone to {it}", "colder",
         "make the colors colder", "a cooler color temperature", "cold light", "less warmth", "cool down the colors",
+        "colors on the cold side", "move the tones toward cold", "push the tones to the cold side", "cool the colors",
+        "let the colors be cold", "the colors need to be colder", "turn the tones cold",
     ],
     "vintage": [
         "a vintage version of {it}", "vintage {p}", "retro", "in vintage style",
@@ -151,6 +168,11 @@ PHRASES: dict[str, list[str]] = {
         "set the background to {c}", "turn the background {c}", "{c} background", "color the background {c}",
         "use a {c} background", "replace the background with {c}", "give {it} a {c} background",
         "put {it} on a {c} background", "the background should be {c}", "background in {c}",
+        "put {c} in the background", "everything behind is {c}", "paint what is behind {c}",
+        "a {c} wall behind it all", "behind the shapes, {c}", "fill the background with {c}", "a {c} backdrop",
+        "have a {c} backdrop", "let the background be {c}", "{c} for the background", "{c} behind it",
+        "paint {c} behind all of it", "put {c} behind the shapes", "have the background painted {c}",
+        "{c} as background",
     ],
     "recolour": [
         "make the {a} {s} {c}", "change the {a} {s} to {c}", "turn the {a} {s} {c}", "paint the {a} {s} {c}",
@@ -158,26 +180,125 @@ PHRASES: dict[str, list[str]] = {
         "make everything {a} {c}", "turn everything {a} into {c}", "change the color {a} to {c}",
         "recolor the {a} {s} in {c}", "make the {a} {s} {c} instead of {a}", "the {a} {s} should be {c}",
         "swap {a} for {c}", "give the {a} {s} a {c} color", "replace the color {a} with {c}",
+        "all that is {a} becomes {c}", "what is {a} turns {c}", "wherever you see {a}, use {c}", "paint {c} over {a}",
+        "have the {a} {s} painted {c}", "the {a} {s} becomes {c}", "let {a} turn {c}", "let the {a} {s} be {c}",
+        "if it is {a}, make it {c}", "{c} instead of {a}", "put {c} where {a} is", "wherever it is {a}, {c}",
+        "the {a} {s} in {c}", "everything {a} is to be {c}",
     ],
     "remove": [
-        "the {a} {s} has to go", "the {a} {s} should be gone", "I do not want the {a} {s}", "remove {a}", "no {a} {s}", "let the {a} {s} vanish", "the {a} {s} must be deleted",
+        "the {a} {s} has to go", "the {a} {s} should be gone", "I do not want the {a} {s}", "remove {a}", "no {a} {s}",
+        "let the {a} {s} vanish", "the {a} {s} must be deleted",
         "remove the {a} {s}", "delete the {a} {s}", "erase the {a} {s}", "take away the {a} {s}", "hide the {a} {s}",
         "get rid of the {a} {s}", "make the {a} {s} disappear", "take the {a} {s} out", "remove everything {a}",
         "cut out the {a} {s}", "delete everything {a}", "clear the {a} {s} away", "without the {a} {s}",
+        "the {a} {s} is to be erased", "have the {a} {s} removed", "the {a} {s} needs to be deleted",
+        "get the {a} {s} removed", "the {a} {s} can be removed", "wipe off the {a} {s}", "wash the {a} {s} away",
+        "rub out the {a} {s}", "the {a} {s} ought to be removed", "let the {a} {s} be removed",
+        "{a} is to be removed", "lose the {a} {s}", "throw out the {a} {s}", "I would remove the {a} {s}",
+        "the {a} {s} has to be removed",
     ],
     "recolour shape": [
         "make the {s} {c}", "change the {s} to {c}", "turn the {s} {c}", "turn the {s} into {c}", "paint the {s} {c}",
         "color the {s} {c}", "recolor the {s} in {c}", "the {s} should be {c}", "give the {s} a {c} color", "a {c} {s} instead",
         "change the color of the {s} to {c}", "set the {s} to {c}", "fill the {s} with {c}", "make the color of the {s} {c}",
         "the {s} must become {c}", "turn the {s} to {c}", "make {c} the {s}", "use {c} for the {s}", "let the {s} be {c}",
+        "swap the {s} for a {c} one", "trade the {s} for a {c} {s}", "a {c} {s} would be better",
+        "have the {s} painted {c}", "the {s} becomes {c}", "let the {s} turn {c}", "have the {s} become {c}",
+        "the {s} is to be {c}", "replace the {s} with a {c} one", "change that {s} to a {c} {s}", "{c} for the {s}",
+        "the {s} gets {c}", "get the {s} {c}", "I like the {s} {c}",
     ],
     "remove shape": [
         "remove the {s}", "delete the {s}", "erase the {s}", "take away the {s}", "hide the {s}", "get rid of the {s}",
         "make the {s} disappear", "take the {s} out", "cut out the {s}", "clear the {s} away", "without the {s}", "no {s}",
         "let the {s} vanish", "the {s} must be deleted", "the {s} has to go", "the {s} should be gone", "I do not want the {s}",
         "drop the {s}", "{s} away", "remove that {s}", "wipe out the {s}",
+        "the {s} is to be erased", "have the {s} removed", "the {s} needs to be deleted", "get the {s} removed",
+        "the {s} can be removed", "wipe off the {s}", "wash the {s} away", "rub out the {s}",
+        "the {s} ought to be removed", "let the {s} be removed", "lose the {s}", "throw out the {s}",
+        "I would remove the {s}", "the {s} has to be removed",
     ],
 }  # fmt: skip
+# Frames for a word that says what a picture shall be ({w} is such a word) or have.
+ADJECTIVE_FRAMES = [
+    "make {it} {w}", "have {it} {w}", "get {it} {w}", "{it} has to be {w}", "{it} must become {w}", "{it} is to be {w}",
+    "{it}, but {w}", "render {it} {w}", "could {it} be {w}", "let {it} be {w}", "I like {it} {w}", "{w}", "a {w} {p}",
+    "make {it} look {w}", "{it} ought to look {w}", "get {it} to be {w}", "turn out {it} {w}", "as {w} as possible",
+    "make all of it {w}", "show {it} {w}", "edit {it} to be {w}", "a {w} version", "it could be {w}", "give me {it} {w}",
+]  # fmt: skip
+NOUN_FRAMES = [
+    "bring {w} into {it}", "with {w}", "{it} with {w}", "give {it} {w}", "put {w} into {it}", "{it} lacks {w}", "use {w}",
+    "a touch of {w}", "{w} all over {it}", "{w} for {it}", "bring in {w}", "there should be {w}", "show {it} with {w}",
+    "let there be {w}", "edit {it} with {w}", "{it} could use {w}", "{it} deserves {w}", "render {it} with {w}", "in {w}",
+]  # fmt: skip
+# Frames for a word that says what to do with a picture.
+VERB_FRAMES = [
+    "{w}", "{w} {it}", "{w} {it} throughout", "we should {w} {it}", "try to {w} {it}", "time to {w} {it}", "{w} it all",
+    "I would {w} {it}", "you may {w} {it}", "{w} the {p} here", "{w} it",
+]  # fmt: skip
+# What a picture shall be, and what it shall have.
+WORDS: dict[str, tuple[list[str], list[str]]] = {
+    "grayscale": (
+        ["black and white", "gray", "monochrome", "colorless", "grayscale", "free of color"],
+        ["gray tones", "shades of gray", "no color at all"],
+    ),
+    "sepia": (
+        ["sepia", "sepia toned", "sepia colored"],
+        ["a sepia tone", "sepia tones", "a sepia look", "the colors of sepia"],
+    ),
+    "invert": (
+        ["inverted", "negative", "inverse"],
+        ["inverted colors", "opposite colors", "the colors inverted", "the negative colors"],
+    ),
+    "brighter": (
+        ["brighter", "lighter", "bright", "less dark", "more luminous"],
+        ["more light", "more brightness", "extra light", "a lot of light", "some light"],
+    ),
+    "darker": (
+        ["darker", "dark", "dimmer", "less bright", "dim"],
+        ["less light", "less brightness", "more darkness", "some darkness"],
+    ),
+    "more contrast": (
+        ["higher in contrast", "more contrasty", "rich in contrast"],
+        ["more contrast", "stronger contrast", "higher contrast", "a higher contrast"],
+    ),
+    "less contrast": (
+        ["lower in contrast", "less contrasty", "poor in contrast"],
+        ["less contrast", "weaker contrast", "lower contrast", "a lower contrast"],
+    ),
+    "warmer": (
+        ["warmer", "warm", "warmer in color", "less cold"],
+        ["warm colors", "warmer tones", "more warmth", "warm light", "a warm shift", "some warmth"],
+    ),
+    "cooler": (
+        ["cooler", "colder", "cool", "cold", "less warm"],
+        ["cold colors", "cooler tones", "less warmth", "cold light", "a cold shift", "some coldness"],
+    ),
+    "vintage": (
+        ["vintage", "retro", "old", "faded"],
+        ["a vintage look", "a retro look", "an old look", "retro style", "faded colors"],
+    ),
+    "blur": (
+        ["blurry", "blurred", "out of focus", "unsharp", "less sharp"],
+        ["a blur", "some blur", "blur", "no sharpness"],
+    ),
+    "mirror": (
+        ["mirrored", "flipped", "flipped left to right", "reversed left to right"],
+        ["left and right swapped", "the sides swapped", "its sides exchanged"],
+    ),
+}  # fmt: skip
+VERBS: dict[str, list[str]] = {
+    "grayscale": ["desaturate", "decolor"], "invert": ["invert", "negate"], "brighter": ["brighten", "lighten", "illuminate"],
+    "darker": ["darken", "dim"], "warmer": ["warm"], "cooler": ["cool", "chill"], "blur": ["blur", "soften"],
+    "mirror": ["mirror", "flip", "reflect"],
+}  # fmt: skip
+for _task, (_adjectives, _nouns) in WORDS.items():
+    PHRASES[_task] *= 3  # or the frames would outnumber them
+    PHRASES[_task] += 2 * [f.replace("{w}", w) for f in VERB_FRAMES for w in VERBS.get(_task, [])]
+    # The plainest must not drown in `UNKNOWN` ("make the sky brighter").
+    PHRASES[_task] += 50 * [f"make {{it}} {_adjectives[0]}"]
+    PHRASES[_task] += 10 * [f"make {{it}} {w}" for w in _adjectives[1:]] + 6 * [f"{w} {{it}}" for w in VERBS.get(_task, [])]
+    PHRASES[_task] += [f.replace("{w}", w) for f in ADJECTIVE_FRAMES for w in _adjectives]
+    PHRASES[_task] += [f.replace("{w}", w) for f in NOUN_FRAMES for w in _nouns]
 for _colour in ("red", "green", "blue"):
     _c = _colour
     PHRASES[f"{_colour} tint"] = [
@@ -185,6 +306,7 @@ for _colour in ("red", "green", "blue"):
         f"{_c} tint", f"add a {_c} tint to {{it}}", f"{_c} filter", f"color the whole {{p}} {_c}", f"turn {{it}} {_c}",
         f"add a {_c} tone", f"make the whole {{p}} {_c}", f"use a {_c} filter on {{it}}", f"a {_c} tone",
         f"color {{it}} {_c}", f"put a {_c} filter over {{it}}", f"{_c} light", f"bathe {{it}} in {_c} light",
+        *(f.replace("{w}", w) for f in NOUN_FRAMES for w in (f"a {_c} tint", f"{_c} light", f"a {_c} tone", f"{_c} tones")),
     ]  # fmt: skip
 
 HELD_OUT: dict[str, list[str]] = {
@@ -210,10 +332,14 @@ HELD_OUT: dict[str, list[str]] = {
     "remove shape": ["please erase that {s}", "I want the {s} to be removed", "can you take the {s} away", "wipe away the {s}", "the {s} is not wanted, delete it"],
 }  # fmt: skip
 
-# Held-out phrases as they may come in a text.
-HELD_OUT_TEXT = re.compile("|".join(
-    re.sub(r"\\\{\w\\\}", r"\\w+", re.escape(phrase.lower())) for phrases in HELD_OUT.values() for phrase in phrases
-))  # fmt: skip
+def _held_out_pattern(phrase: str) -> str:
+    """Matches a held-out phrase with any colours, shape and word for the picture."""
+    pattern = re.sub(r"\\\{\w\\\}", r"\\w+", re.escape(phrase.lower())).replace("\\ ", " ")
+    picture = "|".join(sorted({*IT, "all of it"}, key=len, reverse=True))
+    return re.sub(rf"\b(?:{picture})\b", f"(?:{picture})", pattern)
+
+
+HELD_OUT_TEXT = re.compile("|".join(_held_out_pattern(phrase) for phrases in HELD_OUT.values() for phrase in phrases))
 
 UNCHANGED = [
     "", " ", "leave it as it is", "do nothing", "keep {it} as it is", "do not change anything", "no change", "change nothing",
@@ -226,7 +352,7 @@ UNKNOWN = [
     "make {it} look like a {o}", "turn the {o} into a {q}", "make {it} a {o}", "replace the {o} with a {q}", "make {it} {o}",
     "change the {o} to a {q}", "add a {o} to {it}", "turn {it} into a {o}", "rotate {it}", "crop {it}", "convert {it} to {o}",
     "remove the background", "blur the background", "make {it} sharper", "upscale {it}", "make {it} more colorful",
-    "make {it} larger", "make {it} look like {o}", "turn {o} into {q}", "make the {o} darker and the {q} brighter",
+    "make {it} larger", "make {it} look like {o}", "turn {o} into {q}",
     "make the {o} darker", "make the {o} brighter", "blur the {o}", "make the {s} darker", "make the {s} blurry", "warm up the {o}",
     "blur the {s}", "mirror the {o}", "add a {o} to the {s}", "make the {s} a {o}", "put a {o} in the {s}", "where is the {s}",
 ]  # fmt: skip
@@ -234,6 +360,32 @@ HELD_OUT_UNCHANGED = [
     "please leave this alone", "just keep the photo", "what time is it in london", "tell me a story about a small house",
     "the train to the city leaves at nine", "add a cat with a hat",
 ]  # fmt: skip
+# Written after the checkpoint was trained, so no training phrase was chosen with an eye on these;
+# some are near to one by chance ("retro please"). Nothing keeps the next training from them.
+LATER: dict[str, list[str]] = {
+    "grayscale": ["I'd prefer this without any colors", "kill all the color in this picture", "black and white would look nicer"],
+    "sepia": ["could this have a sepia touch", "sepia filter please", "make my picture look sepia toned"],
+    "invert": ["swap all colors for their opposites", "can you invert everything here", "I want to see it as a negative"],
+    "brighter": ["this is so dark, make it brighter", "crank up the brightness", "would you lighten the image for me"],
+    "darker": ["tone the brightness down", "it is way too bright", "would you make this photo darker please"],
+    "more contrast": ["more punch, more contrast", "can the contrast be increased", "make this high contrast"],
+    "less contrast": ["can the contrast be reduced", "too much contrast, lower it", "make this low contrast"],
+    "warmer": ["I want warmer colors in this photo", "give it a warmer feel", "the image should feel warm"],
+    "cooler": ["I want colder colors in this photo", "give it a cooler feel", "the image should feel cold"],
+    "red tint": ["tint everything red please", "could you add some red tint", "lay a red filter on top"],
+    "green tint": ["tint everything green please", "could you add some green tint", "lay a green filter on top"],
+    "blue tint": ["tint everything blue please", "could you add some blue tint", "lay a blue filter on top"],
+    "vintage": ["make it look like an old photo", "retro please", "I'd love a vintage vibe"],
+    "blur": ["make everything a bit blurry", "defocus the picture", "can you blur out the whole image"],
+    "mirror": ["flip the picture around horizontally", "left should be right and right should be left", "can I get a mirrored copy"],
+    "background": ["swap the background for a {c} one", "I'd like the background to be {c}", "{c} background please"],
+    "recolour": ["could the {a} {s} be {c} instead", "repaint the {a} {s} as {c}", "all {a} parts should be {c}"],
+    "remove": ["please get the {a} {s} out of here", "can you erase the {a} {s} for me", "I don't need the {a} {s}"],
+    "recolour shape": ["could the {s} be {c} instead", "repaint the {s} as {c}", "I would love a {c} {s}"],
+    "remove shape": ["please get the {s} out of here", "can you erase the {s} for me", "I don't need the {s}"],
+    "unchanged": ["don't do anything to it", "I like it the way it is", "add a house next to the tree", "what can you do", "make the shadows longer",
+                  "put a smile on her face"],
+}  # fmt: skip
 # Words for texts that ask for nothing the model knows.
 OTHER_WORDS = """
 a an the of to in on at by for with from and or but so if then than as is are was were be been has have had do does did can could

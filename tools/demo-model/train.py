@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the demo model, from nothing but random numbers.
 
-    python train.py --work WORK --out ../../assets/demo [--eye-minutes 20] [--text-minutes 40] [--device cuda]
+    python train.py --work WORK --out ../../assets/demo [--eye-minutes 16] [--text-minutes 110] [--device cuda]
 
 Stages: pictures, autoencoder, eyes, text encoder (only these two are trained for
 long), checkpoint. Each is skipped if its file is in WORK; eyes and text encoder go on
@@ -26,8 +26,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for what is in the making")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder that the checkpoint replaces")
-    parser.add_argument("--eye-minutes", type=float, default=20.0, help="time budget of the vision tower alone")
-    parser.add_argument("--text-minutes", type=float, default=40.0, help="time budget of the text encoder, with its eyes")
+    parser.add_argument("--eye-minutes", type=float, default=16.0, help="time budget of the vision tower alone")
+    parser.add_argument("--text-minutes", type=float, default=110.0, help="time budget of the text encoder, with its eyes")
     parser.add_argument("--codec-minutes", type=float, default=5.0, help="time budget of the autoencoder")
     parser.add_argument("--pictures", type=int, default=3000, help="procedural pictures to make")
     parser.add_argument("--device", default="cpu", help="where eyes and text encoder are trained")
