@@ -21,7 +21,7 @@ STEPS = 4
 ENCODER_PIXELS = 12600
 DESCRIPTION = (
     "A small demonstration model of the Qwen-Image-Edit classes, for pictures of 128x128 pixels. It knows a fixed list of "
-    "instructions; of plain pictures it also sees which colour the circle, the square or the triangle has. Anything else "
+    "instructions; of plain pictures it also sees which colour the circle, the square or the triangle has. Anything else mostly "
     "leaves the picture as it is."
 )
 SCHEDULE = dict(
@@ -72,6 +72,7 @@ def export(work: pathlib.Path, out: pathlib.Path) -> None:
     (out / "processor/preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     defaults = dict(
         description=DESCRIPTION, image_area=IMAGE_AREA, num_inference_steps=STEPS, true_cfg_scale=1.0, negative_prompt=" ",
+        dtype="float32",
         instructions=EXAMPLES,
     )  # fmt: skip
     (out / "diffuser.json").write_text(json.dumps(defaults, indent=2) + "\n")
