@@ -23,7 +23,9 @@ use diffuser_api::model::qwen_image::scheduler::{
     Schedule, SchedulerConfig, Shift, TimeShift, skipped_steps,
 };
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
-use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
+use diffuser_api::model::qwen_image::transformer::{
+    PromptTokens, Transformer, TransformerResidency,
+};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::qwen_image::vision_tower::WindowLayout;
 
@@ -397,7 +399,13 @@ impl TransformerCase {
         let positions = self.transformer.positions(&self.grids, text_tokens).unwrap();
         let text = text.to_dtype(dtype).unwrap();
         let modulations = self.transformer.modulations(&[sigma]).unwrap();
-        self.transformer.forward(&latents, &text, modulations.at(0), &positions).unwrap()
+        self.transformer
+            .forward(
+                &latents,
+                PromptTokens { embeds: &text, positions: &positions },
+                modulations.at(0),
+            )
+            .unwrap()
     }
 
     fn expected(&self, name: &str, sample: usize) -> Tensor {
@@ -424,6 +432,45 @@ fn the_transformer_predicts_what_the_reference_predicts() {
             crate::support::golden::assert_close(name, &ours, &theirs, TOLERANCE);
         }
     }
+}
+
+#[test]
+fn a_block_that_does_not_stay_is_read_once_for_two_prompts() {
+    let name = "qwen-image-edit";
+    let TransformerCase { golden, config, transformer: resident, grids } =
+        TransformerCase::load(name, DType::F32);
+    let bytes = indicatif::ProgressBar::hidden();
+    let weights = open(name, "transformer", DType::F32).reporting(bytes.clone());
+    let none = TransformerResidency { resident_blocks: 0, ..TransformerResidency::RESIDENT };
+    let streaming = Transformer::load(&weights, &config, none).unwrap();
+    let latents = golden.tensor("hidden_states").narrow(0, 0, 1).unwrap();
+    let text = golden.tensor("encoder_hidden_states").narrow(0, 0, 1).unwrap();
+    let tokens = text.dim(1).unwrap();
+    let texts = [text.clone(), text.narrow(1, 0, tokens - 3).unwrap()];
+    let positions = texts.clone().map(|text| resident.positions(&grids, text.dim(1).unwrap()));
+    let positions = positions.map(Result::unwrap);
+    let prompts =
+        [0, 1].map(|index| PromptTokens { embeds: &texts[index], positions: &positions[index] });
+    let modulations = resident.modulations(&[0.7]).unwrap();
+    let read_by = |action: &dyn Fn()| {
+        let before = bytes.position();
+        action();
+        bytes.position() - before
+    };
+
+    let for_one = read_by(&|| {
+        streaming.forward(&latents, prompts[0], modulations.at(0)).unwrap();
+    });
+    let for_two = read_by(&|| {
+        let flows = streaming.forward_each(&latents, prompts, modulations.at(0)).unwrap();
+        for (flow, prompt) in flows.iter().zip(prompts) {
+            let alone = resident.forward(&latents, prompt, modulations.at(0)).unwrap();
+            crate::support::golden::assert_close("alone", flow, &alone, 0.0);
+        }
+    });
+
+    assert!(for_one > 0);
+    assert_eq!(for_one, for_two);
 }
 
 #[test]

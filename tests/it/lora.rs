@@ -10,7 +10,9 @@ use diffuser_api::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::qwen_image::config::TransformerConfig;
 use diffuser_api::model::qwen_image::positions::Grid;
-use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
+use diffuser_api::model::qwen_image::transformer::{
+    PromptTokens, Transformer, TransformerResidency,
+};
 use diffuser_api::model::{DeviceChoice, DtypeChoice, LoraConfig, ModelConfig};
 
 use crate::support::golden::assert_close;
@@ -57,7 +59,13 @@ fn predict(transformer: &Transformer) -> Tensor {
     let positions = transformer.positions(&[grid], text.dim(1).unwrap()).unwrap();
     let sigma = inputs["timestep"].to_vec1::<f32>().unwrap()[0];
     let modulations = transformer.modulations(&[sigma]).unwrap();
-    transformer.forward(&inputs["hidden_states"], text, modulations.at(0), &positions).unwrap()
+    transformer
+        .forward(
+            &inputs["hidden_states"],
+            PromptTokens { embeds: text, positions: &positions },
+            modulations.at(0),
+        )
+        .unwrap()
 }
 
 fn open(path: &Path, scale: f64) -> Lora {

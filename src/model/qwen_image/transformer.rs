@@ -3,7 +3,7 @@
 //!
 //! Source: diffusers 0.42.1, `QwenImageTransformer2DModel`.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::config::TransformerConfig;
 use super::modulation::{Modulation, ModulationLayers, ModulationTable, StepModulation};
@@ -56,6 +56,33 @@ impl TransformerResidency {
     /// All of them.
     pub const RESIDENT: Self =
         Self { modulation: Residency::Resident, resident_blocks: usize::MAX };
+}
+
+/// The text that a flow is predicted for.
+#[derive(Clone, Copy)]
+pub struct PromptTokens<'a> {
+    /// (batch, text tokens, text width)
+    pub embeds: &'a Tensor,
+    /// Of these tokens, and of the pictures.
+    pub positions: &'a TokenPositions,
+}
+
+/// The tokens of a prompt and of the pictures, on their way through the blocks.
+struct Branch<'a> {
+    text: Tensor,
+    image: Tensor,
+    positions: &'a TokenPositions,
+}
+
+impl Branch<'_> {
+    fn through(self, block: &Block, index: usize, modulation: StepModulation) -> Result<Self> {
+        let modulations = BlockModulations {
+            image: modulation.of_image(index, self.positions.first_picture)?,
+            text: modulation.of_text(index)?,
+        };
+        let (text, image) = block.forward(&self.text, &self.image, &modulations, self.positions)?;
+        Ok(Self { text, image, ..self })
+    }
 }
 
 /// What stays the same over all steps of a picture: where the tokens stand.
@@ -188,36 +215,51 @@ impl Transformer {
     /// Predicts the flow (noise minus picture) at every image token.
     ///
     /// `latents`: (batch, image tokens, in channels), the picture being made
-    /// first, then the references. `prompt_embeds`: (batch, text tokens, text
-    /// width). `modulation`: of the noise level, from [`Transformer::modulations`].
-    /// Returns the shape of `latents`.
+    /// first, then the references. `modulation`: of the noise level, from
+    /// [`Transformer::modulations`]. Returns the shape of `latents`.
     ///
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn forward(
         &self,
         latents: &Tensor,
-        prompt_embeds: &Tensor,
+        prompt: PromptTokens,
         modulation: StepModulation,
-        positions: &TokenPositions,
     ) -> Result<Tensor> {
-        let mut image = self.img_in.forward(latents)?;
-        let mut text = self.txt_in.forward(&self.txt_norm.forward(prompt_embeds)?)?;
+        let [flow] = self.forward_each(latents, [prompt], modulation)?;
+        Ok(flow)
+    }
+
+    /// The same for several prompts, block by block: so a block that does not stay is
+    /// loaded once for all of them. Prompts of different lengths need no padding.
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn forward_each<const PROMPTS: usize>(
+        &self,
+        latents: &Tensor,
+        prompts: [PromptTokens; PROMPTS],
+        modulation: StepModulation,
+    ) -> Result<[Tensor; PROMPTS]> {
+        let image = self.img_in.forward(latents)?;
+        let mut branches = try_each(prompts, |prompt| {
+            let text = self.txt_in.forward(&self.txt_norm.forward(prompt.embeds)?)?;
+            Ok(Branch { text, image: image.clone(), positions: prompt.positions })
+        })?;
         let mut loading = self.transformer_blocks.first().map(Held::start_loading).transpose()?;
         for index in 0.. {
             let Some(block) = loading.take() else { break };
             let next = self.transformer_blocks.get(index + 1);
             next.inspect(|next| next.read_ahead());
-            let modulations = BlockModulations {
-                image: modulation.of_image(index, positions.first_picture)?,
-                text: modulation.of_text(index)?,
+            let through = |block: &Block| {
+                try_each(branches, |branch| branch.through(block, index, modulation))
             };
-            ((text, image), loading) = block.with(
-                |block| block.forward(&text, &image, &modulations, positions),
-                || next.map(Held::start_loading).transpose(),
-            )?;
+            (branches, loading) =
+                block.with(through, || next.map(Held::start_loading).transpose())?;
         }
-        self.proj_out.forward(&self.norm_out.forward(&image, modulation)?)
+        try_each(branches, |branch| {
+            self.proj_out.forward(&self.norm_out.forward(&branch.image, modulation)?)
+        })
     }
 
     /// (levels, width)
@@ -228,6 +270,15 @@ impl Transformer {
         }
         silu(&temb) // the first layer of every modulation
     }
+}
+
+/// What `action` makes of each item, or its first error.
+fn try_each<T, R, const COUNT: usize>(
+    items: [T; COUNT],
+    action: impl FnMut(T) -> Result<R>,
+) -> Result<[R; COUNT]> {
+    let made: Vec<R> = items.into_iter().map(action).collect::<Result<_>>()?;
+    made.try_into().map_err(|_| Error::msg("as many results as items"))
 }
 
 /// Noise levels → (levels, width).

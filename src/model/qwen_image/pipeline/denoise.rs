@@ -8,7 +8,7 @@ use crate::domain::Picture;
 use crate::model::qwen_image::modulation::ModulationTable;
 use crate::model::qwen_image::positions::Grid;
 use crate::model::qwen_image::scheduler::Schedule;
-use crate::model::qwen_image::transformer::{TokenPositions, Transformer};
+use crate::model::qwen_image::transformer::{PromptTokens, TokenPositions, Transformer};
 use crate::model::{ModelError, StepObserver, StepProgress};
 use crate::nn::{FlowLength, euler_step, guide};
 
@@ -159,22 +159,18 @@ impl<'a> Denoising<'a> {
         };
         let made = latents.dim(1)?;
         let Steering { guidance, guided_length, modulations } = self.steering;
-        let flow = |prompt: &Conditioning, positions: &TokenPositions| {
-            let all = self.transformer.forward(
-                &tokens,
-                &prompt.embeds,
-                modulations.at(step),
-                positions,
-            )?;
-            all.i((.., ..made))
-        };
-        let conditional = flow(&guidance.positive, &self.positions)?;
+        let modulation = modulations.at(step);
+        let positive =
+            PromptTokens { embeds: &guidance.positive.embeds, positions: &self.positions };
         match (&guidance.negative, &self.negative_positions) {
             (Some(negative), Some(positions)) => {
-                let unconditional = flow(negative, positions)?;
-                guide(&conditional, &unconditional, guidance.scale, guided_length)
+                let negative = PromptTokens { embeds: &negative.embeds, positions };
+                let prompts = [positive, negative];
+                let flows = self.transformer.forward_each(&tokens, prompts, modulation)?;
+                let [conditional, unconditional] = flows.map(|flow| flow.i((.., ..made)));
+                guide(&conditional?, &unconditional?, guidance.scale, guided_length)
             }
-            _ => Ok(conditional),
+            _ => self.transformer.forward(&tokens, positive, modulation)?.i((.., ..made)),
         }
     }
 }
