@@ -2,8 +2,6 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(feature = "cuda")]
-pub mod upload;
 
 use candle_core::{DType, Device, DeviceLocation};
 
@@ -34,17 +32,6 @@ pub enum DtypeChoice {
     /// As `Auto`, and the layers of the transformer's blocks multiply 8-bit floats.
     Fp8,
     /// As `Auto`, and the matrices of the transformer's blocks are kept in 8-bit floats.
-    Fp8Weights,
-}
-
-/// How layers that can do with fewer digits keep their matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MatrixFormat {
-    /// In the format that they compute in.
-    AsComputed,
-    /// In 8-bit floats with a scale for each output; inputs are rounded to that, too.
-    Fp8,
-    /// In 8-bit floats with a scale for each output; inputs stay as they are.
     Fp8Weights,
 }
 
@@ -126,18 +113,6 @@ pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     }
 }
 
-/// The format of matrices that `choice` means.
-#[must_use]
-pub fn matrix_format(choice: DtypeChoice) -> MatrixFormat {
-    match choice {
-        DtypeChoice::Fp8 => MatrixFormat::Fp8,
-        DtypeChoice::Fp8Weights => MatrixFormat::Fp8Weights,
-        DtypeChoice::Auto | DtypeChoice::Float32 | DtypeChoice::Bfloat16 | DtypeChoice::Float16 => {
-            MatrixFormat::AsComputed
-        }
-    }
-}
-
 /// Bytes of memory that are free on `device`, if that can be told.
 #[must_use]
 pub fn free_memory_bytes(device: &Device) -> Option<usize> {
@@ -191,18 +166,6 @@ pub fn device_name(device: &Device) -> String {
         DeviceLocation::Cpu => "cpu".to_owned(),
         DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         DeviceLocation::Metal { .. } => "metal".to_owned(),
-    }
-}
-
-/// What a model computes in, for people: torch's name of the number format, and what
-/// its matrices are kept in if that is another one.
-#[must_use]
-pub fn precision_name(dtype: DType, matrices: MatrixFormat) -> String {
-    let name = dtype_name(dtype);
-    match matrices {
-        MatrixFormat::AsComputed => name.to_owned(),
-        MatrixFormat::Fp8 => format!("{name} with fp8 layers"),
-        MatrixFormat::Fp8Weights => format!("{name} with fp8 weights"),
     }
 }
 

@@ -10,10 +10,12 @@ mod config_file;
 mod error;
 mod lora;
 mod snapshot;
+#[cfg(feature = "cuda")]
+mod upload;
 mod weights;
 
 pub use config_file::ConfigFile;
 pub use error::CheckpointError;
 pub use lora::Lora;
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
-pub use weights::{CheckedTensors, Weights};
+pub use weights::{CheckedTensors, MatrixFormat, Weights};

@@ -18,13 +18,23 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use super::{CheckpointError, Lora, Snapshot};
-use crate::device::MatrixFormat;
 #[cfg(feature = "cuda")]
-use crate::device::upload::{self, UploadOrder};
+use super::upload::{self, UploadOrder};
+use super::{CheckpointError, Lora, Snapshot};
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
+
+/// How layers that can do with fewer digits keep their matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatrixFormat {
+    /// In the format that they compute in.
+    AsComputed,
+    /// In 8-bit floats with a scale for each output; inputs are rounded to that, too.
+    Fp8,
+    /// In 8-bit floats with a scale for each output; inputs stay as they are.
+    Fp8Weights,
+}
 
 /// A place in a component's tree of tensors. Cheap to clone.
 #[derive(Clone)]

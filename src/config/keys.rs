@@ -55,7 +55,7 @@ keys! {
     MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
     LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
     DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal";
-    DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16 or float16";
+    DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8 or fp8-weights";
     MEMORY: "model.memory", "DIFFUSER_MEMORY", "auto, resident, offload or stream";
     CACHE_BYTES: "model.cache_bytes", "DIFFUSER_CACHE_BYTES", "bytes of encoded pictures and prompts";
     EXACT_TIMESTEPS: "model.exact_timesteps", "DIFFUSER_EXACT_TIMESTEPS", "false rounds them as diffusers does";

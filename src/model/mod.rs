@@ -6,6 +6,7 @@ mod diffusion;
 mod embedded;
 mod loading;
 pub mod noise;
+mod precision;
 pub mod qwen_image;
 mod registry;
 mod residency;

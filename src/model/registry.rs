@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
+use super::precision::matrix_format;
 use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError,
     MemoryChoice, ModelConfig,
 };
 use super::{embedded, qwen_image, stable_diffusion};
-use crate::checkpoint::{CheckpointError, Snapshot};
-use crate::device::MatrixFormat;
+use crate::checkpoint::{CheckpointError, MatrixFormat, Snapshot};
 use crate::hub::{HubConfig, Progress, RepositoryId, fetch_snapshot};
 
 /// Every pipeline class that is served: one line a model.
@@ -77,7 +77,7 @@ fn check_settings(config: &ModelConfig, entry: &ModelEntry) -> Result<(), LoadEr
             reason: format!("models of {class_name} always stay in memory: use auto or resident"),
         });
     }
-    let rounds = crate::device::matrix_format(config.dtype) != MatrixFormat::AsComputed;
+    let rounds = matrix_format(config.dtype) != MatrixFormat::AsComputed;
     if rounds && !entry.rounds_matrices {
         return Err(LoadError::Setting {
             setting: "model.dtype",

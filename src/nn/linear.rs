@@ -6,8 +6,7 @@ use super::activation::gelu_tanh;
 use super::fp8::{self, Fp8Rows};
 #[cfg(feature = "cuda")]
 use super::fusion::Fusion;
-use crate::checkpoint::Weights;
-use crate::device::MatrixFormat;
+use crate::checkpoint::{MatrixFormat, Weights};
 
 /// y = x · weightᵀ (+ bias).
 pub struct Linear {

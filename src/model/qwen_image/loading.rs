@@ -129,7 +129,7 @@ impl Opened {
             text_encoder: open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?,
             transformer: open("transformer", DIFFUSERS_STEM, unchanged)?
                 .merging(loras)
-                .with_matrices(crate::device::matrix_format(context.config.dtype)),
+                .with_matrices(crate::model::precision::matrix_format(context.config.dtype)),
             vae: open("vae", DIFFUSERS_STEM, unchanged)?,
         })
     }

@@ -102,9 +102,9 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         has_condition_picture: matches!(variant.shown, Shown::Copy { .. }),
         device: crate::device::device_name(&context.device),
-        dtype: crate::device::precision_name(
+        dtype: crate::model::precision::precision_name(
             context.dtype,
-            crate::device::matrix_format(context.config.dtype),
+            crate::model::precision::matrix_format(context.config.dtype),
         ),
         weight_bytes,
     };
