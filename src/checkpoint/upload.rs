@@ -29,7 +29,7 @@ const SHARE_BYTES: usize = 2 << 20;
 
 /// When the card makes an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UploadOrder {
+pub(super) enum UploadOrder {
     /// After everything that it was told before, and before everything after: the
     /// tensor is like any other.
     InTurn,
@@ -43,23 +43,23 @@ pub enum UploadOrder {
 /// # Errors
 /// A candle error, such as out of memory.
 #[expect(clippy::wildcard_enum_match_arm, reason = "weights come in three formats")]
-pub fn upload(
+pub(super) fn upload(
     device: &CudaDevice,
     order: UploadOrder,
     dtype: DType,
     shape: &[usize],
     bytes: &[u8],
 ) -> Result<Tensor> {
+    let expected = shape.iter().product::<usize>() * dtype.size_in_bytes();
+    if expected != bytes.len() {
+        candle_core::bail!("{} bytes do not make {shape:?} in {dtype:?}", bytes.len());
+    }
     let storage = with_uploader(device, |uploader| match dtype {
         DType::F32 => uploader.upload::<f32>(device, order, bytes),
         DType::BF16 => uploader.upload::<bf16>(device, order, bytes),
         DType::F16 => uploader.upload::<f16>(device, order, bytes),
         other => candle_core::bail!("weights are not uploaded as {other:?}"),
     })?;
-    let expected = shape.iter().product::<usize>() * dtype.size_in_bytes();
-    if expected != bytes.len() {
-        candle_core::bail!("{} bytes do not make {shape:?} in {dtype:?}", bytes.len());
-    }
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
 }
 
@@ -68,7 +68,7 @@ pub fn upload(
 ///
 /// # Errors
 /// A candle error of the driver.
-pub fn await_uploads(device: &CudaDevice) -> Result<()> {
+pub(super) fn await_uploads(device: &CudaDevice) -> Result<()> {
     with_uploader(device, |uploader| {
         device.cuda_stream().wait(&uploader.beside.record_event(None).w()?).w()
     })
@@ -79,7 +79,7 @@ pub fn await_uploads(device: &CudaDevice) -> Result<()> {
 ///
 /// # Errors
 /// A candle error of the driver.
-pub fn release(device: &CudaDevice) -> Result<()> {
+pub(super) fn release(device: &CudaDevice) -> Result<()> {
     with_uploader(device, |uploader| {
         uploader.beside.wait(&device.cuda_stream().record_event(None).w()?).w()
     })
