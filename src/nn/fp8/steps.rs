@@ -306,21 +306,53 @@ mod tests {
         assert_eq!(wide[1], [1.0, 2.0, 3.0]);
     }
 
+    /// Rows of numbers of all sizes, each with another largest number: around what a
+    /// scale still holds, none at all, and none that is finite.
+    fn all_sizes(width: usize, dtype: DType) -> Tensor {
+        let largest =
+            [448.0, 449.0, 480.0, 1.75, 1.875, 2.0, 0.0, 1e-44, f32::NAN, f32::INFINITY, 6e4];
+        let numbers: Vec<f32> = largest
+            .iter()
+            .flat_map(|largest| {
+                (0..width).map(move |column| {
+                    let sign = if column % 3 == 1 { -1.0 } else { 1.0 };
+                    let digits = 1.0 + (column * 37 % 128) as f32 / 128.0;
+                    let size = 0.5_f32.powi(i32::try_from(column % 24).unwrap());
+                    if column == width / 2 { *largest } else { sign * largest.min(digits * size) }
+                })
+            })
+            .collect();
+        let numbers = Tensor::from_vec(numbers, (largest.len(), width), &Device::Cpu).unwrap();
+        numbers.to_dtype(dtype).unwrap()
+    }
+
+    /// The codes and the scales, without what may be between them.
+    fn parts(of: &Fp8Rows) -> (Vec<u8>, Vec<u8>) {
+        let bytes: Vec<u8> = of.bytes.to_vec1().unwrap();
+        let scales = bytes[scales_at(of.rows, of.width)..].to_vec();
+        (bytes[..of.rows * of.width].to_vec(), scales)
+    }
+
     #[test]
     fn kernels_make_the_very_bytes_and_numbers_that_loops_make() {
         for dtype in FORMATS {
-            for (rows, width) in SHAPES {
-                let x = uneven(rows, width, dtype);
-                let rounding = RoundedRows::new(&x, rows, width).unwrap();
+            let uneven = SHAPES.map(|(rows, width)| uneven(rows, width, dtype));
+            let all_sizes = [7, 64, 333].map(|width| all_sizes(width, dtype));
+            for x in uneven.iter().chain(&all_sizes) {
+                let (rows, width) = x.dims2().unwrap();
+                let rounding = RoundedRows::new(x, rows, width).unwrap();
                 let [looped, emulated] = [run(&rounding), emulate(&rounding)]
                     .map(|bytes| Fp8Rows { bytes: bytes.unwrap(), rows, width });
 
-                let widened = run(&WideRows::new(&looped, dtype)).unwrap();
-
-                let of_emulated = run(&WideRows::new(&emulated, dtype)).unwrap();
-                assert_close(&of_emulated, &widened, 0.0);
-                let kernel = emulate(&WideRows::new(&looped, dtype)).unwrap();
-                assert_close(&kernel, &widened, 0.0);
+                assert_eq!(parts(&emulated), parts(&looped), "{dtype:?} {rows} {width}");
+                let widening = WideRows::new(&looped, dtype);
+                let [looped, emulated] = [run(&widening), emulate(&widening)].map(|wide| {
+                    let wide = wide.unwrap().to_dtype(DType::F32).unwrap();
+                    let bits = |x: &f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+                    let wide: Vec<f32> = wide.flatten_all().unwrap().to_vec1().unwrap();
+                    wide.iter().map(bits).collect::<Vec<_>>()
+                });
+                assert_eq!(emulated, looped, "{dtype:?} {rows} {width}");
             }
         }
     }
@@ -330,7 +362,11 @@ mod tests {
         for (dtype, tolerance) in [(DType::F32, 2e-3), (DType::BF16, 64.0)] {
             // Sums of about 2000, so within 2⁻⁸ of that in 16 bits, of several roundings.
             let x = Fp8Rows::round(&uneven(6, 48, dtype)).unwrap();
-            let weight = Fp8Rows::round(&numbers(&[20, 48], 7, dtype)).unwrap();
+            let sizes: Vec<f32> = (0..20).map(|row| [1.0, 0.25, 0.03][row % 3]).collect();
+            let sizes = Tensor::from_vec(sizes, (20, 1), &Device::Cpu).unwrap();
+            let sizes = sizes.to_dtype(dtype).unwrap();
+            let weight = numbers(&[20, 48], 7, dtype).broadcast_mul(&sizes).unwrap();
+            let weight = Fp8Rows::round(&weight).unwrap();
             let wide = |of: &Fp8Rows| of.widen(DType::F32).unwrap();
             let expected = wide(&x).matmul(&wide(&weight).t().unwrap()).unwrap();
 
