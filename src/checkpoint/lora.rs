@@ -16,7 +16,7 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use serde_json::Value;
 
-use super::weights::TensorFiles;
+use super::tensor_files::TensorFiles;
 use super::{CheckpointError, Snapshot};
 
 /// What precedes a module's name, by style.

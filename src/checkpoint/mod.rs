@@ -10,6 +10,7 @@ mod config_file;
 mod error;
 mod lora;
 mod snapshot;
+mod tensor_files;
 #[cfg(feature = "cuda")]
 mod upload;
 mod weights;

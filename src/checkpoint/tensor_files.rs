@@ -1,0 +1,186 @@
+//! Safetensors files: where each tensor lies in them, without reading it.
+
+use std::collections::HashMap;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+use super::{CheckpointError, Snapshot};
+
+/// The open safetensors files of one component.
+pub(super) struct TensorFiles {
+    buffers: Vec<Buffer>,
+    entries: HashMap<String, Entry>,
+}
+
+/// Where a tensor lies.
+struct Entry {
+    buffer: usize,
+    dtype: safetensors::Dtype,
+    shape: Vec<usize>,
+    /// Bytes of the buffer.
+    range: std::ops::Range<usize>,
+}
+
+enum Buffer {
+    Mapped(memmap2::Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl Buffer {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+impl TensorFiles {
+    /// Opens `STEM.safetensors` of `component`, or the shards that its index names.
+    pub(super) fn open(
+        snapshot: &Snapshot,
+        component: &str,
+        stem: &str,
+        canonical: fn(&str) -> String,
+    ) -> Result<Self, CheckpointError> {
+        let mut files = Self { buffers: Vec::new(), entries: HashMap::new() };
+        for name in shard_names(snapshot, component, stem)? {
+            files.add(snapshot, &format!("{component}/{name}"), canonical)?;
+        }
+        Ok(files)
+    }
+
+    /// The one safetensors file `file`, and its metadata.
+    pub(super) fn open_one(
+        snapshot: &Snapshot,
+        file: &str,
+    ) -> Result<(Self, HashMap<String, String>), CheckpointError> {
+        let mut files = Self { buffers: Vec::new(), entries: HashMap::new() };
+        let metadata = files.add(snapshot, file, str::to_owned)?;
+        Ok((files, metadata))
+    }
+
+    fn add(
+        &mut self,
+        snapshot: &Snapshot,
+        file: &str,
+        canonical: fn(&str) -> String,
+    ) -> Result<HashMap<String, String>, CheckpointError> {
+        let buffer = open_buffer(snapshot, file)?;
+        let malformed = |reason| CheckpointError::Malformed { file: file.to_owned(), reason };
+        let broken = |error| malformed(format!("is not a whole safetensors file: {error}"));
+        SafeTensors::deserialize(buffer.bytes()).map_err(broken)?;
+        let (header_bytes, header) = SafeTensors::read_metadata(buffer.bytes()).map_err(broken)?;
+        // The file starts with the header's length in eight bytes.
+        let data_start = 8 + header_bytes;
+        for (name, info) in header.tensors() {
+            let (begin, end) = info.data_offsets;
+            let entry = Entry {
+                buffer: self.buffers.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                range: data_start + begin..data_start + end,
+            };
+            if self.entries.insert(canonical(&name), entry).is_some() {
+                return Err(malformed(format!("has {name}, which an earlier file has, too")));
+            }
+        }
+        self.buffers.push(buffer);
+        Ok(header.metadata().clone().unwrap_or_default())
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.entries.keys()
+    }
+
+    /// Asks the system to have the tensor `name` read from the disk. Returns at once.
+    pub(super) fn read_ahead(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some(entry) = self.entries.get(name)
+            && let Buffer::Mapped(map) = &self.buffers[entry.buffer]
+        {
+            // Advice only: where it is refused, the tensor is read when it is taken.
+            let (start, length) = (entry.range.start, entry.range.len());
+            _ = map.advise_range(memmap2::Advice::WillNeed, start, length);
+        }
+    }
+
+    /// The tensor `name`, or why it cannot be taken with this shape.
+    pub(super) fn find(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Option<Result<TensorView<'_>, String>> {
+        let entry = self.entries.get(name)?;
+        if entry.shape != shape {
+            return Some(Err(format!("{name} has shape {:?}, expected {shape:?}", entry.shape)));
+        }
+        self.find_any(name)
+    }
+
+    /// The tensor `name` of whatever shape, or why it cannot be taken.
+    pub(super) fn find_any(&self, name: &str) -> Option<Result<TensorView<'_>, String>> {
+        let entry = self.entries.get(name)?;
+        let known = [safetensors::Dtype::F32, safetensors::Dtype::BF16, safetensors::Dtype::F16];
+        if !known.contains(&entry.dtype) {
+            let dtype = entry.dtype;
+            return Some(Err(format!(
+                "{name} is stored as {dtype:?}; float32, bfloat16 and float16 are supported"
+            )));
+        }
+        let data = &self.buffers[entry.buffer].bytes()[entry.range.clone()];
+        let view = TensorView::new(entry.dtype, entry.shape.clone(), data);
+        Some(view.map_err(|error| format!("{name}: {error}")))
+    }
+}
+
+/// The safetensors files of `component`, from the index or by the plain name.
+fn shard_names(
+    snapshot: &Snapshot,
+    component: &str,
+    stem: &str,
+) -> Result<Vec<String>, CheckpointError> {
+    let index_file = format!("{component}/{stem}.safetensors.index.json");
+    if !snapshot.has(&index_file) {
+        return Ok(vec![format!("{stem}.safetensors")]);
+    }
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let malformed = |reason| CheckpointError::Malformed { file: index_file.clone(), reason };
+    let index: Index = serde_json::from_str(&snapshot.text(&index_file)?)
+        .map_err(|error| malformed(format!("is not a shard index: {error}")))?;
+    let mut names: Vec<String> = index.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    match names.iter().find(|name| name.contains(['/', '\\'])) {
+        Some(name) => Err(malformed(format!("names '{name}', which is not in its folder"))),
+        None => Ok(names),
+    }
+}
+
+#[expect(unsafe_code, reason = "memory-mapped weights: the one place that maps files")]
+fn open_buffer(snapshot: &Snapshot, file: &str) -> Result<Buffer, CheckpointError> {
+    let (Snapshot::Directory(_), Some(path)) = (snapshot, snapshot.path(file)) else {
+        return match snapshot.bytes(file)? {
+            std::borrow::Cow::Borrowed(bytes) => Ok(Buffer::Embedded(bytes)),
+            std::borrow::Cow::Owned(_) => Err(snapshot.missing(file)),
+        };
+    };
+    if !path.is_file() {
+        return Err(snapshot.missing(file));
+    }
+    let unreadable = |source| CheckpointError::Unreadable { path: path.clone(), source };
+    let handle = std::fs::File::open(&path).map_err(unreadable)?;
+    // SAFETY: a checkpoint must not be changed while the program runs (weights may
+    // be read again for each use): the documentation says so, downloads replace
+    // files by renaming, and nothing else writes there.
+    let map = unsafe { memmap2::Mmap::map(&handle) }.map_err(unreadable)?;
+    Ok(Buffer::Mapped(map))
+}
