@@ -65,10 +65,9 @@ pub(super) struct Canvas {
 enum Fit {
     /// Left as it is.
     Keep,
-    /// Continued at the right and the bottom by repeating the last pixels.
+    /// Continued past all edges alike by repeating the last pixels, so that a model
+    /// that mirrors the picture leaves it where it was.
     Continue(ImageSize),
-    /// Cut down, keeping the upper left corner.
-    CutCorner(ImageSize),
     /// Cut down, keeping the centre.
     CutCentre(ImageSize),
     /// Resampled.
@@ -143,7 +142,7 @@ impl Canvas {
         let (before, after) = if input == on_grid {
             (Fit::Keep, Fit::Keep)
         } else {
-            (Fit::Continue(on_grid), Fit::CutCorner(input))
+            (Fit::Continue(on_grid), Fit::CutCentre(input))
         };
         Self { model_size: OutputSize::AsInput, before, after, ..Self::of_reference() }
     }
@@ -191,7 +190,7 @@ impl Canvas {
         };
         // What the model was shown was the whole input, so its whole picture
         // lies over the whole input.
-        if !matches!(self.after, Fit::CutCorner(_)) {
+        if !matches!(self.before, Fit::Continue(_)) {
             self.after = Fit::Scale(input);
         }
         Ok(())
@@ -245,10 +244,9 @@ impl Fit {
                 size.height(),
                 Resampler::PillowLanczos,
             )),
-            Self::Continue(size) | Self::CutCorner(size) | Self::CutCentre(size) => {
-                let start = self.start(picture.width(), picture.height());
-                let colour = part_of(picture.colour(), start, size);
-                let alpha = picture.alpha().map(|alpha| grey_part_of(alpha, start, size));
+            Self::Continue(size) | Self::CutCentre(size) => {
+                let colour = centred(picture.colour(), size);
+                let alpha = picture.alpha().map(|alpha| grey_centred(alpha, size));
                 let whole = |alpha| Picture::with_alpha(colour.clone(), alpha).ok();
                 Cow::Owned(alpha.and_then(whole).unwrap_or_else(|| colour.into()))
             }
@@ -261,45 +259,39 @@ impl Fit {
             Self::Scale(size) => {
                 resize_grey(image, size.width(), size.height(), Resampler::PillowLanczos)
             }
-            Self::Continue(size) | Self::CutCorner(size) | Self::CutCentre(size) => {
-                grey_part_of(image, self.start(image.width(), image.height()), size)
-            }
-        }
-    }
-
-    /// Left and top of what is taken from a picture of `width` by `height`.
-    fn start(self, width: usize, height: usize) -> (usize, usize) {
-        let middle = |whole: usize, part: usize| whole.saturating_sub(part) / 2;
-        match self {
-            Self::CutCentre(size) => (middle(width, size.width()), middle(height, size.height())),
-            Self::Keep | Self::Continue(_) | Self::CutCorner(_) | Self::Scale(_) => (0, 0),
+            Self::Continue(size) | Self::CutCentre(size) => grey_centred(image, size),
         }
     }
 }
 
-fn part_of(image: &RgbImage, start: (usize, usize), size: ImageSize) -> RgbImage {
-    let pixels = copied::<3>(image.pixels(), (image.width(), image.height()), start, size);
+fn centred(image: &RgbImage, size: ImageSize) -> RgbImage {
+    let pixels = copied::<3>(image.pixels(), (image.width(), image.height()), size);
     // A size has at least one pixel, and `copied` gives all of them.
     RgbImage::new(size.width(), size.height(), pixels).unwrap_or_else(|_| image.clone())
 }
 
-fn grey_part_of(image: &GreyImage, start: (usize, usize), size: ImageSize) -> GreyImage {
-    let pixels = copied::<1>(image.pixels(), (image.width(), image.height()), start, size);
+fn grey_centred(image: &GreyImage, size: ImageSize) -> GreyImage {
+    let pixels = copied::<1>(image.pixels(), (image.width(), image.height()), size);
     GreyImage::new(size.width(), size.height(), pixels).unwrap_or_else(|_| image.clone())
 }
 
-/// The part of `size` from (`left`, `top`) on; past an edge its last pixels repeat.
+/// The part of `size` about the centre; past an edge its last pixels repeat. What is
+/// continued and then cut, or cut and then continued, lies where it was.
 fn copied<const CHANNELS: usize>(
     pixels: &[u8],
     (width, height): (usize, usize),
-    (left, top): (usize, usize),
     size: ImageSize,
 ) -> Vec<u8> {
+    // Where pixel `at` of a side of `wanted` pixels comes from, in one of `whole` pixels.
+    let source = |at: usize, whole: usize, wanted: usize| {
+        let (cut, added) = (whole.saturating_sub(wanted) / 2, wanted.saturating_sub(whole) / 2);
+        (at + cut).saturating_sub(added).min(whole - 1)
+    };
     let mut copy = Vec::with_capacity(size.area() * CHANNELS);
-    for y in top..top + size.height() {
-        let row = y.min(height - 1) * width;
-        for x in left..left + size.width() {
-            let at = (row + x.min(width - 1)) * CHANNELS;
+    for y in 0..size.height() {
+        let row = source(y, height, size.height()) * width;
+        for x in 0..size.width() {
+            let at = (row + source(x, width, size.width())) * CHANNELS;
             copy.extend_from_slice(&pixels[at..at + CHANNELS]);
         }
     }

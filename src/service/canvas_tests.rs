@@ -76,9 +76,27 @@ fn a_picture_of_a_fitting_size_comes_back_without_any_resampling() {
 fn the_grid_is_filled_by_repeating_the_last_pixels() {
     let (_, shown, _) = echoed(edit(601, 399), SizeChoice::Auto);
 
+    // Three columns are added at the left and four at the right, one row at the bottom.
     let pixel = |x: usize, y: usize| shown.colour().pixels()[(y * 608 + x) * 3..][..3].to_vec();
-    assert_eq!(pixel(607, 10), pixel(600, 10));
+    assert_eq!(pixel(0, 10), pixel(3, 10));
+    assert_eq!(pixel(607, 10), pixel(603, 10));
+    assert_ne!(pixel(603, 10), pixel(602, 10));
     assert_eq!(pixel(20, 399), pixel(20, 398));
+}
+
+#[test]
+fn what_the_model_mirrors_comes_back_where_it_was() {
+    let mirrored = |picture: &Picture| -> Picture {
+        let rows = picture.colour().pixels().chunks_exact(picture.width() * 3);
+        let pixels = rows.flat_map(|row| row.as_chunks::<3>().0.iter().rev().flatten().copied());
+        RgbImage::new(picture.width(), picture.height(), pixels.collect()).unwrap().into()
+    };
+    let task = edit(602, 400); // 608 on the grid
+    let canvas = plan(&task, SizeChoice::Auto);
+
+    let shown = first_picture(&canvas.prepare(task)).unwrap().clone();
+
+    assert_eq!(canvas.finish(mirrored(&shown)), mirrored(&picture(602, 400)));
 }
 
 #[test]
