@@ -75,6 +75,8 @@ impl Capabilities {
 pub(super) struct CheckpointDefaults {
     pub(super) description: Option<String>,
     pub(super) image_area: Option<usize>,
+    /// Of what its pictures' sides are multiples, if of more than its layers demand.
+    size_multiple: Option<usize>,
     pub(super) num_inference_steps: Option<i64>,
     pub(super) true_cfg_scale: Option<f64>,
     pub(super) guidance_scale: Option<f64>,
@@ -102,6 +104,7 @@ impl CheckpointDefaults {
             dtype,
             description: file.optional("description"),
             image_area: file.optional("image_area"),
+            size_multiple: file.optional("size_multiple"),
             num_inference_steps: file.optional("num_inference_steps"),
             true_cfg_scale: file.optional("true_cfg_scale"),
             guidance_scale: file.optional("guidance_scale"),
@@ -110,6 +113,21 @@ impl CheckpointDefaults {
         };
         file.finish()?;
         Ok(defaults)
+    }
+
+    /// Of how many pixels its pictures' sides are multiples; its layers demand `layers` pixels.
+    ///
+    /// # Errors
+    ///
+    /// [`CheckpointError::Config`] if the file names no multiple of these.
+    pub(super) fn size_multiple(&self, layers: usize) -> Result<usize, CheckpointError> {
+        match self.size_multiple {
+            Some(asked) if asked == 0 || asked % layers != 0 => {
+                let fault = format!("size_multiple = {asked}: must be a multiple of {layers}");
+                Err(CheckpointError::Config { file: Self::FILE.to_owned(), faults: vec![fault] })
+            }
+            asked => Ok(asked.unwrap_or(layers)),
+        }
     }
 }
 

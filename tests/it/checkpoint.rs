@@ -434,6 +434,21 @@ fn a_checkpoint_says_what_it_computes_in_unless_the_settings_do() {
 }
 
 #[test]
+fn a_checkpoint_may_make_sizes_on_a_coarser_grid_than_its_layers_demand() {
+    let copy = Copy::new();
+    let with_multiple = |multiple: usize| {
+        let defaults = serde_json::json!({ "size_multiple": multiple }).to_string();
+        std::fs::write(copy.path("diffuser.json"), defaults).unwrap();
+        load(&copy.path("").display().to_string())
+    };
+    let own = load(&copy.path("").display().to_string()).unwrap().info().size_multiple;
+
+    assert_eq!(with_multiple(3 * own).unwrap().info().size_multiple, 3 * own);
+    let fault = with_multiple(own + 1).err().unwrap().to_string();
+    assert!(fault.contains("diffuser.json") && fault.contains("size_multiple"), "{fault}");
+}
+
+#[test]
 fn a_name_that_is_no_model_is_answered_with_what_would_be_one() {
     let fault = load("no such thing").err().unwrap().to_string();
 
@@ -492,8 +507,13 @@ impl Demo {
 
 /// A picture of 128x128 pixels.
 fn drawn(pixel: impl Fn(i32, i32) -> [u8; 3]) -> RgbImage {
-    let places = (0..128).flat_map(|y| (0..128).map(move |x| (x, y)));
-    RgbImage::new(128, 128, places.flat_map(|(x, y)| pixel(x, y)).collect()).unwrap()
+    drawn_of(128, 128, pixel)
+}
+
+fn drawn_of(width: i32, height: i32, pixel: impl Fn(i32, i32) -> [u8; 3]) -> RgbImage {
+    let places = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+    let pixels = places.flat_map(|(x, y)| pixel(x, y)).collect();
+    RgbImage::new(width as usize, height as usize, pixels).unwrap()
 }
 
 /// How far apart two pictures are, in levels, on average.
@@ -518,8 +538,12 @@ fn the_demo_model_follows_an_instruction_and_leaves_a_picture_alone_when_told() 
 
 /// A circle of `circle` and a square of `square` on a light ground.
 fn circle_and_square(circle: [u8; 3], square: [u8; 3]) -> RgbImage {
+    sized_circle_and_square(22.0, circle, square)
+}
+
+fn sized_circle_and_square(radius: f64, circle: [u8; 3], square: [u8; 3]) -> RgbImage {
     drawn(|x, y| match (x, y) {
-        _ if (x - 40).pow(2) + (y - 44).pow(2) < 22 * 22 => circle,
+        _ if f64::from((x - 40).pow(2) + (y - 44).pow(2)) < radius.powi(2) => circle,
         _ if (x - 90).abs() < 18 && (y - 84).abs() < 18 => square,
         _ => GROUND,
     })
@@ -541,5 +565,53 @@ fn the_demo_model_finds_a_shape_by_its_name_in_whatever_colour_it_is() {
         assert!(apart < 4.0, "{circle:?} to red: {apart}");
         let apart = difference(&removed, &circle_and_square(circle, GROUND));
         assert!(apart < 4.0, "{square:?} removed: {apart}");
+    }
+}
+
+#[test]
+fn the_demo_model_draws_shapes_and_resizes_those_that_it_sees() {
+    let mut demo = Demo::load();
+    let (blue, green, red) = ([26, 38, 235], [26, 166, 51], [235, 20, 20]);
+    let input = circle_and_square(red, green);
+
+    let added = demo.edit(&input, "add a blue triangle");
+    let bigger = demo.edit(&input, "make the circle bigger");
+    let smaller = demo.edit(&input, "make the circle smaller");
+
+    // What tools/demo-model/pictures.py calls a triangle of 0.15, in the middle.
+    let triangle = |x: i32, y: i32| {
+        let (across, down) = (f64::from(2 * x - 127) / 2.0, f64::from(2 * y - 127) / 2.0);
+        let radius = 0.15 * 128.0;
+        down < 0.8 * radius && 0.894 * across.abs() - 0.447 * down < 0.447 * radius
+    };
+    let wanted = drawn(|x, y| match triangle(x, y) {
+        true => blue,
+        false => *input.pixels().as_chunks().0.get((y * 128 + x) as usize).unwrap(),
+    });
+    let apart = difference(&added, &wanted);
+    assert!(apart < 3.0, "added: {apart}, unedited {}", difference(&input, &wanted));
+    for (name, edited, factor) in [("bigger", bigger, 1.4), ("smaller", smaller, 0.65)] {
+        let wanted = sized_circle_and_square(factor * 22.0, red, green);
+        let (apart, unedited) = (difference(&edited, &wanted), difference(&input, &wanted));
+        assert!(apart < 0.5 * unedited, "{name}: {apart}, unedited {unedited}");
+    }
+}
+
+#[test]
+fn the_demo_model_mirrors_pictures_of_any_shape() {
+    let mut demo = Demo::load();
+    for (width, height) in [(128, 128), (160, 96), (96, 160)] {
+        let bars = |x: i32| match 16 * x / width {
+            0..4 => [26, 38, 235],
+            9 | 10 => [235, 20, 20],
+            _ => GROUND,
+        };
+        let input = drawn_of(width, height, |x, _| bars(x));
+
+        let mirrored = demo.edit(&input, "mirror it");
+
+        let wanted = drawn_of(width, height, |x, _| bars(width - 1 - x));
+        let apart = difference(&mirrored, &wanted);
+        assert!(apart < 4.0, "{width}x{height}: {apart}");
     }
 }

@@ -22,7 +22,6 @@ pub mod vae;
 pub mod variant;
 pub mod vision_tower;
 
-use config::TransformerConfig;
 use pipeline::Pipeline;
 use pipeline::cache::PipelineCache;
 use variant::{Shown, Variant};
@@ -95,7 +94,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         capabilities: variant.capabilities.restricted_by(&context.config.capabilities),
         defaults: context.request_defaults(&defaults)?,
         max_input_images: variant.max_input_images,
-        size_multiple: components.vae_config.spatial_factor() * TransformerConfig::PATCH_SIZE,
+        size_multiple: defaults.size_multiple(components.token_side())?,
         max_output_area: MAX_OUTPUT_AREA,
         image_area: context.config.image_area.or(defaults.image_area).unwrap_or(variant.image_area),
         edit_kind: variant.edit_kind,

@@ -133,7 +133,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         capabilities: capabilities.restricted_by(&context.config.capabilities),
         defaults: request_defaults(context, variant, &defaults, &components.scheduler)?,
         max_input_images: 1,
-        size_multiple: SIZE_MULTIPLE.max(factor),
+        size_multiple: defaults.size_multiple(SIZE_MULTIPLE.max(factor))?,
         max_output_area: MAX_OUTPUT_AREA.max(area),
         image_area: area,
         edit_kind: EditKind::ImageToImage,

@@ -115,9 +115,9 @@ impl Pipeline {
             }
             (task, _) => return Err(self.refuse(task)),
         };
-        let token = self.info.size_multiple;
-        if job.output.width < token || job.output.height < token {
-            return Err(unsuitable("size", format!("Both sides must be at least {token} pixels.")));
+        let least = self.info.size_multiple;
+        if job.output.width < least || job.output.height < least {
+            return Err(unsuitable("size", format!("Both sides must be at least {least} pixels.")));
         }
         Ok(job)
     }

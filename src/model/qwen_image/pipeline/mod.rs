@@ -18,7 +18,9 @@ use std::ops::{ControlFlow, Range};
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use half::{bf16, f16};
 
-use super::config::{ProcessorConfig, TextEncoderConfig, VaeConfig, VisionConfig};
+use super::config::{
+    ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig, VisionConfig,
+};
 use super::latents::{pack_latents, unpack_latents};
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
@@ -63,6 +65,13 @@ pub struct Components {
     pub dtype: DType,
     /// Where they are.
     pub device: Device,
+}
+
+impl Components {
+    /// Pixels of a side of what becomes one token of the transformer.
+    pub(super) fn token_side(&self) -> usize {
+        self.vae_config.spatial_factor() * TransformerConfig::PATCH_SIZE
+    }
 }
 
 /// A pipeline of the family with its components.
@@ -209,7 +218,7 @@ impl Pipeline {
 
     /// Tokens of a picture of `size` pixels.
     fn grid(&self, size: PixelSize) -> Grid {
-        let token = self.info.size_multiple;
+        let token = self.components.token_side();
         Grid { height: size.height / token, width: size.width / token }
     }
 
