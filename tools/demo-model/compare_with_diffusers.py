@@ -27,7 +27,8 @@ import evaluate
 import export
 import samples
 
-PROMPTS = ("invert the colors", "mirror it", "blur it", "turn red into blue", "leave it as it is", "make the circle green")
+PROMPTS = ("invert the colors", "mirror it", "blur it", "turn red into blue", "leave it as it is", "make the circle green",
+           "add a blue triangle at the bottom left", "make the circle bigger")
 
 
 def main() -> int:

@@ -34,16 +34,20 @@ PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "moto
 MARGIN_DB, NEAR_LEVELS, UNCHANGED_DB = 3.0, 3.0, 30.0
 
 
-def photographs() -> list[np.ndarray]:
-    """Photographs bundled with scikit-image, cut to squares, as bytes."""
-    folder, squares = pathlib.Path(skimage.__file__).parent / "data", []
-    for name in PHOTOGRAPHS:
+# Of the photographs in turn: wide, tall, smaller and larger ones, too.
+SIZES = ((SIDE, SIDE), (148, 112), (112, 148), (100, 100), (160, 90), (160, 160), (SIDE, SIDE))
+
+
+def photographs(sizes: tuple[tuple[int, int], ...] = ((SIDE, SIDE),) * len(PHOTOGRAPHS)) -> list[np.ndarray]:
+    """Photographs bundled with scikit-image, cut and scaled to these widths and heights, as bytes."""
+    folder, pictures_made = pathlib.Path(skimage.__file__).parent / "data", []
+    for name, (width, height) in zip(PHOTOGRAPHS, sizes):
         image = Image.open(folder / name).convert("RGB")
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.crop((left, top, left + side, top + side))
-        squares.append(np.asarray(square.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
-    return squares
+        scale = min(image.width / width, image.height / height)
+        left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+        box = (left, top, left + scale * width, top + scale * height)
+        pictures_made.append(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box)))
+    return pictures_made
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -88,21 +92,22 @@ def to_bytes(picture: np.ndarray) -> np.ndarray:
 
 
 HELD_OUT_PAIR = ", held-out pair"  # ends the name of a row
-ROWS = (*instructions.TASKS, *(task + HELD_OUT_PAIR for task in instructions.SHAPE_TASKS), "unchanged")
+PAIRED = (*instructions.SHAPE_TASKS, *instructions.DRAWN)
+ROWS = (*instructions.TASKS, *(task + HELD_OUT_PAIR for task in PAIRED), "unchanged")
 HELD_OUT = {**instructions.HELD_OUT, "unchanged": instructions.HELD_OUT_UNCHANGED}
 
 
-def cases(row: str, count: int, squares: list[np.ndarray], seed: int, held_out: dict[str, list[str]] = HELD_OUT):
+def cases(row: str, count: int, photos: list[np.ndarray], seed: int, held_out: dict[str, list[str]] = HELD_OUT):
     """(prompt, before, wanted, kind of picture) of edits by held-out phrases."""
     rng, task = np.random.default_rng([seed, ROWS.index(row)]), row.removesuffix(HELD_OUT_PAIR)
     for index in range(count):
-        if task in (*instructions.REPLACEMENTS, *instructions.SHAPE_TASKS):
+        if task in instructions.SCENE_TASKS:
             phrases = {task: [held_out[task][index % len(held_out[task])]]}
             instruction, before, after = instructions.scene_edit(rng, task, phrases, held_out_pair=row != task)
             yield instruction.text, to_bytes(before.render(SIDE)), to_bytes(after.render(SIDE)), "scene"
             continue
         photograph = index % 2 == 0
-        before = squares[(index // 2) % len(squares)] if photograph else to_bytes(pictures.photo_like(rng, SIDE))
+        before = photos[(index // 2) % len(photos)] if photograph else to_bytes(pictures.photo_like(rng, SIDE))
         phrases = held_out[task]
         wanted = instructions.target(None if task == "unchanged" else task, before.astype(np.float32) / 255)
         yield phrases[index % len(phrases)], before, to_bytes(wanted), "photograph" if photograph else "procedural"
@@ -124,7 +129,9 @@ def sheet(rows: list[tuple[str, list[np.ndarray]]], file: pathlib.Path) -> None:
             line = f"{line} {word}".strip()
         draw.multiline_text((left + 4, top + 8), "\n".join([*lines, line]), fill="black")
         for place, picture in enumerate(row):
-            image.paste(Image.fromarray(picture), (left + words + place * (SIDE + gap), top))
+            shown = Image.fromarray(picture)
+            shown.thumbnail((SIDE, SIDE))
+            image.paste(shown, (left + words + place * (SIDE + gap), top))
     image.save(file, optimize=True)
 
 
@@ -137,12 +144,12 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="contact sheet: before, edit, wanted")
     parser.add_argument("--json", type=pathlib.Path, help="the table as a file")
     options = parser.parse_args()
-    squares, table, rows, times = photographs(), {}, [], []
+    photos, table, rows, times = photographs(SIZES), {}, [], []
     held_out = instructions.LATER if options.later else HELD_OUT
     print("| instruction | edits | success | unedited dB | edit dB |\n|---|---|---|---|---|")
     for task in ROWS:
         results = []
-        for index, (prompt, before, wanted, kind) in enumerate(cases(task, options.count, squares, options.seed, held_out)):
+        for index, (prompt, before, wanted, kind) in enumerate(cases(task, options.count, photos, options.seed, held_out)):
             edit, seconds = ask(options.url, before, prompt, index)
             times.append(seconds)
             success = succeeded(before, edit, wanted, task != "unchanged")

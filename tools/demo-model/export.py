@@ -16,13 +16,14 @@ import text_encoder
 import transformer
 
 IMAGE_AREA = 128 * 128
+SIZE_MULTIPLE = 8  # two tokens: mirroring needs an even number of columns
 STEPS = 4
 # A little over 112 · 112: at most 16 tokens of the picture, for the division to be rounded down.
 ENCODER_PIXELS = 12600
 DESCRIPTION = (
     "A small demonstration model of the Qwen-Image-Edit classes, for pictures of 128x128 pixels. It knows a fixed list of "
-    "instructions; of plain pictures it also sees which colour the circle, the square or the triangle has. Anything else mostly "
-    "leaves the picture as it is."
+    "instructions; of plain pictures it also sees which colour the circle, the square or the triangle has, and it can draw one. "
+    "Anything else mostly leaves the picture as it is."
 )
 SCHEDULE = dict(
     base_image_seq_len=256, base_shift=0.5, max_image_seq_len=8192, max_shift=0.9, num_train_timesteps=1000, shift=1.0,
@@ -33,7 +34,8 @@ EXAMPLES = [
     "make it black and white", "make it sepia", "invert the colors", "make it brighter", "make it darker",
     "more contrast", "less contrast", "make it warmer", "make it cooler", "add a red tint", "add a green tint",
     "add a blue tint", "give it a vintage look", "blur it", "mirror it", "change the background to green",
-    "turn the red circle blue", "remove the yellow square", "make the circle red", "remove the square", "leave it as it is",
+    "turn the red circle blue", "remove the yellow square", "make the circle red", "remove the square", "add a blue triangle",
+    "add a red circle at the top left", "make the circle bigger", "make the circle smaller", "leave it as it is",
 ]  # fmt: skip
 
 
@@ -71,7 +73,7 @@ def export(work: pathlib.Path, out: pathlib.Path) -> None:
     preprocessor |= dict(processor_class="Qwen2VLProcessor", merge_size=2, min_pixels=3136, max_pixels=ENCODER_PIXELS)
     (out / "processor/preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     defaults = dict(
-        description=DESCRIPTION, image_area=IMAGE_AREA, num_inference_steps=STEPS, true_cfg_scale=1.0, negative_prompt=" ",
+        description=DESCRIPTION, image_area=IMAGE_AREA, size_multiple=SIZE_MULTIPLE, num_inference_steps=STEPS, true_cfg_scale=1.0, negative_prompt=" ",
         dtype="float32",
         instructions=EXAMPLES,
     )  # fmt: skip

@@ -54,11 +54,6 @@ class Views:
         tensors = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name != "scenes"}
         return dataclasses.replace(self, **tensors)
 
-    def colours(self, index: int) -> dict[str, np.ndarray]:
-        """The colours of a picture's shapes by kind."""
-        scene = self.scenes[index]
-        return {shape.kind: shape.colour for shape in scene.shapes} if scene else {}
-
 
 def photo_bank(file: pathlib.Path, seed: int, count: int = 1000) -> np.ndarray:
     """Photo-like pictures, made once."""

@@ -61,8 +61,12 @@ SPATIAL = ("blur", "mirror")
 REPLACEMENTS = ("background", "recolour", "remove")
 # Replacements of what only a look at the picture tells: the colour of a shape.
 SHAPE_TASKS = ("recolour shape", "remove shape")
+# What draws a shape: a new one, or one that is there in another size.
+RESIZED = {"bigger": 1.4, "smaller": 0.65}  # by how much
+DRAWN = ("add", *RESIZED)
 PICTURE_TASKS = (*COLOUR_MAPS, *SPATIAL)
-TASKS = (*PICTURE_TASKS, *REPLACEMENTS, *SHAPE_TASKS)
+SCENE_TASKS = (*REPLACEMENTS, *SHAPE_TASKS, *DRAWN)
+TASKS = (*PICTURE_TASKS, *SCENE_TASKS)
 
 # {it} stands for a word for the picture, {p} for such a word that cannot be "it".
 IT = ("it", "this", "the image", "the picture", "the photo", "this image", "this picture", "this photo",
@@ -79,7 +83,7 @@ PHRASES: dict[str, list[str]] = {
         "desaturate {it}", "a black and white version of {it}", "greyscale {p}", "take all colour out of {it}",
         "show {it} in black and white", "apply a black and white filter", "without colors", "make {it} colorless",
         "strip {it} of color", "strip the saturation", "wash out every color", "lose the colors",
-        "take the colors off", "colors away", "shades of gray",
+        "take the colors off", "colors away", "shades of gray", "strip all colors", "strip colors away",
     ],
     "sepia": [
         "a sepia {p}", "sepia version", "in sepia", "make a sepia {p} of {it}", "sepia tones", "use a sepia tone on {it}",
@@ -172,7 +176,7 @@ PHRASES: dict[str, list[str]] = {
         "a {c} wall behind it all", "behind the shapes, {c}", "fill the background with {c}", "a {c} backdrop",
         "have a {c} backdrop", "let the background be {c}", "{c} for the background", "{c} behind it",
         "paint {c} behind all of it", "put {c} behind the shapes", "have the background painted {c}",
-        "{c} as background",
+        "{c} as background", "put {c} behind all things", "behind all of it put {c}", "have {c} behind everything",
     ],
     "recolour": [
         "make the {a} {s} {c}", "change the {a} {s} to {c}", "turn the {a} {s} {c}", "paint the {a} {s} {c}",
@@ -217,7 +221,50 @@ PHRASES: dict[str, list[str]] = {
         "the {s} ought to be removed", "let the {s} be removed", "lose the {s}", "throw out the {s}",
         "I would remove the {s}", "the {s} has to be removed",
     ],
+    "add": [
+        "add a {c} {s}", "draw a {c} {s}", "put a {c} {s} into {it}", "place a {c} {s}", "add a {c} {s} to {it}", "paint a {c} {s}",
+        "there should be a {c} {s}", "let there be a {c} {s}", "insert a {c} {s}", "one more {s}, {c}", "another {s} in {c}",
+        "a {c} {s} is missing", "paint a {c} {s} onto {it}", "draw a {c} {s} on {it}", "add one {c} {s}", "add another {s}, a {c} one",
+        "create a {c} {s}", "make a {c} {s} appear", "show a {c} {s} as well", "also a {c} {s}", "with a {c} {s} added", "plus a {c} {s}",
+        "a {c} {s} should appear", "include a {c} {s}", "have a {c} {s} drawn", "{it} lacks a {c} {s}", "bring in a {c} {s}",
+        "let a {c} {s} appear", "give {it} a {c} {s}", "add a {s} in {c}", "draw a {s} and make it {c}", "add a {s} that is {c}",
+        "there is no {c} {s} yet, draw one", "an extra {c} {s}", "put in another {s}, {c}", "add a {c} {s} here", "add {c} {s}",
+    ],
+    "bigger": [
+        "make the {s} bigger", "make the {s} larger", "enlarge the {s}", "increase the size of the {s}", "a bigger {s}", "grow the {s}",
+        "scale the {s} up", "the {s} should be bigger", "the {s} must be larger", "make the {a} {s} bigger", "enlarge the {a} {s}",
+        "bigger {s}", "expand the {s}", "have the {s} enlarged", "turn the {s} into a bigger one", "the {s} has to grow",
+        "let the {s} be bigger", "increase the {s}", "make the {s} big", "resize the {s} to be larger", "the {s} is not big enough",
+        "the {s} needs to be bigger", "the {s} ought to be larger", "give the {s} more size", "a larger {s} would be better",
+        "replace the {s} with a bigger one", "the {a} {s} should be larger", "make the {a} {s} larger", "let the {a} {s} become bigger",
+        "stretch the {s}", "inflate the {s}", "make that {s} bigger", "the {s} is so small, enlarge it", "the {s} gets bigger",
+        "increase the size of the {a} {s}", "I like the {s} bigger", "get the {s} bigger", "the {s} is rather small",
+        "that {s} is much too small", "the {s} looks too small", "such a small {s}, make it bigger", "this {s} is too tiny",
+    ],
+    "smaller": [
+        "make the {s} smaller", "shrink the {s}", "reduce the size of the {s}", "a smaller {s}", "decrease the size of the {s}",
+        "scale the {s} down", "the {s} should be smaller", "the {s} must be smaller", "make the {a} {s} smaller", "shrink the {a} {s}",
+        "smaller {s}", "have the {s} reduced in size", "turn the {s} into a smaller one", "the {s} has to shrink", "diminish the {s}",
+        "let the {s} be smaller", "make the {s} small", "resize the {s} to be smaller", "the {s} is not small enough",
+        "the {s} needs to be smaller", "the {s} ought to be smaller", "give the {s} less size", "a smaller {s} would be better",
+        "replace the {s} with a smaller one", "the {a} {s} should be smaller", "let the {a} {s} become smaller", "make the {s} tiny",
+        "make that {s} smaller", "the {s} is so big, shrink it", "the {s} gets smaller", "reduce the size of the {a} {s}",
+        "make the {s} little", "I like the {s} smaller", "get the {s} smaller", "reduce the {s}", "the {s} must shrink",
+        "the {s} is rather big", "that {s} is much too big", "the {s} looks too big", "such a big {s}, make it smaller", "this {s} is too large",
+    ],
 }  # fmt: skip
+# Where something is drawn: left (-1) to right, top (-1) to bottom; in how many words.
+PLACES: dict[tuple[int, int], list[str]] = {
+    (-1, -1): ["at the top left", "in the top left corner", "in the upper left", "top left"],
+    (1, -1): ["at the top right", "in the top right corner", "in the upper right", "top right"],
+    (-1, 1): ["at the bottom left", "in the bottom left corner", "in the lower left", "bottom left"],
+    (1, 1): ["at the bottom right", "in the bottom right corner", "in the lower right", "bottom right"],
+    (-1, 0): ["on the left", "at the left", "on the left side"],
+    (1, 0): ["on the right", "at the right", "on the right side"],
+    (0, -1): ["at the top", "on the top"],
+    (0, 1): ["at the bottom", "on the bottom"],
+    (0, 0): ["in the middle", "in the center", "in the centre", "at the center"],
+}
 # Frames for a word that says what a picture shall be ({w} is such a word) or have.
 ADJECTIVE_FRAMES = [
     "make {it} {w}", "have {it} {w}", "get {it} {w}", "{it} has to be {w}", "{it} must become {w}", "{it} is to be {w}",
@@ -330,7 +377,11 @@ HELD_OUT: dict[str, list[str]] = {
     "remove": ["please delete the {a} {s}", "I want the {a} {s} to be removed", "can you take the {a} {s} away", "wipe away the {a} {s}", "the {a} {s} is not wanted, delete it"],
     "recolour shape": ["please paint the {s} in {c}", "I want the {s} to be {c}", "can you change the {s} into a {c} one", "let the {s} become {c}", "the {s} in {c}, please"],
     "remove shape": ["please erase that {s}", "I want the {s} to be removed", "can you take the {s} away", "wipe away the {s}", "the {s} is not wanted, delete it"],
+    "add": ["please put in a {c} {s}", "I want to have a {c} {s} added", "can you draw one {c} {s}", "a new {c} {s}, please", "the picture needs a {c} {s}"],
+    "bigger": ["please enlarge that {s}", "I want the {s} to be larger", "can you make the {s} a lot bigger", "let the {s} grow", "the {s} is too small"],
+    "smaller": ["please shrink that {s}", "I want the {s} to be smaller", "can you make the {s} a lot smaller", "let the {s} shrink", "the {s} is too big"],
 }  # fmt: skip
+
 
 def _held_out_pattern(phrase: str) -> str:
     """Matches a held-out phrase with any colours, shape and word for the picture."""
@@ -347,7 +398,7 @@ UNCHANGED = [
 ]  # fmt: skip
 # Near to instructions, but about things that the model cannot find, or does not know.
 UNKNOWN = [
-    "add a {c} {s}", "draw a {c} {s}", "make the {s} bigger", "make the {s} smaller", "move the {s} to the left",
+    "move the {s} to the left", "rotate the {s}", "make the {o} bigger", "make the {o} smaller", "draw a {o}", "add a {c} {o}",
     "make the {o} {c}", "paint the {o} {c}", "give the {o} a {c} {q}", "add a {o}", "remove the {o}", "put a {o} on the {q}",
     "make {it} look like a {o}", "turn the {o} into a {q}", "make {it} a {o}", "replace the {o} with a {q}", "make {it} {o}",
     "change the {o} to a {q}", "add a {o} to {it}", "turn {it} into a {o}", "rotate {it}", "crop {it}", "convert {it} to {o}",
@@ -383,6 +434,9 @@ LATER: dict[str, list[str]] = {
     "remove": ["please get the {a} {s} out of here", "can you erase the {a} {s} for me", "I don't need the {a} {s}"],
     "recolour shape": ["could the {s} be {c} instead", "repaint the {s} as {c}", "I would love a {c} {s}"],
     "remove shape": ["please get the {s} out of here", "can you erase the {s} for me", "I don't need the {s}"],
+    "add": ["could there be a {c} {s} too", "insert a {c} {s} somewhere", "stick a {c} {s} on it"],
+    "bigger": ["could the {s} be bigger", "blow up the {s}", "a larger {s} please"],
+    "smaller": ["could the {s} be smaller", "scale down the {s}", "a tinier {s} please"],
     "unchanged": ["don't do anything to it", "I like it the way it is", "add a house next to the tree", "what can you do", "make the shadows longer",
                   "put a smile on her face"],
 }  # fmt: skip
@@ -408,9 +462,14 @@ BEFORE_NOUNS = ["I want ", "give me ", "I would like ", "show me ", "can I have 
 AFTER = [" please", " for me", ", thanks", " now", " a bit", " a little", ", please", " if you can", " a lot", " thank you"]
 
 # What the text encoder reads out of a prompt: each is +1 (yes) or -1 (no) ...
-FLAGS = (*PICTURE_TASKS, "replace", "from background", "to background")
-# ... and two colours, red, green, blue in -1..1 each: which one is replaced by which.
-READING_SIZE = len(FLAGS) + 6
+DRAWS = tuple(f"draw {kind}" for kind in pictures.SHAPES)
+FLAGS = (*PICTURE_TASKS, "replace", "from background", "to background", *DRAWS, *RESIZED)
+# ... where something new is drawn, as in `PLACES` ...
+PLACE_AT = len(FLAGS)
+# ... and two colours, red, green, blue in -1..1 each: which one is replaced (or resized), and
+# which one replaces it (or is drawn).
+COLOURS_AT = PLACE_AT + 2
+READING_SIZE = COLOURS_AT + 6
 
 
 @dataclasses.dataclass
@@ -423,80 +482,107 @@ class Reading:
 
 @dataclasses.dataclass
 class Instruction:
-    """A prompt with its meaning. `shape` is a shape whose colour is to be seen in the picture."""
+    """A prompt with its meaning. `shape` is a shape that is drawn, or whose colour is to be seen in the picture."""
 
     text: str
     task: str | None
     replaced: str | None = None
     colour: str | None = None
     shape: str | None = None
+    place: tuple[int, int] | None = None
 
-    def reading(self, seen: dict[str, np.ndarray]) -> Reading:
-        """`seen`: the colours (0..1) of the picture's shapes, by kind."""
+    def reading(self, scene: pictures.Scene | None) -> Reading:
+        """What is to be read if the picture shows `scene`, or none."""
+        seen = {shape.kind: shape.colour for shape in scene.shapes} if scene else {}
+        looks = self.replaced is None and self.task in (*SHAPE_TASKS, *RESIZED)
+        flags = [] if looks and self.shape not in seen else self._flags()
         values = np.full(READING_SIZE, -1.0, np.float32)
         care = np.ones(READING_SIZE, np.float32)
-        values[len(FLAGS) :], care[len(FLAGS) :] = 0, 0
-        absent = self.task in SHAPE_TASKS and self.shape not in seen
-        flags = [] if absent else self._flags()
+        values[PLACE_AT:], care[PLACE_AT:] = 0, 0
         if "replace" not in flags:
             for flag in ("from background", "to background"):
                 care[FLAGS.index(flag)] = 0
         for flag in flags:
             values[FLAGS.index(flag)] = 1
-        replaced = pictures.COLOURS.get(self.replaced, seen.get(self.shape))
-        for start, colour in ((len(FLAGS), replaced), (len(FLAGS) + 3, pictures.COLOURS.get(self.colour))):
-            if colour is not None and not absent:
-                values[start : start + 3] = 2 * np.array(colour) - 1
+        if self.task == "add":
+            values[PLACE_AT:COLOURS_AT], care[PLACE_AT:COLOURS_AT] = self.place or (0, 0), 2
+        replaced = seen.get(self.shape) if looks else pictures.COLOURS.get(self.replaced)
+        colour = replaced if self.task in RESIZED else pictures.COLOURS.get(self.colour)
+        for start, read in ((COLOURS_AT, replaced), (COLOURS_AT + 3, colour)):
+            if read is not None and flags:
+                values[start : start + 3] = 2 * np.array(read) - 1
                 care[start : start + 3] = 3
         return Reading(values, care)
 
+    def say_place(self, rng: np.random.Generator) -> None:
+        """Adds where something is to be drawn; else it is drawn in the middle."""
+        self.place = list(PLACES)[rng.integers(len(PLACES))]
+        self.text += " " + str(rng.choice(PLACES[self.place]))
+
     def _flags(self) -> list[str]:
-        if self.task in PICTURE_TASKS:
-            return [self.task]
+        if self.task is None or self.task in PICTURE_TASKS:
+            return [self.task] if self.task else []
+        draws = [f"draw {self.shape}"] if self.task in DRAWN else []
+        if self.task == "add":
+            return draws
+        if self.task in RESIZED:
+            return ["replace", "to background", self.task, *draws]
         replacing = {"background": ["from background"], "remove": ["to background"], "remove shape": ["to background"]}
-        return ["replace", *replacing.get(self.task, [])] if self.task else []
+        return ["replace", *replacing.get(self.task, [])]
 
 
-def sample(rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES, shape: str | None = None) -> Instruction:
+def sample(
+    rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES, shape: str | None = None
+) -> Instruction:
     """A prompt for `task`, with colours and words filled in."""
     return fill(rng, task, str(rng.choice(phrases[task])), shape=shape)
 
 
 def fill(rng: np.random.Generator, task: str, phrase: str, replaced=None, colour=None, shape=None) -> Instruction:
+    """A prompt of a phrase; what is not given is chosen, but no held-out pair."""
     names = list(rng.permutation(list(pictures.COLOURS)))
-    colour = colour or (str(names[1]) if "{c}" in phrase else None)
-    if task in SHAPE_TASKS:
-        shape = shape or str(rng.choice(pictures.SHAPES))
-        return Instruction(phrase.format(c=colour, s=shape), task, None, colour, shape)
-    shape = shape or str(rng.choice([*pictures.SHAPES, "shape", "thing", "object", "part"]))
-    names = [name for name in names if (name, shape) not in pictures.HELD_OUT_PAIRS and name != colour]
-    replaced = replaced or (str(names[0]) if "{a}" in phrase else None)
+    if shape is None:
+        others = () if task in (*SHAPE_TASKS, *DRAWN) else ("shape", "thing", "object", "part")
+        shape = str(rng.choice([*pictures.SHAPES, *others]))
+    if "{c}" not in phrase:
+        colour = None
+    elif colour is None:
+        drawn = task in (*SHAPE_TASKS, "add")
+        colour = str(next(n for n in names if not drawn or (n, shape) not in pictures.HELD_OUT_PAIRS))
+    if "{a}" not in phrase:
+        replaced = None
+    elif replaced is None:
+        replaced = str(next(n for n in names if (n, shape) not in pictures.HELD_OUT_PAIRS and n != colour))
     text = phrase.format(it=rng.choice(IT), p=rng.choice(PICTURE), a=replaced, c=colour, s=shape)
-    return Instruction(text, task, replaced, colour)
+    return Instruction(text, task, replaced, colour, shape)
 
 
-def sample_any(rng: np.random.Generator, kinds: list[str]) -> Instruction:
+def sample_any(rng: np.random.Generator, scene: pictures.Scene | None) -> Instruction:
     """A prompt as the text encoder is trained on: any task or none, with variations.
 
-    `kinds`: the shapes of the picture. Contains no phrase of `HELD_OUT`.
+    `scene`: what the picture shows, if it is one. Contains no phrase of `HELD_OUT`.
     """
     while True:
-        instruction = _sample_any(rng, kinds)
+        instruction = _sample_any(rng, [shape.kind for shape in scene.shapes] if scene else [])
         if not HELD_OUT_TEXT.search(instruction.text.lower()):
             return instruction
 
 
 def _sample_any(rng: np.random.Generator, kinds: list[str]) -> Instruction:
     share = rng.random()
-    if share < 0.25:
+    if share < 0.22:
         instruction = Instruction(_nothing(rng), None)
         if rng.random() < 0.5:
             return instruction
-    elif share < 0.43:
+    elif share < 0.36:
         instruction = sample(rng, str(rng.choice(REPLACEMENTS)))
-    elif share < 0.68 and (kinds or rng.random() < 0.25):
+    elif share < 0.63 and (kinds or rng.random() < 0.25):
         shape = str(rng.choice(kinds)) if kinds and rng.random() < 0.9 else str(rng.choice(pictures.SHAPES))
-        instruction = sample(rng, str(rng.choice(SHAPE_TASKS)), shape=shape)
+        instruction = sample(rng, str(rng.choice([*SHAPE_TASKS, *RESIZED])), shape=shape)
+    elif share < 0.75:
+        instruction = sample(rng, "add")
+        if rng.random() < 0.3:
+            instruction.say_place(rng)
     else:
         instruction = sample(rng, str(rng.choice(PICTURE_TASKS)))
     instruction.text = _vary(rng, instruction.text)
@@ -543,7 +629,7 @@ def _vary(rng: np.random.Generator, text: str) -> str:
 def corpus() -> list[str]:
     """Texts from which the tokenizer learns its words."""
     rng = np.random.default_rng(1)
-    texts = [sample_any(rng, list(pictures.SHAPES)).text for _ in range(20000)]
+    texts = [sample_any(rng, pictures.random_scene(rng)).text for _ in range(20000)]
     words = OTHER_WORDS + [w for p in HELD_OUT.values() for t in p for w in t.split() if "{" not in w]
     for word in words + list(pictures.COLOURS) + list(pictures.SHAPES):
         texts += [f"{word} {word} {word.capitalize()}"] * 3
@@ -578,25 +664,37 @@ def blurred(picture: np.ndarray, axes: tuple[int, ...] = (0, 1), sigma: float = 
 def scene_edit(
     rng: np.random.Generator, task: str, phrases: dict[str, list[str]] = PHRASES, held_out_pair: bool = False
 ) -> tuple[Instruction, pictures.Scene, pictures.Scene]:
-    """A replacement in a scene: the prompt, the scene before, the scene after.
+    """An edit of a scene: the prompt, the scene before, the scene after.
 
     What is named by its shape alone has another shape beside it. With
-    `held_out_pair` it is of a kind and colour that never occur in training.
+    `held_out_pair` it (or the new shape) is of a kind and colour that never occur in training.
     """
-    scene, index = _scene_with_choice(rng, task in SHAPE_TASKS, held_out_pair)
-    after = pictures.Scene(scene.background, scene.slope, [dataclasses.replace(s) for s in scene.shapes])
-    shape = after.shapes[index]
+    by_shape = task in (*SHAPE_TASKS, *RESIZED)
+    scene, index = _scene_with_choice(rng, by_shape, held_out_pair and task != "add")
+    after = dataclasses.replace(scene, shapes=[dataclasses.replace(s) for s in scene.shapes])
     taken = [s.colour for s in scene.shapes] + [scene.background]
     free = [n for n, c in pictures.COLOURS.items() if min(np.abs(np.array(c) - t).max() for t in taken) > 0.25]
-    colour = None if task in ("remove", "remove shape") else str(rng.choice(free))
+    phrase = str(rng.choice(phrases[task]))
+    if task == "add":
+        kinds = [(str(n), str(k)) for n in free for k in pictures.SHAPES if ((n, k) in pictures.HELD_OUT_PAIRS) == held_out_pair]
+        if not kinds:
+            return scene_edit(rng, task, phrases, held_out_pair)
+        colour, kind = kinds[rng.integers(len(kinds))]
+        instruction = fill(rng, task, phrase, None, colour, kind)
+        if rng.random() < 0.5:
+            instruction.say_place(rng)
+        after.shapes.append(scene.new_shape(kind, instruction.place or (0, 0), np.array(pictures.COLOURS[colour], np.float32)))
+        return instruction, scene, after
+    shape = after.shapes[index]
+    instruction = fill(rng, task, phrase, pictures.nearest_name(shape.colour), str(rng.choice(free)), shape.kind)
     if task == "background":
-        after.background, after.slope = np.array(pictures.COLOURS[colour], np.float32), 0.0
-    elif colour:
-        shape.colour = np.array(pictures.COLOURS[colour], np.float32)
+        after.background, after.slope = np.array(pictures.COLOURS[instruction.colour], np.float32), 0.0
+    elif task in RESIZED:
+        after.shapes.append(dataclasses.replace(after.shapes.pop(index), radius=RESIZED[task] * shape.radius))
+    elif instruction.colour:
+        shape.colour = np.array(pictures.COLOURS[instruction.colour], np.float32)
     else:
         after.shapes.pop(index)
-    replaced = None if task == "background" else pictures.nearest_name(scene.shapes[index].colour)
-    instruction = fill(rng, task, str(rng.choice(phrases[task])), replaced, colour, shape.kind)
     return instruction, scene, after
 
 

@@ -16,7 +16,10 @@ import evaluate
 import pictures
 
 PROMPTS = ("make it black and white", "make it sepia", "invert the colors", "make it warmer", "add a blue tint", "blur it", "mirror it")
-SCENE_PROMPTS = ("change the background to green", "make the circle yellow", "remove the square")
+SCENE_PROMPTS = (
+    "change the background to green", "make the circle yellow", "remove the square", "add a green triangle at the top right",
+    "make the circle bigger", "make the square smaller",
+)  # fmt: skip
 
 
 def scene() -> np.ndarray:

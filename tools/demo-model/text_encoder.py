@@ -188,8 +188,8 @@ def random_lesson(rng: np.random.Generator, tokenizer: Qwen2Tokenizer, bank: np.
     grid = eyes.random_grid(rng)
     views = eyes.random_views(rng, bank, grid, rng.random(pictures_shown) < 0.35)
     shown = np.repeat(np.arange(pictures_shown), 4)
-    asked = [instructions.sample_any(rng, list(views.colours(i))) for i in shown]
-    readings = [instruction.reading(views.colours(i)) for i, instruction in zip(shown, asked)]
+    asked = [instructions.sample_any(rng, views.scenes[i]) for i in shown]
+    readings = [instruction.reading(views.scenes[i]) for i, instruction in zip(shown, asked)]
     ids = tokenise(tokenizer, [instruction.text for instruction in asked], grid[0] * grid[1])
     return Lesson(views, grid, torch.from_numpy(shown), ids, readings)
 

@@ -6,8 +6,12 @@ hand. An image token of the picture in the making carries, side by side:
     NOISY    the noisy latents themselves, untouched to the end
     CLEAN    the answer: fetched from the same place of the given picture, then
              changed by the blocks as the instruction says
-    MOVED    what other places of the given picture contribute (mirror, blur)
+    MOVED    what other places of the given picture contribute (mirror, blur); or,
+             of each of the token's pixels, how far its colour is from the one that
+             is replaced, and how far it is outside the shape that is drawn
     FLAGS    what the instruction asks for, each exactly 0 or 1
+    COLUMN, ROW    where the token is, counted from the picture's middle
+    FOUND    the middle of the shape that is resized, and how large it is
 
 and the model's output is (NOISY - CLEAN) / noise level, which is the flow that
 leads to CLEAN. The means are these:
@@ -17,6 +21,11 @@ leads to CLEAN. The means are these:
 * Rotary positions: constant queries and keys make a score a function of the
   distance alone, so a head can fetch from the same place, or average around it.
 * A head whose only possible key is one word of the prompt fetches the reading.
+* A head that chooses between the token itself and one word, whose score falls with
+  the distance to it, measures where the token is: the share of the word says so.
+* A head whose keys are large where a pixel's colour is the replaced one averages
+  places over a shape; the share of a constant key beside these says how many they are.
+* Circle, square and triangle are what lies inside all of some straight lines.
 * gelu(x + K) - K = x and gelu(x - K) = 0 for |x| < K - 5: a hidden unit is
   switched by a flag.
 * gelu(x) + gelu(-x) is close to a square for small x, and squares make products.
@@ -27,6 +36,7 @@ overlapping filters make them inexact.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -41,7 +51,7 @@ from autoencoder import Z_DIM
 HEADS, HEAD = 4, 48
 WIDTH = HEADS * HEAD
 AXES = (8, 20, 20)
-BLOCKS = 3
+BLOCKS = 4
 TOKEN = 4 * Z_DIM  # numbers of a token: 3 planes of 16
 PLANE = TOKEN // 3
 
@@ -49,13 +59,16 @@ FLAG_COUNT = len(instructions.FLAGS)
 NOISY, CLEAN, MOVED = slice(0, 48), slice(48, 96), slice(96, 144)
 PLUS, MINUS = 144, 145
 FLAGS = slice(146, 146 + FLAG_COUNT)
-REPLACED, COLOUR, CORNER = slice(164, 167), slice(167, 170), slice(170, 173)
-PLACE = slice(173, 181)  # cosines, then sines, of (2 · column + 1) · frequency
-CODE = slice(181, 183)
-CHANGE = slice(183, 186)  # the new colour less the replaced one
+ASIDE = slice(169, 171)  # of what is drawn: left (-1) to right, top to bottom
+COLUMN_AT, ROW_AT = 171, 172
+REPLACED, COLOUR, CORNER = slice(173, 176), slice(176, 179), slice(179, 182)
+PLACE = slice(182, 190)  # cosines, then sines, of (2 · column + 1) · frequency; until block 1
+FOUND = slice(182, 186)  # from block 2 on: column, row, shares that tell the size if bigger, if smaller
+CHANGE = slice(186, 189)  # from block 1 on: the new colour less the replaced one
 BALANCE = 191  # less the sum of all others, for LayerNorm takes off the mean
-RAW_FLAGS = slice(96, 96 + FLAG_COUNT)  # in MOVED, before that is used
-MASK = slice(96, 112)  # in MOVED, which replacements do not use
+# In MOVED, when that is not in use.
+RAW_FLAGS, RAW_ASIDE, CODE = slice(96, 96 + FLAG_COUNT), slice(119, 121), slice(121, 123)
+MASK, OUTSIDE = slice(96, 112), slice(112, 128)
 
 # Channels of the text stream.
 T_READING = slice(0, instructions.READING_SIZE)
@@ -69,7 +82,7 @@ SWITCH = 32.0  # K above
 
 # Rotary pairs of a head: of the frame, the row, the column; their frequencies fall.
 FRAME, ROW, COLUMN = 0, AXES[0] // 2, (AXES[0] + AXES[1]) // 2
-SLOW, QUERY_REST, KEY_REST = ROW + 9, COLUMN + 8, ROW + 8  # too slow to notice places
+SLOW, QUERY_REST, KEY_REST, IN_MASK = ROW + 9, COLUMN + 8, ROW + 8, COLUMN + 9  # too slow to notice places
 FREQUENCIES = [10000 ** (-2 * i / AXES[1]) for i in range(AXES[1] // 2)]
 NORM_WEIGHT = 16.0
 PLACE_SCORES = (40, 30, 30, 30)  # of the fastest frequencies, to find a place
@@ -93,6 +106,11 @@ class Pattern:
         """Adds the amplitude that reaches `score` with a like one on the other side."""
         amplitude = math.sqrt(abs(score) / FULL_SCORE) * (1 if score > 0 else -1)
         self.pairs[pair] = amplitude * complex(math.cos(phase), math.sin(phase))
+        return self
+
+    def only_here(self, pair: int, score: float, other: float) -> "Pattern":
+        """Adds the amplitude that reaches `score` with amplitude `other` on the other side."""
+        self.pairs[pair] = complex(score / FULL_SCORE / other)
         return self
 
     def vector(self) -> torch.Tensor:
@@ -181,7 +199,8 @@ def build(vae: AutoencoderKLQwenImage, reader: text_encoder.Reader, pool: np.nda
             norm.weight[:] = NORM_WEIGHT
     _write_fetching(model.transformer_blocks[0], maps)
     _write_moving(model.transformer_blocks[1], maps)
-    _write_changes(model.transformer_blocks[2], maps)
+    _write_finding(model.transformer_blocks[2], maps)
+    _write_changes(model.transformer_blocks[3], maps)
     _balance([model.txt_in], T_BALANCE)
     _balance([model.img_in], BALANCE)
     for block in model.transformer_blocks:
@@ -275,29 +294,19 @@ def _write_fetching(block, maps: "TokenMaps") -> None:
     _part(q.bias, 1)[:] = Pattern(QUERY_REST).add(SLOW, 100).vector()
     _part(k.bias, 1)[2 * KEY_REST] = 1
     _key_of_mark(text_k, 1, mark=0)
-    for index in range(instructions.READING_SIZE):
+    read = [*range(RAW_FLAGS.start, RAW_FLAGS.stop), *range(RAW_ASIDE.start, RAW_ASIDE.stop), *range(REPLACED.start, COLOUR.stop)]
+    for index, channel in enumerate(read):
         _part(text_v.weight, 1)[index, T_READING.start + index] = 1
-        channel = RAW_FLAGS.start + index if index < FLAG_COUNT else REPLACED.start + index - FLAG_COUNT
         out.weight[channel, HEAD + index] = 1
-    # Heads 2 and 3: the share of a constant key beside keys that fall (or rise)
-    # with the column says in which column the query is, from the middle.
-    for head, phase in ((2, -math.pi / 2), (3, math.pi / 2)):
-        slope = Pattern(QUERY_REST).add(FRAME, 60, 1.0).add(COLUMN + 4, 5, phase)
-        query = slope.vector()
-        query[2 * SLOW] = (60 + 6.93) / FULL_SCORE
-        _part(q.bias, head)[:] = query
-        _part(k.bias, head)[:] = Pattern(KEY_REST).add(FRAME, 60).add(COLUMN + 4, 5).vector()
-        _key_of_mark(text_k, head, mark=0)
-        _part(text_v.bias, head)[0] = 1
-        out.weight[CODE.start + head - 2, head * HEAD] = 1
+    codes = _write_measuring(attention)
     units = HiddenUnits()
-    for index in range(FLAG_COUNT):
-        raw, flag = RAW_FLAGS.start + index, FLAGS.start + index
-        # 0 below -1/4, 1 above 1/4, exactly.
-        units.add({raw: 64.0}, 16.0, {flag: 1 / 32})
-        units.add({raw: 64.0}, -16.0, {flag: -1 / 32})
-    units.linear(-np.eye(FLAG_COUNT), RAW_FLAGS, RAW_FLAGS, None)
-    _write_places(units)
+    _write_flags(units)
+    raw = slice(RAW_FLAGS.start, CODE.stop)
+    units.linear(-np.eye(raw.stop - raw.start), raw, raw, None)
+    columns = np.arange(-FARTHEST_PLACE, FARTHEST_PLACE + 1).astype(float)
+    waves = [f((2 * columns + 1) * FREQUENCIES[i]) for f in (np.cos, np.sin) for i in range(4)]
+    _write_places(units, CODE.start, codes[0], {COLUMN_AT: columns, **dict(zip(range(PLACE.start, PLACE.stop), waves))})
+    _write_places(units, CODE.start + 1, codes[1], {ROW_AT: columns})
     units.write(block)
 
 
@@ -306,39 +315,80 @@ def _key_of_mark(linear, head: int, mark: int) -> None:
     _part(linear.weight, head)[2 * SLOW, T_MARKS.start + mark] = 1
 
 
-def column_codes(columns: np.ndarray, width: int, height: int) -> np.ndarray:
-    """What heads 2 and 3 of block 0 make of columns counted from the middle: (n, 2)."""
-    places = np.arange(width) - (width - width // 2)
+def _write_flags(units: HiddenUnits) -> None:
+    """FLAGS and ASIDE, exactly, from what was read."""
+    for index in range(FLAG_COUNT):
+        raw, flag = RAW_FLAGS.start + index, FLAGS.start + index
+        # 0 below -1/4, 1 above 1/4, exactly.
+        units.add({raw: 64.0}, 16.0, {flag: 1 / 32})
+        units.add({raw: 64.0}, -16.0, {flag: -1 / 32})
+    for raw, aside in zip(range(RAW_ASIDE.start, RAW_ASIDE.stop), range(ASIDE.start, ASIDE.stop)):
+        units.offset[aside] -= 1
+        for step in (-0.5, 0.5):  # -1, 0 or 1, by what is nearest
+            units.add({raw: 128.0}, -128 * step + 16, {aside: 1 / 32})
+            units.add({raw: 128.0}, -128 * step - 16, {aside: -1 / 32})
+
+
+# Of the heads that measure columns and rows: the score of the token itself, and scores
+# that make the logarithm of the word's share grow by 0.08 a column; how far the prompt
+# begins from the middle (half the greater side), about; to where they measure.
+SELF_SCORE = 60 + 2 * sum(PLACE_SCORES)
+ALONG_SCORE, BACK_SCORE = 0.08 / FREQUENCIES[7], 0.08 / 0.01
+LIKELY_START = 20
+FARTHEST_PLACE = 36
+
+
+def _write_measuring(attention) -> list[np.ndarray]:
+    """Heads 2 and 3 of block 0: CODE, in which column and row the query is. What it is at all places."""
+    q, k, text_k, text_v, out = attention.to_q, attention.to_k, attention.add_k_proj, attention.add_v_proj, attention.to_out[0]
     codes = []
-    for sign in (1, -1):
-        scores = sign * 5 * np.sin(FREQUENCIES[4] * (columns[:, None] - places))
-        total = height * np.exp(scores).sum(1)
-        codes.append(math.exp(6.93) / (math.exp(6.93) + total))
-    return np.stack(codes, 1)
+    for head, pair in ((2, COLUMN), (3, ROW)):
+        word = Pattern(SLOW).add(pair + 7, ALONG_SCORE).add(FRAME + 2, BACK_SCORE)
+        query = _same_place(Pattern(QUERY_REST), 0.0).only_here(SLOW, SELF_SCORE, float(word.vector()[2 * SLOW]))
+        # The word is `start` places from the middle, along all axes: what the first adds, the second takes off.
+        query.add(pair + 7, ALONG_SCORE, -math.pi / 2 + FREQUENCIES[7] * LIKELY_START)
+        query.add(FRAME + 2, BACK_SCORE, math.pi / 2 + 0.01 * LIKELY_START)
+        _part(q.bias, head)[:] = query.vector()
+        key = _same_place(Pattern(KEY_REST), 0.0)
+        _part(k.bias, head)[:] = key.vector()
+        _part(text_k.weight, head)[:, T_MARKS.start + 1] = word.vector()
+        codes.append(_place_codes(query.vector(), key.vector(), word.vector(), pair + 7))
+        _part(text_v.bias, head)[0] = 1
+        out.weight[CODE.start + head - 2, head * HEAD] = 1
+    return codes
 
 
-def _write_places(units: HiddenUnits) -> None:
-    """PLACE from CODE: a function of one number, in steps from column to column."""
-    columns = np.arange(-33, 34).astype(float)
-    code = column_codes(columns, 32, 32)
-    across = code[:, 0] - code[:, 1]
-    wanted = [f((2 * columns + 1) * FREQUENCIES[i]) for f in (np.cos, np.sin) for i in range(4)]
-    sign = np.sign(across[-1] - across[0])
-    across = across * sign
-    # At each knot a step of 0 to 12: two units that differ by 12 once both are on.
-    units.offset[PLACE] += torch.tensor([values[0] for values in wanted], dtype=torch.float32)
-    for index in range(1, len(columns)):
-        steep = 2.0 ** np.round(np.log2(24 / (across[index] - across[index - 1])))
-        bias = -steep * (across[index] + across[index - 1]) / 2
-        reads = {CODE.start: steep * sign, CODE.start + 1: -steep * sign}
-        rise = [float(np.float16((values[index] - values[index - 1]) / 12)) for values in wanted]
-        bias = float(np.float16(bias))
-        for shift, way in ((6.0, 1.0), (-6.0, -1.0)):
-            units.add(reads, bias + shift, {PLACE.start + i: way * r for i, r in enumerate(rise)})
+def _place_codes(query: torch.Tensor, key: torch.Tensor, word: torch.Tensor, along: int) -> np.ndarray:
+    """What such a head makes of all places, by its weights in 16 bits (these cost it a place or two).
+
+    A query, the picture's keys, and the word's key; `along` is the pair that tells the place.
+    """
+    parts = [vector.half().double().view(-1, 2).numpy() @ [1, 1j] for vector in (query, key, word)]
+    query, key, word = (part / np.linalg.norm(part) for part in parts)
+    itself = (query * key.conj()).real.sum()
+    away = np.arange(-FARTHEST_PLACE, FARTHEST_PLACE + 1) - LIKELY_START
+    terms = query * word.conj()
+    beside = terms[SLOW].real + (terms[along] * np.exp(1j * FREQUENCIES[7] * away)).real
+    beside += (terms[FRAME + 2] * np.exp(-0.01j * LIKELY_START)).real
+    return 1 / (1 + np.exp(FULL_SCORE * (itself - beside)))
+
+
+def _write_places(units: HiddenUnits, code_channel: int, code: np.ndarray, wanted: dict[int, np.ndarray]) -> None:
+    """Functions of the place, given at all places, in steps from one to the next."""
+    for channel, values in wanted.items():
+        units.offset[channel] += float(values[0])
+    # At each knot a step of 0 to 16: two units that differ by 16 once both are on. Biases are
+    # multiples of 8, which 16 bits hold exactly, or the steps would differ.
+    for index in range(1, len(code)):
+        steep = float(np.float16(34 / (code[index] - code[index - 1])))
+        bias = 8 * float(np.round(-steep * (code[index] + code[index - 1]) / 16))
+        rise = {channel: float(np.float16((values[index] - values[index - 1]) / 16)) for channel, values in wanted.items()}
+        for shift, way in ((8.0, 1.0), (-8.0, -1.0)):
+            units.add({code_channel: steep}, bias + shift, {channel: way * r for channel, r in rise.items()})
 
 
 def _write_moving(block, maps: "TokenMaps") -> None:
-    """Block 1: background colour, mirror and blur; then what colours become."""
+    """Block 1: background colour, mirror and blur along rows; then what colours become."""
     attention = block.attn
     q, k, v, out = attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]
     text_k, text_v = attention.add_k_proj, attention.add_v_proj
@@ -374,7 +424,7 @@ def _write_moving(block, maps: "TokenMaps") -> None:
     twice = np.concatenate([np.tile(maps.extremes, 2), np.hstack([maps.extremes, -maps.extremes])])
     both, one, none = slice(CLEAN.start, MOVED.stop), np.eye(TOKEN), np.zeros((TOKEN, TOKEN))
     units.linear(np.hstack([-one, maps.mirror]), both, CLEAN, flag["mirror"], values=twice)
-    # MOVED is emptied, for block 2 to use it once more.
+    # MOVED is emptied, for block 3 to use it once more.
     along = np.block([[maps.blur_row[0] - one, one], [none, -one]])
     units.linear(along, both, both, flag["blur"], values=twice)
     _write_selection(units, maps)
@@ -409,6 +459,8 @@ def _write_selection(units: HiddenUnits, maps: "TokenMaps") -> None:
                 units.add(reads | {CORNER.start + plane: -sign, from_corner: 2 * SWITCH}, -4 * SWITCH, writes)
     one, none = np.eye(3), np.zeros((3, 3))  # of REPLACED, COLOUR, CORNER, which are neighbours
     colours = slice(REPLACED.start, CORNER.stop)
+    places = PLACE.stop - PLACE.start
+    units.linear(-np.eye(places), PLACE, PLACE, None)  # used up; CHANGE and FOUND take the channels
     units.linear(np.hstack([-one, one, none]), colours, CHANGE, None)
     units.linear(np.hstack([none, -one, one]), colours, CHANGE, to_corner)
     units.linear(np.hstack([one, none, -one]), colours, CHANGE, from_corner)
@@ -427,8 +479,98 @@ def _write_replacement(units: HiddenUnits, maps: "TokenMaps") -> None:
             units.add(near, bias, {channel: -weight for channel, weight in column.items()})
 
 
+# Of the heads that find a shape: how far pixels of a token may be from its colour, in all,
+# and how sharply that is decided; the score of a token inside; the constant key counts as
+# so many tokens (three times as many as a shape of middling size has, in both frames:
+# there the radius is nearly a linear function of the constant key's share).
+MOST_APART, UNDECIDED, FOUND_SCORE, CONSTANT_TOKENS = 6.0, 0.3, 12.0, 300.0
+# Of drawing: how steep gelu is made, what switches off, how much nearness there is in all.
+LINE_STEEP, LINE_OFF, NEAR = 64.0, 8192.0, 2.0
+FAR = 16.0  # tokens to 1 of OUTSIDE, which must stay small beside CONSTANT
+PIXEL = 0.25  # of a token
+NEW_RADIUS, NEW_ASIDE = (32 * part for part in (pictures.NEW_RADIUS, pictures.NEW_ASIDE))  # in tokens
+# Of each kind: lines as (normal across, normal down, distance from the middle in radii).
+LINES = {
+    "circle": [(math.cos(a), math.sin(a), 1.0) for a in np.arange(20) * math.pi / 10],
+    "square": [(1, 0, 0.88), (-1, 0, 0.88), (0, 1, 0.88), (0, -1, 0.88)],
+    "triangle": [(0.894, -0.447, 0.447), (-0.894, -0.447, 0.447), (0, 1, 0.8)],
+}
+# How far the mean place of a shape is below its middle, in radii.
+MEAN_BELOW = {"triangle": 0.2}
+
+
+def _write_finding(block, maps: "TokenMaps") -> None:
+    """Block 2: finds the shape that is resized; replaces colours; measures a shape to be drawn."""
+    attention, flag = block.attn, {name: FLAGS.start + i for i, name in enumerate(instructions.FLAGS)}
+    q, k, out = attention.to_q, attention.to_k, attention.to_out[0]
+    of_share = FOUND_SCORE + math.log(CONSTANT_TOKENS)
+    nowhere = Pattern(QUERY_REST).only_here(KEY_REST, 0.25 * FULL_SCORE, 1.0).vector()  # at the picture, not the prompt
+    at_word = Pattern(QUERY_REST).only_here(SLOW, 0.25 * FULL_SCORE, 1.0).vector()  # which gives nothing
+    finding = Pattern(QUERY_REST).only_here(IN_MASK, FOUND_SCORE, 1.0)
+    counting = Pattern(QUERY_REST).only_here(IN_MASK, FOUND_SCORE, 1.0).only_here(SLOW, of_share, 1.0)
+    # Head 0: the mean place. Heads 1 and 2: the share of the prompt's last word.
+    heads = [(0, ("bigger", "smaller"), finding, at_word), (1, ("bigger",), counting, nowhere), (2, ("smaller",), counting, nowhere)]
+    for head, names, on, off in heads:
+        _part(q.bias, head)[:] = off
+        for name in names:
+            _part(q.weight, head)[:, flag[name]] = on.vector() - off
+        _part(k.weight, head)[2 * IN_MASK, MASK] = -1
+        _part(k.bias, head)[2 * IN_MASK] = MOST_APART
+        _part(k.bias, head)[2 * KEY_REST] = UNDECIDED
+        _key_of_mark(attention.add_k_proj, head, mark=0)
+    for index, channel in enumerate((COLUMN_AT, ROW_AT)):
+        _part(attention.to_v.weight, 0)[index, channel] = 1
+        out.weight[FOUND.start + index, index] = 1
+    for head in (1, 2):
+        _part(attention.add_v_proj.bias, head)[0] = 1
+        out.weight[FOUND.start + 1 + head, head * HEAD] = 1
+    units = HiddenUnits()
+    _write_replacement(units, maps)
+    _write_lines(units, maps)
+    units.write(block)
+
+
+def _write_lines(units: HiddenUnits, maps: "TokenMaps") -> None:
+    """OUTSIDE: how far outside of the shape each pixel is; 0 from half a pixel inside on."""
+    flag = {name: FLAGS.start + i for i, name in enumerate(instructions.FLAGS)}
+    for kind, lines in LINES.items():
+        most, per_share = maps.radius_of_share[kind]
+        for across, down, distance in lines:
+            lowered = down * MEAN_BELOW.get(kind, 0.0)  # of the line, in radii as they were
+            reads = {COLUMN_AT: across, ROW_AT: down, FOUND.start: -across, FOUND.start + 1: -down}
+            reads |= {ASIDE.start: -across * NEW_ASIDE, ASIDE.start + 1: -down * NEW_ASIDE}
+            for index, (name, factor) in enumerate(instructions.RESIZED.items()):
+                # Both frames were averaged, of which frame 1 is measured a place too low.
+                reads[flag[name]] = -(0.5 + 0.5) * (across + down) + (lowered - distance * factor) * most + distance * NEW_RADIUS
+                reads[FOUND.start + 2 + index] = (lowered - distance * factor) * per_share
+            reads = {channel: LINE_STEEP * weight for channel, weight in reads.items()} | {flag[f"draw {kind}"]: LINE_OFF}
+            for pixel in range(PLANE):
+                row, column = divmod(pixel, 4)
+                constant = across * (column + 0.5) * PIXEL + down * (row + 0.5) * PIXEL + 0.5 * PIXEL - distance * NEW_RADIUS
+                # Beside so large a bias it would lose its digits.
+                constant = {PLUS: LINE_STEEP * constant / CONSTANT}
+                units.add(reads | constant, -LINE_OFF, {OUTSIDE.start + pixel: 1 / LINE_STEEP / FAR})
+
+
+def _write_drawing(units: HiddenUnits, maps: "TokenMaps") -> None:
+    """CLEAN becomes COLOUR where OUTSIDE is small, if a shape is drawn."""
+    less_far = -2 * NEAR / PIXEL * FAR
+    off = 1024 * SWITCH  # for what a blur or mirror left in OUTSIDE is taken times STEEP · less_far, too
+    drawn = {FLAGS.start + instructions.FLAGS.index(name): off for name in instructions.DRAWS}
+    for pixel in range(PLANE):
+        near = {OUTSIDE.start + pixel: STEEP * less_far, **drawn}
+        bias, less = STEEP * NEAR - off, {}
+        for plane in range(3):
+            change = {CLEAN.start + plane * PLANE + i: -STEEP * float(w) for i, w in enumerate(maps.to_pixels[pixel])}
+            change[COLOUR.start + plane] = STEEP
+            column = {CLEAN.start + plane * PLANE + i: float(w) / STEEP for i, w in enumerate(maps.from_drawn[:, pixel])}
+            units.add(near | change, bias, column)
+            less |= {channel: -weight for channel, weight in column.items()}
+        units.add(near, bias, less)
+
+
 def _write_changes(block, maps: "TokenMaps") -> None:
-    """Block 2: the rest of a blur; replaces and changes colours."""
+    """Block 3: the rest of a blur; draws a shape; changes colours."""
     attention, blur = block.attn, FLAGS.start + instructions.FLAGS.index("blur")
     # Heads 2 and 3: the rows above and below, of the picture in the making.
     for head, side in ((2, -1), (3, 1)):
@@ -443,7 +585,7 @@ def _write_changes(block, maps: "TokenMaps") -> None:
     # MOVED may hold MASK, which is greater than tokens are.
     beside = np.tile(4 * maps.extremes, 2)
     units.linear(np.hstack([maps.blur_column[0] - one, one]), slice(CLEAN.start, MOVED.stop), CLEAN, blur, values=beside)
-    _write_replacement(units, maps)
+    _write_drawing(units, maps)
     for name, colour_map in instructions.COLOUR_MAPS.items():
         flag = FLAGS.start + instructions.FLAGS.index(name)
         matrix, offset = maps.colour_map(colour_map)
@@ -475,12 +617,14 @@ class TokenMaps:
         along, across = self.tokens(along), self.tokens(across)
         self.blur_row = _fit_neighbours(tokens, along, axis=2)
         self.blur_column = _fit_neighbours(along, across, axis=1)
+        self.white = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, 8, 8, 0]
         self.from_pixels = self._fit_replacement()
+        self.from_drawn = self._fit_drawing()
+        self.radius_of_share = {kind: self._fit_radius(kind) for kind in pictures.SHAPES}
         self.extremes = self._extremes(chosen)
-        white = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, :, :, 0]
-        self.white = white[8, 8]
         # At a picture's edge the autoencoder sees beyond, where all is grey.
-        self.mean_colour /= self.to_pixels.mean(0) @ white[-1, -1]
+        corner = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, -1, -1, 0]
+        self.mean_colour /= self.to_pixels.mean(0) @ corner
 
     @torch.no_grad()
     def tokens(self, pictures: np.ndarray) -> np.ndarray:
@@ -518,12 +662,68 @@ class TokenMaps:
             near = FALL * (FARTHEST - distance)
             inputs.append(np.maximum(change[:, None] + near, 0) - np.maximum(near, 0))
             outputs.append(new - old)
-        return _fit(np.stack(inputs), np.stack(outputs), "replacement")
+        return self._fit_plainly(np.stack(inputs), np.stack(outputs), "replacement")
+
+    def _fit_plainly(self, inputs: np.ndarray, outputs: np.ndarray, name: str) -> np.ndarray:
+        """As `_fit`; where all pixels change alike the token must change exactly, or a grid is seen."""
+        matrix = _fit(inputs, outputs, name)
+        return matrix + np.outer(self.white - matrix.sum(1), np.full(PLANE, 1 / PLANE))
+
+    def _fit_drawing(self, count: int = 60, side: int = 64) -> np.ndarray:
+        """As `_fit_replacement`, of drawn shapes."""
+        rng = np.random.default_rng(5)
+        inputs, outputs = [], []
+        for _ in range(count):
+            after = pictures.random_scene(rng)
+            shape = after.shapes[-1]
+            before = dataclasses.replace(after, shapes=after.shapes[:-1])
+            old, new = self.tokens(np.stack([before.render(side), after.render(side)]))
+            change = 2 * shape.colour[:, None] - 1 - old @ self.to_pixels.T
+            near = NEAR * (1 - 2 * _outside(shape, side)[:, :, None] / PIXEL)
+            inputs.append(np.maximum(change + near, 0) - np.maximum(near, 0))
+            outputs.append(new - old)
+        return self._fit_plainly(np.stack(inputs), np.stack(outputs), "drawing")
+
+    def _fit_radius(self, kind: str, count: int = 80) -> tuple[float, float]:
+        """The radius of a shape, in tokens, as (constant, times the share of the constant key)."""
+        rng = np.random.default_rng(6)
+        radii, shares, moved = [], [], []
+        while len(radii) < count:
+            scene = pictures.random_scene(rng)
+            shapes = [shape for shape in scene.shapes if shape.kind == kind]
+            if not shapes:
+                continue
+            pixels = self.tokens(scene.render(128)[None])[0] @ self.to_pixels.T
+            apart = np.abs(pixels - (2 * shapes[0].colour[:, None] - 1)).sum((2, 3))
+            score = FOUND_SCORE * (MOST_APART - apart) / np.hypot(MOST_APART - apart, UNDECIDED)
+            weights = np.exp(score - FOUND_SCORE)
+            shares.append(CONSTANT_TOKENS / (CONSTANT_TOKENS + 2 * weights.sum()))
+            radii.append(32 * shapes[0].radius)
+            places = np.indices(apart.shape) + 0.5
+            middle = [(weights * place).sum() / weights.sum() for place in places]
+            below = MEAN_BELOW.get(kind, 0.0) * 32 * shapes[0].radius
+            moved.append(np.hypot(middle[0] - below - 32 * shapes[0].y, middle[1] - 32 * shapes[0].x))
+        per_share, most = np.polyfit(shares, radii, 1)
+        errors = np.abs(most + per_share * np.array(shares) - radii)
+        print(f"radius of {kind}: off by {errors.mean():.2f} tokens in the mean, {errors.max():.2f} at most; its middle by "
+              f"{np.mean(moved):.2f} and {np.max(moved):.2f}", flush=True)  # fmt: skip
+        return float(most), float(per_share)
 
     def colour_map(self, colour_map: instructions.ColourMap) -> tuple[np.ndarray, np.ndarray]:
         """The same map for tokens: matrix and offset."""
         offset = colour_map.matrix.sum(1) + 2 * colour_map.offset - 1  # for colours in -1..1
         return np.kron(colour_map.matrix, np.eye(PLANE)), np.kron(offset, self.white)
+
+
+def _outside(shape: pictures.Shape, side: int) -> np.ndarray:
+    """How far pixels are outside of a shape, of a picture of `side` pixels: (rows, columns, 16), in tokens."""
+    x, y = pictures.grid(side)
+    outside = np.zeros((side, side))
+    for across, down, distance in LINES[shape.kind]:
+        inside_by = distance * shape.radius - across * (x - shape.x) - down * (y - shape.y)
+        outside += np.maximum(0.5 * PIXEL - inside_by * side / 4, 0)
+    cut = outside.reshape(side // 4, 4, side // 4, 4).transpose(0, 2, 1, 3)
+    return cut.reshape(side // 4, side // 4, PLANE)
 
 
 def _fit(inputs: np.ndarray, outputs: np.ndarray, name: str) -> np.ndarray:
