@@ -20,8 +20,11 @@ const SMALLEST_SHARE: f64 = 0.5;
 /// … and at most this one. (Qwen-Image was trained up to 1328x1328: 1.7.)
 const LARGEST_SHARE: f64 = 1.75;
 
-/// Sides of pictures scaled to an area are multiples of this, as in the reference.
+/// Sides of pictures scaled to an area are multiples of this, as in the reference …
 const AREA_GRID: usize = 32;
+/// … for models of at least this area. On the short sides of smaller ones it would
+/// turn circles into ellipses, so theirs are on their own grid.
+const LEAST_AREA_ON_GRID: usize = 512 * 512;
 
 /// The size that a client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -329,7 +332,8 @@ fn next_on_grid(size: ImageSize, model: &ModelInfo) -> Result<ImageSize, Validat
     reason = "sides are positive and far below 2^32"
 )]
 fn size_of_area(area: usize, input: ImageSize, model: &ModelInfo) -> Option<ImageSize> {
-    let grid = AREA_GRID.next_multiple_of(model.size_multiple.max(1));
+    let own = model.size_multiple.max(1);
+    let grid = if area < LEAST_AREA_ON_GRID { own } else { AREA_GRID.next_multiple_of(own) };
     let ratio = input.width() as f64 / input.height() as f64;
     let width = (area as f64 * ratio).sqrt();
     let round = |side: f64| (side / grid as f64).round_ties_even() as usize * grid;

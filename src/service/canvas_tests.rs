@@ -113,6 +113,20 @@ fn small_and_large_pictures_are_worked_on_at_the_models_area_and_come_back_in_th
 }
 
 #[test]
+fn a_model_of_a_small_area_keeps_the_shape_of_a_picture_that_is_scaled_to_it() {
+    let small = ModelInfo { image_area: 128 * 128, size_multiple: 8, ..model() };
+    let task = edit(512, 384);
+    let framing = Framing { size: SizeChoice::Auto, preserve_unmasked: true };
+    let canvas = Canvas::plan(&task, &small, framing).unwrap();
+
+    let shown = first_picture(&canvas.prepare(task)).unwrap().clone();
+
+    assert_eq!((shown.width(), shown.height()), (144, 112));
+    let back = canvas.finish(shown);
+    assert_eq!((back.width(), back.height()), (512, 384));
+}
+
+#[test]
 fn what_is_larger_than_the_model_gives_back_is_shrunk_and_said_so() {
     let task = edit(2000, 1000);
     let canvas = plan(&task, SizeChoice::Auto);
