@@ -290,11 +290,12 @@ fn copied<const CHANNELS: usize>(
         let (cut, added) = (whole.saturating_sub(wanted) / 2, wanted.saturating_sub(whole) / 2);
         (at + cut).saturating_sub(added).min(whole - 1)
     };
+    let columns: Vec<usize> = (0..size.width()).map(|x| source(x, width, size.width())).collect();
     let mut copy = Vec::with_capacity(size.area() * CHANNELS);
     for y in 0..size.height() {
         let row = source(y, height, size.height()) * width;
-        for x in 0..size.width() {
-            let at = (row + source(x, width, size.width())) * CHANNELS;
+        for column in &columns {
+            let at = (row + column) * CHANNELS;
             copy.extend_from_slice(&pixels[at..at + CHANNELS]);
         }
     }

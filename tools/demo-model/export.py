@@ -73,9 +73,8 @@ def export(work: pathlib.Path, out: pathlib.Path) -> None:
     preprocessor |= dict(processor_class="Qwen2VLProcessor", merge_size=2, min_pixels=3136, max_pixels=ENCODER_PIXELS)
     (out / "processor/preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     defaults = dict(
-        description=DESCRIPTION, image_area=IMAGE_AREA, size_multiple=SIZE_MULTIPLE, num_inference_steps=STEPS, true_cfg_scale=1.0, negative_prompt=" ",
-        dtype="float32",
-        instructions=EXAMPLES,
+        description=DESCRIPTION, image_area=IMAGE_AREA, size_multiple=SIZE_MULTIPLE, num_inference_steps=STEPS,
+        true_cfg_scale=1.0, negative_prompt=" ", dtype="float32", instructions=EXAMPLES,
     )  # fmt: skip
     (out / "diffuser.json").write_text(json.dumps(defaults, indent=2) + "\n")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

@@ -683,7 +683,8 @@ def scene_edit(
         instruction = fill(rng, task, phrase, None, colour, kind)
         if rng.random() < 0.5:
             instruction.say_place(rng)
-        after.shapes.append(scene.new_shape(kind, instruction.place or (0, 0), np.array(pictures.COLOURS[colour], np.float32)))
+        drawn = np.array(pictures.COLOURS[colour], np.float32)
+        after.shapes.append(pictures.new_shape(kind, instruction.place or (0, 0), drawn))
         return instruction, scene, after
     shape = after.shapes[index]
     instruction = fill(rng, task, phrase, pictures.nearest_name(shape.colour), str(rng.choice(free)), shape.kind)

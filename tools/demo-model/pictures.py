@@ -45,16 +45,11 @@ NEW_RADIUS, NEW_ASIDE = 0.15, 0.25
 
 @dataclasses.dataclass
 class Scene:
-    """A background (`slope` brightens it from top to bottom) and shapes in front of it.
-
-    `width` and `height` in the picture's side, the root of its area.
-    """
+    """A background (`slope` brightens it from top to bottom) and shapes in front of it."""
 
     background: np.ndarray
     slope: float
     shapes: list[Shape]
-    width: float = 1.0
-    height: float = 1.0
 
     def render(self, side: int) -> np.ndarray:
         """The picture of the scene."""
@@ -65,10 +60,10 @@ class Scene:
             picture = picture * (1 - inside) + shape.colour * inside
         return np.clip(picture, 0, 1).astype(np.float32)
 
-    def new_shape(self, kind: str, place: tuple[int, int], colour: np.ndarray) -> Shape:
-        """A shape at a place as in `instructions.PLACES`."""
-        x, y = self.width / 2 + NEW_ASIDE * place[0], self.height / 2 + NEW_ASIDE * place[1]
-        return Shape(kind, x, y, NEW_RADIUS, colour)
+
+def new_shape(kind: str, place: tuple[int, int], colour: np.ndarray) -> Shape:
+    """A shape that is added to a square picture, at a place as in `instructions.PLACES`."""
+    return Shape(kind, 0.5 + NEW_ASIDE * place[0], 0.5 + NEW_ASIDE * place[1], NEW_RADIUS, colour)
 
 
 def grid(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +155,7 @@ def any_scene(rng: np.random.Generator, width: float = 1.0, height: float = 1.0,
     if rng.random() < 0.3:
         background = np.clip(rng.uniform(0.2, 1) + rng.normal(0, 0.08, 3), 0, 1).astype(np.float32)
     slope = rng.choice([0.0, 0.0, rng.uniform(-0.12, 0.12)])
-    scene = Scene(background, float(slope), [], width, height)
+    scene = Scene(background, float(slope), [])
     for kind in rng.permutation(SHAPES)[: rng.integers(1, 4)]:
         colour = _shade(rng, COLOURS[names.pop()])
         if rng.random() < freely:

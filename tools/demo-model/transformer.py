@@ -59,7 +59,7 @@ FLAG_COUNT = len(instructions.FLAGS)
 NOISY, CLEAN, MOVED = slice(0, 48), slice(48, 96), slice(96, 144)
 PLUS, MINUS = 144, 145
 FLAGS = slice(146, 146 + FLAG_COUNT)
-ASIDE = slice(169, 171)  # of what is drawn: left (-1) to right, top to bottom
+ASIDE = slice(FLAGS.stop, FLAGS.stop + 2)  # of what is drawn: left (-1) to right, top to bottom
 COLUMN_AT, ROW_AT = 171, 172
 REPLACED, COLOUR, CORNER = slice(173, 176), slice(176, 179), slice(179, 182)
 PLACE = slice(182, 190)  # cosines, then sines, of (2 · column + 1) · frequency; until block 1
@@ -67,7 +67,8 @@ FOUND = slice(182, 186)  # from block 2 on: column, row, shares that tell the si
 CHANGE = slice(186, 189)  # from block 1 on: the new colour less the replaced one
 BALANCE = 191  # less the sum of all others, for LayerNorm takes off the mean
 # In MOVED, when that is not in use.
-RAW_FLAGS, RAW_ASIDE, CODE = slice(96, 96 + FLAG_COUNT), slice(119, 121), slice(121, 123)
+RAW_FLAGS = slice(96, 96 + FLAG_COUNT)
+RAW_ASIDE, CODE = (slice(RAW_FLAGS.stop + i, RAW_FLAGS.stop + i + 2) for i in (0, 2))
 MASK, OUTSIDE = slice(96, 112), slice(112, 128)
 
 # Channels of the text stream.
@@ -488,7 +489,8 @@ MOST_APART, UNDECIDED, FOUND_SCORE, CONSTANT_TOKENS = 6.0, 0.3, 12.0, 300.0
 LINE_STEEP, LINE_OFF, NEAR = 64.0, 8192.0, 2.0
 FAR = 16.0  # tokens to 1 of OUTSIDE, which must stay small beside CONSTANT
 PIXEL = 0.25  # of a token
-NEW_RADIUS, NEW_ASIDE = (32 * part for part in (pictures.NEW_RADIUS, pictures.NEW_ASIDE))  # in tokens
+SIDE = 32  # tokens of a side of a picture of the model's area
+NEW_RADIUS, NEW_ASIDE = SIDE * pictures.NEW_RADIUS, SIDE * pictures.NEW_ASIDE
 # Of each kind: lines as (normal across, normal down, distance from the middle in radii).
 LINES = {
     "circle": [(math.cos(a), math.sin(a), 1.0) for a in np.arange(20) * math.pi / 10],
@@ -504,12 +506,12 @@ def _write_finding(block, maps: "TokenMaps") -> None:
     attention, flag = block.attn, {name: FLAGS.start + i for i, name in enumerate(instructions.FLAGS)}
     q, k, out = attention.to_q, attention.to_k, attention.to_out[0]
     of_share = FOUND_SCORE + math.log(CONSTANT_TOKENS)
-    nowhere = Pattern(QUERY_REST).only_here(KEY_REST, 0.25 * FULL_SCORE, 1.0).vector()  # at the picture, not the prompt
+    at_picture = Pattern(QUERY_REST).only_here(KEY_REST, 0.25 * FULL_SCORE, 1.0).vector()  # at the picture, not the prompt
     at_word = Pattern(QUERY_REST).only_here(SLOW, 0.25 * FULL_SCORE, 1.0).vector()  # which gives nothing
     finding = Pattern(QUERY_REST).only_here(IN_MASK, FOUND_SCORE, 1.0)
     counting = Pattern(QUERY_REST).only_here(IN_MASK, FOUND_SCORE, 1.0).only_here(SLOW, of_share, 1.0)
     # Head 0: the mean place. Heads 1 and 2: the share of the prompt's last word.
-    heads = [(0, ("bigger", "smaller"), finding, at_word), (1, ("bigger",), counting, nowhere), (2, ("smaller",), counting, nowhere)]
+    heads = [(0, ("bigger", "smaller"), finding, at_word), (1, ("bigger",), counting, at_picture), (2, ("smaller",), counting, at_picture)]
     for head, names, on, off in heads:
         _part(q.bias, head)[:] = off
         for name in names:
@@ -617,14 +619,14 @@ class TokenMaps:
         along, across = self.tokens(along), self.tokens(across)
         self.blur_row = _fit_neighbours(tokens, along, axis=2)
         self.blur_column = _fit_neighbours(along, across, axis=1)
-        self.white = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, 8, 8, 0]
+        white = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, :, :, 0]
+        self.white = white[8, 8]
         self.from_pixels = self._fit_replacement()
         self.from_drawn = self._fit_drawing()
         self.radius_of_share = {kind: self._fit_radius(kind) for kind in pictures.SHAPES}
         self.extremes = self._extremes(chosen)
         # At a picture's edge the autoencoder sees beyond, where all is grey.
-        corner = self.tokens(np.ones((1, 64, 64, 3), np.float32))[0, -1, -1, 0]
-        self.mean_colour /= self.to_pixels.mean(0) @ corner
+        self.mean_colour /= self.to_pixels.mean(0) @ white[-1, -1]
 
     @torch.no_grad()
     def tokens(self, pictures: np.ndarray) -> np.ndarray:
@@ -693,16 +695,16 @@ class TokenMaps:
             shapes = [shape for shape in scene.shapes if shape.kind == kind]
             if not shapes:
                 continue
-            pixels = self.tokens(scene.render(128)[None])[0] @ self.to_pixels.T
+            pixels = self.tokens(scene.render(4 * SIDE)[None])[0] @ self.to_pixels.T
             apart = np.abs(pixels - (2 * shapes[0].colour[:, None] - 1)).sum((2, 3))
             score = FOUND_SCORE * (MOST_APART - apart) / np.hypot(MOST_APART - apart, UNDECIDED)
             weights = np.exp(score - FOUND_SCORE)
             shares.append(CONSTANT_TOKENS / (CONSTANT_TOKENS + 2 * weights.sum()))
-            radii.append(32 * shapes[0].radius)
+            radii.append(SIDE * shapes[0].radius)
             places = np.indices(apart.shape) + 0.5
             middle = [(weights * place).sum() / weights.sum() for place in places]
-            below = MEAN_BELOW.get(kind, 0.0) * 32 * shapes[0].radius
-            moved.append(np.hypot(middle[0] - below - 32 * shapes[0].y, middle[1] - 32 * shapes[0].x))
+            below = MEAN_BELOW.get(kind, 0.0) * radii[-1]
+            moved.append(np.hypot(middle[0] - below - SIDE * shapes[0].y, middle[1] - SIDE * shapes[0].x))
         per_share, most = np.polyfit(shares, radii, 1)
         errors = np.abs(most + per_share * np.array(shares) - radii)
         print(f"radius of {kind}: off by {errors.mean():.2f} tokens in the mean, {errors.max():.2f} at most; its middle by "
