@@ -180,7 +180,8 @@ async fn fulfil(
     parameters.report_unknown(&fields);
     drop(fields);
 
-    let inputs = inputs.decode(state.config.decode_limits()).await?;
+    let mut inputs = inputs.decode(state.config.decode_limits()).await?;
+    parameters.warnings.append(&mut inputs.warnings);
     let task = task_of(endpoint, &parameters, inputs, state.images.info())?;
     let recipe = parameters.recipe(endpoint, &task, &state);
     let request = parameters.request(task);
@@ -215,7 +216,7 @@ fn task_of(
     inputs: DecodedInputs,
     model: &ModelInfo,
 ) -> Result<Task, ApiError> {
-    let DecodedInputs { images, mask } = inputs;
+    let DecodedInputs { images, mask, .. } = inputs;
     let mut images = images.into_iter();
     let mut first = || {
         let none = || ApiError::Internal("a request lost its picture".to_owned());

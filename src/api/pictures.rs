@@ -36,6 +36,8 @@ pub(super) struct DecodedInputs {
     pub(super) images: Vec<Picture>,
     /// Of the size of the first of them; bright where it is to be made anew.
     pub(super) mask: Option<GreyImage>,
+    /// What the client should know of how they were read: sentences.
+    pub(super) warnings: Vec<String>,
 }
 
 /// A picture that was not decoded yet, with the field that it came in.
@@ -87,7 +89,7 @@ impl Inputs {
     /// others.
     pub(super) async fn decode(self, limits: DecodeLimits) -> Result<DecodedInputs, ApiError> {
         if self.images.is_empty() {
-            return Ok(DecodedInputs { images: Vec::new(), mask: None });
+            return Ok(DecodedInputs { images: Vec::new(), mask: None, warnings: Vec::new() });
         }
         tokio::task::spawn_blocking(move || self.decode_blocking(limits)).await?
     }
@@ -100,7 +102,7 @@ impl Inputs {
             check_mask_size(mask, image)?;
         }
         let mask = mask.as_ref().map(repainted);
-        Ok(DecodedInputs { images, mask })
+        Ok(DecodedInputs { images, mask, warnings: Vec::new() })
     }
 }
 

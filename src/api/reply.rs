@@ -62,8 +62,8 @@ pub(super) async fn respond(
     mut facts: ReplyFacts,
     (delivery, origin): (Delivery, Origin),
 ) -> Result<Response, ApiError> {
-    facts.warnings.extend(ticket.note().map(str::to_owned));
-    let generation = ticket.finish().await?;
+    let mut generation = ticket.finish().await?;
+    facts.warnings.append(&mut generation.warnings);
     let Some(first) = generation.images.first() else {
         return Err(ApiError::Internal("the model made no picture".to_owned()));
     };

@@ -40,11 +40,10 @@ struct Streaming {
 /// The answer to a request whose order has been taken.
 pub(super) fn respond(
     ticket: Ticket,
-    mut facts: ReplyFacts,
+    facts: ReplyFacts,
     endpoint: Endpoint,
     seed: Seed,
 ) -> Response {
-    facts.warnings.extend(ticket.note().map(str::to_owned));
     let outcome = Arc::default();
     let afterwards = Afterwards(Arc::clone(&outcome));
     let prefix = endpoint.event_prefix();
@@ -105,7 +104,7 @@ impl Streaming {
             let event = encoded(move || {
                 let mut event = image_event(&facts, kind, &picture, seed)?;
                 event.usage = Some(usage.into());
-                event.warnings.clone_from(&facts.warnings);
+                event.warnings = [facts.warnings.clone(), generation.warnings].concat();
                 sse(&event.kind, &event)
             });
             Ok((event.await?, work))

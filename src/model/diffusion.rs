@@ -77,6 +77,8 @@ pub struct Generation {
     pub images: Vec<GeneratedImage>,
     /// What it took, in tokens.
     pub usage: TokenUsage,
+    /// What the client should know of how they were made: sentences.
+    pub warnings: Vec<String>,
 }
 
 /// One finished picture.

@@ -59,8 +59,8 @@ pub(super) struct Canvas {
     seam: Option<Seam>,
     /// The size of the reply, if the seam left another one.
     last: Fit,
-    /// What the client did not ask for, in a sentence.
-    pub(super) note: Option<String>,
+    /// What the client did not ask for, in sentences.
+    pub(super) notes: Vec<String>,
 }
 
 /// How a picture is brought to a size.
@@ -106,7 +106,7 @@ impl Canvas {
             after: Fit::Keep,
             seam: None,
             last: Fit::Keep,
-            note: None,
+            notes: Vec::new(),
         }
     }
 
@@ -122,20 +122,20 @@ impl Canvas {
             // Too long and narrow: let the model say so.
             return Ok(Self::of_reference());
         };
-        let (reply, note) = if input.area() <= model.max_output_area {
-            (input, None)
+        let (reply, notes) = if input.area() <= model.max_output_area {
+            (input, Vec::new())
         } else {
             let reply = within(model.max_output_area, input)?;
             let note = format!(
                 "The input has {input} pixels, more than this model gives back; the picture is {reply}."
             );
-            (reply, Some(note))
+            (reply, vec![note])
         };
         Ok(Self {
             model_size: OutputSize::AsInput,
             before: Fit::Scale(work),
             after: Fit::Scale(reply),
-            note,
+            notes,
             ..Self::of_reference()
         })
     }

@@ -134,7 +134,7 @@ fn what_is_larger_than_the_model_gives_back_is_shrunk_and_said_so() {
     let back = canvas.finish(picture(704, 352));
 
     assert_eq!((back.width(), back.height()), (1414, 707));
-    assert!(canvas.note.unwrap().contains("1414x707"));
+    assert!(canvas.notes[0].contains("1414x707"));
 }
 
 #[test]

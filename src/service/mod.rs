@@ -263,12 +263,6 @@ pub struct Ticket {
 type Answer = oneshot::Receiver<Result<Generation, ServiceError>>;
 
 impl Ticket {
-    /// What the client gets that it did not ask for, in a sentence.
-    #[must_use]
-    pub fn note(&self) -> Option<&str> {
-        self.canvas.note.as_deref()
-    }
-
     /// The next look at the unfinished picture; `None` once there are no more.
     ///
     /// # Errors
@@ -281,13 +275,15 @@ impl Ticket {
         off_the_runtime(move || canvas.finish(preview)).await.map(Some)
     }
 
-    /// The finished pictures.
+    /// The finished pictures, with what the client gets that it did not ask for among
+    /// the warnings.
     ///
     /// # Errors
     /// [`ServiceError`] says why there are none.
     pub async fn finish(self) -> Result<Generation, ServiceError> {
         let mut generation = self.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         let canvas = self.canvas;
+        generation.warnings.splice(..0, canvas.notes.iter().cloned());
         off_the_runtime(move || {
             for generated in &mut generation.images {
                 generated.image = canvas.finish(generated.image.clone());

@@ -128,7 +128,7 @@ impl DiffusionModel for Pipeline {
             input_image_tokens: if posterior.is_some() { places } else { 0 },
             output_image_tokens: places * images.len(),
         };
-        Ok(Generation { images, usage })
+        Ok(Generation { images, usage, warnings: Vec::new() })
     }
 }
 

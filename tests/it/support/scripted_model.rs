@@ -115,6 +115,7 @@ impl DiffusionModel for ScriptedModel {
                 input_image_tokens: 7,
                 output_image_tokens: 11 * request.count.get(),
             },
+            warnings: Vec::new(),
         })
     }
 }

@@ -175,7 +175,7 @@ impl DiffusionModel for Pipeline {
             input_image_tokens: shown_tokens + looked_at + made_from.map_or(0, |_| grids[0].len()),
             output_image_tokens: grids[0].len() * images.len(),
         };
-        Ok(Generation { images, usage })
+        Ok(Generation { images, usage, warnings: Vec::new() })
     }
 }
 
