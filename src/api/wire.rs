@@ -271,6 +271,12 @@ pub(super) struct ModelFacts {
     max_output_area: usize,
     /// Pixels that it works on when a request does not say otherwise.
     image_area: usize,
+    /// The least and the most pixels at which it works, if that is known: what is asked
+    /// outside of them is made at `image_area` and scaled.
+    image_area_range: Option<[usize; 2]>,
+    /// Whether an edit in other proportions than its input's goes on past the input's
+    /// edges; if not, the input is cut to them.
+    fills_beyond_input: bool,
     /// What an edit without a mask is to it: `instruction`, `image_to_image` or
     /// `layers`.
     edit_kind: &'static str,
@@ -305,6 +311,8 @@ impl From<&ModelInfo> for ModelFacts {
             size_multiple: info.size_multiple,
             max_output_area: info.max_output_area,
             image_area: info.image_area,
+            image_area_range: info.area_range.map(|range| [range.least, range.most]),
+            fills_beyond_input: info.fills_beyond_input,
             edit_kind: match info.edit_kind {
                 EditKind::Instruction => "instruction",
                 EditKind::ImageToImage => "image_to_image",

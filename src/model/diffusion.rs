@@ -129,6 +129,30 @@ pub struct RequestDefaults {
     pub strength: Strength,
 }
 
+/// The areas at which a model works well, in pixels (width times height).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AreaRange {
+    /// The least.
+    pub least: usize,
+    /// The most.
+    pub most: usize,
+}
+
+impl AreaRange {
+    /// From half of `image_area` to 1.75 times as much. (Qwen-Image was trained at about a
+    /// megapixel, up to 1328x1328: 1.7 times that.)
+    #[must_use]
+    pub fn around(image_area: usize) -> Self {
+        Self { least: image_area / 2, most: image_area / 4 * 7 }
+    }
+
+    /// Whether `area` is one of them.
+    #[must_use]
+    pub fn contains(self, area: usize) -> bool {
+        (self.least..=self.most).contains(&area)
+    }
+}
+
 /// What an edit is to a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EditKind {
@@ -185,6 +209,11 @@ pub struct ModelInfo {
     /// Pixels (width times height) that it works on when a request does not say
     /// otherwise.
     pub image_area: usize,
+    /// At which areas it works well, if that is known.
+    pub area_range: Option<AreaRange>,
+    /// Whether an edit by instruction in other proportions than its input's goes on past
+    /// the input's edges. If not, the input is cut to these proportions.
+    pub fills_beyond_input: bool,
     /// What `/v1/images/edits` without a mask is to it.
     pub edit_kind: EditKind,
     /// The name that its strength of guidance has.

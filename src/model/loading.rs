@@ -3,8 +3,8 @@
 use candle_core::{DType, Device};
 
 use super::{
-    Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, LoadError, ModelConfig,
-    RequestDefaults,
+    AreaRange, Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, LoadError,
+    ModelConfig, RequestDefaults,
 };
 use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
@@ -75,6 +75,10 @@ impl Capabilities {
 pub(super) struct CheckpointDefaults {
     pub(super) description: Option<String>,
     pub(super) image_area: Option<usize>,
+    /// The least and the most pixels at which it works.
+    image_area_range: Option<[usize; 2]>,
+    /// Whether edits go on past the edges of their input.
+    fills_beyond_input: Option<bool>,
     /// Of what its pictures' sides are multiples, if of more than its layers demand.
     size_multiple: Option<usize>,
     pub(super) num_inference_steps: Option<i64>,
@@ -104,6 +108,8 @@ impl CheckpointDefaults {
             dtype,
             description: file.optional("description"),
             image_area: file.optional("image_area"),
+            image_area_range: file.optional("image_area_range"),
+            fills_beyond_input: file.optional("fills_beyond_input"),
             size_multiple: file.optional("size_multiple"),
             num_inference_steps: file.optional("num_inference_steps"),
             true_cfg_scale: file.optional("true_cfg_scale"),
@@ -111,8 +117,33 @@ impl CheckpointDefaults {
             negative_prompt: file.optional("negative_prompt"),
             instructions: file.optional("instructions"),
         };
+        if let (Some([least, most]), area) = (defaults.image_area_range, defaults.image_area)
+            && !area.is_some_and(|area| (least..=most).contains(&area))
+        {
+            file.fault(format!("image_area_range = [{least}, {most}] does not hold image_area"));
+        }
         file.finish()?;
         Ok(defaults)
+    }
+
+    /// At which areas it works, where the file says so or its family knows: `is_published`
+    /// are checkpoints that were trained as the published ones were. The settings may
+    /// move them.
+    pub(super) fn area_range(
+        &self,
+        configured: Option<usize>,
+        image_area: usize,
+        is_published: bool,
+    ) -> Option<AreaRange> {
+        let own = self.image_area_range.map(|[least, most]| AreaRange { least, most });
+        let around = AreaRange::around(image_area);
+        let is_known = is_published || own.is_some();
+        own.filter(|_| configured.is_none()).or(is_known.then_some(around))
+    }
+
+    /// Whether edits go on past the edges of their input: the published models' do.
+    pub(super) fn fills_beyond_input(&self) -> bool {
+        self.fills_beyond_input.unwrap_or(true)
     }
 
     /// Of how many pixels its pictures' sides are multiples; its layers demand `layers` pixels.
@@ -151,5 +182,45 @@ impl LoadContext<'_> {
             negative_prompt: Some(negative.unwrap_or_else(|| " ".to_owned())),
             strength: Strength::new(DEFAULT_STRENGTH).map_err(fault)?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn defaults(text: &str) -> Result<CheckpointDefaults, CheckpointError> {
+        let file = (CheckpointDefaults::FILE.to_owned(), text.to_owned());
+        CheckpointDefaults::load(&Snapshot::Texts(BTreeMap::from([file])))
+    }
+
+    #[test]
+    fn the_areas_at_which_a_model_works_are_its_own_else_its_familys_else_unknown() {
+        let own = defaults(r#"{"image_area": 100, "image_area_range": [90, 120]}"#).unwrap();
+        let silent = CheckpointDefaults::default();
+        let range = |least, most| Some(AreaRange { least, most });
+
+        assert_eq!(own.area_range(None, 100, false), range(90, 120));
+        assert_eq!(own.area_range(None, 100, true), range(90, 120));
+        assert_eq!(silent.area_range(None, 1 << 20, true), range(1 << 19, 7 << 18));
+        assert_eq!(silent.area_range(None, 1 << 20, false), None);
+        // An area of the settings takes the range along.
+        assert_eq!(own.area_range(Some(400), 400, false), range(200, 700));
+        assert_eq!(silent.area_range(Some(400), 400, false), None);
+    }
+
+    #[test]
+    fn a_range_that_does_not_hold_the_models_own_area_is_refused_by_name() {
+        for text in [
+            r#"{"image_area": 100, "image_area_range": [200, 300]}"#,
+            r#"{"image_area": 100, "image_area_range": [100, 50]}"#,
+            r#"{"image_area_range": [200, 300]}"#,
+            r#"{"image_area": 100, "image_area_range": [100]}"#,
+        ] {
+            let fault = defaults(text).unwrap_err().to_string();
+            assert!(fault.contains("image_area_range"), "{fault}");
+        }
     }
 }

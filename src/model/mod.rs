@@ -13,9 +13,9 @@ mod residency;
 pub mod stable_diffusion;
 
 pub use diffusion::{
-    Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,
-    LoadError, ModelError, ModelInfo, RequestDefaults, StepObserver, StepProgress, TokenUsage,
-    Unobserved,
+    AreaRange, Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation,
+    GuidanceParameter, LoadError, ModelError, ModelInfo, RequestDefaults, StepObserver,
+    StepProgress, TokenUsage, Unobserved,
 };
 
 pub use crate::device::{DeviceChoice, DtypeChoice};

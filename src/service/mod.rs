@@ -177,18 +177,18 @@ impl ImageService {
     /// [`ServiceError`]; `Busy` and `ShuttingDown` come at once.
     pub async fn order(
         &self,
-        mut request: ImageRequest,
+        request: ImageRequest,
         framing: Framing,
         previews: usize,
     ) -> Result<Ticket, ServiceError> {
-        let canvas = Arc::new(Canvas::plan(&request.task, self.info(), framing)?);
-        request.size = canvas.model_size;
-        let preparing = Arc::clone(&canvas);
-        let request = off_the_runtime(move || {
-            let task = preparing.prepare(request.task);
-            ImageRequest { task, ..request }
+        let shared = Arc::clone(&self.shared);
+        let planning = off_the_runtime(move || {
+            let (canvas, task) = Canvas::plan(request.task, &shared.info, framing)?;
+            let size = canvas.model_size;
+            Ok::<_, ValidationError>((Arc::new(canvas), ImageRequest { task, size, ..request }))
         });
-        let (answer, previews) = self.enqueue(request.await?, previews)?;
+        let (canvas, request) = planning.await??;
+        let (answer, previews) = self.enqueue(request, previews)?;
         Ok(Ticket { answer, previews, canvas })
     }
 
@@ -327,7 +327,7 @@ fn warm_up_request(
     image: Option<Picture>,
 ) -> Result<ImageRequest, ValidationError> {
     const SIDE: usize = 256;
-    let side = SIDE.next_multiple_of(info.size_multiple.max(1));
+    let side = SIDE.min(info.image_area.isqrt()).next_multiple_of(info.size_multiple.max(1));
     let size = ImageSize::new(side, side)?;
     let grey = || RgbImage::filled(side, side, [128, 128, 128]).into();
     let image = image.unwrap_or_else(grey);

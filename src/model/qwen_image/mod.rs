@@ -69,6 +69,10 @@ pub(super) const LAYERED: ModelEntry = ModelEntry {
 /// The largest picture that is made: four megapixels.
 const MAX_OUTPUT_AREA: usize = 4 * 1024 * 1024;
 
+/// Width of the transformer in every published checkpoint, which were trained at about a
+/// megapixel; of others it is not known at which areas they work.
+const PUBLISHED_WIDTH: usize = 3072;
+
 fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionModel>, LoadError> {
     Ok(Box::new(load_pipeline(context, variant)?))
 }
@@ -86,6 +90,9 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         *area = configured;
     }
     let own_description = || variant.description.to_owned();
+    let configured_area = context.config.image_area;
+    let image_area = configured_area.or(defaults.image_area).unwrap_or(variant.image_area);
+    let is_published = components.transformer.config().inner_dim() == PUBLISHED_WIDTH;
     let info = ModelInfo {
         id: context.id.clone(),
         pipeline: variant.class_name.to_owned(),
@@ -96,7 +103,9 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         max_input_images: variant.max_input_images,
         size_multiple: defaults.size_multiple(components.token_side())?,
         max_output_area: MAX_OUTPUT_AREA,
-        image_area: context.config.image_area.or(defaults.image_area).unwrap_or(variant.image_area),
+        image_area,
+        area_range: defaults.area_range(configured_area, image_area, is_published),
+        fills_beyond_input: defaults.fills_beyond_input(),
         edit_kind: variant.edit_kind,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         has_condition_picture: matches!(variant.shown, Shown::Copy { .. }),

@@ -104,6 +104,10 @@ struct Index {
     force_zeros_for_empty_prompt: bool,
 }
 
+/// Width of the network's first block in every published checkpoint; of others it is not
+/// known at which areas they work.
+const PUBLISHED_WIDTH: usize = 320;
+
 fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionModel>, LoadError> {
     Ok(Box::new(load_pipeline(context, variant)?))
 }
@@ -115,7 +119,14 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     let (components, weight_bytes) = load_components(context, variant, &index)?;
     let factor = components.vae.config().spatial_factor();
     let side = components.unet.config().sample_size * factor;
-    let area = context.config.image_area.or(defaults.image_area).unwrap_or(side * side);
+    let configured_area = context.config.image_area;
+    let area = configured_area.or(defaults.image_area).unwrap_or(side * side);
+    let is_published = components
+        .unet
+        .config()
+        .blocks
+        .first()
+        .is_some_and(|block| block.channels == PUBLISHED_WIDTH);
     let capabilities = Capabilities {
         text_to_image: true,
         image_edit: true,
@@ -136,6 +147,8 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         size_multiple: defaults.size_multiple(SIZE_MULTIPLE.max(factor))?,
         max_output_area: MAX_OUTPUT_AREA.max(area),
         image_area: area,
+        area_range: defaults.area_range(configured_area, area, is_published),
+        fills_beyond_input: defaults.fills_beyond_input(),
         edit_kind: EditKind::ImageToImage,
         guidance_parameter: GuidanceParameter::GuidanceScale,
         has_condition_picture: false,

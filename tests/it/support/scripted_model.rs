@@ -70,6 +70,8 @@ pub(crate) fn info() -> ModelInfo {
         size_multiple: 16,
         max_output_area: 1024 * 1024,
         image_area: 256 * 256,
+        area_range: None,
+        fills_beyond_input: true,
         edit_kind: EditKind::Instruction,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         has_condition_picture: false,

@@ -1,8 +1,8 @@
 #![expect(clippy::cast_possible_truncation, reason = "remainders below 256")]
 
 use super::*;
-use crate::domain::{GuidanceScale, Steps, Strength};
-use crate::imaging::resample::resize;
+use crate::domain::{GuidanceScale, RgbImage, Steps, Strength};
+use crate::imaging::resample::{Resampler, resize};
 use crate::model::{Capabilities, EditKind, GuidanceParameter, RequestDefaults};
 
 fn model() -> ModelInfo {
@@ -22,6 +22,8 @@ fn model() -> ModelInfo {
         size_multiple: 16,
         max_output_area: 1000 * 1000,
         image_area: 512 * 512,
+        area_range: None,
+        fills_beyond_input: true,
         edit_kind: EditKind::Instruction,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         has_condition_picture: false,
@@ -45,13 +47,18 @@ fn edit(width: usize, height: usize) -> Task {
 }
 
 fn plan(task: &Task, size: SizeChoice) -> Canvas {
-    Canvas::plan(task, &model(), Framing { size, preserve_unmasked: true }).unwrap()
+    planned(task, &model(), size).0
+}
+
+/// The canvas, and the task as the model takes it.
+fn planned(task: &Task, model: &ModelInfo, size: SizeChoice) -> (Canvas, Task) {
+    Canvas::plan(task.clone(), model, Framing { size, preserve_unmasked: true }).unwrap()
 }
 
 /// What comes back if the model returns what it is shown.
 fn echoed(task: Task, size: SizeChoice) -> (OutputSize, Picture, Picture) {
-    let canvas = plan(&task, size);
-    let shown = first_picture(&canvas.prepare(task)).unwrap().clone();
+    let (canvas, task) = planned(&task, &model(), size);
+    let shown = first_picture(&task).unwrap().clone();
     (canvas.model_size, shown.clone(), canvas.finish(shown))
 }
 
@@ -92,9 +99,9 @@ fn what_the_model_mirrors_comes_back_where_it_was() {
         RgbImage::new(picture.width(), picture.height(), pixels.collect()).unwrap().into()
     };
     let task = edit(602, 400); // 608 on the grid
-    let canvas = plan(&task, SizeChoice::Auto);
+    let (canvas, task) = planned(&task, &model(), SizeChoice::Auto);
 
-    let shown = first_picture(&canvas.prepare(task)).unwrap().clone();
+    let shown = first_picture(&task).unwrap().clone();
 
     assert_eq!(canvas.finish(mirrored(&shown)), mirrored(&picture(602, 400)));
 }
@@ -116,10 +123,9 @@ fn small_and_large_pictures_are_worked_on_at_the_models_area_and_come_back_in_th
 fn a_model_of_a_small_area_keeps_the_shape_of_a_picture_that_is_scaled_to_it() {
     let small = ModelInfo { image_area: 128 * 128, size_multiple: 8, ..model() };
     let task = edit(512, 384);
-    let framing = Framing { size: SizeChoice::Auto, preserve_unmasked: true };
-    let canvas = Canvas::plan(&task, &small, framing).unwrap();
+    let (canvas, task) = planned(&task, &small, SizeChoice::Auto);
 
-    let shown = first_picture(&canvas.prepare(task)).unwrap().clone();
+    let shown = first_picture(&task).unwrap().clone();
 
     assert_eq!((shown.width(), shown.height()), (144, 112));
     let back = canvas.finish(shown);
@@ -161,7 +167,7 @@ fn a_named_size_off_the_grid_is_cut_from_the_centre_of_the_next_larger_one() {
 fn a_size_beyond_the_model_is_refused_by_name() {
     let framing = Framing { size: exact(1001, 1000), preserve_unmasked: true };
 
-    let error = Canvas::plan(&Task::Generate, &model(), framing).unwrap_err();
+    let error = Canvas::plan(Task::Generate, &model(), framing).unwrap_err();
 
     assert_eq!(error.field, "size");
 }
@@ -176,8 +182,8 @@ fn what_a_mask_spares_comes_back_bit_by_bit_whatever_the_model_worked_at() {
             strength: Strength::new(1.0).unwrap(),
             crop_padding: None,
         };
-        let canvas = plan(&task, SizeChoice::Auto);
-        let Task::Inpaint { image, mask, .. } = canvas.prepare(task) else { unreachable!() };
+        let (canvas, task) = planned(&task, &model(), SizeChoice::Auto);
+        let Task::Inpaint { image, mask, .. } = task else { unreachable!() };
         assert_eq!((image.width(), image.height()), (mask.width(), mask.height()));
 
         let made = RgbImage::filled(image.width(), image.height(), [250, 250, 250]);
@@ -208,4 +214,110 @@ fn a_mask_with_a_named_size_is_laid_over_at_full_resolution_and_then_scaled() {
 
     let scaled = resize(picture(200, 150).colour(), 320, 240, Resampler::PillowLanczos);
     assert_eq!(back.colour().pixels(), scaled.pixels());
+}
+
+/// A model that is known to work at about 512x512 pixels only.
+fn particular(fills_beyond_input: bool) -> ModelInfo {
+    let area_range = Some(AreaRange::around(512 * 512));
+    ModelInfo { area_range, fills_beyond_input, ..model() }
+}
+
+#[test]
+fn a_size_at_which_the_model_does_not_work_is_made_at_its_area_in_the_asked_shape_and_scaled() {
+    for (width, height, work) in [(96, 64, "640x416"), (1200, 800, "640x416"), (64, 64, "512x512")]
+    {
+        for task in [Task::Generate, edit(100, 80)] {
+            let (canvas, _) = planned(&task, &particular(true), exact(width, height));
+
+            let OutputSize::Exact(made) = canvas.model_size else { panic!("{canvas:?}") };
+            assert_eq!(made.to_string(), work);
+            let back = canvas.finish(picture(made.width(), made.height()));
+            assert_eq!((back.width(), back.height()), (width, height));
+            assert!(canvas.notes[0].contains("'size'"), "{:?}", canvas.notes);
+            assert!(canvas.notes[0].contains(work), "{:?}", canvas.notes);
+        }
+    }
+}
+
+#[test]
+fn a_size_at_which_the_model_works_is_made_as_it_is() {
+    let (canvas, _) = planned(&Task::Generate, &particular(true), exact(640, 400));
+
+    assert_eq!(canvas.model_size, OutputSize::Exact(ImageSize::new(640, 400).unwrap()));
+    assert!(canvas.notes.is_empty());
+}
+
+#[test]
+fn an_input_in_the_asked_shape_is_worked_on_as_a_whole_at_the_models_area() {
+    let (canvas, task) = planned(&edit(100, 80), &particular(true), exact(50, 40));
+
+    let shown = first_picture(&task).unwrap().clone();
+
+    assert_eq!(canvas.model_size, OutputSize::AsInput);
+    assert_eq!((shown.width(), shown.height()), (576, 448));
+    let back = canvas.finish(shown);
+    assert_eq!((back.width(), back.height()), (50, 40));
+}
+
+#[test]
+fn a_model_that_fills_nothing_gets_the_middle_of_its_input_in_the_asked_shape() {
+    let input = picture(600, 400);
+    for (size, work) in [(exact(512, 512), (512, 512)), (exact(100, 100), (512, 512))] {
+        let (canvas, task) = planned(&edit(600, 400), &particular(false), size);
+
+        let shown = first_picture(&task).unwrap().clone();
+
+        assert_eq!(canvas.model_size, OutputSize::AsInput);
+        assert_eq!((shown.width(), shown.height()), work);
+        let note = &canvas.notes[0];
+        assert!(note.contains("600x400") && note.contains("400x400"), "{note}");
+        // The picture's own centre is in the middle.
+        let middle = |picture: &Picture| {
+            let (x, y) = (picture.width() / 2, picture.height() / 2);
+            i32::from(picture.colour().pixels()[(y * picture.width() + x) * 3 + 1])
+        };
+        assert!((middle(&shown) - middle(&input)).abs() <= 2);
+    }
+}
+
+#[test]
+fn a_model_that_fills_nothing_keeps_the_whole_of_an_input_in_the_asked_shape() {
+    let (canvas, task) = planned(&edit(300, 200), &particular(false), exact(720, 480));
+
+    let shown = first_picture(&task).unwrap();
+
+    let scaled = resize(picture(300, 200).colour(), 720, 480, Resampler::PillowLanczos);
+    assert_eq!(shown.colour(), &scaled);
+    assert!(canvas.notes.is_empty(), "{:?}", canvas.notes);
+}
+
+#[test]
+fn under_a_mask_a_picture_is_cut_to_the_asked_shape_and_never_stretched() {
+    let task = Task::Inpaint {
+        image: picture(600, 400),
+        mask: GreyImage::new(600, 400, vec![0; 600 * 400]).unwrap(),
+        strength: Strength::new(1.0).unwrap(),
+        crop_padding: None,
+    };
+    let (canvas, task) = planned(&task, &particular(true), exact(400, 400));
+
+    let Task::Inpaint { image, mask, .. } = task else { unreachable!() };
+    assert_eq!((image.width(), image.height()), (mask.width(), mask.height()));
+    let back = canvas.finish(RgbImage::filled(400, 400, [9, 9, 9]).into());
+
+    // Nothing was to be painted: what comes back is the middle, bit by bit.
+    let input = picture(600, 400);
+    let middle = Fit::CutCentre(ImageSize::new(400, 400).unwrap()).apply(&input);
+    assert_eq!(back.colour(), middle.colour());
+    assert!(canvas.notes[0].contains("middle"), "{:?}", canvas.notes);
+}
+
+#[test]
+fn what_the_reference_stretches_is_stretched_and_said_so() {
+    let image = picture(600, 400);
+    let task = Task::ImageToImage { image, strength: Strength::new(0.5).unwrap() };
+    let (canvas, task) = planned(&task, &model(), exact(320, 320));
+
+    assert_eq!(first_picture(&task).unwrap(), &picture(600, 400));
+    assert!(canvas.notes[0].contains("stretched"), "{:?}", canvas.notes);
 }
