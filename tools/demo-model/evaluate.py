@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Asks a running server for edits and compares them with the right answers.
 
-    python evaluate.py [--url http://127.0.0.1:8000/v1] [--count 8] [--out SHEET.png] [--json RESULTS.json] [--later]
+    python evaluate.py [--url http://127.0.0.1:8000/v1] [--count 8] [--size WxH] [--out SHEET.png] [--json RESULTS.json] [--later]
 
 Pictures and phrases are held out: a seed of its own for procedural pictures and
 scenes, photographs that come with scikit-image, phrases of
@@ -9,6 +9,10 @@ scenes, photographs that come with scikit-image, phrases of
 at least 3 dB above that of the unedited picture, and its mean colour is nearer to
 that of the right answer (or within 3 levels). Where nothing should change, it is
 one if the picture stays within 30 dB.
+
+With --size every edit is asked for in that size. The server then edits the middle of
+the picture in these proportions: so are the picture and the right answer cut, and all
+three are compared at about SIDE x SIDE pixels.
 """
 
 from __future__ import annotations
@@ -56,11 +60,22 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def ask(url: str, picture: np.ndarray, prompt: str, seed: int) -> tuple[np.ndarray, float]:
+def cut(picture: np.ndarray, size: str) -> np.ndarray:
+    """The middle of a picture in the proportions of `size`, at about SIDE x SIDE pixels."""
+    width, height = map(int, size.split("x"))
+    scale = min(picture.shape[1] / width, picture.shape[0] / height)
+    wide, high = round(width * scale), round(height * scale)
+    left, top = (picture.shape[1] - wide) // 2, (picture.shape[0] - high) // 2
+    box = (left, top, left + wide, top + high)
+    side = SIDE / (width * height) ** 0.5
+    return np.asarray(Image.fromarray(picture).resize((round(width * side), round(height * side)), Image.Resampling.LANCZOS, box))
+
+
+def ask(url: str, picture: np.ndarray, prompt: str, seed: int, size: str = "auto") -> tuple[np.ndarray, float]:
     """One edit over HTTP: the picture, and the seconds it took."""
     boundary = uuid.uuid4().hex
     body = io.BytesIO()
-    for name, value in (("prompt", prompt), ("seed", str(seed)), ("size", "auto")):
+    for name, value in (("prompt", prompt), ("seed", str(seed)), ("size", size)):
         body.write(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode())
     body.write(f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="picture.png"\r\n'.encode())
     body.write(b"Content-Type: image/png\r\n\r\n" + png(picture) + f"\r\n--{boundary}--\r\n".encode())
@@ -140,6 +155,7 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--count", type=int, default=8, help="edits of each instruction")
     parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--size", default="auto", help="the size to ask for, such as 1024x1024")
     parser.add_argument("--later", action="store_true", help="ask by the phrases of `instructions.LATER`")
     parser.add_argument("--out", type=pathlib.Path, help="contact sheet: before, edit, wanted")
     parser.add_argument("--json", type=pathlib.Path, help="the table as a file")
@@ -150,7 +166,9 @@ def main() -> None:
     for task in ROWS:
         results = []
         for index, (prompt, before, wanted, kind) in enumerate(cases(task, options.count, photos, options.seed, held_out)):
-            edit, seconds = ask(options.url, before, prompt, index)
+            edit, seconds = ask(options.url, before, prompt, index, options.size)
+            if options.size != "auto":
+                before, edit, wanted = (cut(picture, options.size) for picture in (before, edit, wanted))
             times.append(seconds)
             success = succeeded(before, edit, wanted, task != "unchanged")
             results.append((success, min(60, psnr(before, wanted)), psnr(edit, wanted), kind, prompt))

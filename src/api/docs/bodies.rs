@@ -134,7 +134,9 @@ fn wishes() -> Vec<Field> {
                 "default": "auto",
                 "description": "`WIDTHxHEIGHT` in pixels, `auto` (the input's own size, pixel over pixel; \
                                 without an input the model's), or `reference` (what the model's reference \
-                                pipeline makes).",
+                                pipeline makes). A size at which the model does not work (see \
+                                `image_area_range` in `/v1/models/{id}`) is made at its own area and scaled; \
+                                `warnings` says so.",
             }),
         ),
         (
