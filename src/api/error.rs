@@ -7,6 +7,8 @@
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use super::fields::quote;
+use super::state::AppState;
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
 use crate::domain::ValidationError;
 use crate::service::{ErrorKind, ServiceError};
@@ -29,7 +31,11 @@ pub(super) enum ApiError {
     BodyTooLarge {
         max_upload_bytes: usize,
     },
-    UnknownModel(String),
+    UnknownModel {
+        asked: String,
+        /// A name that would do.
+        served: String,
+    },
     /// No key, or not one of ours.
     Unauthorised,
     /// The client took too long to send its request.
@@ -39,6 +45,8 @@ pub(super) enum ApiError {
     UnknownRoute {
         method: Method,
         path: String,
+        /// Where OpenAI's endpoints are: what clients call their base URL.
+        base_url: String,
     },
     WrongMethod {
         method: Method,
@@ -129,7 +137,7 @@ impl ApiError {
             Self::BodyTooLarge { .. } => {
                 refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
-            Self::UnknownModel(_) => row(
+            Self::UnknownModel { .. } => row(
                 StatusCode::NOT_FOUND,
                 INVALID,
                 Some("model_not_found"),
@@ -177,15 +185,24 @@ impl ApiError {
             Self::BodyTooLarge { max_upload_bytes } => {
                 format!("The request body is larger than {max_upload_bytes} bytes.")
             }
-            Self::UnknownModel(id) => format!("The model '{id}' does not exist."),
+            Self::UnknownModel { asked, served } => format!(
+                "The model '{asked}' does not exist: this server has '{served}'. The list of \
+                 models has its other names."
+            ),
             Self::Unauthorised => {
-                "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.".to_owned()
+                "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY' or as \
+                 'api-key: KEY'."
+                    .to_owned()
             }
             Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
             Self::UnknownPicture => {
                 "There is no such picture; those by 'url' are kept for a while only.".to_owned()
             }
-            Self::UnknownRoute { method, path } => format!("Invalid URL ({method} {path})"),
+            Self::UnknownRoute { method, path, base_url } => format!(
+                "Invalid URL ({method} {path}). This server has OpenAI's images API and nothing \
+                 else: {base_url}/images/edits, /images/generations, /images/variations. Clients \
+                 take '{base_url}' as their base URL."
+            ),
             Self::WrongMethod { method, path } => format!(
                 "Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different \
                  HTTP method?)"
@@ -206,7 +223,7 @@ impl ApiError {
             | Self::Malformed(_)
             | Self::UnsupportedMediaType { .. }
             | Self::BodyTooLarge { .. }
-            | Self::UnknownModel(_)
+            | Self::UnknownModel { .. }
             | Self::Unauthorised
             | Self::UploadTooSlow
             | Self::UnknownPicture
@@ -229,6 +246,13 @@ fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().map(|letter| letter.to_ascii_uppercase());
     first.into_iter().chain(letters).chain(['.']).collect()
+}
+
+impl ApiError {
+    /// The loaded model has no such name.
+    pub(super) fn unknown_model(asked: &str, state: &AppState) -> Self {
+        Self::UnknownModel { asked: quote(asked), served: state.images.info().id.clone() }
+    }
 }
 
 impl From<ServiceError> for ApiError {

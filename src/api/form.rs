@@ -46,6 +46,9 @@ pub(super) async fn read(
 ) -> Result<Fields, ApiError> {
     let max_upload_bytes = config.max_upload_bytes;
     let media_type = media_type(&request);
+    if declared_length(&request).is_some_and(|length| length > max_upload_bytes as u64) {
+        return Err(ApiError::BodyTooLarge { max_upload_bytes });
+    }
     let unread = request.extensions().get::<UnreadBody>().cloned();
     let reading = async {
         match (media_type.as_str(), encodings) {
@@ -66,6 +69,11 @@ pub(super) async fn read(
     }
     fields.resolve_aliases();
     Ok(fields)
+}
+
+/// How long the body is to be, if the request says so.
+fn declared_length(request: &Request) -> Option<u64> {
+    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The media type of a request, lower case and without parameters.

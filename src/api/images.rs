@@ -11,9 +11,9 @@ use axum::response::{IntoResponse, Response};
 use super::docs::{EditForm, EditJson, GenerationJson, MadePictures, ReplayForm, VariationForm};
 use super::endpoint::Endpoint;
 use super::error::ApiError;
-use super::fields::{Fields, RawValue, quote, wrong_type};
+use super::fields::{Fields, RawValue, wrong_type};
 use super::form::{self, Encodings};
-use super::origin::Origin;
+use super::origin::Asked;
 use super::parameters::{Delivery, Output, Parameters};
 use super::pictures::{DecodedInputs, Inputs};
 use super::recipe::Recipe;
@@ -93,16 +93,16 @@ pub(super) async fn replay(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let origin = Origin::of(request.headers(), &state.config);
+    let asked = Asked::by(&request, &state.config);
     let mut fields = form::read(request, Encodings::Multipart, &state.config).await?;
     let recipe = recipe_of(&mut fields)?;
     if !state.names.include(&recipe.model) {
-        return Err(ApiError::UnknownModel(quote(&recipe.model)));
+        return Err(ApiError::unknown_model(&recipe.model, &state));
     }
     let endpoint = recipe.endpoint;
     state.images.check_offered(endpoint.offer())?;
     recipe.fill(&mut fields);
-    fulfil(state, fields, endpoint, origin).await
+    fulfil(state, fields, endpoint, asked).await
 }
 
 /// The recipe in the file that a replay is about.
@@ -158,9 +158,9 @@ async fn answer(
     endpoint: Endpoint,
 ) -> Result<Response, ApiError> {
     state.images.check_offered(endpoint.offer())?;
-    let origin = Origin::of(request.headers(), &state.config);
+    let asked = Asked::by(&request, &state.config);
     let fields = form::read(request, endpoint.encodings(), &state.config).await?;
-    fulfil(state, fields, endpoint, origin).await
+    fulfil(state, fields, endpoint, asked).await
 }
 
 /// Fields → parameters → pictures → the queue → reply.
@@ -168,9 +168,10 @@ async fn fulfil(
     state: AppState,
     mut fields: Fields,
     endpoint: Endpoint,
-    origin: Origin,
+    asked: Asked,
 ) -> Result<Response, ApiError> {
-    let mut parameters = Parameters::take(&mut fields, endpoint, &state)?;
+    let Asked { origin, deployment } = asked;
+    let mut parameters = Parameters::take(&mut fields, endpoint, deployment, &state)?;
     let inputs = Inputs::take(&mut fields, endpoint, state.images.info())?;
     if inputs.has_mask() {
         state.images.check_offered(Offer::Masks)?;

@@ -1,11 +1,12 @@
 //! What the server is and how it is doing.
 
-use axum::extract::{OriginalUri, Path, State};
+use axum::extract::{OriginalUri, Path, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 
 use super::error::ApiError;
 use super::fields::quote;
+use super::origin::Origin;
 use super::state::AppState;
 use super::wire::{
     Endpoints, ErrorEnvelope, Health, ModelDetails, ModelList, ModelObject, QualityFacts,
@@ -102,7 +103,7 @@ pub(super) async fn model(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     if !state.names.include(&id) {
-        return Err(ApiError::UnknownModel(quote(&id)));
+        return Err(ApiError::unknown_model(&id, &state));
     }
     let model = state.images.info();
     let details = ModelDetails {
@@ -126,8 +127,17 @@ fn model_object(state: &AppState, name: &str) -> ModelObject {
 }
 
 /// Answers paths that are none.
-pub(super) async fn unknown_route(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {
-    ApiError::UnknownRoute { method, path: quote(uri.path()) }
+pub(super) async fn unknown_route(
+    State(state): State<AppState>,
+    OriginalUri(uri): OriginalUri,
+    request: Request,
+) -> ApiError {
+    let origin = Origin::of(request.headers(), &state.config);
+    ApiError::UnknownRoute {
+        method: request.method().clone(),
+        path: quote(uri.path()),
+        base_url: origin.url_of(&state.path("")),
+    }
 }
 
 /// Answers methods that a path does not have; axum adds `Allow`.

@@ -1,10 +1,11 @@
 //! HTTP and OpenAI's words; the only layer that knows either.
 //!
-//! [`router`] is the table of contents: each route names its handler. A request
-//! for pictures goes through `form` (bytes → fields), `parameters` (fields
+//! [`router`] is the table of contents: each route names its handler; `address`
+//! brings other ways to write an address to these routes. A request for pictures goes through `form` (bytes → fields), `parameters` (fields
 //! → checked values) and `pictures` (files → pixels) to the service; `wire`
 //! is what comes back, and `error` the one table of what does not.
 
+mod address;
 mod auth;
 mod docs;
 mod endpoint;
@@ -30,14 +31,16 @@ mod wire;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, Method, header};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::routing::{get, post};
+use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 pub use auth::ApiKeys;
+pub use parameters::DefaultResponseFormat;
 pub use quality::{QualityOverride, QualityOverrides};
 pub use serve::serve;
 pub use store::StoreConfig;
@@ -45,6 +48,7 @@ pub use store::StoreConfig;
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
 use crate::service::ImageService;
+use address::Addresses;
 use state::AppState;
 
 /// What the HTTP side can be told.
@@ -70,6 +74,8 @@ pub struct ApiConfig {
     pub model_aliases: Vec<String>,
     /// What `quality` stands for, where the settings say so.
     pub quality: QualityOverrides,
+    /// How pictures come back whose request names no `response_format`.
+    pub response_format: DefaultResponseFormat,
     /// The pictures of `response_format=url`.
     pub picture_store: StoreConfig,
     /// Scheme, host and port in the addresses of pictures; those of the request if
@@ -94,19 +100,23 @@ impl ApiConfig {
 }
 
 /// Everything that is served, as one router.
+///
+/// Other addresses of the same endpoints, such as Azure's, become these before
+/// the routes are looked at.
 pub fn router(service: ImageService, config: &ApiConfig) -> Router {
     let prefix = path_prefix(config);
     let at = |path: &str| format!("{prefix}{path}");
     let state = AppState::new(service.clone(), config);
-    Router::new()
+    let routes = Router::new()
         .route(&at("/images/edits"), post(images::edits))
         .route(&at("/images/generations"), post(images::generations))
         .route(&at("/images/variations"), post(images::variations))
         .route(&at("/images/replay"), post(images::replay))
-        .route(&at("/images/files/{name}"), get(images::file))
         .route(&at("/models"), get(meta::models))
         .route(&at("/models/{*id}"), get(meta::model))
+        .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
         .route_layer(from_fn_with_state(state.clone(), auth::require_key))
+        .route(&at("/images/files/{name}"), get(images::file))
         .route("/health", get(meta::health))
         .route("/", get(meta::service_info))
         .merge(docs::router(config, service.info()))
@@ -118,7 +128,11 @@ pub fn router(service: ImageService, config: &ApiConfig) -> Router {
         .layer(from_fn(unread::drain_afterwards))
         .layer(cors())
         .layer(from_fn(request_log::log_requests))
-        .with_state(state)
+        .with_state(state);
+    let addresses = Addresses::new(prefix);
+    let anywhere =
+        ServiceExt::<Request>::map_request(routes, move |request| addresses.rewrite(request));
+    Router::new().fallback_service(anywhere)
 }
 
 /// The configured prefix as `/v1`, or as nothing.
@@ -129,8 +143,12 @@ fn path_prefix(config: &ApiConfig) -> String {
     }
 }
 
-/// Any page may call; errors can be read by it, too. Headers are mirrored, for
-/// `*` does not cover `Authorization`. Answers every OPTIONS, also a plain one.
+/// How long browsers remember what a page may send: the longest that any does.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(86_400);
+
+/// Any page may call, also a public one whose browser is in this network; errors
+/// can be read by it, too. Headers are mirrored, for `*` does not cover
+/// `Authorization`. Answers every OPTIONS, also a plain one.
 fn cors() -> CorsLayer {
     let retry_headers = ["retry-after-ms", "x-should-retry"].map(HeaderName::from_static);
     let [retry_after_ms, should_retry] = retry_headers;
@@ -138,6 +156,8 @@ fn cors() -> CorsLayer {
         .allow_origin(Any)
         .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
         .allow_headers(AllowHeaders::mirror_request())
+        .allow_private_network(true)
+        .max_age(PREFLIGHT_MAX_AGE)
         .expose_headers([
             request_log::REQUEST_ID,
             header::RETRY_AFTER,

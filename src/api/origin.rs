@@ -1,8 +1,27 @@
-//! Where a client believes this server to be.
+//! Where a client believes this server to be, and what it asks for by that.
 
+use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 
 use super::ApiConfig;
+use super::address::Deployment;
+
+/// What a request says outside its body.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) origin: Origin,
+    /// The model, where the address names it.
+    pub(super) deployment: Option<Deployment>,
+}
+
+impl Asked {
+    pub(super) fn by(request: &Request, config: &ApiConfig) -> Self {
+        Self {
+            origin: Origin::of(request.headers(), config),
+            deployment: request.extensions().get().cloned(),
+        }
+    }
+}
 
 /// Scheme, host and port of a request, for addresses in its reply: clients only
 /// trust those of the origin that they already talk to.

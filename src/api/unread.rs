@@ -1,63 +1,116 @@
-//! Bodies that are read to their end, whatever becomes of the request.
+//! What becomes of a body that nobody reads to its end.
 //!
 //! A server that answers while the client still sends, and then closes, makes
-//! the client see a reset connection instead of the answer. And hyper notices
-//! that a client has gone only once it has read the whole body.
+//! the client see a reset connection instead of the answer. So the rest is read
+//! and thrown away, within limits, while the answer is on its way already. Where
+//! the client waits to be asked for its body ([`EXPECT`](header::EXPECT)), and nobody
+//! did, it is spared sending it. And hyper notices that a client has gone only once
+//! it has read the whole body: handlers that take long see to that first.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
 use axum::extract::Request;
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::stream::{self, Stream, StreamExt};
 
-/// Bytes that are read and thrown away before the connection is given up.
-const MAX_DRAINED_BYTES: usize = 128 << 20;
+/// How much is thrown away before the connection is given up.
+struct Limits {
+    bytes: usize,
+    time: Duration,
+}
 
-/// How long the client may take to send them.
-const MAX_DRAIN_TIME: Duration = Duration::from_secs(10);
+/// For a request that was refused by its head. Most uploads are smaller; clients
+/// that read while they send do not come near it.
+const REFUSED: Limits = Limits { bytes: 16 << 20, time: Duration::from_secs(5) };
+
+/// For one whose body was wanted, until there was something wrong with it.
+const BROKEN_OFF: Limits = Limits { bytes: 128 << 20, time: Duration::from_secs(10) };
+
+/// How far the reading of a body has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Untouched,
+    Begun,
+    Ended,
+}
 
 /// What a request's body has left. Shared by the handler, which reads it, and
 /// [`drain_afterwards`].
 #[derive(Clone)]
-pub(super) struct UnreadBody(Arc<Mutex<BodyDataStream>>);
+pub(super) struct UnreadBody(Arc<Mutex<(BodyDataStream, Progress)>>);
 
 impl UnreadBody {
+    fn new(body: Body) -> Self {
+        let progress = if body.is_end_stream() { Progress::Ended } else { Progress::Untouched };
+        Self(Arc::new(Mutex::new((body.into_data_stream(), progress))))
+    }
+
+    fn progress(&self) -> Progress {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
     /// The chunks that are left, for whoever comes first.
-    fn chunks(&self) -> impl Stream<Item = Result<axum::body::Bytes, axum::Error>> + use<> {
+    fn chunks(&self) -> impl Stream<Item = Result<Bytes, axum::Error>> + use<> {
         let shared = Arc::clone(&self.0);
         stream::poll_fn(move |context| {
-            let mut body = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            Pin::new(&mut *body).poll_next(context)
+            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let (body, progress) = &mut *shared;
+            if *progress == Progress::Ended {
+                return Poll::Ready(None);
+            }
+            let polled = Pin::new(body).poll_next(context);
+            let has_ended = matches!(polled, Poll::Ready(None | Some(Err(_))));
+            *progress = if has_ended { Progress::Ended } else { Progress::Begun };
+            polled
         })
     }
 
-    /// Reads what is left and throws it away, within limits.
+    /// Reads what is left of a body that is wanted, and throws it away.
     pub(super) async fn drain(&self) {
+        self.drain_within(BROKEN_OFF).await;
+    }
+
+    async fn drain_within(&self, limits: Limits) {
         let mut drained = 0;
         let all = self
             .chunks()
             .take_while(|chunk| {
-                drained += chunk.as_ref().map_or(MAX_DRAINED_BYTES, |bytes| bytes.len());
-                std::future::ready(drained < MAX_DRAINED_BYTES)
+                drained += chunk.as_ref().map_or(limits.bytes, Bytes::len);
+                std::future::ready(drained < limits.bytes)
             })
             .for_each(|_chunk| std::future::ready(()));
         // A client that is slower sees a reset connection: its own doing.
-        let _ = tokio::time::timeout(MAX_DRAIN_TIME, all).await;
+        let _ = tokio::time::timeout(limits.time, all).await;
     }
 }
 
-/// Middleware: lets the handler read the body, then reads what it left.
-/// Handlers find the [`UnreadBody`] in the request's extensions.
+/// Middleware: lets the handler read the body, and has what it left thrown away
+/// while the answer goes out. Handlers find the [`UnreadBody`] in the request's
+/// extensions.
 pub(super) async fn drain_afterwards(request: Request, next: Next) -> Response {
+    let is_waiting_to_send = request.headers().contains_key(header::EXPECT);
     let (mut parts, body) = request.into_parts();
-    let unread = UnreadBody(Arc::new(Mutex::new(body.into_data_stream())));
+    let unread = UnreadBody::new(body);
     let body = Body::from_stream(unread.chunks());
     parts.extensions.insert(unread.clone());
-    let response = next.run(Request::from_parts(parts, body)).await;
-    unread.drain().await;
+    let mut response = next.run(Request::from_parts(parts, body)).await;
+    let limits = match unread.progress() {
+        Progress::Ended => return response,
+        Progress::Begun => BROKEN_OFF,
+        Progress::Untouched if is_waiting_to_send => {
+            // To read would be to ask for it. What follows the head is not known then.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+            return response;
+        }
+        Progress::Untouched => REFUSED,
+    };
+    tokio::spawn(async move { unread.drain_within(limits).await });
     response
 }

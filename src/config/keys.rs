@@ -46,6 +46,7 @@ keys! {
     TRUST_FORWARDED: "server.trust_forwarded_headers", "DIFFUSER_TRUST_FORWARDED_HEADERS", "believe X-Forwarded-Host and -Proto";
     WRITE_PROMPTS: "server.write_prompts", "DIFFUSER_WRITE_PROMPTS", "pictures carry their prompt, too";
 
+    RESPONSE_FORMAT: "pictures.response_format", "DIFFUSER_RESPONSE_FORMAT", "auto, b64_json or url where a request names none";
     STORE_LIFETIME: "pictures.lifetime_s", "DIFFUSER_PICTURES_LIFETIME_S", "seconds that a picture by url is kept";
     STORE_BYTES: "pictures.max_bytes", "DIFFUSER_PICTURES_MAX_BYTES", "bytes of all pictures by url";
 

@@ -33,7 +33,9 @@ pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
 pub use values::UnknownChoice;
 
-use crate::api::{ApiConfig, ApiKeys, QualityOverride, QualityOverrides, StoreConfig};
+use crate::api::{
+    ApiConfig, ApiKeys, DefaultResponseFormat, QualityOverride, QualityOverrides, StoreConfig,
+};
 use crate::domain::{GuidanceScale, Prompt, Steps};
 use crate::hub::HubConfig;
 use crate::model::{
@@ -195,6 +197,11 @@ impl Layers {
                 medium: self.quality(keys::MEDIUM_STEPS, keys::MEDIUM_GUIDANCE),
                 high: self.quality(keys::HIGH_STEPS, keys::HIGH_GUIDANCE),
             },
+            response_format: self
+                .read(keys::RESPONSE_FORMAT, values::RESPONSE_FORMATS, |value| {
+                    value.as_str()?.parse().ok()
+                })
+                .unwrap_or(DefaultResponseFormat::ByModelName),
             picture_store: StoreConfig {
                 lifetime: self.seconds(keys::STORE_LIFETIME),
                 max_bytes: self.integer(keys::STORE_BYTES, 1, 1 << 40).unwrap_or_default(),

@@ -1,7 +1,8 @@
-//! How the choices of the model's settings are written.
+//! How the choices of the settings are written.
 
 use std::str::FromStr;
 
+use crate::api::DefaultResponseFormat;
 use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice};
 
 /// A text that names none of the choices.
@@ -20,6 +21,23 @@ pub(super) const DTYPES: &str = "auto, float32, bfloat16, float16, fp8 or fp8-we
 
 /// The ways to write a [`MemoryChoice`].
 pub(super) const MEMORIES: &str = "auto, resident, offload or stream";
+
+/// The ways to write a [`DefaultResponseFormat`].
+pub(super) const RESPONSE_FORMATS: &str = "auto, b64_json or url";
+
+impl FromStr for DefaultResponseFormat {
+    type Err = UnknownChoice;
+
+    /// Reads OpenAI's names, or `auto`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::ByModelName),
+            "b64_json" => Ok(Self::Base64),
+            "url" => Ok(Self::Url),
+            _ => Err(UnknownChoice { expected: RESPONSE_FORMATS }),
+        }
+    }
+}
 
 impl FromStr for MemoryChoice {
     type Err = UnknownChoice;

@@ -50,7 +50,7 @@ async fn unknown_routes_and_wrong_methods_get_the_envelope() {
         ("GET", "/no/such/route"),
         ("POST", "/v1/no"),
         ("GET", "/v1"),
-        ("GET", "/v1/models/"),
+        ("GET", "/v1/model"),
         ("GET", "/docs/no-such-file"),
     ] {
         let response = server.request(method, path).send().await.unwrap();

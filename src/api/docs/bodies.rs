@@ -263,7 +263,8 @@ fn delivery() -> Vec<Field> {
             choice(
                 &["b64_json", "url"],
                 "b64_json",
-                "Base64, or addresses that are good for a while.",
+                "Base64, or addresses that are good for a while. Unless the settings say \
+                 otherwise, a request that names `dall-e-2` or `dall-e-3` gets addresses.",
             ),
         ),
         ("stream", ALL, flag(false, "Answer with server-sent events; with `n` of 1 only.")),

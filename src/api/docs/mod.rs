@@ -19,7 +19,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 pub(super) use bodies::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
 
 use super::wire::{ErrorEnvelope, ImageEvent, ImagesResponse, json_bytes};
-use super::{ApiConfig, images, meta, path_prefix};
+use super::{ApiConfig, DefaultResponseFormat, images, meta, path_prefix};
 use crate::model::{EditKind, GuidanceParameter, ModelInfo};
 
 /// Where the document is.
@@ -137,6 +137,7 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, model, &prefix);
     fill_in_examples(&mut document, model);
+    fill_in_response_format(&mut document, config.response_format);
     put_forms_first(&mut document);
     document.to_string()
 }
@@ -193,6 +194,19 @@ fn put_forms_first(document: &mut Value) {
             && let Some(json) = content.shift_remove("application/json")
         {
             content.insert("application/json".to_owned(), json);
+        }
+    }
+}
+
+/// Says how pictures come back where a request leaves it open.
+fn fill_in_response_format(document: &mut Value, response_format: DefaultResponseFormat) {
+    let default = match response_format {
+        DefaultResponseFormat::ByModelName | DefaultResponseFormat::Base64 => "b64_json",
+        DefaultResponseFormat::Url => "url",
+    };
+    for schema in request_schemas(document) {
+        if let Some(field) = schema.pointer_mut("/properties/response_format") {
+            field["default"] = default.into();
         }
     }
 }

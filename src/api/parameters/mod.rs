@@ -11,12 +11,14 @@ mod output;
 
 use serde_json::{Map, Value};
 
+use super::address::Deployment;
 use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::fields::{Fields, quote};
 use super::quality::{Preset, Quality, QualityTable};
 use super::recipe::Recipe;
-use super::state::{AppState, ModelNames};
+use super::state::AppState;
+pub use output::DefaultResponseFormat;
 pub(super) use output::{Delivery, Output};
 
 use crate::domain::{
@@ -67,20 +69,23 @@ pub(super) struct Masking {
 
 impl Parameters {
     /// Takes all parameters out of `fields`, but for the pictures and the mask.
+    /// `deployment` is the model that the address names.
     ///
     /// # Errors
     /// The first parameter that is missing, wrong or not offered, by name.
     pub(super) fn take(
         fields: &mut Fields,
         endpoint: Endpoint,
+        deployment: Option<Deployment>,
         state: &AppState,
     ) -> Result<Self, ApiError> {
         let model = state.images.info();
-        check_model(fields, &state.names)?;
-        refuse_foreign(fields, endpoint)?;
         let mut warnings = Vec::new();
+        let name = take_model(fields, deployment, state, &mut warnings)?;
+        refuse_foreign(fields, endpoint)?;
         inert::take(fields, &mut warnings)?;
-        let output = Output::take(fields, model, &mut warnings)?;
+        let unless_told = state.config.response_format.for_model(name.as_deref());
+        let output = Output::take(fields, model, unless_told, &mut warnings)?;
         let (quality, preset) = take_quality(fields, &state.qualities, &mut warnings)?;
         let guidance = take_guidance(fields, model, &mut warnings)?;
         let negative_prompt = fields.text_or_empty("negative_prompt")?;
@@ -249,11 +254,28 @@ impl Masking {
     }
 }
 
-/// Refuses a model that is not the loaded one under any of its names.
-fn check_model(fields: &mut Fields, names: &ModelNames) -> Result<(), ApiError> {
-    match fields.text("model")? {
-        Some(asked) if !names.include(&asked) => Err(ApiError::UnknownModel(quote(&asked))),
-        Some(_) | None => Ok(()),
+/// Takes the name by which the loaded model is asked for. Where the address names a
+/// deployment, that is it, as it is on Azure; else another model is refused.
+fn take_model(
+    fields: &mut Fields,
+    deployment: Option<Deployment>,
+    state: &AppState,
+    warnings: &mut Vec<String>,
+) -> Result<Option<String>, ApiError> {
+    let asked = fields.text("model")?;
+    let unknown = asked.as_ref().filter(|asked| !state.names.include(asked));
+    match (unknown, deployment) {
+        (None, None) => Ok(asked),
+        (None, Some(Deployment(name))) => Ok(Some(name)),
+        (Some(unknown), Some(Deployment(name))) => {
+            warnings.push(format!(
+                "'model' {} has no effect: the address names the deployment {}.",
+                quote(unknown),
+                quote(&name)
+            ));
+            Ok(Some(name))
+        }
+        (Some(unknown), None) => Err(ApiError::unknown_model(unknown, state)),
     }
 }
 

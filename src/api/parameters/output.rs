@@ -23,6 +23,31 @@ pub(in crate::api) enum Delivery {
     Events { partial_images: usize },
 }
 
+/// How pictures come back whose request names no `response_format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefaultResponseFormat {
+    /// As OpenAI's models answer: `dall-e-2` and `dall-e-3` by `url`, all others by
+    /// `b64_json`. Clients that still ask for the former read no base64.
+    ByModelName,
+    /// In the reply, whatever name the model is called by.
+    Base64,
+    /// By address, whatever name the model is called by.
+    Url,
+}
+
+impl DefaultResponseFormat {
+    /// The way back for a request that asks for the model by `name`, or by none.
+    pub(super) fn for_model(self, name: Option<&str>) -> Delivery {
+        match self {
+            Self::ByModelName if name.is_some_and(|name| name.starts_with("dall-e-")) => {
+                Delivery::Url
+            }
+            Self::ByModelName | Self::Base64 => Delivery::Base64,
+            Self::Url => Delivery::Url,
+        }
+    }
+}
+
 impl Delivery {
     pub(in crate::api) fn is_streamed(self) -> bool {
         matches!(self, Self::Events { .. })
@@ -30,14 +55,16 @@ impl Delivery {
 }
 
 impl Output {
+    /// `unless_told`: the way back if the request names none.
     pub(super) fn take(
         fields: &mut Fields,
         model: &ModelInfo,
+        unless_told: Delivery,
         warnings: &mut Vec<String>,
     ) -> Result<Self, ValidationError> {
         let format = take_format(fields, warnings)?;
         refuse_transparency(fields, model, format)?;
-        Ok(Self { format, delivery: take_delivery(fields, warnings)? })
+        Ok(Self { format, delivery: take_delivery(fields, unless_told, warnings)? })
     }
 }
 
@@ -90,6 +117,7 @@ fn refuse_transparency(
 
 fn take_delivery(
     fields: &mut Fields,
+    unless_told: Delivery,
     warnings: &mut Vec<String>,
 ) -> Result<Delivery, ValidationError> {
     let response_format = fields.choice("response_format", &["b64_json", "url"])?;
@@ -107,8 +135,11 @@ fn take_delivery(
             if partial_images > 0 {
                 warnings.push("'partial_images' has no effect without 'stream'.".to_owned());
             }
-            let by_url = response_format == Some("url");
-            Ok(if by_url { Delivery::Url } else { Delivery::Base64 })
+            Ok(match response_format {
+                Some("url") => Delivery::Url,
+                Some(_) => Delivery::Base64,
+                None => unless_told,
+            })
         }
     }
 }

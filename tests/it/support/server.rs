@@ -12,7 +12,7 @@ use diffuser_api::service::{ImageService, ServiceConfig, ServiceStatus, WorkerHa
 use reqwest::multipart::{Form, Part};
 use reqwest::{RequestBuilder, Response};
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -117,6 +117,16 @@ impl Setup {
 impl TestServer {
     pub(crate) async fn start() -> Self {
         Setup::default().start().await
+    }
+
+    /// A connection on which a test says, byte by byte, what it wants to.
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.address).await.unwrap()
+    }
+
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     pub(crate) fn get(&self, path: &str) -> RequestBuilder {
