@@ -1,7 +1,8 @@
 //! The program: from flags to a server that answers, and to its end.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -69,9 +70,17 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     }
     info!("listening; open http://{address}/docs");
 
-    api::serve(listener, service, config.api, first_of(signals)).await?;
-    tokio::task::spawn_blocking(|| worker.join()).await?;
-    info!("all answered; leaving");
+    let grace = config.api.peers.grace;
+    let stopping = Arc::new(OnceLock::new());
+    let stopped = first_of(signals, Arc::clone(&stopping));
+    api::serve(listener, service, config.api, stopped).await?;
+    let left = grace.saturating_sub(stopping.get().map_or(Duration::ZERO, Instant::elapsed));
+    let joining = tokio::task::spawn_blocking(|| worker.join());
+    match tokio::time::timeout(left.max(LAST_STEP), joining).await {
+        Ok(joined) => joined?,
+        Err(_) => tracing::warn!("the grace is over: the running picture is left unfinished"),
+    }
+    info!("leaving");
     Ok(())
 }
 
@@ -187,9 +196,14 @@ async fn reserve(listen: &ListenConfig) -> Result<TcpSocket> {
     result.with_context(cannot)
 }
 
-/// Completes with the first signal; a second one then ends the program at once.
-async fn first_of(mut signals: Signals) {
+/// What the thread of the model gets, at least, to end the step that it is at.
+const LAST_STEP: Duration = Duration::from_secs(1);
+
+/// Completes with the first signal, and notes when that was; a second one then ends the
+/// program at once.
+async fn first_of(mut signals: Signals, stopping: Arc<OnceLock<Instant>>) {
     signals.next().await;
+    let _ = stopping.set(Instant::now());
     info!("finishing the running picture; a second signal leaves at once");
     tokio::spawn(async move {
         signals.next().await;

@@ -25,6 +25,11 @@ pub(super) enum ApiError {
     },
     /// The body is not what its media type says.
     Malformed(String),
+    /// A file was asked for, and the request makes something else.
+    NotOneFile {
+        field: &'static str,
+        what: &'static str,
+    },
     UnsupportedMediaType {
         accepted: &'static str,
     },
@@ -131,6 +136,13 @@ impl ApiError {
                 Retry::AsUsual,
             ),
             Self::Malformed(_) => refused(StatusCode::BAD_REQUEST, None),
+            Self::NotOneFile { field, .. } => row(
+                StatusCode::NOT_ACCEPTABLE,
+                INVALID,
+                Some("not_acceptable"),
+                Some(field),
+                Retry::AsUsual,
+            ),
             Self::UnsupportedMediaType { .. } => {
                 refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_type"))
             }
@@ -179,6 +191,10 @@ impl ApiError {
                 | ErrorKind::Cancelled => sentence(&error.to_string()),
             },
             Self::BadPicture { message, .. } | Self::Malformed(message) => message.clone(),
+            Self::NotOneFile { field, what } => format!(
+                "Invalid '{field}': {what} do not go into one file. Ask for one picture, or for \
+                 'Accept: application/json'."
+            ),
             Self::UnsupportedMediaType { accepted } => {
                 format!("Unsupported Content-Type: this endpoint takes {accepted}.")
             }
@@ -221,6 +237,7 @@ impl ApiError {
             Self::Service(_)
             | Self::BadPicture { .. }
             | Self::Malformed(_)
+            | Self::NotOneFile { .. }
             | Self::UnsupportedMediaType { .. }
             | Self::BodyTooLarge { .. }
             | Self::UnknownModel { .. }
@@ -252,6 +269,41 @@ impl ApiError {
     /// The loaded model has no such name.
     pub(super) fn unknown_model(asked: &str, state: &AppState) -> Self {
         Self::UnknownModel { asked: quote(asked), served: state.images.info().id.clone() }
+    }
+}
+
+impl ApiError {
+    /// An error of each status that a request for pictures may get, with what it means.
+    pub(super) fn examples() -> [(Self, &'static str); 11] {
+        let missing = "Missing required parameter: 'prompt'.";
+        let missing = ValidationError::new("prompt", "missing_required_parameter", missing);
+        let (asked, served) = ("gpt-4o".to_owned(), "demo".to_owned());
+        let offered = ServiceError::NotOffered { what: "pictures from words alone", field: None };
+        [
+            (missing.into(), "A field is missing or wrong; `param` names it"),
+            (Self::Unauthorised, "No key, or a wrong one"),
+            (Self::UnknownModel { asked, served }, "No such model"),
+            (
+                Self::NotOneFile { field: "n", what: "several pictures" },
+                "A file was asked for (`Accept: image/png`), and more than one picture",
+            ),
+            (Self::UploadTooSlow, "The request took too long to arrive"),
+            (Self::BodyTooLarge { max_upload_bytes: 128 << 20 }, "The request is too large"),
+            (Self::UnsupportedMediaType { accepted: "multipart/form-data" }, "Another media type"),
+            (ServiceError::Busy { waiting: 64 }.into(), "The queue is full; see `Retry-After`"),
+            (ServiceError::WorkerGone.into(), "The model failed"),
+            (offered.into(), "The loaded model does not do this"),
+            (ServiceError::ShuttingDown.into(), "The server is shutting down"),
+        ]
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.row().status
+    }
+
+    /// What the client reads.
+    pub(super) fn body(&self) -> ErrorEnvelope {
+        self.envelope(&self.row())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Request bodies to [`Fields`]: multipart forms and JSON objects.
 
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{FromRequest, Multipart, Request};
@@ -10,11 +12,16 @@ use serde_json::{Map, Value};
 use super::ApiConfig;
 use super::error::ApiError;
 use super::fields::{Fields, RawValue, quote};
+use super::state::AppState;
 use super::unread::UnreadBody;
+use crate::service::ServiceError;
 
 /// Fields that a form may have. One that a client fills with a field per byte
 /// of a file (node's client does so with a bare `Buffer`) is refused early.
 const MAX_FORM_FIELDS: usize = 256;
+
+/// How long a body may still arrive when the server is told to stop.
+const LAST_UPLOADS: Duration = Duration::from_secs(5);
 
 /// The media types that an endpoint takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +45,14 @@ impl Encodings {
 ///
 /// # Errors
 /// 415 for another media type, 413 for a body over the limit, 408 for one that
-/// takes too long, 400 for one that is not what its media type says.
+/// takes too long, 503 for one that is still on its way when the server stops, 400 for
+/// one that is not what its media type says.
 pub(super) async fn read(
     request: Request,
     encodings: Encodings,
-    config: &ApiConfig,
+    state: &AppState,
 ) -> Result<Fields, ApiError> {
+    let config = &state.config;
     let max_upload_bytes = config.max_upload_bytes;
     let media_type = media_type(&request);
     if declared_length(&request).is_some_and(|length| length > max_upload_bytes as u64) {
@@ -61,14 +70,32 @@ pub(super) async fn read(
             _ => Err(ApiError::UnsupportedMediaType { accepted: encodings.describe() }),
         }
     };
-    let read = tokio::time::timeout(config.upload_timeout, reading).await;
-    let mut fields = read.map_err(|_elapsed| ApiError::UploadTooSlow)??;
+    let mut fields = tokio::select! {
+        fields = reading => fields?,
+        () = tokio::time::sleep(config.upload_timeout) => return Err(ApiError::UploadTooSlow),
+        () = stalled(unread.as_ref(), config) => return Err(ApiError::UploadTooSlow),
+        () = too_late(state) => return Err(ServiceError::ShuttingDown.into()),
+    };
     // Without its very end a body hides from hyper that the client has gone.
     if let Some(unread) = unread {
         unread.drain().await;
     }
     fields.resolve_aliases();
     Ok(fields)
+}
+
+/// Completes once the client has sent nothing for longer than it may.
+async fn stalled(unread: Option<&UnreadBody>, config: &ApiConfig) {
+    match unread {
+        Some(unread) => unread.stalled(config.peers.body_timeout).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Completes once the server is stopping, and what has not arrived will not be waited for.
+async fn too_late(state: &AppState) {
+    state.images.until_shut_down().await;
+    tokio::time::sleep(LAST_UPLOADS).await;
 }
 
 /// How long the body is to be, if the request says so.

@@ -94,7 +94,7 @@ pub(super) async fn replay(
     request: Request,
 ) -> Result<Response, ApiError> {
     let asked = Asked::by(&request, &state.config);
-    let mut fields = form::read(request, Encodings::Multipart, &state.config).await?;
+    let mut fields = form::read(request, Encodings::Multipart, &state).await?;
     let recipe = recipe_of(&mut fields)?;
     if !state.names.include(&recipe.model) {
         return Err(ApiError::unknown_model(&recipe.model, &state));
@@ -159,7 +159,7 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     state.images.check_offered(endpoint.offer())?;
     let asked = Asked::by(&request, &state.config);
-    let fields = form::read(request, endpoint.encodings(), &state.config).await?;
+    let fields = form::read(request, endpoint.encodings(), &state).await?;
     fulfil(state, fields, endpoint, asked).await
 }
 
@@ -170,8 +170,8 @@ async fn fulfil(
     endpoint: Endpoint,
     asked: Asked,
 ) -> Result<Response, ApiError> {
-    let Asked { origin, deployment } = asked;
-    let mut parameters = Parameters::take(&mut fields, endpoint, deployment, &state)?;
+    let Asked { origin, deployment, accepted } = asked;
+    let mut parameters = Parameters::take(&mut fields, endpoint, (deployment, accepted), &state)?;
     let inputs = Inputs::take(&mut fields, endpoint, state.images.info())?;
     if inputs.has_mask() {
         state.images.check_offered(Offer::Masks)?;
@@ -184,6 +184,9 @@ async fn fulfil(
     let mut inputs = inputs.decode(state.config.decode_limits()).await?;
     parameters.warnings.append(&mut inputs.warnings);
     let task = task_of(endpoint, &parameters, inputs, state.images.info())?;
+    if let Task::Decompose { layers, .. } = &task {
+        parameters.output.check_count("layers", layers.get())?;
+    }
     let recipe = parameters.recipe(endpoint, &task, &state);
     let request = parameters.request(task);
     let (steps, seed) = (request.steps.get(), request.seed);
@@ -203,7 +206,7 @@ async fn fulfil(
             let ticket = state.images.order(request, framing, partial_images).await?;
             Ok(stream::respond(ticket, facts, endpoint, seed))
         }
-        Delivery::Base64 | Delivery::Url => {
+        Delivery::Base64 | Delivery::Url | Delivery::File => {
             let ticket = state.images.order(request, framing, 0).await?;
             reply::respond(state, ticket, facts, (delivery, origin)).await
         }

@@ -5,6 +5,7 @@
 //! → checked values) and `pictures` (files → pixels) to the service; `wire`
 //! is what comes back, and `error` the one table of what does not.
 
+mod accept;
 mod address;
 mod auth;
 mod docs;
@@ -16,6 +17,7 @@ mod images;
 mod meta;
 mod origin;
 mod parameters;
+mod peer;
 mod pictures;
 mod quality;
 mod recipe;
@@ -41,6 +43,7 @@ use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 pub use auth::ApiKeys;
 pub use parameters::DefaultResponseFormat;
+pub use peer::PeerLimits;
 pub use quality::{QualityOverride, QualityOverrides};
 pub use serve::serve;
 pub use store::StoreConfig;
@@ -66,6 +69,8 @@ pub struct ApiConfig {
     pub max_image_bytes: usize,
     /// The largest input picture, in pixels.
     pub max_image_pixels: usize,
+    /// How long peers may take.
+    pub peers: PeerLimits,
     /// How long a request may take to arrive.
     pub upload_timeout: Duration,
     /// Keys of which a client must have one; with none, nobody is asked.
@@ -158,10 +163,10 @@ fn cors() -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request())
         .allow_private_network(true)
         .max_age(PREFLIGHT_MAX_AGE)
-        .expose_headers([
-            request_log::REQUEST_ID,
-            header::RETRY_AFTER,
-            retry_after_ms,
-            should_retry,
-        ])
+        .expose_headers(
+            [request_log::REQUEST_ID, header::RETRY_AFTER, retry_after_ms, should_retry]
+                .into_iter()
+                .chain(reply::FILE_HEADERS.map(HeaderName::from_static))
+                .collect::<Vec<_>>(),
+        )
 }

@@ -4,6 +4,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 
 use super::ApiConfig;
+use super::accept::Accepted;
 use super::address::Deployment;
 
 /// What a request says outside its body.
@@ -12,6 +13,8 @@ pub(super) struct Asked {
     pub(super) origin: Origin,
     /// The model, where the address names it.
     pub(super) deployment: Option<Deployment>,
+    /// What the reply is to be.
+    pub(super) accepted: Accepted,
 }
 
 impl Asked {
@@ -19,6 +22,7 @@ impl Asked {
         Self {
             origin: Origin::of(request.headers(), config),
             deployment: request.extensions().get().cloned(),
+            accepted: Accepted::by(request.headers()),
         }
     }
 }

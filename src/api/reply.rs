@@ -1,6 +1,7 @@
-//! Finished pictures on their way to the client, in one JSON object.
+//! Finished pictures on their way to the client: in one JSON object, or one as a file.
 
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -68,11 +69,57 @@ pub(super) async fn respond(
         return Err(ApiError::Internal("the model made no picture".to_owned()));
     };
     let work = facts.work_done(&size_of(&first.image), generation.images.len());
-    let encoding =
-        tokio::task::spawn_blocking(move || body(&state, generation, facts, (delivery, &origin)));
-    let mut response = wire::json_bytes(StatusCode::OK, encoding.await??);
+    let encoding = tokio::task::spawn_blocking(move || match delivery {
+        Delivery::File => file_response(&generation, &facts),
+        Delivery::Base64 | Delivery::Url | Delivery::Events { .. } => {
+            let body = body(&state, generation, facts, (delivery, &origin))?;
+            Ok(wire::json_bytes(StatusCode::OK, body))
+        }
+    });
+    let mut response = encoding.await??;
     response.extensions_mut().insert(work);
     Ok(response)
+}
+
+/// What a reply that is a file says in headers: the seed, and as JSON the token counts
+/// and, if there are any, the warnings.
+pub(super) const FILE_HEADERS: [&str; 3] =
+    ["x-diffuser-seed", "x-diffuser-usage", "x-diffuser-warnings"];
+
+/// The first picture as a file. Not for the async runtime.
+fn file_response(generation: &Generation, facts: &ReplyFacts) -> Result<Response, ApiError> {
+    let internal = |error: &dyn std::error::Error| ApiError::Internal(chain(error));
+    let first = generation.images.first();
+    let first = first.ok_or_else(|| ApiError::Internal("the model made no picture".to_owned()))?;
+    let file = facts.file_of(&first.image, first.seed)?;
+    let usage = serde_json::to_string(&wire::Usage::from(generation.usage));
+    let warnings = serde_json::to_string(&facts.warnings).map_err(|error| internal(&error))?;
+    let values = [
+        first.seed.get().to_string(),
+        usage.map_err(|error| internal(&error))?,
+        in_ascii(&warnings),
+    ];
+    let mut response = Response::new(Body::from(file));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(facts.format.media_type()));
+    for (name, value) in FILE_HEADERS.into_iter().zip(values) {
+        if name != "x-diffuser-warnings" || !facts.warnings.is_empty() {
+            headers.insert(name, value.parse().map_err(|error| internal(&error))?);
+        }
+    }
+    Ok(response)
+}
+
+/// JSON in which no character is outside of ASCII, as headers need it.
+fn in_ascii(json: &str) -> String {
+    let mut units = [0; 2];
+    let escaped = |letter: char| -> String {
+        if letter.is_ascii() {
+            return letter.to_string();
+        }
+        letter.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+    };
+    json.chars().map(escaped).collect()
 }
 
 /// Encodes the pictures and writes the reply's body. Not for the async runtime.
@@ -122,4 +169,19 @@ fn image_data(
         (Some(STANDARD.encode(file)), None)
     };
     Ok(ImageData { b64_json, url, revised_prompt: None, seed: generated.seed.get() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_in_a_header_are_json_whatever_is_in_them() {
+        let warnings = ["'größe' 🐱 \" is not known"];
+
+        let text = in_ascii(&serde_json::to_string(&warnings).unwrap());
+
+        assert!(text.is_ascii());
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), warnings);
+    }
 }

@@ -1,16 +1,37 @@
-//! The listener, until it is told to stop.
+//! The listener and its connections, until it is told to stop.
+//!
+//! hyper is driven by hand and not by `axum::serve`, which gives it no clock: each
+//! connection is a task that [`peer`](super::peer) watches. There are so many at a time;
+//! one more takes the place of whichever has been idle for longest.
 
 use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use axum::serve::ListenerExt;
-use tokio::net::TcpListener;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tower::ServiceExt;
 
+use super::peer::{Activity, AnswerBody, PeerLimits, TimedStream, UnderWay};
 use super::{ApiConfig, router};
 use crate::service::ImageService;
 
+/// How often a peer of HTTP/2 is asked whether it is there.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// What is waited for when the system has no descriptors left for a connection.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
 /// Serves on `listener` until `shutdown` completes; then takes no more
 /// connections, shuts `service` down (the running picture is finished, waiting
-/// requests are refused), answers what is in flight, and returns.
+/// requests are refused), answers what is in flight, and returns: within the grace of
+/// the settings, whatever peers do.
 ///
 /// # Errors
 /// If the listener fails.
@@ -19,17 +40,130 @@ pub async fn serve(
     service: ImageService,
     config: ApiConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let app = router(service.clone(), &config);
-    // Small answers go out at once instead of waiting for the client's next word.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
+    let mut connections = Connections::new(config.peers);
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            stream = accept(&listener) => connections.open(stream?, app.clone()).await,
+        }
+    }
+    drop(listener);
+    service.shut_down();
+    connections.close().await;
+    Ok(())
+}
+
+/// The next connection. What a single peer, or a moment without descriptors, does to the
+/// listener does not end it.
+async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _address)) => {
+                // Small answers go out at once instead of waiting for the client's next word.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                return Ok(stream);
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionRefused => {}
+                _ => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+            },
+        }
+    }
+}
+
+/// The connections that are open.
+struct Connections {
+    limits: PeerLimits,
+    tasks: JoinSet<()>,
+    open: Vec<Arc<Activity>>,
+}
+
+impl Connections {
+    fn new(limits: PeerLimits) -> Self {
+        Self { limits, tasks: JoinSet::new(), open: Vec::new() }
+    }
+
+    /// Serves `stream`, once there is room for it.
+    async fn open(&mut self, stream: TcpStream, app: Router) {
+        self.make_room().await;
+        let activity = Activity::new();
+        self.open.push(Arc::clone(&activity));
+        self.tasks.spawn(serve_peer(stream, activity, self.limits, app));
+    }
+
+    /// Waits until there are fewer connections than there may be, and sends away the one
+    /// that has been idle for longest.
+    async fn make_room(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        if self.open.len() > 2 * (self.tasks.len() + 16) {
+            self.forget_ended();
+        }
+        while self.tasks.len() >= self.limits.max_connections {
+            self.forget_ended();
+            let idle = self.open.iter().filter_map(|peer| Some((peer.idle_since()?, peer)));
+            if let Some((_, longest)) = idle.min_by_key(|(since, _)| *since) {
+                longest.close();
+            }
+            self.tasks.join_next().await;
+        }
+    }
+
+    /// Those that have ended are known here alone.
+    fn forget_ended(&mut self) {
+        self.open.retain(|activity| Arc::strong_count(activity) > 1);
+    }
+
+    /// Lets requests that are under way be answered, within the grace, and ends all.
+    async fn close(mut self) {
+        self.open.iter().for_each(|activity| activity.close());
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.limits.grace, all).await.is_err() {
+            tracing::warn!(left = self.tasks.len(), "the grace is over: connections are cut");
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+async fn serve_peer(stream: TcpStream, activity: Arc<Activity>, limits: PeerLimits, app: Router) {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL);
+    let answering = Arc::clone(&activity);
+    let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
+        let request_under_way = UnderWay::on(&answering);
+        let answer = app.clone().oneshot(Request::map(request, Body::new));
+        async move {
+            let answer = answer.await;
+            answer.map(|response| {
+                response.map(|body| AnswerBody { body, _request: request_under_way })
+            })
         }
     });
-    let stop = async move {
-        shutdown.await;
-        service.shut_down();
+    let stream = TokioIo::new(TimedStream::new(stream, Arc::clone(&activity), limits));
+    let connection = builder.serve_connection(stream, service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = activity.closing() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     };
-    axum::serve(listener, app).with_graceful_shutdown(stop).await
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection ended early");
+    }
 }

@@ -18,6 +18,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::stream::{self, Stream, StreamExt};
+use tokio::time::Instant;
 
 /// How much is thrown away before the connection is given up.
 struct Limits {
@@ -43,16 +44,32 @@ enum Progress {
 /// What a request's body has left. Shared by the handler, which reads it, and
 /// [`drain_afterwards`].
 #[derive(Clone)]
-pub(super) struct UnreadBody(Arc<Mutex<(BodyDataStream, Progress)>>);
+pub(super) struct UnreadBody(Arc<Mutex<Reading>>);
+
+struct Reading {
+    body: BodyDataStream,
+    progress: Progress,
+    /// When the client sent something, or the request began.
+    last_chunk: Instant,
+}
 
 impl UnreadBody {
     fn new(body: Body) -> Self {
         let progress = if body.is_end_stream() { Progress::Ended } else { Progress::Untouched };
-        Self(Arc::new(Mutex::new((body.into_data_stream(), progress))))
+        let body = body.into_data_stream();
+        Self(Arc::new(Mutex::new(Reading { body, progress, last_chunk: Instant::now() })))
+    }
+
+    /// Completes once the client has sent nothing for so long.
+    pub(super) async fn stalled(&self, timeout: Duration) {
+        let last_chunk = || self.0.lock().unwrap_or_else(PoisonError::into_inner).last_chunk;
+        while last_chunk().elapsed() < timeout {
+            tokio::time::sleep_until(last_chunk() + timeout).await;
+        }
     }
 
     fn progress(&self) -> Progress {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).progress
     }
 
     /// The chunks that are left, for whoever comes first.
@@ -60,13 +77,15 @@ impl UnreadBody {
         let shared = Arc::clone(&self.0);
         stream::poll_fn(move |context| {
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            let (body, progress) = &mut *shared;
-            if *progress == Progress::Ended {
+            if shared.progress == Progress::Ended {
                 return Poll::Ready(None);
             }
-            let polled = Pin::new(body).poll_next(context);
+            let polled = Pin::new(&mut shared.body).poll_next(context);
             let has_ended = matches!(polled, Poll::Ready(None | Some(Err(_))));
-            *progress = if has_ended { Progress::Ended } else { Progress::Begun };
+            shared.progress = if has_ended { Progress::Ended } else { Progress::Begun };
+            if polled.is_ready() {
+                shared.last_chunk = Instant::now();
+            }
             polled
         })
     }

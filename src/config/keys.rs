@@ -41,6 +41,12 @@ keys! {
     MAX_IMAGE_BYTES: "server.max_image_bytes", "DIFFUSER_MAX_IMAGE_BYTES", "largest file of an input picture";
     MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
     UPLOAD_TIMEOUT: "server.upload_timeout_s", "DIFFUSER_UPLOAD_TIMEOUT_S", "seconds that a request may take to arrive";
+    HEADER_TIMEOUT: "server.header_timeout_s", "DIFFUSER_HEADER_TIMEOUT_S", "seconds for the head of a request";
+    IDLE_TIMEOUT: "server.idle_timeout_s", "DIFFUSER_IDLE_TIMEOUT_S", "seconds that an idle connection is kept";
+    BODY_TIMEOUT: "server.body_timeout_s", "DIFFUSER_BODY_TIMEOUT_S", "seconds without a byte of a request's body";
+    WRITE_TIMEOUT: "server.write_timeout_s", "DIFFUSER_WRITE_TIMEOUT_S", "seconds in which a client takes nothing";
+    MAX_CONNECTIONS: "server.max_connections", "DIFFUSER_MAX_CONNECTIONS", "connections at a time";
+    GRACE: "server.grace_s", "DIFFUSER_GRACE_S", "seconds from SIGTERM to the end";
     API_KEYS: "server.api_keys", "DIFFUSER_API_KEYS", "keys of which a client must have one";
     PUBLIC_URL: "server.public_url", "DIFFUSER_PUBLIC_URL", "origin in the addresses of pictures";
     TRUST_FORWARDED: "server.trust_forwarded_headers", "DIFFUSER_TRUST_FORWARDED_HEADERS", "believe X-Forwarded-Host and -Proto";

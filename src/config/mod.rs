@@ -34,7 +34,8 @@ pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
 pub use values::UnknownChoice;
 
 use crate::api::{
-    ApiConfig, ApiKeys, DefaultResponseFormat, QualityOverride, QualityOverrides, StoreConfig,
+    ApiConfig, ApiKeys, DefaultResponseFormat, PeerLimits, QualityOverride, QualityOverrides,
+    StoreConfig,
 };
 use crate::domain::{GuidanceScale, Prompt, Steps};
 use crate::hub::HubConfig;
@@ -189,6 +190,7 @@ impl Layers {
             max_upload_bytes: self.integer(keys::MAX_UPLOAD_BYTES, 1, 1 << 40).unwrap_or_default(),
             max_image_bytes: self.integer(keys::MAX_IMAGE_BYTES, 1, 1 << 32).unwrap_or_default(),
             max_image_pixels: self.integer(keys::MAX_IMAGE_PIXELS, 1, 1 << 32).unwrap_or_default(),
+            peers: self.peers(),
             upload_timeout: self.seconds(keys::UPLOAD_TIMEOUT),
             api_keys: ApiKeys::new(self.names(keys::API_KEYS)),
             model_aliases: self.names(keys::MODEL_ALIASES),
@@ -209,6 +211,17 @@ impl Layers {
             public_url: self.web_origin(keys::PUBLIC_URL),
             trust_forwarded_headers: self.boolean(keys::TRUST_FORWARDED).unwrap_or_default(),
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
+        }
+    }
+
+    fn peers(&mut self) -> PeerLimits {
+        PeerLimits {
+            header_timeout: self.seconds(keys::HEADER_TIMEOUT),
+            idle_timeout: self.seconds(keys::IDLE_TIMEOUT),
+            body_timeout: self.seconds(keys::BODY_TIMEOUT),
+            write_timeout: self.seconds(keys::WRITE_TIMEOUT),
+            max_connections: self.integer(keys::MAX_CONNECTIONS, 1, 1_000_000).unwrap_or_default(),
+            grace: self.seconds(keys::GRACE),
         }
     }
 

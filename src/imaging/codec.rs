@@ -100,6 +100,16 @@ pub enum OutputFormat {
 }
 
 impl OutputFormat {
+    /// The media type of its files.
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg { .. } => "image/jpeg",
+            Self::Webp { .. } => "image/webp",
+        }
+    }
+
     /// OpenAI's word for the format.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use canvas::{Framing, SizeChoice};
 pub use error::{ErrorKind, ServiceError};
@@ -50,6 +50,7 @@ struct Shared {
     capacity: usize,
     busy: Arc<AtomicBool>,
     alive: Arc<AtomicBool>,
+    is_shut_down: watch::Sender<bool>,
 }
 
 /// A service that clients ask for; what it is to the model is a [`Task`].
@@ -143,6 +144,7 @@ impl ImageService {
             capacity: places - 1,
             busy,
             alive,
+            is_shut_down: watch::Sender::new(false),
         };
         let service = Self { shared: Arc::new(shared) };
         Ok((service, WorkerHandle(thread)))
@@ -218,6 +220,14 @@ impl ImageService {
     pub fn shut_down(&self) {
         let queue = self.shared.queue.lock();
         drop(queue.unwrap_or_else(PoisonError::into_inner).take());
+        self.shared.is_shut_down.send_replace(true);
+    }
+
+    /// Completes once [`Self::shut_down`] was called.
+    pub async fn until_shut_down(&self) {
+        let mut is_shut_down = self.shared.is_shut_down.subscribe();
+        // The sender lives as long as this service.
+        let _ = is_shut_down.wait_for(|is_shut_down| *is_shut_down).await;
     }
 
     /// How the service is doing.

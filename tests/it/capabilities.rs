@@ -29,12 +29,12 @@ use Ask::{
 };
 
 /// The answers of one class, by its checkpoint: status and `param`.
-struct Matrix {
-    checkpoint: &'static str,
+pub(crate) struct Matrix {
+    pub(crate) checkpoint: &'static str,
     answers: &'static [(Ask, u16, Option<&'static str>)],
 }
 
-const MATRICES: &[Matrix] = &[
+pub(crate) const MATRICES: &[Matrix] = &[
     Matrix {
         checkpoint: "fixtures/ckpt/qwen-image-edit",
         answers: &[
@@ -108,7 +108,7 @@ const MATRICES: &[Matrix] = &[
 ];
 
 /// A server of a tiny checkpoint, at a small area.
-async fn server_of(checkpoint: &str) -> TestServer {
+pub(crate) async fn server_of(checkpoint: &str) -> TestServer {
     let folder = format!("{}/tests/data/{checkpoint}", env!("CARGO_MANIFEST_DIR"));
     let variables = [
         ("DIFFUSER_MODEL_ID", folder.as_str()),

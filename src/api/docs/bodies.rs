@@ -29,8 +29,14 @@ const JSON: &[Body] = &[Json, Generation];
 /// A field: its name, the bodies that have it, and its schema.
 type Field = (&'static str, &'static [Body], Value);
 
-/// A picture for the page to try out: one grey pixel.
-const GREY_PIXEL: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYPgPAAEDAQAIicLsAAAAAElFTkSuQmCC";
+/// A picture for the page to try out: a red circle and a blue square, 128x128 pixels.
+const DRAWING: &str = concat!(
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAIAAAACAAgMAAAC+UIlYAAAACVBMVEXr4cjcKCgoRsh/",
+    "gYj8AAAA2klEQVR42u2TsQ3CMBBFv0Po3aTPKB6BAvZhHoIoUzMFS7jJABahID7Hxhcki0gout/YF73c/z7pAJFo",
+    "a1J0O8HeM0DlLw3QYAHYGwDHBUDHfh+AMgCAAwvU0ZEBdPqmFDCIzxSgPzUDkHfND4pTFXdWDBCymUKLb8DMWa9k",
+    "MRtPvZLFNgAXareSxRjq4fcWOwCAbX3d5zuQ81g6ScfOaQJG9pVTSErZcxkGLqMHHBfBW0weN36SA+NAHZ62Ba4Z",
+    "gDbJAvZ9u/hPj3O0ap1slgACCPB3gEgkKtALisMhb1ocrqcAAAAASUVORK5CYII=",
+);
 
 fn inputs() -> Vec<Field> {
     let file = |text: &str| json!({"type": "string", "format": "binary", "description": text});
@@ -41,7 +47,7 @@ fn inputs() -> Vec<Field> {
             "type": "string",
             "description": "A data URL. Addresses are not fetched.",
             "pattern": "^data:",
-            "example": GREY_PIXEL,
+            "example": DRAWING,
         }},
     });
     let files = json!({
@@ -61,6 +67,7 @@ fn inputs() -> Vec<Field> {
         "type": "string",
         "maxLength": 32_000,
         "description": "Words to go by.",
+        "example": "A red boat on a quiet lake",
     });
     let mask_text = "Where to paint: where it is transparent, or, if it is opaque throughout, \
                      where it is white. Of the picture's size.";
@@ -80,6 +87,7 @@ fn inputs() -> Vec<Field> {
                 "minItems": 1,
                 "maxItems": 16,
                 "description": "The pictures to edit.",
+                "example": [{"image_url": DRAWING}],
             }),
         ),
         ("prompt", &[Form, Json, Generation], prompt),
@@ -104,11 +112,6 @@ fn flag(default: bool, text: &str) -> Value {
 
 fn plain_text(text: &str) -> Value {
     json!({"type": "string", "description": text})
-}
-
-/// A text that has no effect, left empty on the page.
-fn unused_text() -> Value {
-    json!({"type": "string", "description": NO_EFFECT, "example": ""})
 }
 
 fn with_default(mut schema: Value, default: impl Into<Value>) -> Value {
@@ -182,13 +185,13 @@ fn wishes() -> Vec<Field> {
         (
             "strength",
             &[Form, Json, Variation, Replay],
-            bounded(
-                "number",
-                0,
-                1,
-                "How far to go from the input, 0 (not at all) to 1 (anew): for variations, with a mask, \
-             and for edits by models that do not follow instructions.",
-            ),
+            json!({
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "maximum": 1,
+                "description": "How far to go from the input, up to 1 (anew): for variations, with a mask, \
+                                and for edits by models that do not follow instructions.",
+            }),
         ),
         (
             "seed",
@@ -231,7 +234,7 @@ fn special_wishes() -> Vec<Field> {
     ]
 }
 
-/// How it comes back, and what has no effect.
+/// How it comes back.
 fn delivery() -> Vec<Field> {
     vec![
         (
@@ -276,15 +279,8 @@ fn delivery() -> Vec<Field> {
                 0,
             ),
         ),
-        ("input_fidelity", ALL, choice(&["high", "low"], "low", NO_EFFECT)),
-        ("moderation", ALL, choice(&["auto", "low"], "auto", NO_EFFECT)),
-        ("style", ALL, choice(&["vivid", "natural"], "vivid", NO_EFFECT)),
-        ("user", ALL, unused_text()),
-        ("safety_identifier", ALL, unused_text()),
     ]
 }
-
-const NO_EFFECT: &str = "Accepted for the sake of clients that send it; has no effect here.";
 
 impl Body {
     fn schema(self) -> RefOr<Schema> {
@@ -325,8 +321,8 @@ impl Body {
     fn description(self) -> &'static str {
         match self {
             Self::EditForm => {
-                "A form for an edit. Fields may come in any order; unknown ones are \
-                               named in the reply's `warnings`."
+                "A form for an edit. Fields may come in any order. Those of OpenAI's that have no \
+                 effect here, and unknown ones, are named in the reply's `warnings`."
             }
             Self::EditJson => "A JSON object for an edit.",
             Self::Generation => "A JSON object for a picture from words.",

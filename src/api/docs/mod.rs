@@ -4,6 +4,7 @@
 //! [`bodies`] describes what is read, the structs of `wire` what is written.
 
 mod bodies;
+mod page;
 
 use std::collections::BTreeMap;
 
@@ -11,13 +12,13 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::Value;
-use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
-use utoipa::openapi::{Content, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, SchemaFormat, Type};
+use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, OpenApi};
-use utoipa_swagger_ui::{Config, SwaggerUi};
 
 pub(super) use bodies::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
 
+use super::error::ApiError;
 use super::wire::{ErrorEnvelope, ImageEvent, ImagesResponse, json_bytes};
 use super::{ApiConfig, DefaultResponseFormat, images, meta, path_prefix};
 use crate::model::{EditKind, GuidanceParameter, ModelInfo};
@@ -36,29 +37,28 @@ pub(super) struct MadePictures;
 
 impl IntoResponses for MadePictures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        const ERRORS: [(&str, &str); 10] = [
-            ("400", "A field is missing or wrong; `param` names it"),
-            ("401", "No key, or a wrong one"),
-            ("404", "No such model"),
-            ("408", "The request took too long to arrive"),
-            ("413", "The request is too large"),
-            ("415", "Another media type"),
-            ("429", "The queue is full; see `Retry-After`"),
-            ("500", "The model failed"),
-            ("501", "The loaded model does not do this"),
-            ("503", "The server is shutting down"),
-        ];
         let schema = |name| Content::new(Some(Ref::from_schema_name(name)));
+        let file = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)));
         let made = ResponseBuilder::new()
-            .description("The finished pictures; with `stream`, an `ImageEvent` for each event")
+            .description(
+                "The finished pictures; with `stream`, an `ImageEvent` for each event; with \
+                 `Accept: image/png` (or jpeg, webp), the file of one picture",
+            )
+            .content("image/png", Content::new(Some(file.build())))
             .content("application/json", schema("ImagesResponse"))
             .content("text/event-stream", Content::new(Some(events())));
         let mut responses = BTreeMap::from([("200".to_owned(), made.build().into())]);
-        for (status, description) in ERRORS {
+        for (error, description) in ApiError::examples() {
+            let example = serde_json::to_value(error.body()).ok();
+            let content = ContentBuilder::new()
+                .schema(Some(Ref::from_schema_name("ErrorEnvelope")))
+                .example(example);
             let refused = ResponseBuilder::new()
                 .description(description)
-                .content("application/json", schema("ErrorEnvelope"));
-            responses.insert(status.to_owned(), refused.build().into());
+                .content("application/json", content.build());
+            responses.insert(error.status().as_str().to_owned(), refused.build().into());
         }
         responses
     }
@@ -103,15 +103,7 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(
         let document = document.clone();
         async move { json_bytes(StatusCode::OK, document.into_bytes()) }
     };
-    // The validator's badge would have the browser call a foreign site.
-    let page = SwaggerUi::new(UI_PATH).config(
-        Config::from(DOCUMENT_PATH)
-            .validator_url("none")
-            .try_it_out_enabled(true)
-            .display_request_duration(true)
-            .default_models_expand_depth(-1),
-    );
-    Router::new().route(DOCUMENT_PATH, get(serve_document)).merge(page)
+    Router::new().route(DOCUMENT_PATH, get(serve_document)).merge(page::router())
 }
 
 /// The document as JSON, with the configured prefix and the loaded model.
@@ -137,6 +129,7 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, model, &prefix);
     fill_in_examples(&mut document, model);
+    fill_in_bodies(&mut document);
     fill_in_response_format(&mut document, config.response_format);
     put_forms_first(&mut document);
     document.to_string()
@@ -220,6 +213,8 @@ fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
         ("num_inference_steps", defaults.num_inference_steps.get().into()),
         (model.guidance_parameter.name(), defaults.guidance.get().into()),
         ("negative_prompt", negative_prompt.into()),
+        // Of several layers none can be shown as one file.
+        ("layers", 1.into()),
     ];
     let prompt = model.instructions.first().map(|phrase| ("prompt", phrase.as_str().into()));
     let examples: Vec<_> = examples.into_iter().chain(prompt).collect();
@@ -230,4 +225,39 @@ fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
             }
         }
     }
+}
+
+/// Gives each body of JSON an example that is whole and works: what must be there, and
+/// a seed.
+fn fill_in_bodies(document: &mut Value) {
+    let schemas: Vec<(String, Value)> = request_schemas_by_name(document);
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    for operations in paths.into_iter().flat_map(|paths| paths.values_mut()) {
+        let Some(body) = operations.pointer_mut("/post/requestBody/content/application~1json")
+        else {
+            continue;
+        };
+        let name = body.pointer("/schema/$ref").and_then(Value::as_str).unwrap_or_default();
+        let schema = schemas.iter().find(|(known, _)| name.ends_with(known.as_str()));
+        if let Some((_, schema)) = schema {
+            body["example"] = example_of(schema);
+        }
+    }
+}
+
+fn request_schemas_by_name(document: &Value) -> Vec<(String, Value)> {
+    let schemas = document.pointer("/components/schemas").and_then(Value::as_object);
+    let of_requests = |(name, _): &(&String, &Value)| REQUEST_BODIES.contains(&name.as_str());
+    let schemas = schemas.into_iter().flatten().filter(of_requests);
+    schemas.map(|(name, schema)| (format!("/{name}"), schema.clone())).collect()
+}
+
+/// The examples of the fields that are needed, and of the seed.
+fn example_of(schema: &Value) -> Value {
+    let needed = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let fields = needed.chain(["seed"]).map(|name| {
+        let field = &schema["properties"][name];
+        (name.to_owned(), field["example"].clone())
+    });
+    Value::Object(fields.collect())
 }

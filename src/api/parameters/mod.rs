@@ -11,6 +11,7 @@ mod output;
 
 use serde_json::{Map, Value};
 
+use super::accept::Accepted;
 use super::address::Deployment;
 use super::endpoint::Endpoint;
 use super::error::ApiError;
@@ -69,23 +70,23 @@ pub(super) struct Masking {
 
 impl Parameters {
     /// Takes all parameters out of `fields`, but for the pictures and the mask.
-    /// `deployment` is the model that the address names.
+    /// `deployment` is the model that the address names, `accepted` what the reply is to be.
     ///
     /// # Errors
     /// The first parameter that is missing, wrong or not offered, by name.
     pub(super) fn take(
         fields: &mut Fields,
         endpoint: Endpoint,
-        deployment: Option<Deployment>,
+        (deployment, accepted): (Option<Deployment>, Accepted),
         state: &AppState,
     ) -> Result<Self, ApiError> {
         let model = state.images.info();
         let mut warnings = Vec::new();
         let name = take_model(fields, deployment, state, &mut warnings)?;
-        refuse_foreign(fields, endpoint)?;
+        refuse_foreign(fields, endpoint, &mut warnings)?;
         inert::take(fields, &mut warnings)?;
         let unless_told = state.config.response_format.for_model(name.as_deref());
-        let output = Output::take(fields, model, unless_told, &mut warnings)?;
+        let output = Output::take(fields, model, (accepted, unless_told), &mut warnings)?;
         let (quality, preset) = take_quality(fields, &state.qualities, &mut warnings)?;
         let guidance = take_guidance(fields, model, &mut warnings)?;
         let negative_prompt = fields.text_or_empty("negative_prompt")?;
@@ -97,6 +98,7 @@ impl Parameters {
             return Err(ValidationError::new("strength", "invalid_value", message).into());
         }
         let count = ImageCount::new(take_integer(fields, "n")?.unwrap_or(1))?;
+        output.check_count("n", count.get())?;
         if output.delivery.is_streamed() && count.get() > 1 {
             let message = "Streaming is only supported with n=1.";
             return Err(ValidationError::new("n", "invalid_value", message).into());
@@ -187,9 +189,10 @@ impl Parameters {
         self.strength.map_or_else(|| Strength::new(VARIATION_STRENGTH), Ok)
     }
 
-    /// Refuses `strength` where nothing would come of it.
+    /// Refuses `strength` where nothing would come of it; all of it is what such an edit
+    /// does anyway.
     pub(super) fn refuse_strength(&self) -> Result<(), ValidationError> {
-        if self.strength.is_none() {
+        if self.strength.is_none_or(|strength| strength.get() >= 1.0) {
             return Ok(());
         }
         let message = "Unsupported parameter: 'strength' acts on this endpoint with a 'mask' only: \
@@ -280,9 +283,13 @@ fn take_model(
 }
 
 /// Refuses what would change the picture, and belongs to another endpoint.
-fn refuse_foreign(fields: &mut Fields, endpoint: Endpoint) -> Result<(), ValidationError> {
+fn refuse_foreign(
+    fields: &mut Fields,
+    endpoint: Endpoint,
+    warnings: &mut Vec<String>,
+) -> Result<(), ValidationError> {
     const GENERATIONS: &[&str] =
-        &["image", "image[]", "images", "url", "url[]", "mask", "strength", "layers", "markup"];
+        &["image", "image[]", "images", "url", "url[]", "mask", "layers", "markup"];
     const VARIATIONS: &[&str] = &["images", "mask", "layers", "markup"];
     let foreign = match endpoint {
         Endpoint::Generations => GENERATIONS,
@@ -296,7 +303,28 @@ fn refuse_foreign(fields: &mut Fields, endpoint: Endpoint) -> Result<(), Validat
             return Err(ValidationError::new(name, "unsupported_parameter", message));
         }
     }
+    if endpoint == Endpoint::Generations {
+        refuse_strength_of_nothing(fields, warnings)?;
+    }
     Ok(())
+}
+
+/// A picture from words alone is wholly new: a `strength` of 1, and no other.
+fn refuse_strength_of_nothing(
+    fields: &mut Fields,
+    warnings: &mut Vec<String>,
+) -> Result<(), ValidationError> {
+    match fields.decimal("strength")? {
+        None => Ok(()),
+        Some(strength) if (strength - 1.0).abs() < f64::EPSILON => {
+            warnings.push("'strength' of 1 has no effect without a picture.".to_owned());
+            Ok(())
+        }
+        Some(_) => {
+            let message = "Unsupported parameter: 'strength' is not offered by this endpoint.";
+            Err(ValidationError::new("strength", "unsupported_parameter", message))
+        }
+    }
 }
 
 /// Takes `quality`, which stands for steps and guidance.

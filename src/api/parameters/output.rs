@@ -1,5 +1,7 @@
 //! How the finished pictures come back: as which files, and by which way.
 
+use super::super::accept::Accepted;
+use super::super::error::ApiError;
 use super::super::fields::Fields;
 use crate::domain::ValidationError;
 use crate::imaging::codec::OutputFormat;
@@ -19,6 +21,8 @@ pub(in crate::api) enum Delivery {
     Base64,
     /// Addresses in a JSON object.
     Url,
+    /// The file itself, of one picture.
+    File,
     /// Server-sent events, with up to so many unfinished pictures.
     Events { partial_images: usize },
 }
@@ -55,31 +59,57 @@ impl Delivery {
 }
 
 impl Output {
-    /// `unless_told`: the way back if the request names none.
+    /// `unless_told`: the way back if the request names none. Who asks for the file
+    /// itself gets it, whatever the `response_format`.
     pub(super) fn take(
         fields: &mut Fields,
         model: &ModelInfo,
-        unless_told: Delivery,
+        (accepted, unless_told): (Accepted, Delivery),
         warnings: &mut Vec<String>,
-    ) -> Result<Self, ValidationError> {
-        let format = take_format(fields, warnings)?;
+    ) -> Result<Self, ApiError> {
+        let wanted = match accepted {
+            Accepted::Json => OutputFormat::Png,
+            Accepted::File(format) => format,
+        };
+        let format = take_format(fields, wanted, warnings)?;
         refuse_transparency(fields, model, format)?;
-        Ok(Self { format, delivery: take_delivery(fields, unless_told, warnings)? })
+        let delivery = take_delivery(fields, unless_told, warnings)?;
+        match (accepted, delivery) {
+            (Accepted::Json, delivery) => Ok(Self { format, delivery }),
+            (Accepted::File(_), Delivery::Events { .. }) => {
+                Err(ApiError::NotOneFile { field: "stream", what: "events" })
+            }
+            (Accepted::File(_), _) => Ok(Self { format, delivery: Delivery::File }),
+        }
+    }
+
+    /// Refuses to send `pictures` as one file.
+    pub(in crate::api) fn check_count(
+        self,
+        field: &'static str,
+        pictures: usize,
+    ) -> Result<(), ApiError> {
+        if self.delivery == Delivery::File && pictures > 1 {
+            return Err(ApiError::NotOneFile { field, what: "several pictures" });
+        }
+        Ok(())
     }
 }
 
+/// Takes the format, or `wanted` where the request names none.
 fn take_format(
     fields: &mut Fields,
+    wanted: OutputFormat,
     warnings: &mut Vec<String>,
 ) -> Result<OutputFormat, ValidationError> {
     let name = fields.choice("output_format", &["png", "jpeg", "webp"])?;
     let compression = fields.integer("output_compression", 0, 100)?;
     let quality = compression.and_then(|quality| u8::try_from(quality).ok());
     let quality = quality.unwrap_or(100);
-    match name {
-        Some("jpeg") => Ok(OutputFormat::Jpeg { quality }),
-        Some("webp") => Ok(OutputFormat::Webp { quality }),
-        Some(_) | None => {
+    match name.unwrap_or(wanted.name()) {
+        "jpeg" => Ok(OutputFormat::Jpeg { quality }),
+        "webp" => Ok(OutputFormat::Webp { quality }),
+        _ => {
             if quality < 100 {
                 warnings.push(
                     "'output_compression' acts on jpeg and webp only; png is written without loss."

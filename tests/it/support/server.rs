@@ -161,6 +161,15 @@ impl TestServer {
         tokio::spawn(async move { request.send().await.unwrap() })
     }
 
+    /// The same of a server that may cut the connection.
+    pub(crate) fn edit_in_background_or_cut(
+        &self,
+        form: Form,
+    ) -> JoinHandle<reqwest::Result<Response>> {
+        let request = self.post("/v1/images/edits").multipart(form);
+        tokio::spawn(request.send())
+    }
+
     /// What the model tells next.
     pub(crate) async fn next_event(&mut self) -> Event {
         within_patience(self.events.recv()).await.unwrap()

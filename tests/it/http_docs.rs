@@ -1,0 +1,161 @@
+//! The OpenAPI document as its readers use it: forms and JSON that are sent as they are
+//! filled in.
+
+use reqwest::Response;
+use reqwest::multipart::Form;
+use serde_json::{Value, json};
+
+use crate::capabilities::{MATRICES, server_of};
+use crate::support::files::png;
+use crate::support::server::{TestServer, file_part, image_bytes, json_of};
+
+/// The request bodies of the operations that make pictures.
+struct Bodies {
+    document: Value,
+}
+
+impl Bodies {
+    async fn of(server: &TestServer) -> Self {
+        Self { document: json_of(server.get("/openapi.json").send().await.unwrap()).await }
+    }
+
+    fn paths(&self) -> Vec<String> {
+        let paths = self.document["paths"].as_object().unwrap();
+        let makes = |(_, item): &(&String, &Value)| !item["post"].is_null();
+        paths.iter().filter(makes).map(|(path, _)| path.clone()).collect()
+    }
+
+    fn content(&self, path: &str, media_type: &str) -> Option<&Value> {
+        self.document["paths"][path]["post"]["requestBody"]["content"].get(media_type)
+    }
+
+    fn properties(&self, path: &str, media_type: &str) -> Vec<(String, Value)> {
+        let Some(content) = self.content(path, media_type) else { return Vec::new() };
+        let name = content["schema"]["$ref"].as_str().unwrap().rsplit('/').next().unwrap();
+        let schema = &self.document["components"]["schemas"][name];
+        let properties = schema["properties"].as_object().unwrap();
+        properties.iter().map(|(name, field)| (name.clone(), field.clone())).collect()
+    }
+
+    /// The form of `path`, with what its fields give as examples and defaults, and with
+    /// files where a person chooses one.
+    fn form(&self, path: &str, filling: Filling, made: &[u8]) -> Form {
+        let mut form = Form::new();
+        for (name, field) in self.properties(path, "multipart/form-data") {
+            let file = match name.as_str() {
+                "image" => Some(png(64, 64)),
+                "picture" => Some(made.to_vec()),
+                _ => None,
+            };
+            if let Some(file) = file {
+                form = form.part(name, file_part(file));
+                continue;
+            }
+            let value = filling.of(&field);
+            if let Some(text) = value.as_str() {
+                form = form.text(name, text.to_owned());
+            } else if !value.is_null() {
+                form = form.text(name, value.to_string());
+            }
+        }
+        form
+    }
+}
+
+/// What an editor puts into a field that it is not told to leave empty.
+#[derive(Debug, Clone, Copy)]
+enum Filling {
+    /// The example, and nothing without one, as our page does.
+    Examples,
+    /// The example, else the default.
+    Defaults,
+    /// The example, else the default, else a number within the bounds.
+    Numbers,
+}
+
+impl Filling {
+    fn of(self, field: &Value) -> Value {
+        let or =
+            |first: &Value, second: Value| if first.is_null() { second } else { first.clone() };
+        let number = ["maximum", "minimum"].map(|bound| field[bound].clone());
+        match self {
+            Self::Examples => field["example"].clone(),
+            Self::Defaults => or(&field["example"], field["default"].clone()),
+            Self::Numbers => {
+                let [most, least] = number;
+                let bound = if least == json!(0) { least } else { most };
+                or(&field["example"], or(&field["default"], bound))
+            }
+        }
+    }
+}
+
+async fn assert_made(path: &str, what: &str, response: Response) -> Vec<u8> {
+    println!("{path} {what}: {}", response.status());
+    image_bytes(&json_of(response).await, 0)
+}
+
+#[tokio::test]
+async fn every_form_and_every_example_works_as_it_stands_with_every_class() {
+    for matrix in MATRICES {
+        let server = server_of(matrix.checkpoint).await;
+        let bodies = Bodies::of(&server).await;
+        // What was made first is what a replay is about.
+        let mut made = Vec::new();
+        for path in bodies.paths() {
+            for filling in [Filling::Examples, Filling::Defaults, Filling::Numbers] {
+                if bodies.content(&path, "multipart/form-data").is_none() {
+                    continue;
+                }
+                let form = bodies.form(&path, filling, &made);
+                let response = server.post(&path).multipart(form).send().await.unwrap();
+                let picture = assert_made(&path, &format!("{filling:?}"), response).await;
+                if made.is_empty() {
+                    made = picture;
+                }
+            }
+            if let Some(content) = bodies.content(&path, "application/json") {
+                let response = server.post(&path).json(&content["example"]).send().await.unwrap();
+                assert_made(&path, "JSON", response).await;
+            }
+        }
+        assert!(!made.is_empty(), "{}", matrix.checkpoint);
+    }
+}
+
+#[tokio::test]
+async fn every_example_of_an_error_is_one_of_its_own_status() {
+    let server = TestServer::start().await;
+    let bodies = Bodies::of(&server).await;
+
+    let responses = bodies.document["paths"]["/v1/images/edits"]["post"]["responses"].clone();
+
+    let mut messages = Vec::new();
+    for (status, response) in responses.as_object().unwrap() {
+        if status.starts_with(['4', '5']) {
+            let error = &response["content"]["application/json"]["example"]["error"];
+            let message = error["message"].as_str().unwrap_or_else(|| panic!("{status}"));
+            assert!(!messages.contains(&message), "{status}: {message}");
+            messages.push(message);
+        }
+    }
+    assert!(messages.len() > 9, "{messages:?}");
+}
+
+#[tokio::test]
+async fn the_page_starts_with_our_script_and_the_rest_of_swagger_ui() {
+    let server = TestServer::start().await;
+
+    for (path, media_type, part) in [
+        ("/docs", "text/html", "swagger-initializer.js"),
+        ("/docs/", "text/html", "swagger-initializer.js"),
+        ("/docs/swagger-initializer.js", "text/javascript", "ParameterIncludeEmpty"),
+        ("/docs/swagger-ui.css", "text/css", ".swagger-ui"),
+    ] {
+        let response = server.get(path).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{path}");
+        let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+        assert!(kind.starts_with(media_type), "{path}: {kind}");
+        assert!(response.text().await.unwrap().contains(part), "{path}");
+    }
+}
