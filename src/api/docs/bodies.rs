@@ -106,6 +106,11 @@ fn plain_text(text: &str) -> Value {
     json!({"type": "string", "description": text})
 }
 
+/// A choice that has no effect. Without a default, which generated clients would send.
+fn unused_choice(names: &[&str]) -> Value {
+    json!({"type": "string", "enum": names, "description": NO_EFFECT})
+}
+
 /// A text that has no effect, left empty on the page.
 fn unused_text() -> Value {
     json!({"type": "string", "description": NO_EFFECT, "example": ""})
@@ -274,9 +279,9 @@ fn delivery() -> Vec<Field> {
                 0,
             ),
         ),
-        ("input_fidelity", ALL, choice(&["high", "low"], "low", NO_EFFECT)),
-        ("moderation", ALL, choice(&["auto", "low"], "auto", NO_EFFECT)),
-        ("style", ALL, choice(&["vivid", "natural"], "vivid", NO_EFFECT)),
+        ("input_fidelity", ALL, unused_choice(&["high", "low"])),
+        ("moderation", ALL, unused_choice(&["auto", "low"])),
+        ("style", ALL, unused_choice(&["vivid", "natural"])),
         ("user", ALL, unused_text()),
         ("safety_identifier", ALL, unused_text()),
     ]
