@@ -19,6 +19,11 @@ impl ApiKeys {
     pub fn new(keys: Vec<String>) -> Self {
         Self(keys)
     }
+
+    /// Whether a client must have one.
+    pub(super) fn are_asked_for(&self) -> bool {
+        !self.0.is_empty()
+    }
 }
 
 impl std::fmt::Debug for ApiKeys {
@@ -34,8 +39,9 @@ pub(super) async fn require_key(
     request: Request,
     next: Next,
 ) -> Response {
-    let ApiKeys(keys) = &state.config.api_keys;
-    if keys.is_empty() || request.method() == Method::OPTIONS || has_key(request.headers(), keys) {
+    let keys = &state.config.api_keys;
+    let is_preflight = request.method() == Method::OPTIONS;
+    if !keys.are_asked_for() || is_preflight || has_key(request.headers(), &keys.0) {
         return next.run(request).await;
     }
     ApiError::Unauthorised.into_response()

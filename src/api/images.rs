@@ -8,7 +8,9 @@ use axum::extract::{Path, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 
-use super::docs::{EditForm, EditJson, GenerationJson, MadePictures, ReplayForm, VariationForm};
+use super::docs::{
+    EditForm, EditJson, GenerationJson, MadePictures, PictureFile, ReplayForm, VariationForm,
+};
 use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::fields::{Fields, RawValue, wrong_type};
@@ -36,6 +38,7 @@ use crate::service::Offer;
     path = "/images/edits",
     tag = "images",
     request_body(content((EditForm = "multipart/form-data"), (EditJson = "application/json"))),
+    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
     responses(MadePictures)
 )]
 pub(super) async fn edits(
@@ -51,6 +54,7 @@ pub(super) async fn edits(
     path = "/images/generations",
     tag = "images",
     request_body(content = GenerationJson, content_type = "application/json"),
+    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
     responses(MadePictures)
 )]
 pub(super) async fn generations(
@@ -66,6 +70,7 @@ pub(super) async fn generations(
     path = "/images/variations",
     tag = "images",
     request_body(content = VariationForm, content_type = "multipart/form-data"),
+    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
     responses(MadePictures)
 )]
 pub(super) async fn variations(
@@ -87,6 +92,7 @@ pub(super) async fn variations(
     path = "/images/replay",
     tag = "images",
     request_body(content = ReplayForm, content_type = "multipart/form-data"),
+    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
     responses(MadePictures)
 )]
 pub(super) async fn replay(
@@ -132,7 +138,9 @@ fn recipe_of(fields: &mut Fields) -> Result<Recipe, ValidationError> {
     tag = "images",
     params(("name" = String, Path, description = "The last part of the address")),
     responses(
-        (status = 200, description = "The file", body = Vec<u8>, content_type = "image/*"),
+        (status = 200, description = "The file", content(
+            (PictureFile = "image/png"), (PictureFile = "image/jpeg"), (PictureFile = "image/webp"),
+        )),
         (status = 404, description = "There is none, or it was there too long", body = ErrorEnvelope),
     )
 )]

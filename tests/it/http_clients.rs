@@ -1,12 +1,13 @@
 //! What certain clients send, and what they need to get back.
 
-use diffuser_api::api::{ApiConfig, DefaultResponseFormat};
+use diffuser_api::api::{ApiConfig, ApiKeys, DefaultResponseFormat};
 use reqwest::multipart::Form;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::files;
 use crate::support::scripted_model;
-use crate::support::server::{Setup, TestServer, edit_form, file_part, json_of};
+use crate::support::server::{Setup, TestServer, edit_form, file_part, json_of, within_patience};
 
 /// Whether the pictures of a reply came by address; never both ways, never neither.
 fn is_by_url(reply: &Value) -> bool {
@@ -83,7 +84,7 @@ async fn the_settings_have_the_last_word_on_the_way_back() {
 #[tokio::test]
 async fn an_address_needs_no_key() {
     let adjust = |config: &mut ApiConfig| {
-        config.api_keys = diffuser_api::api::ApiKeys::new(vec!["s3cret".to_owned()]);
+        config.api_keys = ApiKeys::new(vec!["s3cret".to_owned()]);
     };
     let server = Setup { adjust, ..Setup::default() }.start().await;
     let form = edit_form().text("model", "dall-e-2");
@@ -111,5 +112,52 @@ async fn hosted_names_of_the_day_are_listed_and_their_snapshots_known() {
     for name in ["gpt-image-2.5-flare-2026-09-08", "gpt-image-2.6-flare"] {
         json_of(server.get(&format!("/v1/models/{name}")).send().await.unwrap()).await;
         edit(&server, &[("model", name)]).await;
+    }
+}
+
+/// The reply to the bytes of a request.
+async fn reply_to(server: &TestServer, request: &[u8]) -> Value {
+    let mut connection = server.connect().await;
+    connection.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    loop {
+        let mut chunk = vec![0; 1 << 16];
+        let read = within_patience(connection.read(&mut chunk)).await.unwrap();
+        answer.extend_from_slice(&chunk[..read]);
+        let text = String::from_utf8_lossy(&answer);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        assert!(head.starts_with("HTTP/1.1 200 "), "{text:.600}");
+        let length = head.split("content-length: ").nth(1).unwrap().lines().next().unwrap();
+        if body.len() == length.parse::<usize>().unwrap() {
+            return serde_json::from_str(body).unwrap();
+        }
+    }
+}
+
+/// Recorded by `tests/clients/replay.mjs`, with the libraries of these clients.
+#[tokio::test]
+async fn recorded_requests_of_n8n_and_librechat_get_what_these_read() {
+    let mut info = scripted_model::info();
+    info.capabilities.text_to_image = true;
+    let adjust = |config: &mut ApiConfig| {
+        config.api_keys = ApiKeys::new(vec!["clients-key".to_owned()]);
+    };
+    let server = Setup { info, adjust, ..Setup::default() }.start().await;
+    for (name, reads_urls) in [
+        ("n8n-generate-dall-e-3", false),
+        ("n8n-generate-dall-e-2-urls", true),
+        ("n8n-generate-gpt-image", false),
+        ("n8n-edit-dall-e-2", true),
+        ("n8n-edit-gpt-image", false),
+        ("librechat-generate", false),
+        ("librechat-generate-azure", false),
+        ("librechat-edit", false),
+        ("librechat-edit-azure", false),
+    ] {
+        let path = format!("{}/tests/data/requests/{name}.http", env!("CARGO_MANIFEST_DIR"));
+
+        let reply = reply_to(&server, &std::fs::read(path).unwrap()).await;
+
+        assert_eq!(is_by_url(&reply), reads_urls, "{name}");
     }
 }

@@ -227,6 +227,7 @@ async fn what_has_no_effect_is_accepted_and_reported() {
         ("stream", "False"),
         ("partial_images", "0"),
         ("response_format", "b64_json"),
+        ("preserve_unmasked", "true"),
     ];
     for (name, value) in neutral {
         let reply = json_of(server.edit(edit_form().text(name, value)).await).await;

@@ -1,5 +1,7 @@
 //! What the server says about itself, and what all its answers have in common.
 
+use diffuser_api::api::{ApiConfig, ApiKeys};
+
 use crate::support::scripted_model;
 use crate::support::server::{Setup, TestServer, edit_form, error_of, json_of};
 
@@ -130,6 +132,10 @@ async fn the_document_and_its_page_come_from_the_binary() {
     assert!(form["prompt"]["example"].is_string(), "{form}");
     assert_eq!(form["model"]["example"], "test/scripted-edit");
     assert_eq!(form["num_inference_steps"]["example"], 4);
+    assert_eq!(edit["requestBody"]["required"], true);
+    let file = &document["paths"]["/v1/images/files/{name}"]["get"]["responses"]["200"];
+    assert!(file["content"]["image/webp"].is_object(), "{file}");
+    assert_eq!(document["components"]["schemas"]["PictureFile"]["format"], "binary");
     assert!(edit["requestBody"]["content"]["multipart/form-data"].is_object());
     assert!(edit["requestBody"]["content"]["application/json"].is_object());
     assert!(page_type.to_str().unwrap().contains("html"));
@@ -223,4 +229,40 @@ async fn what_the_model_cannot_do_is_501_and_not_tried_again() {
         assert_eq!(error["type"], "not_implemented_error", "{endpoint}");
         assert_eq!(error["code"], "not_implemented", "{endpoint}");
     }
+}
+
+#[tokio::test]
+async fn the_documents_defaults_ask_for_nothing() {
+    let server = TestServer::start().await;
+    let document = json_of(server.get("/openapi.json").send().await.unwrap()).await;
+    let properties = &document["components"]["schemas"]["EditForm"]["properties"];
+
+    // Generated clients send every one of them.
+    let defaults = properties.as_object().unwrap().iter();
+    let defaults = defaults.filter_map(|(name, schema)| Some((name, schema.get("default")?)));
+    let form = defaults.fold(edit_form(), |form, (name, default)| {
+        let text = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+        form.text(name.clone(), text)
+    });
+    let reply = json_of(server.edit(form).await).await;
+
+    assert_eq!(reply.get("warnings"), None);
+}
+
+#[tokio::test]
+async fn the_document_asks_for_keys_where_the_server_does() {
+    let adjust = |config: &mut ApiConfig| config.api_keys = ApiKeys::new(vec!["k".to_owned()]);
+    let with_keys = Setup { adjust, ..Setup::default() }.start().await;
+    let without = TestServer::start().await;
+
+    let asking = json_of(with_keys.get("/openapi.json").send().await.unwrap()).await;
+    let open = json_of(without.get("/openapi.json").send().await.unwrap()).await;
+
+    assert_eq!(asking["components"]["securitySchemes"]["azure"]["name"], "api-key");
+    assert_eq!(asking["security"].as_array().unwrap().len(), 2);
+    for path in ["/", "/health", "/v1/images/files/{name}"] {
+        assert_eq!(asking["paths"][path]["get"]["security"], serde_json::json!([]), "{path}");
+    }
+    assert_eq!(asking["paths"]["/v1/models"]["get"].get("security"), None);
+    assert_eq!(open.get("security"), None);
 }

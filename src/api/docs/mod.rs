@@ -11,10 +11,10 @@ use std::collections::BTreeMap;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
-use serde_json::Value;
-use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, SchemaFormat, Type};
+use serde_json::{Value, json};
+use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{IntoResponses, OpenApi};
+use utoipa::{IntoResponses, OpenApi, PartialSchema, ToSchema};
 
 pub(super) use bodies::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
 
@@ -38,15 +38,12 @@ pub(super) struct MadePictures;
 impl IntoResponses for MadePictures {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
         let schema = |name| Content::new(Some(Ref::from_schema_name(name)));
-        let file = ObjectBuilder::new()
-            .schema_type(Type::String)
-            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)));
         let made = ResponseBuilder::new()
             .description(
                 "The finished pictures; with `stream`, an `ImageEvent` for each event; with \
                  `Accept: image/png` (or jpeg, webp), the file of one picture",
             )
-            .content("image/png", Content::new(Some(file.build())))
+            .content("image/png", Content::new(Some(PictureFile::schema())))
             .content("application/json", schema("ImagesResponse"))
             .content("text/event-stream", Content::new(Some(events())));
         let mut responses = BTreeMap::from([("200".to_owned(), made.build().into())]);
@@ -63,6 +60,18 @@ impl IntoResponses for MadePictures {
         responses
     }
 }
+
+/// The bytes of a picture.
+pub(super) struct PictureFile;
+
+impl PartialSchema for PictureFile {
+    fn schema() -> RefOr<Schema> {
+        let bytes = ObjectBuilder::new().schema_type(Type::String);
+        bytes.format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary))).into()
+    }
+}
+
+impl ToSchema for PictureFile {}
 
 /// One event of a stream.
 fn events() -> Object {
@@ -132,6 +141,10 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
     fill_in_bodies(&mut document);
     fill_in_response_format(&mut document, config.response_format);
     put_forms_first(&mut document);
+    require_bodies(&mut document);
+    if config.api_keys.are_asked_for() {
+        ask_for_keys(&mut document, &prefix);
+    }
     document.to_string()
 }
 
@@ -177,17 +190,45 @@ fn request_schemas(document: &mut Value) -> impl Iterator<Item = &mut Value> {
     schemas.filter(|(name, _)| REQUEST_BODIES.contains(&name.as_str())).map(|(_, schema)| schema)
 }
 
+/// The paths of the document.
+fn paths(document: &mut Value) -> impl Iterator<Item = (&String, &mut Value)> {
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    paths.into_iter().flat_map(|paths| paths.iter_mut())
+}
+
 /// Where a body may be a form or JSON, the page offers what comes first: let
 /// that be the form, which has a button to choose a file.
 fn put_forms_first(document: &mut Value) {
-    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
-    for operations in paths.into_iter().flat_map(|paths| paths.values_mut()) {
+    for (_, operations) in paths(document) {
         let content = operations.pointer_mut("/post/requestBody/content");
         if let Some(content) = content.and_then(Value::as_object_mut)
             && let Some(json) = content.shift_remove("application/json")
         {
             content.insert("application/json".to_owned(), json);
         }
+    }
+}
+
+/// Says that no endpoint does without its body.
+fn require_bodies(document: &mut Value) {
+    for (_, operations) in paths(document) {
+        if let Some(body) = operations.pointer_mut("/post/requestBody") {
+            body["required"] = true.into();
+        }
+    }
+}
+
+/// Says how a key is sent, so that the page has a field for it, and what needs none.
+fn ask_for_keys(document: &mut Value, prefix: &str) {
+    document["components"]["securitySchemes"] = json!({
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "azure": {"type": "apiKey", "in": "header", "name": "api-key"},
+    });
+    document["security"] = json!([{"bearer": []}, {"azure": []}]);
+    let files = format!("{prefix}/images/files/");
+    let is_open = |path: &str| path == "/" || path == "/health" || path.starts_with(&files);
+    for (_, operations) in paths(document).filter(|(path, _)| is_open(path)) {
+        operations["get"]["security"] = json!([]);
     }
 }
 
@@ -231,8 +272,7 @@ fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
 /// a seed.
 fn fill_in_bodies(document: &mut Value) {
     let schemas: Vec<(String, Value)> = request_schemas_by_name(document);
-    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
-    for operations in paths.into_iter().flat_map(|paths| paths.values_mut()) {
+    for (_, operations) in paths(document) {
         let Some(body) = operations.pointer_mut("/post/requestBody/content/application~1json")
         else {
             continue;

@@ -248,7 +248,7 @@ impl Masking {
     /// Says what has no effect without a mask.
     pub(super) fn without_mask(self, warnings: &mut Vec<String>) {
         let given = [
-            ("preserve_unmasked", self.preserve_unmasked.is_some()),
+            ("preserve_unmasked", self.preserve_unmasked == Some(false)),
             ("padding_mask_crop", self.crop_padding.is_some()),
         ];
         for (name, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
