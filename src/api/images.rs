@@ -182,6 +182,7 @@ async fn fulfil(
 
     let mut inputs = inputs.decode(state.config.decode_limits()).await?;
     parameters.warnings.append(&mut inputs.warnings);
+    let mask_convention = inputs.mask_convention;
     let task = task_of(endpoint, &parameters, inputs, state.images.info())?;
     let recipe = parameters.recipe(endpoint, &task, &state);
     let request = parameters.request(task);
@@ -195,6 +196,7 @@ async fn fulfil(
         format,
         recipe,
         software: format!("{} {}", state.config.app_name, state.config.app_version),
+        mask_convention,
         warnings: parameters.warnings,
     };
     match delivery {

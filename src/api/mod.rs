@@ -6,12 +6,14 @@
 //! is what comes back, and `error` the one table of what does not.
 
 mod auth;
+mod data_url;
 mod docs;
 mod endpoint;
 mod error;
 mod fields;
 mod form;
 mod images;
+mod masks;
 mod meta;
 mod origin;
 mod parameters;

@@ -24,6 +24,7 @@ fn model() -> ModelInfo {
         image_area: 512 * 512,
         edit_kind: EditKind::Instruction,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
+        takes_transparency: false,
         has_condition_picture: false,
         device: String::new(),
         dtype: String::new(),

@@ -8,6 +8,7 @@
 mod canvas;
 mod error;
 mod mask;
+mod transparency;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,7 @@ use crate::domain::{
 };
 use crate::model::{DiffusionModel, EditKind, Generation, LoadError, ModelInfo};
 use canvas::Canvas;
+use transparency::Ground;
 use worker::{Job, Previews, Worker};
 
 /// What the service can be told.
@@ -181,11 +183,14 @@ impl ImageService {
         framing: Framing,
         previews: usize,
     ) -> Result<Ticket, ServiceError> {
-        let canvas = Arc::new(Canvas::plan(&request.task, self.info(), framing)?);
+        let mut canvas = Canvas::plan(&request.task, self.info(), framing)?;
+        let ground = Ground::for_task(&request.task, self.info(), framing);
+        canvas.notes.extend(ground.note());
+        let canvas = Arc::new(canvas);
         request.size = canvas.model_size;
         let preparing = Arc::clone(&canvas);
         let request = off_the_runtime(move || {
-            let task = preparing.prepare(request.task);
+            let task = preparing.prepare(ground.lay_under(request.task));
             ImageRequest { task, ..request }
         });
         let (answer, previews) = self.enqueue(request.await?, previews)?;

@@ -20,6 +20,7 @@ mod http_meta;
 mod hub_download;
 mod layers;
 mod lora;
+mod pictures;
 mod queue;
 mod regions;
 mod support;

@@ -72,6 +72,7 @@ pub(crate) fn info() -> ModelInfo {
         image_area: 256 * 256,
         edit_kind: EditKind::Instruction,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
+        takes_transparency: false,
         has_condition_picture: false,
         device: "cpu".to_owned(),
         dtype: "float32".to_owned(),
