@@ -172,7 +172,7 @@ fn warm_up_picture(config: &WarmupConfig, limits: DecodeLimits) -> Result<Option
     let Some(path) = config.image_path.as_ref().filter(|_| config.enabled) else {
         return Ok(None);
     };
-    let read = || -> Result<Picture> { Ok(codec::decode(&std::fs::read(path)?, limits)?) };
+    let read = || -> Result<Picture> { Ok(codec::decode(&std::fs::read(path)?, limits)?.picture) };
     let picture = read().with_context(|| format!("warm-up picture {}", path.display()))?;
     Ok(Some(picture))
 }

@@ -191,6 +191,7 @@ async fn fulfil(
 
     let mut inputs = inputs.decode(state.config.decode_limits()).await?;
     parameters.warnings.append(&mut inputs.warnings);
+    let mask_convention = inputs.mask_convention;
     let task = task_of(endpoint, &parameters, inputs, state.images.info())?;
     if let Task::Decompose { layers, .. } = &task {
         parameters.output.check_count("layers", layers.get())?;
@@ -207,6 +208,7 @@ async fn fulfil(
         format,
         recipe,
         software: format!("{} {}", state.config.app_name, state.config.app_version),
+        mask_convention,
         warnings: parameters.warnings,
     };
     match delivery {

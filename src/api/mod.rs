@@ -8,12 +8,14 @@
 mod accept;
 mod address;
 mod auth;
+mod data_url;
 mod docs;
 mod endpoint;
 mod error;
 mod fields;
 mod form;
 mod images;
+mod masks;
 mod meta;
 mod origin;
 mod parameters;

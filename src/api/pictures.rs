@@ -1,27 +1,20 @@
 //! The input pictures of a request: found among its fields, then decoded.
 
 use axum::body::Bytes;
-use base64::Engine;
-use base64::alphabet;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
 
+use super::data_url::{self, is_data_url};
 use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::fields::{Fields, RawValue, wrong_type};
+use super::masks;
+use super::wire::MaskConvention;
 use crate::domain::{GreyImage, Picture, ValidationError};
-use crate::imaging::codec::{self, DecodeLimits};
+use crate::imaging::codec::{self, DecodeLimits, DroppedProfile};
 use crate::model::ModelInfo;
 
 /// OpenAI's limit on input pictures.
 const MAX_PICTURES: usize = 16;
-
-/// Standard base64 with or without its padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// The pictures of a request, not decoded yet.
 #[derive(Debug)]
@@ -36,6 +29,8 @@ pub(super) struct DecodedInputs {
     pub(super) images: Vec<Picture>,
     /// Of the size of the first of them; bright where it is to be made anew.
     pub(super) mask: Option<GreyImage>,
+    /// How the mask was understood.
+    pub(super) mask_convention: Option<MaskConvention>,
     /// What the client should know of how they were read: sentences.
     pub(super) warnings: Vec<String>,
 }
@@ -88,21 +83,24 @@ impl Inputs {
     /// 400 naming the picture that is none, is too large, or does not fit the
     /// others.
     pub(super) async fn decode(self, limits: DecodeLimits) -> Result<DecodedInputs, ApiError> {
-        if self.images.is_empty() {
-            return Ok(DecodedInputs { images: Vec::new(), mask: None, warnings: Vec::new() });
-        }
         tokio::task::spawn_blocking(move || self.decode_blocking(limits)).await?
     }
 
     fn decode_blocking(self, limits: DecodeLimits) -> Result<DecodedInputs, ApiError> {
-        let images = self.images.into_iter().map(|picture| picture.decode(limits));
-        let images = images.collect::<Result<Vec<_>, _>>()?;
-        let mask = self.mask.map(|mask| mask.decode(limits)).transpose()?;
-        if let (Some(mask), Some(image)) = (&mask, images.first()) {
-            check_mask_size(mask, image)?;
+        let mut warnings = Vec::new();
+        let mut images = Vec::new();
+        for picture in self.images {
+            images.push(picture.decode(limits, &mut warnings)?);
         }
-        let mask = mask.as_ref().map(repainted);
-        Ok(DecodedInputs { images, mask, warnings: Vec::new() })
+        let (mut mask, mut mask_convention) = (None, None);
+        if let (Some(picture), Some(image)) = (self.mask, images.first()) {
+            let picture = picture.decode(limits, &mut warnings)?;
+            check_mask_size(&picture, image)?;
+            let read = masks::read(&picture)?;
+            (mask, mask_convention) = (Some(read.bright), Some(read.convention));
+            warnings.extend(read.doubt);
+        }
+        Ok(DecodedInputs { images, mask, mask_convention, warnings })
     }
 }
 
@@ -119,26 +117,6 @@ fn check_mask_size(mask: &Picture, image: &Picture) -> Result<(), ValidationErro
     Err(ValidationError::new("mask", "invalid_value", message))
 }
 
-/// Where a mask says to paint: where it is transparent, as OpenAI's clients have
-/// it; where it is white if it is opaque throughout, as others have it.
-fn repainted(mask: &Picture) -> GreyImage {
-    let pixels: Vec<u8> = match mask.alpha() {
-        Some(alpha) => alpha.pixels().iter().map(|alpha| u8::MAX - alpha).collect(),
-        None => mask.colour().pixels().chunks_exact(3).map(luminance).collect(),
-    };
-    let grey = GreyImage::new(mask.width(), mask.height(), pixels);
-    // A grey picture of the same sides has a byte a pixel, as made above.
-    grey.unwrap_or_else(|_| unreachable!("a picture has at least one pixel"))
-}
-
-/// Pillow's conversion to `L`.
-fn luminance(pixel: &[u8]) -> u8 {
-    const WEIGHTS: [u32; 3] = [19_595, 38_470, 7_471];
-    let sum: u32 =
-        pixel.iter().zip(WEIGHTS).map(|(value, weight)| u32::from(*value) * weight).sum();
-    u8::try_from((sum + 0x8000) >> 16).unwrap_or(u8::MAX)
-}
-
 /// Takes the mask: a file of a form, or an object with a data URL.
 fn take_mask(fields: &mut Fields) -> Result<Option<RawPicture>, ValidationError> {
     let mut given = fields.take_all(&["mask"]);
@@ -149,7 +127,9 @@ fn take_mask(fields: &mut Fields) -> Result<Option<RawPicture>, ValidationError>
             return Err(ValidationError::new("mask", "invalid_value", message));
         }
         (Some(RawValue::File(bytes)), true) => Content::File(bytes),
-        (Some(RawValue::Json(reference)), true) => Content::DataUrl(data_url("mask", reference)?),
+        (Some(RawValue::Json(reference)), true) => {
+            Content::DataUrl(referenced_url("mask", reference)?)
+        }
         (Some(RawValue::Text(text)), true) => Content::DataUrl(text_url("mask", &text)?),
     };
     Ok(Some(RawPicture { field: "mask", number: 1, content }))
@@ -185,7 +165,7 @@ fn take_images(
         };
         field = "images";
         for reference in references {
-            contents.push(Content::DataUrl(data_url("images", reference)?));
+            contents.push(Content::DataUrl(referenced_url("images", reference)?));
         }
     }
     let max_pictures = max_pictures.min(MAX_PICTURES);
@@ -221,7 +201,7 @@ fn text_url(field: &'static str, text: &[u8]) -> Result<String, ValidationError>
 
 /// The data URL of an item of `images`. Files of OpenAI's Files API and
 /// addresses are not fetched: this server opens no connections for clients.
-fn data_url(field: &'static str, reference: Value) -> Result<String, ValidationError> {
+fn referenced_url(field: &'static str, reference: Value) -> Result<String, ValidationError> {
     let refuse = |message: &str| {
         let message = format!("Invalid '{field}': {message}.");
         Err(ValidationError::new(field, "invalid_value", message))
@@ -244,12 +224,9 @@ fn data_url(field: &'static str, reference: Value) -> Result<String, ValidationE
     }
 }
 
-fn is_data_url(url: &str) -> bool {
-    url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
-}
-
 impl RawPicture {
-    fn decode(self, limits: DecodeLimits) -> Result<Picture, ApiError> {
+    /// What is to be seen of it; `warnings` gets what is not.
+    fn decode(self, limits: DecodeLimits, warnings: &mut Vec<String>) -> Result<Picture, ApiError> {
         let Self { field, number, content } = self;
         let refuse = |reason: String| ApiError::BadPicture {
             field,
@@ -260,45 +237,29 @@ impl RawPicture {
         };
         let bytes = match content {
             Content::File(bytes) => bytes,
-            Content::DataUrl(url) => decode_data_url(&url)
+            Content::DataUrl(url) => data_url::decode(&url)
                 .map(Bytes::from)
                 .map_err(|reason| refuse(reason.to_owned()))?,
         };
-        codec::decode(&bytes, limits).map_err(|error| refuse(error.to_string()))
+        let decoded = codec::decode(&bytes, limits).map_err(|error| refuse(error.to_string()))?;
+        warnings.extend(decoded.dropped_profile.map(|dropped| of_profile(&dropped, field, number)));
+        Ok(decoded.picture)
     }
 }
 
-fn decode_data_url(url: &str) -> Result<Vec<u8>, &'static str> {
-    let (head, data) = url.split_once(',').ok_or("the data URL has no comma")?;
-    if !head.to_ascii_lowercase().ends_with(";base64") {
-        return Err("the data URL is not base64");
-    }
-    BASE64.decode(data.trim_ascii()).map_err(|_error| "the data URL holds invalid base64")
+/// The warning about a colour profile.
+fn of_profile(dropped: &DroppedProfile, field: &str, number: usize) -> String {
+    let name = dropped.description.as_ref().map(|name| format!(" \"{name}\""));
+    let (name, reason) = (name.unwrap_or_default(), dropped.reason);
+    format!(
+        "The colour profile{name} of picture {number} in '{field}' was dropped: {reason}. The \
+         picture's numbers were taken for sRGB."
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::RgbImage;
-
-    #[test]
-    fn a_mask_paints_where_it_is_transparent_and_an_opaque_one_where_it_is_white() {
-        let colour = RgbImage::new(3, 1, vec![255, 255, 255, 0, 0, 0, 255, 0, 0]).unwrap();
-        let alpha = GreyImage::new(3, 1, vec![255, 0, 100]).unwrap();
-
-        assert_eq!(repainted(&colour.clone().into()).pixels(), [255, 0, 76]);
-        let glassy = Picture::with_alpha(colour, alpha).unwrap();
-        assert_eq!(repainted(&glassy).pixels(), [0, 255, 155]);
-    }
-
-    #[test]
-    fn data_urls_are_base64_with_or_without_padding() {
-        assert_eq!(decode_data_url("data:image/png;base64,aGk=").unwrap(), b"hi");
-        assert_eq!(decode_data_url("DATA:;BASE64,aGk").unwrap(), b"hi");
-        for wrong in ["data:", "data:,hi", "data:image/png;base64,@@", "data:base64,aGk="] {
-            assert!(decode_data_url(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn only_data_urls_are_references() {
@@ -313,7 +274,11 @@ mod tests {
             serde_json::json!("data:,"),
             serde_json::json!(7),
         ] {
-            assert_eq!(data_url("images", wrong.clone()).unwrap_err().field, "images", "{wrong}");
+            assert_eq!(
+                referenced_url("images", wrong.clone()).unwrap_err().field,
+                "images",
+                "{wrong}"
+            );
         }
     }
 }

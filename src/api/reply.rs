@@ -13,7 +13,7 @@ use super::quality::Quality;
 use super::recipe::Recipe;
 use super::request_log::WorkDone;
 use super::state::{AppState, unix_seconds};
-use super::wire::{self, Background, ImageData, ImagesResponse};
+use super::wire::{self, Background, ImageData, ImagesResponse, MaskConvention};
 use crate::domain::{Picture, Seed, ValidationError};
 use crate::imaging::codec::{self, OutputFormat};
 use crate::imaging::provenance;
@@ -29,6 +29,7 @@ pub(super) struct ReplyFacts {
     pub(super) format: OutputFormat,
     pub(super) recipe: Recipe,
     pub(super) software: String,
+    pub(super) mask_convention: Option<MaskConvention>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -144,6 +145,7 @@ fn body(
         quality: facts.quality.name(),
         output_format: facts.format.name(),
         background: Background::of(is_transparent),
+        mask_convention: facts.mask_convention,
         usage: generation.usage.into(),
         warnings: facts.warnings,
     };

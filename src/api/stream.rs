@@ -104,6 +104,7 @@ impl Streaming {
             let event = encoded(move || {
                 let mut event = image_event(&facts, kind, &picture, seed)?;
                 event.usage = Some(usage.into());
+                event.mask_convention = facts.mask_convention;
                 event.warnings = [facts.warnings.clone(), generation.warnings].concat();
                 sse(&event.kind, &event)
             });
@@ -143,6 +144,7 @@ fn image_event(
         kind,
         b64_json: STANDARD.encode(facts.file_of(picture, seed)?),
         partial_image_index: None,
+        mask_convention: None,
         created_at: unix_seconds(),
         size: size_of(picture),
         quality: facts.quality.name(),

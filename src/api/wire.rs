@@ -49,6 +49,9 @@ pub(super) struct ImagesResponse {
     #[schema(example = "png")]
     pub(super) output_format: &'static str,
     pub(super) background: Background,
+    /// How the mask was understood; only with a mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mask_convention: Option<MaskConvention>,
     pub(super) usage: Usage,
     /// What was accepted without effect; left out if there is nothing to say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -132,6 +135,9 @@ pub(super) struct ImageEvent {
     /// With the finished picture only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usage: Option<Usage>,
+    /// How the mask was understood; only with the finished picture, and a mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mask_convention: Option<MaskConvention>,
     /// The seed that makes this picture again.
     pub(super) seed: u64,
     /// What was accepted without effect; left out if there is nothing to say.
@@ -152,6 +158,16 @@ impl Background {
     pub(super) fn of(is_transparent: bool) -> Self {
         if is_transparent { Self::Transparent } else { Self::Opaque }
     }
+}
+
+/// Where a mask says that a picture is to be made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MaskConvention {
+    /// Where it is transparent: OpenAI's.
+    Transparent,
+    /// Where it is white: that of most other programs.
+    White,
 }
 
 /// A model, as OpenAI lists it.

@@ -160,6 +160,22 @@ impl Picture {
         Ok(Self { colour, alpha: Some(alpha) })
     }
 
+    /// What is seen of it on a ground of one colour.
+    ///
+    /// Source: Pillow 13.0, `Image.paste` with a mask (`Paste.c`, `BLEND`).
+    #[must_use]
+    pub fn over(&self, ground: [u8; 3]) -> RgbImage {
+        let Some(alpha) = &self.alpha else {
+            return self.colour.clone();
+        };
+        let pixels = self.colour.pixels.chunks_exact(3).zip(&alpha.pixels);
+        let mixed = pixels.flat_map(|(colour, alpha)| {
+            [0, 1, 2].map(|channel| blend(ground[channel], colour[channel], *alpha))
+        });
+        let (width, height) = (self.colour.width, self.colour.height);
+        RgbImage { width, height, pixels: mixed.collect() }
+    }
+
     /// The colours, with transparency disregarded as PIL's `convert("RGB")` does.
     #[must_use]
     pub fn colour(&self) -> &RgbImage {
@@ -183,6 +199,12 @@ impl Picture {
     pub fn height(&self) -> usize {
         self.colour.height()
     }
+}
+
+/// `over`, as much as `share` of 255 says, on `under`; rounded.
+fn blend(under: u8, over: u8, share: u8) -> u8 {
+    let sum = u32::from(under) * u32::from(u8::MAX - share) + u32::from(over) * u32::from(share);
+    u8::try_from((sum + 127) / 255).unwrap_or(u8::MAX)
 }
 
 impl From<RgbImage> for Picture {
@@ -212,6 +234,17 @@ mod tests {
         assert!(Picture::with_alpha(colour.clone(), alpha(2, 1)).unwrap().alpha().is_some());
         assert!(Picture::with_alpha(colour.clone(), alpha(1, 2)).is_err());
         assert_eq!(Picture::from(colour).alpha(), None);
+    }
+
+    #[test]
+    fn of_what_is_transparent_the_ground_is_seen() {
+        let colour = RgbImage::new(3, 1, vec![9, 8, 7, 200, 100, 0, 9, 8, 7]).unwrap();
+        let alpha = GreyImage::new(3, 1, vec![0, 128, 255]).unwrap();
+        let picture = Picture::with_alpha(colour, alpha).unwrap();
+
+        let seen = picture.over([255, 255, 255]);
+
+        assert_eq!(seen.pixels(), [255, 255, 255, 227, 177, 127, 9, 8, 7]);
     }
 
     #[test]

@@ -218,6 +218,9 @@ pub struct ModelInfo {
     pub edit_kind: EditKind,
     /// The name that its strength of guidance has.
     pub guidance_parameter: GuidanceParameter,
+    /// Whether it takes transparency. The others are shown pictures that are opaque:
+    /// whoever asks lays those that are not on a ground first.
+    pub takes_transparency: bool,
     /// Whether the encoder sees a copy of the picture of its own size, so that
     /// `condition_area` acts.
     pub has_condition_picture: bool,

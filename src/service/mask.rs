@@ -37,18 +37,54 @@ impl Seam {
             return made;
         }
         let (old, new) = (self.input.colour().pixels(), made.colour().pixels());
-        let mix = |(index, (old, new)): (usize, (&u8, &u8))| {
-            let share = u32::from(self.share[index / 3]);
-            let mixed = u32::from(*old) * (255 - share) + u32::from(*new) * share;
-            u8::try_from((mixed + 127) / 255).unwrap_or(u8::MAX)
-        };
-        let pixels = old.iter().zip(new).enumerate().map(mix).collect();
-        let colour = RgbImage::new(made.width(), made.height(), pixels);
+        let alpha = self.input.alpha().map(GreyImage::pixels);
+        let mut pixels = Vec::with_capacity(old.len());
+        let mut opacities = Vec::with_capacity(self.share.len());
+        for (at, share) in self.share.iter().enumerate() {
+            let weights = Weights::of(alpha.map_or(u8::MAX, |alpha| alpha[at]), *share);
+            let channels = old[3 * at..].iter().zip(&new[3 * at..]).take(3);
+            pixels.extend(channels.map(|(old, new)| weights.mix(*old, *new)));
+            opacities.push(weights.opacity());
+        }
+        let (width, height) = (made.width(), made.height());
+        let colour = RgbImage::new(width, height, pixels);
         let colour = colour.unwrap_or_else(|_| made.colour().clone());
-        // The transparency is the input's: the new picture has none.
-        let alpha = self.input.alpha().cloned();
+        let opacities = GreyImage::new(width, height, opacities).ok();
+        let opacities = opacities.filter(|all| all.pixels().iter().any(|one| *one != u8::MAX));
         let whole = |alpha| Picture::with_alpha(colour.clone(), alpha).ok();
-        alpha.and_then(whole).unwrap_or_else(|| colour.into())
+        opacities.and_then(whole).unwrap_or_else(|| colour.into())
+    }
+}
+
+/// How much the two pictures count in a pixel, each of 255 times 255.
+///
+/// The old one counts as much as it is seen: a colour that is hidden by transparency
+/// does not come out where the new picture, which is opaque, fades in.
+#[derive(Debug, Clone, Copy)]
+struct Weights {
+    old: u32,
+    new: u32,
+}
+
+impl Weights {
+    fn of(opacity: u8, share: u8) -> Self {
+        Self {
+            old: u32::from(opacity) * u32::from(u8::MAX - share),
+            new: u32::from(u8::MAX) * u32::from(share),
+        }
+    }
+
+    fn mix(self, old: u8, new: u8) -> u8 {
+        let whole = self.old + self.new;
+        if whole == 0 {
+            return old;
+        }
+        let sum = u32::from(old) * self.old + u32::from(new) * self.new;
+        u8::try_from((sum + whole / 2) / whole).unwrap_or(u8::MAX)
+    }
+
+    fn opacity(self) -> u8 {
+        u8::try_from((self.old + self.new + 127) / 255).unwrap_or(u8::MAX)
     }
 }
 
@@ -117,6 +153,27 @@ mod tests {
         assert_eq!((red(1, 1), red(4, 1), red(7, 4), red(0, 8)), (10, 10, 10, 10));
         assert_eq!(red(4, 4), 210);
         assert!((60..200).contains(&red(2, 4)), "{}", red(2, 4));
+    }
+
+    #[test]
+    fn transparency_stays_outside_the_mask_and_hidden_colours_never_come_out() {
+        let made = || Picture::from(RgbImage::filled(9, 9, [210, 120, 130]));
+        let hidden = |colour: [u8; 3]| {
+            let alpha = GreyImage::new(9, 9, vec![0; 81]).unwrap();
+            Picture::with_alpha(RgbImage::filled(9, 9, colour), alpha).unwrap()
+        };
+        let whole = |input| Seam::new(input, &mask()).lay_over(made());
+
+        let (red, black) = (whole(hidden([255, 0, 0])), whole(hidden([0; 3])));
+
+        assert_eq!(red.colour().pixels()[..3], [255, 0, 0]);
+        let alpha = red.alpha().unwrap().pixels();
+        assert_eq!((alpha[0], alpha[4 * 9 + 4]), (0, 255));
+        assert!((1..255).contains(&alpha[2 * 9 + 4]), "{}", alpha[2 * 9 + 4]);
+        for at in (0..81).filter(|at| alpha[*at] > 0) {
+            let of = |picture: &Picture| picture.colour().pixels()[3 * at..3 * at + 3].to_vec();
+            assert_eq!((of(&red), of(&black)), (vec![210, 120, 130], vec![210, 120, 130]));
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod canvas;
 mod error;
 mod mask;
+mod transparency;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,7 @@ use crate::domain::{
 };
 use crate::model::{DiffusionModel, EditKind, Generation, LoadError, ModelInfo};
 use canvas::Canvas;
+use transparency::Ground;
 use worker::{Job, Previews, Worker};
 
 /// What the service can be told.
@@ -185,8 +187,10 @@ impl ImageService {
     ) -> Result<Ticket, ServiceError> {
         let shared = Arc::clone(&self.shared);
         let planning = off_the_runtime(move || {
-            let (canvas, task) = Canvas::plan(request.task, &shared.info, framing)?;
-            let size = canvas.model_size;
+            let ground = Ground::for_task(&request.task, &shared.info, framing);
+            let (mut canvas, task) = Canvas::plan(request.task, &shared.info, framing)?;
+            canvas.notes.extend(ground.note());
+            let (size, task) = (canvas.model_size, ground.lay_under(task));
             Ok::<_, ValidationError>((Arc::new(canvas), ImageRequest { task, size, ..request }))
         });
         let (canvas, request) = planning.await??;

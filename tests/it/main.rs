@@ -26,6 +26,7 @@ mod http_wire;
 mod hub_download;
 mod layers;
 mod lora;
+mod pictures;
 mod queue;
 mod regions;
 mod sizes;

@@ -38,6 +38,15 @@ const DRAWING: &str = concat!(
     "gDbJAvZ9u/hPj3O0ap1slgACCPB3gEgkKtALisMhb1ocrqcAAAAASUVORK5CYII=",
 );
 
+/// What an input picture may be.
+const FILE: &str = "The picture to vary: PNG, JPEG, WebP, GIF, BMP, TIFF or ICO; of an animation \
+                    the first picture. EXIF's or XMP's orientation and the colour profile are \
+                    applied.";
+const FILES: &str = "The pictures to edit: PNG, JPEG, WebP, GIF, BMP, TIFF or ICO; of an animation \
+                     the first picture. EXIF's or XMP's orientation and the colour profile are \
+                     applied; a transparent picture is shown to the model on white, unless it \
+                     takes transparency. `image[]` works as well.";
+
 fn inputs() -> Vec<Field> {
     let file = |text: &str| json!({"type": "string", "format": "binary", "description": text});
     let reference = json!({
@@ -54,7 +63,7 @@ fn inputs() -> Vec<Field> {
         "type": "array",
         "items": {"type": "string", "format": "binary"},
         "maxItems": 16,
-        "description": "The pictures to edit: PNG, JPEG or WebP. `image[]` works as well.",
+        "description": FILES,
     });
     let prompt = json!({
         "type": "string",
@@ -69,14 +78,16 @@ fn inputs() -> Vec<Field> {
         "description": "Words to go by.",
         "example": "A red boat on a quiet lake",
     });
-    let mask_text = "Where to paint: where it is transparent, or, if it is opaque throughout, \
-                     where it is white. Of the picture's size.";
+    let mask_text = "Where to paint: where it is transparent, or, if it is opaque, where it is \
+                     white and not black. Of the picture's size. The reply's \
+                     `mask_convention` says which of the two it was taken for; one that marks \
+                     nothing is refused.";
     let mut mask_object = reference.clone();
     mask_object["description"] = mask_text.into();
     vec![
         ("picture", &[Replay], file("A picture that this server made.")),
         ("image", &[Form], files),
-        ("image", &[Variation], file("The picture to vary: PNG, JPEG or WebP.")),
+        ("image", &[Variation], file(FILE)),
         ("image", &[Replay], file("The picture that was edited, if one was.")),
         (
             "images",

@@ -108,6 +108,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         fills_beyond_input: defaults.fills_beyond_input(),
         edit_kind: variant.edit_kind,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
+        takes_transparency: variant.image_channels > 3,
         has_condition_picture: matches!(variant.shown, Shown::Copy { .. }),
         device: crate::device::device_name(&context.device),
         dtype: crate::model::precision::precision_name(

@@ -151,6 +151,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         fills_beyond_input: defaults.fills_beyond_input(),
         edit_kind: EditKind::ImageToImage,
         guidance_parameter: GuidanceParameter::GuidanceScale,
+        takes_transparency: false,
         has_condition_picture: false,
         device: crate::device::device_name(&context.device),
         dtype: crate::device::dtype_name(context.dtype).to_owned(),

@@ -26,6 +26,7 @@ fn model() -> ModelInfo {
         fills_beyond_input: true,
         edit_kind: EditKind::Instruction,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
+        takes_transparency: false,
         has_condition_picture: false,
         device: String::new(),
         dtype: String::new(),

@@ -49,5 +49,5 @@ fn crc32(bytes: &[u8]) -> u32 {
 /// Reads a file that the server made.
 pub(crate) fn decode(bytes: &[u8]) -> RgbImage {
     let limits = DecodeLimits { max_bytes: 1 << 30, max_side: 10_000, max_pixels: 10_000_000 };
-    codec::decode(bytes, limits).unwrap().colour().clone()
+    codec::decode(bytes, limits).unwrap().picture.colour().clone()
 }

@@ -74,6 +74,7 @@ pub(crate) fn info() -> ModelInfo {
         fills_beyond_input: true,
         edit_kind: EditKind::Instruction,
         guidance_parameter: GuidanceParameter::TrueCfgScale,
+        takes_transparency: false,
         has_condition_picture: false,
         device: "cpu".to_owned(),
         dtype: "float32".to_owned(),

@@ -1,0 +1,130 @@
+//! Pictures to files: PNG, JPEG and WebP.
+
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::PngEncoder;
+use image::codecs::webp::WebPEncoder;
+use image::{ExtendedColorType, ImageEncoder};
+
+use crate::domain::Picture;
+
+/// What is seen behind a transparent picture in a format that knows no transparency.
+const BACKGROUND: [u8; 3] = [255; 3];
+
+/// A file format to [`encode`] to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// Lossless.
+    Png,
+    /// Lossy.
+    Jpeg {
+        /// From 1 (smallest file) to 100 (best picture); 0 counts as 1.
+        quality: u8,
+    },
+    /// Lossy below 100, lossless at 100.
+    Webp {
+        /// From 0 (smallest file) to 100 (the very pixels).
+        quality: u8,
+    },
+}
+
+impl OutputFormat {
+    /// The media type of its files.
+    #[must_use]
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg { .. } => "image/jpeg",
+            Self::Webp { .. } => "image/webp",
+        }
+    }
+
+    /// OpenAI's word for the format.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg { .. } => "jpeg",
+            Self::Webp { .. } => "webp",
+        }
+    }
+}
+
+/// A picture could not be written in a format.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot encode a {width}x{height} picture as {format}")]
+pub struct EncodeError {
+    width: usize,
+    height: usize,
+    format: &'static str,
+    source: image::ImageError,
+}
+
+/// Writes a picture as a file of `format`. JPEG knows no transparency: there it
+/// lies on white.
+///
+/// # Errors
+/// [`EncodeError`] if the format cannot hold it: a side of WebP has at most
+/// 16,384 pixels, of JPEG 65,535.
+pub fn encode(image: &Picture, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
+    let mut bytes = Vec::new();
+    let written = match format {
+        OutputFormat::Png => write(image, PngEncoder::new(&mut bytes)),
+        OutputFormat::Jpeg { quality } => write(
+            &image.over(BACKGROUND).into(),
+            JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100)),
+        ),
+        OutputFormat::Webp { quality: 100.. } => {
+            write(image, WebPEncoder::new_lossless(&mut bytes))
+        }
+        OutputFormat::Webp { quality } => write_lossy_webp(image, quality, &mut bytes),
+    };
+    written.map_err(|source| EncodeError {
+        width: image.width(),
+        height: image.height(),
+        format: format.name(),
+        source,
+    })?;
+    Ok(bytes)
+}
+
+/// The `image` crate writes WebP without loss only; this is libwebp.
+fn write_lossy_webp(
+    image: &Picture,
+    quality: u8,
+    bytes: &mut Vec<u8>,
+) -> Result<(), image::ImageError> {
+    let too_large = || {
+        let kind = image::error::ParameterErrorKind::DimensionMismatch;
+        image::ImageError::Parameter(image::error::ParameterError::from_kind(kind))
+    };
+    let side = |side: usize| u32::try_from(side).map_err(|_| too_large());
+    let (width, height) = (side(image.width())?, side(image.height())?);
+    let pixels = interleaved(image);
+    let encoder = match image.alpha() {
+        Some(_) => webp::Encoder::from_rgba(&pixels, width, height),
+        None => webp::Encoder::from_rgb(&pixels, width, height),
+    };
+    let encoded = encoder.encode_simple(false, f32::from(quality)).map_err(|_| too_large())?;
+    bytes.extend_from_slice(&encoded);
+    Ok(())
+}
+
+/// Three bytes a pixel, or four if it has transparency.
+fn interleaved(image: &Picture) -> std::borrow::Cow<'_, [u8]> {
+    let colours = image.colour().pixels();
+    let Some(alpha) = image.alpha() else {
+        return colours.into();
+    };
+    let pixels = colours.chunks_exact(3).zip(alpha.pixels());
+    pixels.flat_map(|(colour, alpha)| colour.iter().chain([alpha])).copied().collect()
+}
+
+fn write(image: &Picture, encoder: impl ImageEncoder) -> Result<(), image::ImageError> {
+    let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+    let (width, height) = (side(image.width()), side(image.height()));
+    let colour_type = match image.alpha() {
+        Some(_) => ExtendedColorType::Rgba8,
+        None => ExtendedColorType::Rgb8,
+    };
+    encoder.write_image(&interleaved(image), width, height, colour_type)
+}

@@ -1,0 +1,237 @@
+//! Colour profiles: what a file's numbers look like, in sRGB.
+//!
+//! As Pillow's `ImageCms.profileToProfile` to its own sRGB does by default: perceptual
+//! intent, and the black of a profile of tables becomes black. The conversion is moxcms's,
+//! in 16 bits, and the last step to 8 bits rounds.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use moxcms::{
+    ColorProfile, DataColorSpace, Layout, ProfileClass, ProfileText, RenderingIntent,
+    Transform16BitExecutor, TransformOptions,
+};
+
+use super::error::{DroppedProfile, ProfileFault};
+use super::raster::{ColourSpace, Raster, Samples};
+
+/// The longest profile that is used. Those of printing presses have up to three mebibytes.
+pub(super) const MAX_PROFILE_BYTES: usize = 8 << 20;
+
+/// Pixels that are converted at a time.
+const BATCH: usize = 1 << 14;
+
+/// Steps of 16 bits in one of 8.
+const LEVEL: u16 = 257;
+
+/// How light the black of tables is in version 4 of profiles, with perceptual intent.
+///
+/// Source: ICC.1:2022, 6.3.3 (`Y` of the reference medium's black point).
+const REFERENCE_BLACK: f32 = 0.003_473_1;
+/// A profile whose black is lighter than this L* of 50 is of something else than ink.
+///
+/// Source: Little CMS 2.16, `cmssamp.c`, `BlackPointAsDarkerColor`.
+const LIGHTEST_BLACK: f32 = 0.184_187;
+
+/// Points of each channel, among which a conversion is held against doing nothing.
+const PROBES: u16 = 16;
+
+/// `raster` in sRGB. One whose profile is sRGB itself, and one whose profile cannot be
+/// used, is given back as it was.
+pub(super) fn to_srgb(raster: Raster, icc: &[u8]) -> (Raster, Option<DroppedProfile>) {
+    if icc.len() > MAX_PROFILE_BYTES {
+        let reason = ProfileFault::TooLarge;
+        return (raster, Some(DroppedProfile { description: None, reason }));
+    }
+    // A profile may be hostile, too; then the picture still stands.
+    let conversion = catch_unwind(AssertUnwindSafe(|| Conversion::new(icc, raster.space)));
+    let damaged = DroppedProfile { description: None, reason: ProfileFault::Damaged };
+    match conversion.unwrap_or(Err(damaged)) {
+        Ok(Some(conversion)) => conversion.apply(raster),
+        Ok(None) => (raster, None),
+        Err(dropped) => (raster, Some(dropped)),
+    }
+}
+
+/// A way from the numbers of a profile to sRGB.
+struct Conversion {
+    description: Option<String>,
+    transform: Arc<Transform16BitExecutor>,
+    /// Numbers of a pixel before it.
+    channels: usize,
+    /// Light of what becomes black, of 1.
+    black: f32,
+}
+
+impl Conversion {
+    /// `None` if there is nothing to be done.
+    fn new(icc: &[u8], space: ColourSpace) -> Result<Option<Self>, DroppedProfile> {
+        let dropped = |description, reason| DroppedProfile { description, reason };
+        let profile = ColorProfile::new_from_slice(icc)
+            .map_err(|_broken| dropped(None, ProfileFault::Damaged))?;
+        let description = profile.description.as_ref().and_then(name_of);
+        let refuse = |reason| Err(dropped(description.clone(), reason));
+        if matches!(
+            profile.profile_class,
+            ProfileClass::DeviceLink | ProfileClass::Abstract | ProfileClass::Named
+        ) {
+            return refuse(ProfileFault::OtherPurpose);
+        }
+        let (layout, profile_space) = match profile.color_space {
+            DataColorSpace::Gray => (Layout::Gray, ColourSpace::Grey),
+            DataColorSpace::Rgb => (Layout::Rgb, ColourSpace::Rgb),
+            DataColorSpace::Cmyk => (Layout::Rgba, ColourSpace::Cmyk),
+            _ => return refuse(ProfileFault::OtherPurpose),
+        };
+        let options = TransformOptions {
+            rendering_intent: RenderingIntent::Perceptual,
+            allow_use_cicp_transfer: false,
+            ..TransformOptions::default()
+        };
+        let srgb = ColorProfile::new_srgb();
+        let transform = profile.create_transform_16bit(layout, &srgb, Layout::Rgb, options);
+        let Ok(transform) = transform else {
+            return refuse(ProfileFault::Unsupported);
+        };
+        let channels = profile_space.channels();
+        let mut conversion = Self { description, transform, channels, black: 0.0 };
+        conversion.black = conversion.black_of(&profile, profile_space);
+        let changes_nothing = conversion.changes_nothing(space);
+        if profile_space != space {
+            // Of grey numbers an RGB profile says nothing that sRGB does not.
+            let harmless = changes_nothing && space == ColourSpace::Grey;
+            let reason =
+                ProfileFault::OtherColours { profile: profile_space.name(), picture: space.name() };
+            let dropped = dropped(conversion.description, reason);
+            return if harmless { Ok(None) } else { Err(dropped) };
+        }
+        Ok((!changes_nothing).then_some(conversion))
+    }
+
+    /// The light of the darkest colour, that Little CMS makes black.
+    fn black_of(&self, profile: &ColorProfile, space: ColourSpace) -> f32 {
+        let has_tables = profile.lut_a_to_b_perceptual.is_some()
+            || profile.lut_a_to_b_colorimetric.is_some()
+            || profile.lut_a_to_b_saturation.is_some();
+        if !has_tables {
+            return 0.0;
+        }
+        if profile.version() as u32 >= moxcms::ProfileVersion::V4_0 as u32
+            && profile.version() != moxcms::ProfileVersion::Unknown
+        {
+            return REFERENCE_BLACK;
+        }
+        let darkest = match space {
+            ColourSpace::Cmyk => [u16::MAX; 4],
+            ColourSpace::Grey | ColourSpace::Rgb => [0; 4],
+        };
+        let mut seen = [0; 3];
+        if self.transform.transform(&darkest[..self.channels], &mut seen).is_err() {
+            return 0.0;
+        }
+        // The share of each primary in lightness, with the white of the connection space.
+        let [red, green, blue] = seen.map(linear);
+        (0.2225 * red + 0.7169 * green + 0.0606 * blue).min(LIGHTEST_BLACK)
+    }
+
+    /// Whether all of some colours, among them all greys, stay within one level of 8 bits:
+    /// profiles of sRGB itself differ from each other by less.
+    fn changes_nothing(&self, space: ColourSpace) -> bool {
+        let step = u16::MAX / PROBES;
+        let ramp = (0..=255).map(|level| level * LEVEL);
+        let greys = ramp.flat_map(|grey| vec![grey; self.channels]);
+        let cube = (0..(usize::from(PROBES) + 1).pow(3)).flat_map(|point| {
+            let side = usize::from(PROBES) + 1;
+            [point / side / side, point / side % side, point % side]
+                .map(|at| u16::try_from(at).unwrap_or(0).saturating_mul(step))
+        });
+        let probes: Vec<u16> = match (self.channels, space) {
+            (1, _) | (3, ColourSpace::Grey) => greys.collect(),
+            (3, _) => greys.chain(cube).collect(),
+            _ => return false,
+        };
+        let mut seen = vec![0; probes.len() / self.channels * 3];
+        if self.transform.transform(&probes, &mut seen).is_err() {
+            return false;
+        }
+        let same = |(probe, seen): (&[u16], &[u16])| {
+            (0..3).all(|channel| {
+                let before = probe[channel.min(self.channels - 1)];
+                before.abs_diff(seen[channel]) <= LEVEL
+            })
+        };
+        self.black == 0.0 && probes.chunks_exact(self.channels).zip(seen.chunks_exact(3)).all(same)
+    }
+
+    fn apply(self, raster: Raster) -> (Raster, Option<DroppedProfile>) {
+        let converted = catch_unwind(AssertUnwindSafe(|| self.converted(&raster.colours)));
+        match converted {
+            Ok(Some(pixels)) => {
+                let (space, colours) = (ColourSpace::Rgb, Samples::Eight(pixels));
+                (Raster { space, colours, ..raster }, None)
+            }
+            Ok(None) | Err(_) => {
+                let (description, reason) = (self.description, ProfileFault::Damaged);
+                (raster, Some(DroppedProfile { description, reason }))
+            }
+        }
+    }
+
+    /// 8-bit RGB of all pixels.
+    fn converted(&self, colours: &Samples) -> Option<Vec<u8>> {
+        let levels = self.levels();
+        let batch = BATCH * self.channels;
+        let mut out = Vec::new();
+        let mut convert = |samples: &[u16]| {
+            let mut seen = vec![0; samples.len() / self.channels * 3];
+            self.transform.transform(samples, &mut seen).ok()?;
+            out.extend(seen.into_iter().map(|value| levels[usize::from(value)]));
+            Some(())
+        };
+        match colours {
+            Samples::Sixteen(samples) => samples.chunks(batch).try_for_each(&mut convert)?,
+            Samples::Eight(samples) => samples.chunks(batch).try_for_each(|samples| {
+                let wide: Vec<u16> =
+                    samples.iter().map(|sample| u16::from(*sample) * LEVEL).collect();
+                convert(&wide)
+            })?,
+        }
+        Some(out)
+    }
+
+    /// For each number of 16 bits the level of 8, with black where it belongs.
+    fn levels(&self) -> Vec<u8> {
+        let level = |value: u16| {
+            if self.black == 0.0 {
+                return ((u32::from(value) + u32::from(LEVEL) / 2) / u32::from(LEVEL)) as u8;
+            }
+            let light = ((linear(value) - self.black) / (1.0 - self.black)).max(0.0);
+            (encoded(light) * 255.0).round() as u8
+        };
+        (0..=u16::MAX).map(level).collect()
+    }
+}
+
+/// From sRGB's 16 bits to light, of 1.
+fn linear(value: u16) -> f32 {
+    let value = f32::from(value) / f32::from(u16::MAX);
+    if value <= 0.040_45 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+}
+
+/// From light to sRGB, both of 1.
+fn encoded(light: f32) -> f32 {
+    if light <= 0.003_130_8 { light * 12.92 } else { 1.055 * light.powf(1.0 / 2.4) - 0.055 }
+}
+
+/// What a profile calls itself, short enough for a message.
+fn name_of(text: &ProfileText) -> Option<String> {
+    const MAX_LETTERS: usize = 60;
+    let name = match text {
+        ProfileText::PlainString(name) => name,
+        ProfileText::Localizable(names) => &names.first()?.value,
+        ProfileText::Description(name) => &name.ascii_string,
+    };
+    let shown: String = name.chars().filter(|letter| !letter.is_control()).collect();
+    let shown: String = shown.trim().chars().take(MAX_LETTERS).collect();
+    (!shown.is_empty()).then_some(shown)
+}
