@@ -381,7 +381,7 @@ fn request(steps: i64, guidance: f64) -> ImageRequest {
     ImageRequest {
         task: Task::Generate,
         prompt: Prompt::new("a red cat and the house").unwrap(),
-        negative_prompt: Some(Prompt::negative("").unwrap()),
+        negative_prompt: None,
         count: ImageCount::new(1).unwrap(),
         size: OutputSize::Reference,
         steps: Steps::new(steps).unwrap(),

@@ -75,9 +75,7 @@ fn request(case: &Value, tensors: &HashMap<String, Tensor>) -> ImageRequest {
             strength: Strength::new(number("strength")).unwrap(),
         }),
         prompt: Prompt::new(case["prompt"].as_str().unwrap()).unwrap(),
-        negative_prompt: Some(
-            Prompt::negative(case["negative"].as_str().unwrap_or_default()).unwrap(),
-        ),
+        negative_prompt: case["negative"].as_str().map(|text| Prompt::negative(text).unwrap()),
         count: ImageCount::new(1).unwrap(),
         size: size.unwrap_or(OutputSize::Reference),
         steps: Steps::new(whole("steps")).unwrap(),
@@ -92,7 +90,7 @@ fn latents(pipeline: &Pipeline, request: &ImageRequest) -> Tensor {
     let size = pipeline.size(&source, request.size).unwrap();
     let schedule = pipeline.schedule(&source, request.steps.get()).unwrap();
     let guidance = pipeline.encode_prompts(request, size).unwrap();
-    let posterior = pipeline.encode_picture(&source, size).unwrap();
+    let (posterior, _) = pipeline.encode_picture(&source, size).unwrap();
     let mut noise = pipeline.noise(request.seed.get(), size);
     let start = pipeline.start(posterior.as_ref(), &schedule, &mut noise).unwrap();
     let total_steps = schedule.timesteps().len();
