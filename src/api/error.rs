@@ -11,6 +11,7 @@ use super::fields::quote;
 use super::state::AppState;
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
 use crate::domain::ValidationError;
+use crate::model::ModelError;
 use crate::service::{ErrorKind, ServiceError};
 
 /// Why a request gets no 2xx.
@@ -181,9 +182,7 @@ impl ApiError {
     fn message(&self) -> String {
         match self {
             Self::Service(error) => match error.kind() {
-                ErrorKind::Internal => {
-                    "The server failed to make the picture. Its log says why.".to_owned()
-                }
+                ErrorKind::Internal => internal_message(error),
                 ErrorKind::InvalidRequest { .. } => error.to_string(),
                 ErrorKind::NotImplemented { .. }
                 | ErrorKind::Busy
@@ -406,10 +405,32 @@ pub(super) async fn wrap_foreign(response: Response) -> Response {
     wrapped
 }
 
+/// What the client reads of a fault of ours: where numbers overflowed, for that is
+/// mended by a setting, and nothing of other causes.
+fn internal_message(error: &ServiceError) -> String {
+    if let ServiceError::Model(cause @ ModelError::NotFinite { .. }) = error {
+        return format!("The server failed to make the picture: {cause}.");
+    }
+    "The server failed to make the picture. Its log says why.".to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ModelError;
+
+    #[tokio::test]
+    async fn numbers_that_are_not_finite_are_a_500_that_names_the_stage() {
+        let cause = ModelError::NotFinite { stage: "VAE decoder".to_owned(), dtype: "float16" };
+
+        let response = ApiError::from(ServiceError::from(cause)).into_response();
+
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains("VAE decoder") && message.contains("float16"), "{message}");
+        assert_eq!(body["error"]["type"], "server_error");
+    }
 
     #[test]
     fn causes_reach_the_log_and_not_the_client() {

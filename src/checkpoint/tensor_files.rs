@@ -125,8 +125,18 @@ impl TensorFiles {
 
     /// The tensor `name` of whatever shape, or why it cannot be taken.
     pub(super) fn find_any(&self, name: &str) -> Option<Result<TensorView<'_>, String>> {
-        let entry = self.entries.get(name)?;
         let known = [safetensors::Dtype::F32, safetensors::Dtype::BF16, safetensors::Dtype::F16];
+        self.find_of(name, &known)
+    }
+
+    /// The tensor `name` of whatever shape, if it is stored as one of `known`, or why it
+    /// cannot be taken.
+    pub(super) fn find_of(
+        &self,
+        name: &str,
+        known: &[safetensors::Dtype],
+    ) -> Option<Result<TensorView<'_>, String>> {
+        let entry = self.entries.get(name)?;
         if !known.contains(&entry.dtype) {
             let dtype = entry.dtype;
             return Some(Err(format!(
@@ -136,6 +146,41 @@ impl TensorFiles {
         let data = &self.buffers[entry.buffer].bytes()[entry.range.clone()];
         let view = TensorView::new(entry.dtype, entry.shape.clone(), data);
         Some(view.map_err(|error| format!("{name}: {error}")))
+    }
+}
+
+impl TensorFiles {
+    /// The one finite number that the tensor `name` holds, of whatever format and rank.
+    pub(super) fn number(&self, name: &str) -> Result<f64, String> {
+        let entry = self.entries.get(name).ok_or_else(|| format!("{name} is missing"))?;
+        let bytes = &self.buffers[entry.buffer].bytes()[entry.range.clone()];
+        if entry.shape.iter().product::<usize>() != 1 {
+            return Err(format!("{name} has shape {:?}, expected one number", entry.shape));
+        }
+        let number = number_in(entry.dtype, bytes)
+            .ok_or_else(|| format!("{name} is stored as {:?}, which is no number", entry.dtype))?;
+        let finite = number.is_finite().then_some(number);
+        finite.ok_or_else(|| format!("{name} is {number}, expected a finite number"))
+    }
+}
+
+/// The number that `bytes` are in the format `dtype`.
+fn number_in(dtype: safetensors::Dtype, bytes: &[u8]) -> Option<f64> {
+    use safetensors::Dtype;
+    match (dtype, bytes) {
+        (Dtype::F64, _) => Some(f64::from_le_bytes(bytes.try_into().ok()?)),
+        (Dtype::F32, _) => Some(f32::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::F16, _) => Some(half::f16::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::BF16, _) => Some(half::bf16::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::I64, _) => Some(i64::from_le_bytes(bytes.try_into().ok()?) as f64),
+        (Dtype::U64, _) => Some(u64::from_le_bytes(bytes.try_into().ok()?) as f64),
+        (Dtype::I32, _) => Some(i32::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::U32, _) => Some(u32::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::I16, _) => Some(i16::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::U16, _) => Some(u16::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::I8, _) => Some(i8::from_le_bytes(bytes.try_into().ok()?).into()),
+        (Dtype::U8, [byte]) => Some((*byte).into()),
+        _ => None,
     }
 }
 

@@ -225,16 +225,29 @@ impl Layers {
         }
     }
 
-    /// Each is a file, or a file, a colon and a scale.
     fn lora(&mut self) -> Vec<LoraConfig> {
-        let files = self.names(keys::LORA).into_iter();
-        let parsed = files.map(|text| match text.rsplit_once(':') {
-            Some((file, scale)) if scale.parse::<f64>().is_ok_and(f64::is_finite) => {
-                LoraConfig { file: file.into(), scale: scale.parse().unwrap_or(1.0) }
+        let mut loras = Vec::new();
+        for text in self.names(keys::LORA) {
+            match values::parse_lora(&text) {
+                Some(lora) => loras.push(lora),
+                None => self.refuse_entry(keys::LORA, &text, values::LORAS),
             }
-            _ => LoraConfig { file: text.into(), scale: 1.0 },
+        }
+        loras
+    }
+
+    /// Notes that one entry of a list is not what is `expected`.
+    fn refuse_entry(&mut self, key: Key, entry: &str, expected: &str) {
+        let Some(found) = self.find(key) else { return };
+        let whole = printed(&found.value);
+        let entry = printed(&Value::from(entry));
+        let value = if whole == entry { whole } else { format!("{entry} in {whole}") };
+        self.faults.push(Fault {
+            key: key.path.to_owned(),
+            value: Some(value),
+            expected: format!("expected {expected}"),
+            origin: found.origin,
         });
-        parsed.collect()
     }
 
     fn quality(&mut self, steps: Key, guidance: Key) -> QualityOverride {

@@ -123,7 +123,8 @@ pub struct RequestDefaults {
     pub num_inference_steps: Steps,
     /// Strength of classifier-free guidance.
     pub guidance: GuidanceScale,
-    /// What to steer away from; `None` switches guidance off.
+    /// What to steer away from. `None` is what the original system makes of that:
+    /// Qwen-Image is not guided then, Stable Diffusion steers away from no words.
     pub negative_prompt: Option<String>,
     /// How far an edit by noise, or an inpainting, goes from its input.
     pub strength: Strength,
@@ -262,6 +263,23 @@ pub enum ModelError {
     /// The model produced something that cannot be a picture.
     #[error("model produced {0}")]
     BadOutput(String),
+    /// Numbers overflowed, or are none.
+    #[error("numbers are not finite after the {stage}, in {dtype}{}", advice(dtype))]
+    NotFinite {
+        /// Where this was seen, such as `VAE decoder` or `transformer at step 3`.
+        stage: String,
+        /// The number format that they were computed in.
+        dtype: &'static str,
+    },
+}
+
+/// What may help against numbers that overflow in `dtype`.
+fn advice(dtype: &str) -> &'static str {
+    match dtype {
+        "float32" => "",
+        "float16" => "; 'dtype' bfloat16 or float32 may help",
+        _ => "; 'dtype' float32 may help",
+    }
 }
 
 /// Why a model was not loaded. Each says which file and what to do.

@@ -4,6 +4,7 @@ mod cache;
 mod check;
 mod diffusion;
 mod embedded;
+mod finite;
 mod loading;
 pub mod noise;
 mod precision;
@@ -11,6 +12,7 @@ pub mod qwen_image;
 mod registry;
 mod residency;
 pub mod stable_diffusion;
+mod warnings;
 
 pub use diffusion::{
     AreaRange, Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation,
@@ -22,6 +24,7 @@ pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use registry::{find_embedded, load};
 pub use residency::{Held, MemoryChoice, Residency};
+pub use warnings::CutTokens;
 
 use std::path::PathBuf;
 

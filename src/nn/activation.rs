@@ -263,7 +263,10 @@ impl Operation for GatedSilu<'_> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::super::kernels::emulation::{assert_close, emulate, formats, numbers};
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on, both_forms};
     use super::*;
 
     /// (rows, width): a tail of one number, whole blocks, several blocks.
@@ -306,6 +309,72 @@ mod tests {
                 assert_close(&looped, &composed, tolerance);
                 assert_close(&emulate(&operation).unwrap(), &looped, tolerance);
             }
+        }
+    }
+
+    /// As torch defines them: −∞ times 0 is NaN.
+    fn exact(function: Function, x: f64) -> f64 {
+        let root = (2.0 / std::f64::consts::PI).sqrt();
+        match function {
+            Function::GeluTanh => 0.5 * x * (1.0 + (root * (x + 0.044_715 * x.powi(3))).tanh()),
+            Function::Silu => x / (1.0 + (-x).exp()),
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_an_activation_as_through_torchs() {
+        let (rows, width) = (3, 37);
+        for dtype in NUMBER_FORMATS {
+            let [x, bias] = [numbers(&[rows, width], 1, dtype), numbers(&[width], 2, dtype)];
+            for function in [Function::GeluTanh, Function::Silu] {
+                for biased in [false, true] {
+                    let inputs =
+                        if biased { vec![x.clone(), bias.clone()] } else { vec![x.clone()] };
+                    let forms = |inputs: &[Tensor]| {
+                        let (x, bias) = (&inputs[0], inputs.get(1));
+                        let mut forms = both_forms(&Activation::new(x, bias, function).unwrap());
+                        forms.push(("composition", activate_composed(x, bias, function).unwrap()));
+                        forms
+                    };
+                    let reference = |inputs: &[Vec<f64>]| {
+                        let bias = |at: usize| inputs.get(1).map_or(0.0, |bias| bias[at % width]);
+                        let x = inputs[0].iter().enumerate();
+                        x.map(|(at, x)| exact(function, x + bias(at))).collect()
+                    };
+                    assert_passed_on(&inputs, forms, reference);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_a_gated_activation_as_through_torchs() {
+        for dtype in NUMBER_FORMATS {
+            let inputs = [1, 2].map(|seed| numbers(&[3, 37], seed, dtype));
+            let forms = |inputs: &[Tensor]| {
+                let (gate, x) = (&inputs[0], &inputs[1]);
+                let mut forms = both_forms(&GatedSilu::new(gate, x).unwrap());
+                let composed = activate_composed(gate, None, Function::Silu).unwrap() * x;
+                forms.push(("composition", composed.unwrap()));
+                forms
+            };
+            let reference = |inputs: &[Vec<f64>]| {
+                let pairs = inputs[0].iter().zip(&inputs[1]);
+                pairs.map(|(gate, x)| exact(Function::Silu, *gate) * x).collect()
+            };
+            assert_passed_on(&inputs, forms, reference);
+        }
+    }
+
+    #[test]
+    fn nan_and_infinities_stay_in_gelu_with_the_error_function() {
+        for dtype in NUMBER_FORMATS {
+            let x = Tensor::new(&[f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 1.0], &Device::Cpu);
+            let made = gelu_erf(&x.unwrap().to_dtype(dtype).unwrap()).unwrap();
+            let made: Vec<f32> = made.to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+            // torch has NaN for +∞, too.
+            assert!(made[0].is_nan() && made[1].is_nan() && !made[2].is_finite(), "{made:?}");
+            assert!((made[3] - 0.841_345).abs() < 4e-3, "{made:?}");
         }
     }
 

@@ -155,6 +155,8 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernels::emulation::numbers;
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
 
     fn ramp(shape: (usize, usize, usize, usize), step: f64) -> Tensor {
@@ -214,6 +216,46 @@ mod tests {
         // 1e-5: rounding of 20 sums of at most five products below one.
         assert!(largest_difference(&all, &plain(&q, &k, &v, false)) < 1e-5);
         assert!(largest_difference(&causal, &plain(&q, &k, &v, true)) < 1e-5);
+    }
+
+    /// softmax(q · kᵀ / √size) · v of one head in 64 bits, where a row of −∞ alone
+    /// weighs nothing.
+    fn exact(inputs: &[Vec<f64>], size: usize) -> Vec<f64> {
+        let [q, k, v] = inputs else { panic!("three") };
+        let root = (size as f64).sqrt();
+        let query = |query: &[f64]| {
+            let dot = |key: &[f64]| key.iter().zip(query).map(|(k, q)| k * q).sum::<f64>() / root;
+            let scores: Vec<f64> = k.chunks(size).map(dot).collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let shift = if largest == f64::NEG_INFINITY { 0.0 } else { largest };
+            let weights: Vec<f64> = scores.iter().map(|score| (score - shift).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            let weights = weights.iter().map(|weight| if sum == 0.0 { 0.0 } else { weight / sum });
+            let weights: Vec<f64> = weights.collect();
+            let channel = |at: usize| {
+                let values = v.chunks(size).zip(&weights);
+                values.map(|(value, weight)| value[at] * weight).sum::<f64>()
+            };
+            (0..size).map(channel).collect::<Vec<_>>()
+        };
+        q.chunks(size).flat_map(query).collect()
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_attention_as_through_torchs() {
+        let (tokens, size) = (5, 8);
+        for dtype in NUMBER_FORMATS {
+            let inputs = [1, 2, 3].map(|seed| numbers(&[1, 1, tokens, size], seed, dtype));
+            let forms = |inputs: &[Tensor]| {
+                let attended = |mask| attention(&inputs[0], &inputs[1], &inputs[2], mask).unwrap();
+                let nothing_hidden = Tensor::zeros((1, tokens), DType::F32, &Device::Cpu).unwrap();
+                vec![
+                    ("without mask", attended(AttentionMask::None)),
+                    ("with mask", attended(AttentionMask::Keys(&nothing_hidden))),
+                ]
+            };
+            assert_passed_on(&inputs, forms, |inputs| exact(inputs, size));
+        }
     }
 
     #[test]

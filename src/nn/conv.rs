@@ -76,3 +76,46 @@ impl Conv2d {
         x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernels::emulation::numbers;
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_reaches_every_pixel_that_a_kernel_brings_it_to() {
+        let (inputs, outputs, side) = (2, 3, 5);
+        for dtype in NUMBER_FORMATS {
+            let tensors = [
+                numbers(&[1, inputs, side, side], 1, dtype),
+                numbers(&[outputs, inputs, 3, 3], 2, dtype),
+                numbers(&[outputs], 3, dtype),
+            ];
+            let forms = |tensors: &[Tensor]| {
+                let conv = Conv2d::new(&tensors[1], &tensors[2], Padding::Around(1), 1).unwrap();
+                vec![("candle's", conv.forward(&tensors[0]).unwrap())]
+            };
+            // What is padded is a zero times the kernel: NaN where that is not finite.
+            let reference = |tensors: &[Vec<f64>]| {
+                let at = |channel: usize, row: usize, column: usize| {
+                    let inside = (1..=side).contains(&row) && (1..=side).contains(&column);
+                    let place = |row, column| (channel * side + row - 1) * side + column - 1;
+                    if inside { tensors[0][place(row, column)] } else { 0.0 }
+                };
+                let pixel = |place: usize| {
+                    let (output, row, column) =
+                        (place / side / side, place / side % side, place % side);
+                    let kernel = (0..inputs * 9).map(|index| {
+                        let (channel, y, x) = (index / 9, index / 3 % 3, index % 3);
+                        let weight = tensors[1][output * inputs * 9 + index];
+                        weight * at(channel, row + y, column + x)
+                    });
+                    kernel.sum::<f64>() + tensors[2][output]
+                };
+                (0..outputs * side * side).map(pixel).collect()
+            };
+            assert_passed_on(&tensors, forms, reference);
+        }
+    }
+}

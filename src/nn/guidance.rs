@@ -250,10 +250,55 @@ impl GuidedStep<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::kernels::emulation::{assert_close, emulate, formats, numbers};
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on, both_forms};
     use super::*;
 
     /// (tokens, width): fewer than a block, a block and one, widths around a warp.
     const SHAPES: [(usize, usize); 4] = [(1, 4), (5, 33), (9, 64), (4, 7)];
+
+    fn exact_guidance(conditional: &[f64], unconditional: &[f64], length: FlowLength) -> Vec<f64> {
+        let pairs = conditional.iter().zip(unconditional);
+        let combined: Vec<f64> = pairs.map(|(c, u)| u + 2.5 * (c - u)).collect();
+        let long = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let ratio = match length {
+            FlowLength::Free => return combined,
+            FlowLength::OfConditional => long(conditional) / long(&combined),
+        };
+        combined.iter().map(|x| x * ratio).collect()
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_guidance_as_through_torchs() {
+        let (tokens, width) = (5, 33);
+        for dtype in NUMBER_FORMATS {
+            let inputs = [1, 2].map(|seed| numbers(&[1, tokens, width], seed, dtype));
+            for length in [FlowLength::Free, FlowLength::OfConditional] {
+                let forms = |inputs: &[Tensor]| {
+                    let (conditional, unconditional) = (&inputs[0], &inputs[1]);
+                    let guided = GuidedStep::guide(conditional, unconditional, 2.5, length);
+                    let mut forms = both_forms(&guided.unwrap());
+                    let composed = guide_composed(conditional, unconditional, 2.5, length);
+                    forms.push(("composition", composed.unwrap()));
+                    forms
+                };
+                let reference = |inputs: &[Vec<f64>]| {
+                    let rows = inputs[0].chunks(width).zip(inputs[1].chunks(width));
+                    rows.flat_map(|(c, u)| exact_guidance(c, u, length)).collect()
+                };
+                assert_passed_on(&inputs, forms, reference);
+            }
+            let forms = |inputs: &[Tensor]| {
+                let (latents, flow) = (&inputs[0], &inputs[1]);
+                let mut forms = both_forms(&GuidedStep::euler(latents, flow, -0.3).unwrap());
+                forms.push(("composition", euler_step_composed(latents, flow, -0.3).unwrap()));
+                forms
+            };
+            let reference = |inputs: &[Vec<f64>]| {
+                inputs[0].iter().zip(&inputs[1]).map(|(latent, flow)| latent - 0.3 * flow).collect()
+            };
+            assert_passed_on(&inputs, forms, reference);
+        }
+    }
 
     #[test]
     fn guidance_and_steps_agree_as_composition_loop_and_kernel() {

@@ -294,11 +294,60 @@ impl<N: Number> Shared<'_, N> {
 #[cfg(test)]
 mod tests {
     use super::super::kernels::emulation::{assert_close, emulate, formats, numbers};
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on, both_forms};
     use super::*;
 
     /// (batch, tokens of the first, of the second, heads, size).
     const SHAPES: [(usize, usize, usize, usize, usize); 4] =
         [(1, 1, 1, 1, 2), (2, 3, 5, 3, 6), (1, 4, 9, 2, 128), (2, 2, 3, 3, 136)];
+
+    /// Head by head, the tokens of the first stream before those of the second.
+    /// `inputs`: x of both, bias, weight, cosines, sines, as both streams share them.
+    fn exact_heads(inputs: &[Vec<f64>], tokens: usize, heads: usize, size: usize) -> Vec<f64> {
+        let head_of = |stream: usize, token: usize, head: usize| {
+            let first = (token * heads + head) * size;
+            let biased = |at: usize| inputs[stream][first + at] + inputs[2][head * size + at];
+            let x: Vec<f64> = (0..size).map(biased).collect();
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / size as f64;
+            let x = |at: usize| x[at] / (mean + 1e-6).sqrt() * inputs[3][at];
+            let turned = |pair: usize| {
+                let angle = token * size / 2 + pair;
+                let (cos, sin) = (inputs[4][angle], inputs[5][angle]);
+                let (even, odd) = (x(2 * pair), x(2 * pair + 1));
+                [even * cos - odd * sin, even * sin + odd * cos]
+            };
+            (0..size / 2).flat_map(turned).collect::<Vec<_>>()
+        };
+        let rows = (0..heads).flat_map(|head| (0..2 * tokens).map(move |token| (head, token)));
+        rows.flat_map(|(head, token)| head_of(token / tokens, token % tokens, head)).collect()
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_the_making_of_heads_as_through_torchs() {
+        let (tokens, heads, size) = (3, 2, 6);
+        for dtype in NUMBER_FORMATS {
+            let x = |seed| numbers(&[1, tokens, heads * size], seed, dtype);
+            let angles = |seed| numbers(&[tokens, size / 2], seed, DType::F32);
+            let (bias, weight) = (numbers(&[heads * size], 3, dtype), numbers(&[size], 4, dtype));
+            let inputs = [x(1), x(2), bias, weight, angles(5), angles(6)];
+            let forms = |inputs: &[Tensor]| {
+                let norm = RmsNorm::new(inputs[3].clone(), 1e-6);
+                let streams = [0, 1].map(|stream| HeadStream {
+                    x: &inputs[stream],
+                    bias: Some(&inputs[2]),
+                    norm: Some(&norm),
+                    rotation: Some((&inputs[4], &inputs[5])),
+                });
+                let operation = JointHeads::new(&streams, heads, HeadLayout::HeadsFirst).unwrap();
+                let mut forms = both_forms(&operation);
+                let composed = joint_heads_composed(&streams[0], &streams[1], heads).unwrap();
+                forms.push(("composition", composed));
+                forms
+            };
+            let reference = |inputs: &[Vec<f64>]| exact_heads(inputs, tokens, heads, size);
+            assert_passed_on(&inputs, forms, reference);
+        }
+    }
 
     #[test]
     fn heads_agree_as_composition_loop_and_kernel() {

@@ -170,3 +170,37 @@ pub(super) fn add_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         None => Ok(x),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::kernels::emulation::numbers;
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_reaches_everything_that_a_layer_makes_of_it() {
+        let (tokens, inputs, outputs) = (3, 9, 5);
+        for dtype in NUMBER_FORMATS {
+            let tensors = [
+                numbers(&[tokens, inputs], 1, dtype),
+                numbers(&[outputs, inputs], 2, dtype),
+                numbers(&[outputs], 3, dtype),
+            ];
+            let forms = |tensors: &[Tensor]| {
+                let layer = Linear::from_weight(tensors[1].clone()).with_bias(tensors[2].clone());
+                vec![("layer", layer.forward(&tensors[0]).unwrap())]
+            };
+            let reference = |tensors: &[Vec<f64>]| {
+                let product = |x: &[f64], row: &[f64]| {
+                    x.iter().zip(row).map(|(x, weight)| x * weight).sum::<f64>()
+                };
+                let token = |x: &[f64]| {
+                    let rows = tensors[1].chunks(inputs).zip(&tensors[2]);
+                    rows.map(|(row, bias)| product(x, row) + bias).collect::<Vec<_>>()
+                };
+                tensors[0].chunks(inputs).flat_map(token).collect()
+            };
+            assert_passed_on(&tensors, forms, reference);
+        }
+    }
+}

@@ -9,6 +9,7 @@
 mod activation;
 mod attention;
 mod check;
+mod clip;
 mod conv;
 #[cfg(feature = "cuda")]
 mod cublaslt;
@@ -28,6 +29,7 @@ mod softmax;
 pub use activation::{gated_silu, gelu_erf, gelu_tanh, silu};
 pub use attention::{AttentionMask, attention, merge_heads, repeat_heads, split_heads};
 pub use check::{StepCheck, check};
+pub use clip::clip;
 pub use conv::{Conv2d, Padding};
 pub use guidance::{FlowLength, euler_step, guide};
 pub use heads::{HeadStream, joint_heads};

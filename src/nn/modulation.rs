@@ -401,6 +401,7 @@ mod tests {
     use candle_core::Device;
 
     use super::super::kernels::emulation::{assert_close, emulate, formats, in_nan, numbers};
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on, both_forms};
     use super::*;
 
     /// (batch, tokens, width): one block and many, rows that packs divide and rows
@@ -456,6 +457,80 @@ mod tests {
                     assert_close(&looped, &composed, tolerance);
                     assert_close(&emulate(&operation).unwrap(), &looped, tolerance);
                 }
+            }
+        }
+    }
+
+    /// Tokens, the first of those with late factors, width.
+    const SWITCHED: (usize, usize, usize) = (4, 2, 37);
+
+    #[test]
+    fn what_is_not_finite_goes_through_a_modulated_norm_as_through_torchs() {
+        let (tokens, switch, width) = SWITCHED;
+        for dtype in NUMBER_FORMATS {
+            let vector = |seed| numbers(&[1, 1, width], seed, dtype);
+            let inputs = [
+                numbers(&[1, tokens, width], 1, dtype),
+                vector(2),
+                vector(3),
+                vector(4),
+                vector(5),
+            ];
+            let norm = LayerNorm::new(width, 1e-6, dtype, &Device::Cpu).unwrap();
+            let forms = |inputs: &[Tensor]| {
+                let [x, scale, late_scale, shift, late_shift] = inputs else { panic!("five") };
+                let scale = Factors { early: scale, late: Some((switch, late_scale)) };
+                let shift = Factors { early: shift, late: Some((switch, late_shift)) };
+                let operation = ModulatedNorm::new(x, 1e-6, scale, shift).unwrap();
+                let mut forms = both_forms(&operation);
+                let composed = modulated_norm_composed(x, &norm, scale, shift).unwrap();
+                forms.push(("composition", composed));
+                forms
+            };
+            let reference = |inputs: &[Vec<f64>]| {
+                let row = |(token, x): (usize, &[f64])| {
+                    let late = usize::from(token >= switch);
+                    let (scale, shift) = (&inputs[1 + late], &inputs[3 + late]);
+                    let mean = x.iter().sum::<f64>() / width as f64;
+                    let squares = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+                    let deviation = (squares / width as f64 + 1e-6).sqrt();
+                    let made =
+                        |at: usize| (x[at] - mean) / deviation * (1.0 + scale[at]) + shift[at];
+                    (0..width).map(made).collect::<Vec<_>>()
+                };
+                inputs[0].chunks(width).enumerate().flat_map(row).collect()
+            };
+            assert_passed_on(&inputs, forms, reference);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_a_gated_sum_as_through_torchs() {
+        let (tokens, switch, width) = SWITCHED;
+        for dtype in NUMBER_FORMATS {
+            let tokens_of = |seed| numbers(&[1, tokens, width], seed, dtype);
+            let vector = |seed| numbers(&[1, 1, width], seed, dtype);
+            let bias = numbers(&[width], 5, dtype);
+            let inputs = [tokens_of(1), tokens_of(2), vector(3), vector(4), bias];
+            for biased in [false, true] {
+                let inputs = &inputs[..if biased { 5 } else { 4 }];
+                let forms = |inputs: &[Tensor]| {
+                    let (x, update, bias) = (&inputs[0], &inputs[1], inputs.get(4));
+                    let gate = Factors { early: &inputs[2], late: Some((switch, &inputs[3])) };
+                    let mut forms = both_forms(&GatedAdd::new(x, update, bias, gate).unwrap());
+                    forms.push(("composition", gated_add_composed(x, update, bias, gate).unwrap()));
+                    forms
+                };
+                let reference = |inputs: &[Vec<f64>]| {
+                    let made = |at: usize| {
+                        let (token, column) = (at / width, at % width);
+                        let gate = inputs[2 + usize::from(token >= switch)][column];
+                        let bias = inputs.get(4).map_or(0.0, |bias| bias[column]);
+                        inputs[0][at] + gate * (inputs[1][at] + bias)
+                    };
+                    (0..tokens * width).map(made).collect()
+                };
+                assert_passed_on(inputs, forms, reference);
             }
         }
     }

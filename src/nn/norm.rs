@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
+use super::clip::keep_nan;
 use super::fusion::Fusion;
 use super::kernels::{
     Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of, run,
@@ -189,7 +190,8 @@ pub fn channel_norm(x: &Tensor, scale: &Tensor, after: After) -> Result<Tensor> 
 
 fn channel_norm_composed(x: &Tensor, scale: &Tensor, after: After) -> Result<Tensor> {
     let wide = x.to_dtype(DType::F32)?;
-    let length = wide.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(f64::from(MIN_LENGTH))?;
+    let length = wide.sqr()?.sum_keepdim(1)?.sqrt()?;
+    let length = keep_nan(&length, &length.maximum(f64::from(MIN_LENGTH))?)?;
     let scaled = wide.broadcast_div(&length)?.to_dtype(x.dtype())?.broadcast_mul(scale)?;
     match after {
         After::Nothing => Ok(scaled),
@@ -299,7 +301,9 @@ fn lengths_of_tile<N: Number>(x: &[N], pixels: usize, first: usize, lengths: &mu
         }
     }
     for length in lengths {
-        *length = length.sqrt().max(MIN_LENGTH);
+        let root = length.sqrt();
+        // Not `f32::max`, which passes over NaN.
+        *length = if root < MIN_LENGTH { MIN_LENGTH } else { root };
     }
 }
 
@@ -320,6 +324,7 @@ fn scale_plane<N: Number>(
 #[cfg(test)]
 mod tests {
     use super::super::kernels::emulation::{assert_close, emulate, formats, numbers};
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on, both_forms};
     use super::*;
 
     #[test]
@@ -335,6 +340,90 @@ mod tests {
 
                 assert_close(&looped, &composed, tolerance);
                 assert_close(&emulate(&operation).unwrap(), &looped, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_a_row_norm_as_through_torchs() {
+        let (rows, width) = (3, 37);
+        for dtype in NUMBER_FORMATS {
+            let inputs = [numbers(&[rows, width], 1, dtype), numbers(&[width], 2, dtype)];
+            let forms = |inputs: &[Tensor]| {
+                let norm = RmsNorm::new(inputs[1].clone(), 1e-6);
+                let mut forms = both_forms(&RowNorm::new(&inputs[0], &norm).unwrap());
+                forms.push(("composition", norm.forward_composed(&inputs[0]).unwrap()));
+                forms
+            };
+            let reference = |inputs: &[Vec<f64>]| {
+                let row = |row: &[f64]| {
+                    let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                    let scaled = row.iter().zip(&inputs[1]);
+                    scaled.map(|(x, weight)| x / (mean + 1e-6).sqrt() * weight).collect::<Vec<_>>()
+                };
+                inputs[0].chunks(width).flat_map(row).collect()
+            };
+            assert_passed_on(&inputs, forms, reference);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_a_layer_norm_as_through_torchs() {
+        let (rows, width) = (3, 37);
+        for dtype in NUMBER_FORMATS {
+            let norm = LayerNorm::new(width, 1e-6, dtype, &Device::Cpu).unwrap();
+            let forms = |inputs: &[Tensor]| vec![("candle's", norm.forward(&inputs[0]).unwrap())];
+            let reference = |inputs: &[Vec<f64>]| {
+                let row = |row: &[f64]| {
+                    let mean = row.iter().sum::<f64>() / width as f64;
+                    let squares = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+                    let deviation = (squares / width as f64 + 1e-6).sqrt();
+                    row.iter().map(|x| (x - mean) / deviation).collect::<Vec<_>>()
+                };
+                inputs[0].chunks(width).flat_map(row).collect()
+            };
+            assert_passed_on(&[numbers(&[rows, width], 1, dtype)], forms, reference);
+        }
+    }
+
+    /// One picture of `channels` planes.
+    fn exact_channel_norm(x: &[f64], scale: &[f64], after: After) -> Vec<f64> {
+        let pixels = x.len() / scale.len();
+        let length = |pixel: usize| {
+            let sum: f64 = x.iter().skip(pixel).step_by(pixels).map(|x| x * x).sum();
+            // As torch's clamp: NaN stays.
+            if sum.sqrt() < 1e-12 { 1e-12 } else { sum.sqrt() }
+        };
+        let lengths: Vec<f64> = (0..pixels).map(length).collect();
+        let made = x.iter().enumerate().map(|(at, x)| {
+            let scaled = x / lengths[at % pixels] * scale[at / pixels];
+            match after {
+                After::Nothing => scaled,
+                After::Silu => scaled / (1.0 + (-scaled).exp()),
+            }
+        });
+        made.collect()
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_a_channel_norm_as_through_torchs() {
+        for dtype in NUMBER_FORMATS {
+            for (channels, height, width) in [(9, 5, 7), (4, 2, 20)] {
+                let x = numbers(&[1, channels, height, width], 1, dtype);
+                let inputs = [x, numbers(&[channels], 2, dtype)];
+                for after in [After::Nothing, After::Silu] {
+                    let forms = |inputs: &[Tensor]| {
+                        let (x, scale) = (&inputs[0], &inputs[1]);
+                        let wide = scale.reshape((1, channels, 1, 1)).unwrap();
+                        let mut forms = both_forms(&ChannelNorm::new(x, scale, after).unwrap());
+                        let composed = channel_norm_composed(x, &wide, after).unwrap();
+                        forms.push(("composition", composed));
+                        forms
+                    };
+                    let reference =
+                        |inputs: &[Vec<f64>]| exact_channel_norm(&inputs[0], &inputs[1], after);
+                    assert_passed_on(&inputs, forms, reference);
+                }
             }
         }
     }

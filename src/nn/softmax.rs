@@ -1,6 +1,10 @@
 //! Softmax over the last dimension: in place on a CPU, from 16-bit scores to 16-bit
 //! weights with 32 bits in between on an NVIDIA card.
 //!
+//! What is not finite comes out as torch's `scaled_dot_product_attention` has it
+//! (2.11, `_safe_softmax`): a NaN or +∞ makes its row NaN, −∞ gets no weight, and a row
+//! of −∞ alone is a row of zeros.
+//!
 //! candle's own allocates a second tensor and calls the C library's `expf` for
 //! each number; attention spends most of its time there. Here the exponential is
 //! a polynomial that the compiler turns into vector instructions, chosen at run
@@ -9,6 +13,7 @@
 use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor};
 use rayon::prelude::*;
 
+use super::fusion::Fusion;
 use super::kernels::{
     Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of, run,
     threads_for_row,
@@ -23,7 +28,12 @@ use super::kernels::{
 /// A candle error, such as a tensor of another format.
 pub(super) fn softmax_in_place(scores: Tensor) -> Result<Tensor> {
     if !scores.device().is_cpu() {
-        return candle_nn::ops::softmax_last_dim(&scores);
+        return if Fusion::Softmax.applies_to(&scores) {
+            softmax(&scores)
+        } else {
+            // A row of −∞ alone is NaN here; no mask of ours hides every key.
+            candle_nn::ops::softmax_last_dim(&scores)
+        };
     }
     scores.inplace_op1(&Softmax)?;
     Ok(scores)
@@ -131,6 +141,8 @@ impl pulp::NullaryFnOnce for SoftmaxRow<'_> {
 #[inline(always)]
 fn softmax_row(row: &mut [f32]) {
     let largest = maximum(row);
+    // Nothing is subtracted from a row of −∞, whose weights are all 0 then.
+    let largest = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
     // Eight sums side by side, so that the additions can be vectorised.
     let mut sums = [0.0_f32; LANES];
     let (whole, rest) = row.as_chunks_mut::<LANES>();
@@ -144,12 +156,14 @@ fn softmax_row(row: &mut [f32]) {
         *number = exp_of_negative(*number - largest);
         *sum += *number;
     }
-    let scale = 1.0 / sums.iter().sum::<f32>();
+    let sum = sums.iter().sum::<f32>();
+    let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
     row.iter_mut().for_each(|number| *number *= scale);
 }
 
 const LANES: usize = 16;
 
+/// The largest number. A NaN is passed over: its exponential is one by itself.
 #[inline(always)]
 fn maximum(row: &[f32]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; LANES];
@@ -162,7 +176,7 @@ fn maximum(row: &[f32]) -> f32 {
     largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// eˣ for x ≤ 0, to about one unit in the last place; 0 below −87.
+/// eˣ for x ≤ 0, to about one unit in the last place; 0 below −87; NaN for NaN.
 ///
 /// eˣ = 2ⁿ · eʳ with n the whole number nearest to x / ln 2, and eʳ, |r| ≤ ½ ln 2,
 /// by its Taylor polynomial of degree six (error below 2⁻²⁶).
@@ -173,6 +187,7 @@ pub(super) fn exp_of_negative(x: f32) -> f32 {
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it leaves a float no bits behind the point: rounds to whole numbers.
     const ROUNDER: f32 = 12_582_912.0; // 1.5 · 2²³
+    let is_number = !x.is_nan();
     let visible = x > -87.0;
     let x = if visible { x } else { -87.0 };
     let n = (x * std::f32::consts::LOG2_E + ROUNDER) - ROUNDER;
@@ -185,7 +200,8 @@ pub(super) fn exp_of_negative(x: f32) -> f32 {
     let series = series * r * r + r + 1.0;
     #[expect(clippy::cast_possible_truncation, reason = "a whole number between -126 and 0")]
     let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
-    if visible { series * power } else { 0.0 }
+    let hidden = if is_number { 0.0 } else { f32::NAN };
+    if visible { series * power } else { hidden }
 }
 
 #[cfg(test)]
@@ -193,6 +209,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::super::kernels::emulation::{assert_close, emulate, formats, numbers};
+    use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on, both_forms};
     use super::*;
 
     #[test]
@@ -210,6 +227,57 @@ mod tests {
         }
         assert_eq!(exp_of_negative(0.0), 1.0);
         assert_eq!(exp_of_negative(f32::NEG_INFINITY), 0.0);
+        assert!(exp_of_negative(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_a_softmax_as_through_torchs() {
+        let (rows, width) = (3, 37);
+        // softmax(x) as its definition says, but that a row of −∞ alone is zeros.
+        let reference = |inputs: &[Vec<f64>]| {
+            let row = |row: &[f64]| {
+                let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let shift = if largest == f64::NEG_INFINITY { 0.0 } else { largest };
+                let sum: f64 = row.iter().map(|x| (x - shift).exp()).sum();
+                let weight = |x: &f64| if sum == 0.0 { 0.0 } else { (x - shift).exp() / sum };
+                row.iter().map(weight).collect::<Vec<_>>()
+            };
+            inputs[0].chunks(width).flat_map(row).collect()
+        };
+        for dtype in NUMBER_FORMATS {
+            let scores = (numbers(&[rows, width], 1, dtype) * 3.0).unwrap();
+            let forms = |inputs: &[Tensor]| {
+                let operation = RowSoftmax::new(&inputs[0]).unwrap();
+                let mut forms = both_forms(&operation);
+                let wide = inputs[0].to_dtype(DType::F32).unwrap();
+                forms.push((
+                    "in place",
+                    softmax_in_place(wide.force_contiguous().unwrap()).unwrap(),
+                ));
+                forms
+            };
+            assert_passed_on(&[scores], forms, reference);
+        }
+    }
+
+    #[test]
+    fn hidden_keys_weigh_nothing_and_a_query_that_sees_none_gets_zeros() {
+        let hidden = f32::NEG_INFINITY;
+        for dtype in NUMBER_FORMATS {
+            // One row hides all, one hides some, one holds a NaN among hidden ones.
+            let scores: [[f32; 3]; 3] =
+                [[hidden; 3], [0.5, hidden, 0.5], [hidden, f32::NAN, hidden]];
+            let scores = Tensor::new(&scores, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let wide = scores.to_dtype(DType::F32).unwrap();
+            let mut forms = both_forms(&RowSoftmax::new(&scores).unwrap());
+            forms.push(("in place", softmax_in_place(wide.force_contiguous().unwrap()).unwrap()));
+            for (form, made) in forms {
+                let made: Vec<Vec<f32>> = made.to_dtype(DType::F32).unwrap().to_vec2().unwrap();
+                assert_eq!(made[0], [0.0; 3], "{form} {dtype:?}");
+                assert_eq!(made[1], [0.5, 0.0, 0.5], "{form} {dtype:?}");
+                assert!(made[2].iter().all(|x| x.is_nan()), "{form} {dtype:?}: {made:?}");
+            }
+        }
     }
 
     #[test]

@@ -101,7 +101,9 @@ impl From<ModelError> for ServiceError {
         match error {
             ModelError::Unsuitable { field, reason } => Self::Unsuitable { field, reason },
             ModelError::Cancelled => Self::Cancelled,
-            ModelError::Tensor(_) | ModelError::BadOutput(_) => Self::Model(error),
+            ModelError::Tensor(_) | ModelError::BadOutput(_) | ModelError::NotFinite { .. } => {
+                Self::Model(error)
+            }
         }
     }
 }

@@ -237,6 +237,10 @@ CASES = {
         dict(name="text_negative", steps=3, guidance=5.0, negative="the house"),
         dict(name="text_turbo", steps=2, guidance=0.0, scheduler="ancestral_turbo"),
         dict(name="image", steps=5, guidance=4.0, strength=0.6, image=(70, 45)),
+        # Not the same as none: the empty text is encoded.
+        dict(name="text_empty_negative", steps=3, guidance=5.0, negative=""),
+        dict(name="image_empty_negative", steps=4, guidance=4.0, strength=0.6, image=(64, 64),
+             negative=""),
     ],
 }
 

@@ -381,7 +381,7 @@ fn request(steps: i64, guidance: f64) -> ImageRequest {
     ImageRequest {
         task: Task::Generate,
         prompt: Prompt::new("a red cat and the house").unwrap(),
-        negative_prompt: Some(Prompt::negative("").unwrap()),
+        negative_prompt: None,
         count: ImageCount::new(1).unwrap(),
         size: OutputSize::Reference,
         steps: Steps::new(steps).unwrap(),
@@ -440,6 +440,91 @@ fn stable_diffusion_makes_the_pictures_of_the_reference() {
 #[test]
 fn stable_diffusion_xl_makes_the_pictures_of_the_reference() {
     compare_pictures("sdxl");
+}
+
+#[test]
+fn what_is_cut_of_either_prompt_is_said() {
+    for checkpoint in CHECKPOINTS {
+        let mut model = load(&data().join(checkpoint)).unwrap();
+        // A "cat" is one token, and the tiny encoder reads 24 with those around them.
+        let long = |count: usize| "cat ".repeat(count);
+        let mut warnings = |prompt: usize, negative: Option<usize>, guidance: f64| {
+            let request = ImageRequest {
+                prompt: Prompt::new(long(prompt)).unwrap(),
+                negative_prompt: negative.map(|count| Prompt::negative(long(count)).unwrap()),
+                ..request(1, guidance)
+            };
+            model.generate(&request, &mut Unobserved).unwrap().warnings
+        };
+        let sentence = |field: &str, cut: usize, of: usize| {
+            format!(
+                "'{field}' is longer than this model reads: the last {cut} of its {of} tokens \
+                 were cut."
+            )
+        };
+
+        assert!(warnings(22, None, 5.0).is_empty(), "{checkpoint}");
+        assert_eq!(warnings(40, None, 5.0), [sentence("prompt", 18, 40)], "{checkpoint}");
+        let both = [sentence("prompt", 1, 23), sentence("negative_prompt", 8, 30)];
+        assert_eq!(warnings(23, Some(30), 5.0), both, "{checkpoint}");
+        // Without guidance nobody reads the negative prompt.
+        assert!(warnings(3, Some(30), 1.0).is_empty(), "{checkpoint}");
+    }
+}
+
+#[test]
+fn without_a_negative_prompt_the_reference_decides_and_the_empty_one_is_a_prompt() {
+    let mut model = load(&data().join("sdxl")).unwrap();
+    assert_eq!(model.info().defaults.negative_prompt, None);
+    let mut made = |negative: Option<&str>| {
+        let negative_prompt = negative.map(|text| Prompt::negative(text).unwrap());
+        let request = ImageRequest { negative_prompt, ..request(3, 5.0) };
+        model.generate(&request, &mut Unobserved).unwrap().images[0].image.clone()
+    };
+    assert!(made(None) != made(Some("")));
+
+    // A checkpoint that says so encodes the empty text in either case.
+    let copy = Copy::of("sdxl");
+    copy.set("model_index.json", "/force_zeros_for_empty_prompt", json!(false));
+    let mut model = load(copy.path()).unwrap();
+    let encoded = model.generate(&request(3, 5.0), &mut Unobserved).unwrap();
+    let empty = made(Some(""));
+    assert!(encoded.images[0].image == empty);
+
+    // Settings may have one, the empty one too.
+    let mut config = config(&data().join("sdxl"));
+    config.defaults.negative_prompt = Some(String::new());
+    let model = load_configured(&config).unwrap();
+    assert_eq!(model.info().defaults.negative_prompt.as_deref(), Some(""));
+}
+
+#[test]
+fn numbers_that_are_not_finite_make_no_picture_and_name_their_stage() {
+    let spoilt = |file: &str, tensor: &str| {
+        let copy = Copy::of("sdxl");
+        copy.rewrite(file, |tensors| {
+            let spoilt = tensors.get_mut(tensor).unwrap();
+            *spoilt = (&*spoilt * f64::NAN).unwrap();
+        });
+        let mut model = load(copy.path()).unwrap();
+        let image = image_to_image(RgbImage::filled(64, 64, [9, 99, 199]), 0.9);
+        let request = ImageRequest { task: image, ..request(3, 5.0) };
+        match model.generate(&request, &mut Unobserved) {
+            Err(error @ ModelError::NotFinite { .. }) => error.to_string(),
+            other => panic!("expected no picture, got {other:?}"),
+        }
+    };
+    let vae = "vae/diffusion_pytorch_model.safetensors";
+    for (file, tensor, stage) in [
+        ("text_encoder_2/model.safetensors", "text_projection.weight", "text encoder"),
+        (vae, "encoder.conv_in.bias", "VAE encoder"),
+        ("unet/diffusion_pytorch_model.safetensors", "conv_out.bias", "U-Net at step 1"),
+        (vae, "decoder.conv_out.bias", "VAE decoder"),
+    ] {
+        let fault = spoilt(file, tensor);
+
+        assert!(fault.contains(stage) && fault.contains("float32"), "{tensor}: {fault}");
+    }
 }
 
 #[test]

@@ -15,6 +15,11 @@ use diffuser_api::model::qwen_image::transformer::{
 };
 use diffuser_api::model::{DeviceChoice, DtypeChoice, LoraConfig, ModelConfig};
 
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Map, Value, json};
+
 use crate::support::golden::assert_close;
 
 /// What the reference fused with.
@@ -93,6 +98,183 @@ fn every_style_changes_the_transformer_as_in_the_reference() {
         let transformer = load_transformer(vec![lora]).unwrap();
 
         assert_close(style, &predict(&transformer), &expected["out"], 1e-4);
+    }
+}
+
+/// A tensor as a safetensors file stores it.
+type Stored = (Dtype, Vec<usize>, Vec<u8>);
+
+fn stored(tensor: &Tensor) -> Stored {
+    let numbers: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    let bytes = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+    (Dtype::F32, tensor.dims().to_vec(), bytes)
+}
+
+/// The one number `value` in the format that torch calls `dtype`, with or without a
+/// dimension.
+fn stored_number(value: f64, dtype: &str, has_dimension: bool) -> Stored {
+    let (dtype, bytes) = match dtype {
+        "int64" => (Dtype::I64, (value as i64).to_le_bytes().to_vec()),
+        "int32" => (Dtype::I32, (value as i32).to_le_bytes().to_vec()),
+        "float64" => (Dtype::F64, value.to_le_bytes().to_vec()),
+        "float32" => (Dtype::F32, (value as f32).to_le_bytes().to_vec()),
+        "float16" => (Dtype::F16, f16::from_f64(value).to_le_bytes().to_vec()),
+        "bfloat16" => (Dtype::BF16, bf16::from_f64(value).to_le_bytes().to_vec()),
+        other => panic!("{other}"),
+    };
+    (dtype, if has_dimension { vec![1] } else { vec![] }, bytes)
+}
+
+fn write(path: &Path, tensors: &HashMap<String, Stored>, metadata: &[(&str, String)]) {
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    let metadata = metadata.iter().map(|(key, text)| ((*key).to_owned(), text.clone()));
+    let metadata = Some(metadata.collect::<HashMap<_, _>>());
+    safetensors::serialize_to_file(views.collect::<Vec<_>>(), metadata, path).unwrap();
+}
+
+/// The adapter of `tests/data/lora`, with `prefix` in the place of PEFT's.
+fn adapter(prefix: &str) -> HashMap<String, Stored> {
+    let tensors = read(&data().join("lora/adapter.safetensors")).into_iter();
+    let renamed =
+        tensors.map(|(key, tensor)| (key.replace("base_model.model.", prefix), stored(&tensor)));
+    renamed.collect()
+}
+
+/// Writes the files of a recorded case. Returns the path that a setting would name.
+fn write_case(case: &Value, folder: &Path) -> PathBuf {
+    let file = folder.join("adapter_model.safetensors");
+    let config = &case["config"];
+    if case["kind"] == "peft" {
+        write(&file, &adapter("base_model.model."), &[]);
+        std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+        return folder.to_owned();
+    }
+    let alphas = case["alphas"].as_object().unwrap();
+    let mut tensors = adapter("transformer.");
+    for (index, (module, alpha)) in alphas.iter().enumerate() {
+        let number =
+            stored_number(alpha[0].as_f64().unwrap(), alpha[1].as_str().unwrap(), index % 2 == 1);
+        tensors.insert(format!("transformer.{module}.alpha"), number);
+    }
+    let header = config.as_object().unwrap().iter();
+    let header: Map<String, Value> =
+        header.map(|(key, value)| (format!("transformer.{key}"), value.clone())).collect();
+    let header = ("lora_adapter_metadata", Value::Object(header).to_string());
+    let metadata = if case["kind"] == "header" { vec![header] } else { vec![] };
+    write(&file, &tensors, &metadata);
+    file
+}
+
+#[test]
+fn configurations_act_as_in_peft_and_numbers_as_in_diffusers() {
+    let expected = read(&data().join("lora/cases.safetensors"));
+    let cases = std::fs::read_to_string(data().join("lora/cases.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&cases).unwrap();
+    assert!(cases.len() >= 14);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = write_case(&case, folder.path());
+
+        let made = predict(&load_transformer(vec![open(&path, 1.0)]).unwrap());
+
+        let tokens: Vec<u32> = (0..made.dim(1).unwrap() as u32).step_by(4).collect();
+        let tokens = Tensor::new(tokens, &Device::Cpu).unwrap();
+        let made = made.index_select(&tokens, 1).unwrap();
+        assert_close(name, &made, &expected[name], 1e-4);
+    }
+}
+
+/// What opening `path` says.
+fn refusal(path: &Path) -> String {
+    Lora::open(path, 1.0).err().unwrap_or_else(|| panic!("{path:?} is refused")).to_string()
+}
+
+#[test]
+fn a_folder_stands_for_the_file_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    assert!(refusal(folder.path()).contains("adapter_model.safetensors"));
+
+    std::fs::write(at("adapter_model.bin"), "PK").unwrap();
+    for path in [folder.path(), &at("adapter_model.bin")] {
+        let fault = refusal(path);
+        assert!(fault.contains("adapter_model.bin") && fault.contains("safetensors"), "{fault}");
+    }
+    for name in ["first.safetensors", "second.safetensors"] {
+        write(&at(name), &adapter("transformer."), &[]);
+        if name.starts_with("first") {
+            assert!(open(folder.path(), 1.0).file().ends_with(name));
+        }
+    }
+    let fault = refusal(folder.path());
+    assert!(fault.contains("first.safetensors") && fault.contains("second"), "{fault}");
+    write(&at("pytorch_lora_weights.safetensors"), &adapter("transformer."), &[]);
+    assert!(open(folder.path(), 1.0).file().ends_with("pytorch_lora_weights.safetensors"));
+}
+
+#[test]
+fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_file_and_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("adapter_config.json");
+    write(&folder.path().join("adapter_model.safetensors"), &adapter("base_model.model."), &[]);
+    for (key, value) in [
+        ("peft_type", json!("LOHA")),
+        ("use_dora", json!(true)),
+        ("bias", json!("lora_only")),
+        ("modules_to_save", json!(["proj_out"])),
+        ("target_modules", json!(["nothing"])),
+        ("alpha_pattern", json!({"to_(q": 1})),
+    ] {
+        std::fs::write(&config, json!({"r": 4, "lora_alpha": 2, key: value}).to_string()).unwrap();
+
+        let fault = refusal(folder.path());
+
+        assert!(fault.contains(key) && fault.contains("adapter_"), "{key}: {fault}");
+    }
+    std::fs::write(&config, "{").unwrap();
+    assert!(refusal(folder.path()).contains("adapter_config.json"));
+    // A rank that its tensors do not have.
+    std::fs::write(&config, json!({"r": 8, "lora_alpha": 2}).to_string()).unwrap();
+    let fault = load_transformer(vec![open(folder.path(), 1.0)]).err().unwrap().to_string();
+    assert!(fault.contains("rank") && fault.contains('8'), "{fault}");
+}
+
+#[test]
+fn changes_that_are_no_lora_and_alphas_that_are_no_number_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("changed.safetensors");
+    let one = || stored_number(1.0, "float32", true);
+    for (key, named) in [
+        ("transformer.img_in.lora_magnitude_vector", "DoRA"),
+        ("transformer.img_in.dora_scale", "DoRA"),
+        ("lycoris_img_in.lokr_w1", "LoKr"),
+        ("transformer.img_in.hada_w1_a", "LoHa"),
+        ("base_model.model.img_in.lora_B.bias", "bias"),
+        ("base_model.model.proj_out.weight", "modules_to_save"),
+    ] {
+        let mut tensors = adapter("transformer.");
+        tensors.insert(key.to_owned(), one());
+        write(&path, &tensors, &[]);
+
+        let fault = refusal(&path);
+
+        assert!(fault.contains(key) && fault.contains(named), "{key}: {fault}");
+    }
+    for (alpha, named) in [
+        ((Dtype::F32, vec![2], vec![0; 8]), "one number"),
+        (stored_number(f64::NAN, "float32", false), "finite"),
+        (stored_number(f64::INFINITY, "float64", false), "finite"),
+    ] {
+        let mut tensors = adapter("transformer.");
+        tensors.insert("transformer.img_in.alpha".to_owned(), alpha);
+        write(&path, &tensors, &[]);
+
+        let fault = refusal(&path);
+
+        assert!(fault.contains("img_in.alpha") && fault.contains(named), "{fault}");
     }
 }
 

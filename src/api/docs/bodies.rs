@@ -169,7 +169,8 @@ fn wishes() -> Vec<Field> {
             json!({
                 "type": "string",
                 "maxLength": 32_000,
-                "description": "What to steer away from; the empty text counts.",
+                "description": "What to steer away from; the empty text is one, too. Not given: the \
+                                server's, or what the model makes of none.",
             }),
         ),
         ("num_inference_steps", ALL, bounded("integer", 1, 150, "Denoising steps. Also `steps`.")),

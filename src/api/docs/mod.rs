@@ -248,17 +248,17 @@ fn fill_in_response_format(document: &mut Value, response_format: DefaultRespons
 /// Puts what the loaded model goes by into the forms of the page.
 fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
     let defaults = &model.defaults;
-    let negative_prompt = defaults.negative_prompt.as_deref().unwrap_or_default();
     let examples = [
         ("model", Value::from(model.id.as_str())),
         ("num_inference_steps", defaults.num_inference_steps.get().into()),
         (model.guidance_parameter.name(), defaults.guidance.get().into()),
-        ("negative_prompt", negative_prompt.into()),
         // Of several layers none can be shown as one file.
         ("layers", 1.into()),
     ];
+    let negative_prompt = defaults.negative_prompt.as_deref();
+    let negative_prompt = negative_prompt.map(|text| ("negative_prompt", Value::from(text)));
     let prompt = model.instructions.first().map(|phrase| ("prompt", phrase.as_str().into()));
-    let examples: Vec<_> = examples.into_iter().chain(prompt).collect();
+    let examples: Vec<_> = examples.into_iter().chain(negative_prompt).chain(prompt).collect();
     for schema in request_schemas(document) {
         for (field, example) in &examples {
             if let Some(field) = schema.pointer_mut(&format!("/properties/{field}")) {

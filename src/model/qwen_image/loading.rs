@@ -1,5 +1,6 @@
 //! The components of a checkpoint, from its files to the device.
 
+use candle_core::DType;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
@@ -13,7 +14,7 @@ use super::vae::Vae;
 use super::variant::{Shown, Variant};
 use crate::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
 use crate::model::loading::{LoadContext, WeightSource};
-use crate::model::residency::Held;
+use crate::model::residency::{Held, Residency};
 use crate::model::{EditKind, LoadError, LoraConfig};
 
 /// File stem of a diffusers component's weights.
@@ -57,6 +58,7 @@ pub(super) fn load_components(
             let config = configs.vae.clone();
             move |weights| Vae::load(weights, &config)
         })?,
+        vae_in_float32: vae_in_float32(context, &opened.vae, &configs.vae)?,
         scheduler: SchedulerConfig::load(context.snapshot)?,
         vae_config: configs.vae,
         text_encoder_config: configs.text_encoder,
@@ -65,6 +67,20 @@ pub(super) fn load_components(
     };
     bar.finish_and_clear();
     Ok((components, opened.finish()?))
+}
+
+/// The way to the VAE in float32, if the model computes in 16 bits.
+fn vae_in_float32(
+    context: &LoadContext,
+    weights: &Weights,
+    config: &VaeConfig,
+) -> Result<Option<Held<Vae>>, LoadError> {
+    if context.dtype == DType::F32 {
+        return Ok(None);
+    }
+    let config = config.clone();
+    let load = move |weights: &Weights| Vae::load(weights, &config);
+    Ok(Some(Held::new(Residency::OnDemand, &weights.with_dtype(DType::F32), load)?))
 }
 
 /// Bytes of the components' weights.

@@ -218,7 +218,7 @@ pub fn mask_tokens(
 
 /// A finished picture.
 ///
-/// `image`: (1, 3 or 4, height, width) in −1…1. Halves are rounded to even, as numpy does.
+/// `image`: (1, 3 or 4, height, width), bounded here to −1…1, and finite. Halves are rounded to even, as numpy does.
 ///
 /// # Errors
 /// A candle error if the shapes do not fit.

@@ -12,7 +12,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 use super::positions::{Grid, Segment};
 use crate::checkpoint::{CheckpointError, Snapshot};
-use crate::model::LoadError;
+use crate::model::{CutTokens, LoadError};
 
 /// How Qwen2 cuts a text before it merges bytes: contractions, words with one
 /// leading sign or blank, single digits, signs, line ends, blanks.
@@ -99,6 +99,8 @@ pub struct TokenisedPrompt {
     pub token_ids: Vec<u32>,
     /// Words and pictures in order.
     pub segments: Vec<Segment>,
+    /// What of the prompt itself is not among the ids.
+    pub cut: Option<CutTokens>,
 }
 
 /// A prompt holds more or fewer picture placeholders than there are pictures.
@@ -176,14 +178,15 @@ impl PromptTokenizer {
             return Ok(Err(ReservedWords));
         }
         let mut ids = self.ids(&template.fill(pictures.len(), prompt))?;
-        if let Some(longest) = template.max_tokens.map(|most| template.drop_tokens + most)
-            && ids.len() > longest
-        {
+        let mut cut = None;
+        if let Some(most) = template.max_tokens {
+            // Of the template's end, too, but nobody misses that.
+            let around = template.drop_tokens + self.ids(template.after)?.len();
+            cut = CutTokens::beyond(most, ids.len().saturating_sub(around));
             // The reference cuts the hidden states; none depends on a later token.
-            tracing::warn!(tokens = ids.len(), longest, "a prompt is cut to what the model reads");
-            ids.truncate(longest);
+            ids.truncate(template.drop_tokens + most);
         }
-        let mut prompt = TokenisedPrompt { token_ids: Vec::new(), segments: Vec::new() };
+        let mut prompt = TokenisedPrompt { token_ids: Vec::new(), segments: Vec::new(), cut };
         let mut pictures = pictures.iter();
         let mut words_from = 0;
         for id in ids {

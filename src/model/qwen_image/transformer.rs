@@ -11,7 +11,7 @@ use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::Weights;
 use crate::model::residency::{Held, Residency};
 use crate::nn::{
-    AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention,
+    AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention, clip,
     joint_heads, merge_heads, modulated_norm, silu,
 };
 
@@ -386,9 +386,9 @@ impl Block {
     }
 }
 
-/// Keeps half-precision hidden states finite, as the reference does.
+/// Keeps half-precision hidden states from infinity, as the reference does.
 fn clip_f16(x: Tensor) -> Result<Tensor> {
-    if x.dtype() == DType::F16 { x.clamp(-F16_MAX, F16_MAX) } else { Ok(x) }
+    if x.dtype() == DType::F16 { clip(&x, -F16_MAX, F16_MAX) } else { Ok(x) }
 }
 
 /// Queries, keys and values of one stream, and the way back.

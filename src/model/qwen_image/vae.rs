@@ -7,11 +7,11 @@
 //!
 //! Source: diffusers 0.42.1, `AutoencoderKLQwenImage`.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::VaeConfig;
 use crate::checkpoint::Weights;
-use crate::nn::{After, AttentionMask, Conv2d, Padding, attention, channel_norm};
+use crate::nn::{After, AttentionMask, Conv2d, Padding, attention, channel_norm, clip};
 
 /// The autoencoder with its weights.
 pub struct Vae {
@@ -25,6 +25,7 @@ pub struct Vae {
     z_dim: usize,
     image_channels: usize,
     spatial_factor: usize,
+    dtype: DType,
 }
 
 impl Vae {
@@ -49,6 +50,7 @@ impl Vae {
             z_dim,
             image_channels: config.input_channels,
             spatial_factor: config.spatial_factor(),
+            dtype: weights.dtype(),
         })
     }
 
@@ -68,6 +70,12 @@ impl Vae {
     #[must_use]
     pub fn spatial_factor(&self) -> usize {
         self.spatial_factor
+    }
+
+    /// Number format that it computes in, and wants its inputs in.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Mean and log-variance of the latents of a picture.
@@ -103,7 +111,8 @@ impl Vae {
     /// Source: diffusers 0.42.1, `DiagonalGaussianDistribution.sample`.
     pub fn sample(&self, parameters: &Tensor, noise: &Tensor) -> Result<Tensor> {
         let mean = parameters.narrow(1, 0, self.z_dim)?;
-        let log_variance = parameters.narrow(1, self.z_dim, self.z_dim)?.clamp(-30.0, 20.0)?;
+        let log_variance = parameters.narrow(1, self.z_dim, self.z_dim)?;
+        let log_variance = clip(&log_variance, -30.0, 20.0)?;
         let deviation = (log_variance * 0.5)?.exp()?;
         let sample = (mean + (deviation * noise)?)?;
         sample.broadcast_sub(&self.latents_mean)?.broadcast_mul(&self.latents_std.recip()?)
@@ -111,12 +120,14 @@ impl Vae {
 
     /// The picture of latents in the network's own scale.
     ///
-    /// `latents`: (batch, z, h, w). Returns (batch, channels, height, width) in −1…1.
+    /// `latents`: (batch, z, h, w). Returns (batch, channels, height, width) in about
+    /// −1…1. The reference bounds it here; we do where it becomes bytes, so that numbers
+    /// that are not finite can still be seen.
     ///
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decoder.forward(&self.post_quant_conv.forward(latents)?)?.clamp(-1.0, 1.0)
+        self.decoder.forward(&self.post_quant_conv.forward(latents)?)
     }
 
     /// The picture of latents of mean 0 and deviation 1. Shapes as [`Vae::decode`].

@@ -31,6 +31,7 @@ use unet::Unet;
 use vae::Vae;
 
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
+use super::residency::{Held, Residency};
 use super::{
     Capabilities, DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo,
     RequestDefaults,
@@ -117,7 +118,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     check_number_format(context)?;
     let defaults = CheckpointDefaults::load(context.snapshot)?;
     let (components, weight_bytes) = load_components(context, variant, &index)?;
-    let factor = components.vae.config().spatial_factor();
+    let factor = components.vae_config.spatial_factor();
     let side = components.unet.config().sample_size * factor;
     let configured_area = context.config.image_area;
     let area = configured_area.or(defaults.image_area).unwrap_or(side * side);
@@ -247,7 +248,13 @@ fn load_components(
     let overflows = vae_config.force_upcast && context.dtype == DType::F16;
     let vae_dtype = if overflows { DType::F32 } else { context.dtype };
     let weights = open("vae", DIFFUSERS_STEM, vae_dtype, unchanged)?;
-    let vae = Vae::load(&weights, &vae_config)?;
+    let load_vae = {
+        let config = vae_config.clone();
+        move |weights: &Weights| Vae::load(weights, &config)
+    };
+    let vae_in_float32 =
+        (vae_dtype != DType::F32).then(|| in_float32(&weights, load_vae.clone())).transpose()?;
+    let vae = Held::new(Residency::Resident, &weights, load_vae)?;
     bytes += weights.finish()?;
     let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
     let text_use = if variant.has_text_time {
@@ -255,8 +262,27 @@ fn load_components(
     } else {
         TextUse::Last
     };
-    let device = context.device.clone();
-    Ok((Components { texts, text_use, unet, vae, scheduler, device }, bytes))
+    let components = Components {
+        texts,
+        text_use,
+        unet,
+        vae,
+        vae_in_float32,
+        vae_dtype,
+        vae_config,
+        scheduler,
+        dtype: context.dtype,
+        device: context.device.clone(),
+    };
+    Ok((components, bytes))
+}
+
+/// The way to the VAE of `weights` in float32.
+fn in_float32(
+    weights: &Weights,
+    load: impl Fn(&Weights) -> candle_core::Result<Vae> + Send + 'static,
+) -> candle_core::Result<Held<Vae>> {
+    Held::new(Residency::OnDemand, &weights.with_dtype(DType::F32), load)
 }
 
 /// Refuses components that do not fit each other.
@@ -322,8 +348,7 @@ fn request_defaults(
     Ok(RequestDefaults {
         num_inference_steps: settings.num_inference_steps.unwrap_or(steps),
         guidance: settings.guidance_scale.unwrap_or(guidance),
-        // The empty text: what the reference does without a negative prompt.
-        negative_prompt: Some(negative.unwrap_or_default()),
+        negative_prompt: negative,
         strength: Strength::new(strength).map_err(fault)?,
     })
 }

@@ -29,7 +29,7 @@ pub(super) fn to_tensor(image: &RgbImage, size: ImageSize, device: &Device) -> R
         .to_device(device)
 }
 
-/// The picture in `pixels`: (1, 3, height, width), −1…1, float32. Halves are
+/// The picture in `pixels`: (1, 3, height, width), −1…1, float32, finite. Halves are
 /// rounded to even, as numpy does.
 ///
 /// # Errors

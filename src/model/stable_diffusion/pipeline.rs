@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 
+use super::config::VaeConfig;
 use super::pictures::{to_picture, to_tensor};
 use super::schedule::Schedule;
 use super::scheduler::SchedulerConfig;
@@ -16,10 +17,12 @@ use super::tokenizer::ClipTokenizer;
 use super::unet::{Conditioning, Unet};
 use super::vae::{Posterior, Vae};
 use crate::domain::{ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Strength, Task};
+use crate::model::finite::{Arithmetic, StepSums, VaeHalf, expect_finite, finite_or_in_float32};
 use crate::model::noise::TorchGenerator;
+use crate::model::residency::Held;
 use crate::model::{
-    DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver, StepProgress,
-    TokenUsage,
+    CutTokens, DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver,
+    StepProgress, TokenUsage,
 };
 
 /// A text encoder with its tokenizer.
@@ -38,7 +41,7 @@ pub enum TextUse {
     /// All encoders' penultimate states, side by side; the last encoder's pooled
     /// text, and sizes.
     PenultimateAndPooled {
-        /// Whether an empty negative prompt is all zeros, not the encoded "".
+        /// Whether no negative prompt is all zeros, not the encoded "".
         force_zeros_for_empty_prompt: bool,
     },
 }
@@ -52,9 +55,17 @@ pub struct Components {
     /// Predicts the noise.
     pub unet: Unet,
     /// Pictures to latents and back.
-    pub vae: Vae,
+    pub vae: Held<Vae>,
+    /// The same in float32, where that one computes in 16 bits.
+    pub vae_in_float32: Option<Held<Vae>>,
+    /// The number format of `vae`.
+    pub vae_dtype: DType,
+    /// Its configuration.
+    pub vae_config: VaeConfig,
     /// The noise schedule.
     pub scheduler: SchedulerConfig,
+    /// Number format that the networks compute in.
+    pub dtype: DType,
     /// Where they are.
     pub device: Device,
 }
@@ -70,6 +81,7 @@ struct EncodedPrompt {
     embeds: Tensor,
     pooled: Option<Tensor>,
     tokens: usize,
+    cut: Option<CutTokens>,
 }
 
 /// The prompts of one request.
@@ -79,6 +91,8 @@ struct Guidance {
     negative: Option<Conditioning>,
     scale: f64,
     tokens: usize,
+    /// What of the prompts was left out: sentences for the client.
+    warnings: Vec<String>,
 }
 
 /// What pictures are made from.
@@ -105,10 +119,13 @@ impl DiffusionModel for Pipeline {
         let total_steps = schedule.timesteps().len();
         // 2. Prompts → what steers the U-Net.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
-        let guidance = self.encode_prompts(request, size)?;
+        let mut guidance = self.encode_prompts(request, size)?;
+        let mut warnings = std::mem::take(&mut guidance.warnings);
         // 3. Picture → the distribution of its latents.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
-        let posterior = self.encode_picture(&source, size)?;
+        let (posterior, arithmetic) = self.encode_picture(&source, size)?;
+        let vae_dtype = self.components.vae_dtype;
+        arithmetic.tell(&mut warnings, VaeHalf::Encoder, vae_dtype);
         let mut images = Vec::with_capacity(request.count.get());
         for index in 0..request.count.get() {
             let seed = request.seed.of_image(index);
@@ -119,8 +136,9 @@ impl DiffusionModel for Pipeline {
             let mut watch = Watch { observer: &mut *observer, image: index, total_steps };
             let latents = self.denoise(start, &schedule, &guidance, &mut noise, &mut watch)?;
             // 6. Latents → picture.
-            let image = self.decode(&latents)?.into();
-            images.push(GeneratedImage { image, seed });
+            let (image, arithmetic) = self.decode(&latents)?;
+            arithmetic.tell(&mut warnings, VaeHalf::Decoder, vae_dtype);
+            images.push(GeneratedImage { image: image.into(), seed });
         }
         let places = self.latent_shape(size)[2..].iter().product::<usize>();
         let usage = TokenUsage {
@@ -128,7 +146,7 @@ impl DiffusionModel for Pipeline {
             input_image_tokens: if posterior.is_some() { places } else { 0 },
             output_image_tokens: places * images.len(),
         };
-        Ok(Generation { images, usage, warnings: Vec::new() })
+        Ok(Generation { images, usage, warnings })
     }
 }
 
@@ -151,11 +169,18 @@ impl Watch<'_> {
     fn step(
         &mut self,
         step: usize,
-        preview: impl FnOnce() -> Result<RgbImage, ModelError>,
+        preview: impl FnOnce() -> Result<(RgbImage, Arithmetic), ModelError>,
     ) -> Result<(), ModelError> {
         let progress = StepProgress { image: self.image, step, total_steps: self.total_steps };
         if (1..self.total_steps).contains(&step) && self.observer.wants_preview(progress) {
-            self.observer.on_preview(progress, preview()?.into());
+            match preview() {
+                Ok((preview, _)) => self.observer.on_preview(progress, preview.into()),
+                // There is nothing to see; the latents are looked at after the last step.
+                Err(ModelError::NotFinite { .. }) => {
+                    tracing::debug!(step, "no preview: not finite")
+                }
+                Err(error) => return Err(error),
+            }
         }
         observe(self.observer, progress)
     }
@@ -229,44 +254,47 @@ impl Pipeline {
         size: ImageSize,
     ) -> Result<Guidance, ModelError> {
         let scale = request.guidance.get();
-        let positive = self.encode_prompt(&request.prompt)?;
-        let negative = request.negative_prompt.as_ref().filter(|_| scale > 1.0);
-        let negative =
-            negative.map(|prompt| self.encode_negative(prompt, &positive)).transpose()?;
+        let positive = self.encode_prompt(request.prompt.as_str())?;
+        let negative = || self.encode_negative(request.negative_prompt.as_ref(), &positive);
+        let negative = (scale > 1.0).then(negative).transpose()?;
+        let cut = |field, prompt: &EncodedPrompt| prompt.cut.map(|cut| cut.sentence(field));
+        let mut warnings = Vec::from_iter(cut("prompt", &positive));
+        warnings.extend(negative.as_ref().and_then(|prompt| cut("negative_prompt", prompt)));
         let condition = |prompt: &EncodedPrompt| self.condition(prompt, size);
         Ok(Guidance {
             tokens: positive.tokens,
             positive: condition(&positive)?,
             negative: negative.as_ref().map(condition).transpose()?,
             scale,
+            warnings,
         })
     }
 
+    /// What predictions are steered away from. The empty text is a prompt like any
+    /// other; none at all is zeros where the checkpoint says so, else the empty text.
     fn encode_negative(
         &self,
-        prompt: &Prompt,
+        prompt: Option<&Prompt>,
         positive: &EncodedPrompt,
     ) -> Result<EncodedPrompt, ModelError> {
         let zeros = TextUse::PenultimateAndPooled { force_zeros_for_empty_prompt: true };
-        if !(prompt.as_str().is_empty() && self.components.text_use == zeros) {
-            return self.encode_prompt(prompt);
+        if prompt.is_some() || self.components.text_use != zeros {
+            return self.encode_prompt(prompt.map_or("", Prompt::as_str));
         }
         let pooled = positive.pooled.as_ref().map(Tensor::zeros_like).transpose()?;
-        Ok(EncodedPrompt { embeds: positive.embeds.zeros_like()?, pooled, tokens: 0 })
+        Ok(EncodedPrompt { embeds: positive.embeds.zeros_like()?, pooled, tokens: 0, cut: None })
     }
 
-    fn encode_prompt(&self, prompt: &Prompt) -> Result<EncodedPrompt, ModelError> {
+    fn encode_prompt(&self, prompt: &str) -> Result<EncodedPrompt, ModelError> {
         let mut states = Vec::new();
-        let (mut pooled, mut tokens) = (None, 0);
+        let (mut pooled, mut tokens, mut cut) = (None, 0, None::<CutTokens>);
         for side in &self.components.texts {
             let text = side
                 .tokenizer
-                .tokenise(prompt.as_str())
+                .tokenise(prompt)
                 .map_err(|error| ModelError::BadOutput(format!("no tokens: {error}")))?;
-            if text.cut > 0 {
-                let (cut, kept) = (text.cut, text.length);
-                tracing::warn!(cut, kept, "a prompt is longer than CLIP reads: its end was cut");
-            }
+            // Of two encoders, the one that reads less.
+            cut = cut.into_iter().chain(text.cut).max_by_key(|cut| cut.cut);
             tokens = text.length;
             let encoded = side.encoder.forward(&text.ids)?;
             states.push(match self.components.text_use {
@@ -275,7 +303,9 @@ impl Pipeline {
             });
             pooled = encoded.pooled;
         }
-        Ok(EncodedPrompt { embeds: Tensor::cat(&states, 2)?, pooled, tokens })
+        let embeds = expect_finite(Tensor::cat(&states, 2)?, "text encoder")?;
+        let pooled = pooled.map(|pooled| expect_finite(pooled, "text encoder")).transpose()?;
+        Ok(EncodedPrompt { embeds, pooled, tokens, cut })
     }
 
     /// A prompt for a picture of `size`, which is taken for uncropped.
@@ -287,17 +317,33 @@ impl Pipeline {
         Ok(Conditioning { embeds: prompt.embeds.clone(), added: added.transpose()?.flatten() })
     }
 
-    fn encode_picture(&self, source: &Source, size: ImageSize) -> TensorResult<Option<Posterior>> {
+    fn encode_picture(
+        &self,
+        source: &Source,
+        size: ImageSize,
+    ) -> Result<(Option<Posterior>, Arithmetic), ModelError> {
         let Source::Picture { image, .. } = source else {
-            return Ok(None);
+            return Ok((None, Arithmetic::OfModel));
         };
         let pixels = to_tensor(image, size, &self.components.device)?;
-        self.components.vae.encode(&pixels).map(Some)
+        let (moments, arithmetic) =
+            self.with_vae(VaeHalf::Encoder, |vae| vae.encode_moments(&pixels))?;
+        Ok((Some(Posterior::of_moments(&moments)?), arithmetic))
+    }
+
+    /// What `action` makes of the VAE; of the one in float32 if that overflows.
+    fn with_vae(
+        &self,
+        half: VaeHalf,
+        action: impl Fn(&Vae) -> TensorResult<Tensor>,
+    ) -> Result<(Tensor, Arithmetic), ModelError> {
+        let Components { vae, vae_in_float32, vae_dtype, .. } = &self.components;
+        finite_or_in_float32((vae, *vae_dtype), vae_in_float32.as_ref(), half, action)
     }
 
     /// (1, latent channels, rows, columns)
     fn latent_shape(&self, size: ImageSize) -> [usize; 4] {
-        let config = self.components.vae.config();
+        let config = &self.components.vae_config;
         let factor = config.spatial_factor();
         [1, config.latent_channels, size.height() / factor, size.width() / factor]
     }
@@ -326,7 +372,7 @@ impl Pipeline {
         };
         let latents = (&posterior.mean + (&posterior.deviation * noise()?)?)?;
         let (clean, noisy) = schedule.start_weights();
-        let clean = clean * self.components.vae.config().scaling_factor;
+        let clean = clean * self.components.vae_config.scaling_factor;
         (latents * clean)? + (noise()? * noisy)?
     }
 
@@ -340,20 +386,17 @@ impl Pipeline {
         watch: &mut Watch,
     ) -> Result<Tensor, ModelError> {
         let mut walk = schedule.walk();
+        let mut sums = StepSums::default();
         watch.step(0, || self.decode(&state))?;
         for (step, timestep) in schedule.timesteps().iter().enumerate() {
             let input = (&state * schedule.input_scale(step))?;
             let prediction = self.predict(&input, *timestep, guidance)?;
             let made = walk.step(step, &state, &prediction, noise)?;
+            sums.note(&made.next)?;
             watch.step(step + 1, || self.decode(&made.clean))?;
             state = made.next;
         }
-        // The sum is finite only if every number is.
-        if !state.sum_all()?.to_scalar::<f32>()?.is_finite() {
-            return Err(ModelError::BadOutput(
-                "numbers that are not finite; another dtype may help".to_owned(),
-            ));
-        }
+        sums.expect_finite("U-Net", self.components.dtype)?;
         Ok(state)
     }
 
@@ -369,9 +412,11 @@ impl Pipeline {
     }
 
     /// `latents`: scaled, as the U-Net sees them.
-    fn decode(&self, latents: &Tensor) -> Result<RgbImage, ModelError> {
-        let vae = &self.components.vae;
-        to_picture(&vae.decode(&(latents.to_dtype(DType::F32)? / vae.config().scaling_factor)?)?)
+    fn decode(&self, latents: &Tensor) -> Result<(RgbImage, Arithmetic), ModelError> {
+        let scaling_factor = self.components.vae_config.scaling_factor;
+        let latents = (latents.to_dtype(DType::F32)? / scaling_factor)?;
+        let (pixels, arithmetic) = self.with_vae(VaeHalf::Decoder, |vae| vae.decode(&latents))?;
+        Ok((to_picture(&pixels)?, arithmetic))
     }
 }
 

@@ -9,6 +9,7 @@
 use candle_core::{Result as TensorResult, Tensor};
 
 use super::scheduler::{Method, Prediction, SchedulerConfig, Spacing, whole};
+use crate::nn::clip;
 
 /// The timesteps of one picture, from noise to picture.
 #[derive(Debug, Clone)]
@@ -221,7 +222,7 @@ impl Walk<'_> {
         };
         let mut clean = weights.clean.of(&state, &prediction)?;
         if let Some(range) = weights.clip {
-            clean = clean.clamp(-range, range)?;
+            clean = clip(&clean, -range, range)?;
         }
         let mut next = weights.next.of(&state, &prediction)?;
         if weights.next_clean != 0.0 {

@@ -15,7 +15,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, normalizers};
 
 use crate::checkpoint::{CheckpointError, Snapshot};
-use crate::model::LoadError;
+use crate::model::{CutTokens, LoadError};
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -32,8 +32,8 @@ pub struct TokenisedText {
     pub ids: Vec<u32>,
     /// How many of them are not padding.
     pub length: usize,
-    /// How many words' tokens did not fit.
-    pub cut: usize,
+    /// What of the words did not fit.
+    pub cut: Option<CutTokens>,
 }
 
 /// The tokenizer of one encoder.
@@ -117,7 +117,8 @@ impl ClipTokenizer {
         ids.push(self.end);
         let length = ids.len();
         ids.resize(self.max_length.max(length), self.padding);
-        Ok(TokenisedText { ids, length, cut: encoding.get_ids().len() - words.len() })
+        let cut = CutTokens::beyond(room, encoding.get_ids().len());
+        Ok(TokenisedText { ids, length, cut })
     }
 }
 

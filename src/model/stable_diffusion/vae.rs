@@ -15,7 +15,7 @@ use candle_transformers::models::stable_diffusion::unet_2d_blocks::{
 use super::config::VaeConfig;
 use super::layers::load_conv;
 use crate::checkpoint::Weights;
-use crate::nn::{Conv2d, silu};
+use crate::nn::{Conv2d, clip, silu};
 
 /// Of all group normalisations.
 const EPS: f64 = 1e-6;
@@ -37,6 +37,19 @@ pub struct Posterior {
     pub mean: Tensor,
     /// Standard deviation, likewise.
     pub deviation: Tensor,
+}
+
+impl Posterior {
+    /// Of what [`Vae::encode_moments`] returns.
+    ///
+    /// # Errors
+    /// A candle error, such as out of memory.
+    pub fn of_moments(moments: &Tensor) -> Result<Self> {
+        let channels = moments.dim(1)? / 2;
+        let mean = moments.narrow(1, 0, channels)?.contiguous()?;
+        let log_variance = clip(&moments.narrow(1, channels, channels)?, -30.0, 20.0)?;
+        Ok(Self { mean, deviation: (log_variance * 0.5)?.exp()? })
+    }
 }
 
 struct Encoder {
@@ -88,15 +101,20 @@ impl Vae {
     /// # Errors
     /// A candle error, such as out of memory.
     pub fn encode(&self, image: &Tensor) -> Result<Posterior> {
+        Posterior::of_moments(&self.encode_moments(image)?)
+    }
+
+    /// The same as means and logarithms of variances: (1, 2 · latent channels,
+    /// height/factor, width/factor), float32.
+    ///
+    /// # Errors
+    /// A candle error, such as out of memory.
+    pub fn encode_moments(&self, image: &Tensor) -> Result<Tensor> {
         let mut moments = self.encoder.forward(&image.to_dtype(self.dtype)?)?;
         if let Some(conv) = &self.quant_conv {
             moments = conv.forward(&moments)?;
         }
-        let moments = moments.to_dtype(DType::F32)?;
-        let channels = self.config.latent_channels;
-        let mean = moments.narrow(1, 0, channels)?.contiguous()?;
-        let log_variance = moments.narrow(1, channels, channels)?.clamp(-30.0, 20.0)?;
-        Ok(Posterior { mean, deviation: (log_variance * 0.5)?.exp()? })
+        moments.to_dtype(DType::F32)
     }
 
     /// `latents`: (1, latent channels, rows, columns), unscaled. Returns

@@ -254,6 +254,7 @@ mod tests {
     use super::*;
     use crate::nn::fp8::product;
     use crate::nn::kernels::emulation::{assert_close, emulate, numbers};
+    use crate::nn::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on, both_forms};
     use crate::nn::kernels::run;
 
     /// (rows, width): one number, odd rows, whole packs, more than a block's threads.
@@ -304,6 +305,73 @@ mod tests {
         let wide: Vec<Vec<f32>> = wide.to_vec2().unwrap();
         assert!(wide[0][1].is_nan() && wide[0][0] == 1.0 && wide[0][2] == -2.0, "{wide:?}");
         assert_eq!(wide[1], [1.0, 2.0, 3.0]);
+    }
+
+    #[test]
+    fn what_is_not_finite_goes_through_rounding_and_back_as_through_torchs_scaled_rows() {
+        let (rows, width) = (3, 37);
+        for dtype in NUMBER_FORMATS {
+            let forms = |inputs: &[Tensor]| {
+                let rounding = RoundedRows::new(&inputs[0], rows, width).unwrap();
+                let widened = both_forms(&rounding).into_iter().flat_map(|(_, bytes)| {
+                    both_forms(&WideRows::new(&Fp8Rows { bytes, rows, width }, dtype))
+                });
+                widened.collect()
+            };
+            // A NaN stays where it is. An infinity has no scale: it becomes NaN, and what
+            // is finite beside it nothing.
+            let reference = |inputs: &[Vec<f64>]| {
+                let row = |row: &[f64]| {
+                    let has_infinity = row.iter().any(|x| x.is_infinite());
+                    let made = |x: &f64| match (x.is_finite(), has_infinity) {
+                        (false, _) => f64::NAN,
+                        (true, true) => 0.0,
+                        (true, false) => *x,
+                    };
+                    row.iter().map(made).collect::<Vec<_>>()
+                };
+                inputs[0].chunks(width).flat_map(row).collect()
+            };
+            // Powers of two: e4m3 holds them exactly.
+            let ones = Tensor::full(0.5_f32, (rows, width), &Device::Cpu).unwrap();
+            assert_passed_on(&[ones.to_dtype(dtype).unwrap()], forms, reference);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_in_a_product_that_is_scaled_or_made() {
+        for dtype in NUMBER_FORMATS {
+            let half = |rows, columns| {
+                Tensor::full(0.5_f32, (rows, columns), &Device::Cpu)
+                    .unwrap()
+                    .to_dtype(dtype)
+                    .unwrap()
+            };
+            let rows = |x: &Tensor| Fp8Rows::round(x).unwrap();
+            let (x, weight) = (rows(&half(3, 16)), rows(&half(5, 16)));
+            let forms = |inputs: &[Tensor]| {
+                both_forms(&ScaledProduct::new(&inputs[0], &x, &weight).unwrap())
+            };
+            // 0.5 is 256 · 2⁻⁹ in both.
+            let scale = 2.0_f64.powi(-18);
+            let reference = |inputs: &[Vec<f64>]| inputs[0].iter().map(|x| x * scale).collect();
+            assert_passed_on(&[(half(3, 5) * 1024.0).unwrap()], forms, reference);
+
+            // A number that is none: in one token, or in one output's weights.
+            let forms = |inputs: &[Tensor]| {
+                vec![("product", product(&rows(&inputs[0]), &rows(&inputs[1]), dtype).unwrap())]
+            };
+            let reference = |inputs: &[Vec<f64>]| {
+                let spoilt = |row: &[f64]| row.iter().any(|x| !x.is_finite());
+                let token = |x: &[f64]| {
+                    let output =
+                        |row: &[f64]| if spoilt(x) || spoilt(row) { f64::NAN } else { 4.0 };
+                    inputs[1].chunks(16).map(output).collect::<Vec<_>>()
+                };
+                inputs[0].chunks(16).flat_map(token).collect()
+            };
+            assert_passed_on(&[half(3, 16), half(5, 16)], forms, reference);
+        }
     }
 
     /// Rows of numbers of all sizes, each with another largest number: around what a

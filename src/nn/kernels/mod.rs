@@ -12,6 +12,8 @@
 mod cuda;
 #[cfg(test)]
 pub(super) mod emulation;
+#[cfg(test)]
+pub(super) mod non_finite;
 
 use std::marker::PhantomData;
 

@@ -57,7 +57,8 @@ KERNEL(rms_over_channels, channel_norm) {
     for (int j = 0; j < PACK; ++j) {
         float sum = 0.0f;
         for (int other = 0; other < warps; ++other) sum += shared[(other * WARP + lane) * PACK + j];
-        length[j] = fmaxf(sqrtf(sum), call.smallest);
+        length[j] = sqrtf(sum);
+        if (length[j] < call.smallest) length[j] = call.smallest; /* fmaxf drops NaN */
     }
 
     for (int channel = warp; channel < call.channels; channel += warps) {
@@ -78,7 +79,9 @@ typedef struct {
     int width;
 } row_softmax;
 
-/* Softmax over the last dimension, all in 32 bits. One block for each row. */
+/* Softmax over the last dimension, all in 32 bits. One block for each row. A NaN is no
+ * maximum, but its exponential is NaN, and so is the row; a row of -INFINITY alone
+ * becomes zeros. */
 KERNEL(softmax, row_softmax) {
     const number *x = call.x + BLOCK * call.width;
     number *y = call.y + BLOCK * call.width;
@@ -88,12 +91,14 @@ KERNEL(softmax, row_softmax) {
         for (int j = 0; j < PACK; ++j) largest = fmaxf(largest, wide(numbers.at[j]));
     }
     largest = block_maximum(largest);
+    if (largest == -INFINITY) largest = 0.0f;
     float sum = 0.0f;
     for (int i = THREAD * PACK; i < call.width; i += THREADS * PACK) {
         pack numbers = load(x + i);
         for (int j = 0; j < PACK; ++j) sum += expf(wide(numbers.at[j]) - largest);
     }
-    float inverse = 1.0f / block_sum(sum);
+    sum = block_sum(sum);
+    float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
     for (int i = THREAD * PACK; i < call.width; i += THREADS * PACK) {
         pack numbers = load(x + i);
         for (int j = 0; j < PACK; ++j)

@@ -94,7 +94,7 @@ INSIDE float block_sum(float value) {
     return sum;
 }
 
-/* Likewise, the largest. */
+/* Likewise, the largest; a NaN is passed over, as fmaxf does. */
 INSIDE float block_maximum(float value) {
     value = warp_maximum(value);
     BARRIER();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Result as TensorResult, Tensor};
 
+use crate::model::ModelError;
 use crate::model::cache::{ContentCache, ContentHash, ContentKey};
 use crate::model::qwen_image::modulation::ModulationTable;
 use crate::model::qwen_image::transformer::Transformer;
@@ -38,15 +39,20 @@ impl PipelineCache {
     pub(super) fn tensor_or(
         &self,
         key: ContentKey,
-        make: impl FnOnce() -> TensorResult<Tensor>,
-    ) -> TensorResult<Tensor> {
+        make: impl FnOnce() -> Result<Tensor, ModelError>,
+    ) -> Result<Tensor, ModelError> {
         if let Some(tensor) = self.tensor(&key) {
             return Ok(tensor);
         }
         let tensor = make()?;
+        self.keep(key, &tensor);
+        Ok(tensor)
+    }
+
+    /// Keeps `tensor`, which was made from the content of `key`.
+    pub(super) fn keep(&self, key: ContentKey, tensor: &Tensor) {
         let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
         self.0.borrow_mut().insert(key, Kept::Tensor(tensor.clone()), bytes);
-        Ok(tensor)
     }
 
     /// What noise levels do to the tokens of `transformer`.

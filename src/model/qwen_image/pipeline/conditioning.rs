@@ -6,6 +6,7 @@ use super::{Pipeline, preprocess};
 use crate::domain::{ImageRequest, Prompt, RgbImage};
 use crate::model::ModelError;
 use crate::model::cache::{ContentHash, ContentKey};
+use crate::model::finite::expect_finite;
 use crate::model::qwen_image::positions::{Grid, text_start};
 use crate::model::qwen_image::prompt::TokenisedPrompt;
 use crate::model::qwen_image::text_encoder::TextEncoder;
@@ -27,6 +28,8 @@ pub(super) struct Guidance {
     /// With it, and above scale 1, predictions are steered away from it.
     pub(super) negative: Option<Conditioning>,
     pub(super) scale: f64,
+    /// What of the prompts was left out: sentences for the client.
+    pub(super) warnings: Vec<String>,
 }
 
 /// The pictures that prompts are about.
@@ -64,6 +67,10 @@ impl Pipeline {
         let positive = words("prompt", &request.prompt)?;
         let negative = negative.map(|prompt| words("negative_prompt", prompt)).transpose()?;
 
+        let cut = |field, words: &Words| words.tokens.cut.map(|cut| cut.sentence(field));
+        let mut warnings = Vec::from_iter(cut("prompt", &positive));
+        warnings.extend(negative.as_ref().and_then(|words| cut("negative_prompt", words)));
+
         let all: Vec<&Words> = std::iter::once(&positive).chain(&negative).collect();
         let mut embeds = self.embeds(&pictures, &all)?.into_iter();
         let shown: usize = pictures.grids.iter().map(|grid| grid.len()).sum();
@@ -73,7 +80,7 @@ impl Pipeline {
         let positive = conditioning(&positive)
             .ok_or_else(|| ModelError::BadOutput("no prompt embeddings".to_owned()))?;
         let negative = negative.as_ref().and_then(conditioning);
-        Ok(Guidance { positive, negative, scale })
+        Ok(Guidance { positive, negative, scale, warnings })
     }
 
     fn shown_pictures<'a>(&self, images: &'a [RgbImage]) -> ShownPictures<'a> {
@@ -120,7 +127,11 @@ impl Pipeline {
     }
 
     /// The embeddings of each of `prompts`, (1, kept tokens, text width).
-    fn embeds(&self, pictures: &ShownPictures, prompts: &[&Words]) -> TensorResult<Vec<Tensor>> {
+    fn embeds(
+        &self,
+        pictures: &ShownPictures,
+        prompts: &[&Words],
+    ) -> Result<Vec<Tensor>, ModelError> {
         let known: Vec<Option<Tensor>> =
             prompts.iter().map(|words| self.cache.tensor(&words.key)).collect();
         if let Some(known) = known.iter().cloned().collect() {
@@ -141,7 +152,7 @@ impl Pipeline {
         &self,
         encoder: &TextEncoder,
         pictures: &ShownPictures,
-    ) -> TensorResult<Option<Tensor>> {
+    ) -> Result<Option<Tensor>, ModelError> {
         let Some(processor) =
             self.components.processor.as_ref().filter(|_| !pictures.images.is_empty())
         else {
@@ -158,7 +169,8 @@ impl Pipeline {
                 .collect::<TensorResult<Vec<_>>>()?;
             let patches: Vec<&Tensor> = inputs.iter().map(|input| &input.patches).collect();
             let grids: Vec<Grid> = inputs.iter().map(|input| input.grid).collect();
-            encoder.encode_pictures(&Tensor::cat(&patches, 0)?, &grids)
+            let tokens = encoder.encode_pictures(&Tensor::cat(&patches, 0)?, &grids)?;
+            expect_finite(tokens, "vision tower")
         };
         self.cache.tensor_or(pictures.key, make).map(Some)
     }
@@ -168,13 +180,14 @@ impl Pipeline {
         encoder: &TextEncoder,
         words: &Words,
         picture_tokens: Option<&Tensor>,
-    ) -> TensorResult<Tensor> {
+    ) -> Result<Tensor, ModelError> {
         let tokens = &words.tokens;
         self.cache.tensor_or(words.key, || {
             let hidden_states =
                 encoder.forward(&tokens.token_ids, &tokens.segments, picture_tokens)?;
             let dropped = tokens.token_ids.len() - words.kept;
-            hidden_states.narrow(1, dropped, words.kept)?.force_contiguous()
+            let kept = hidden_states.narrow(1, dropped, words.kept)?.force_contiguous()?;
+            expect_finite(kept, "text encoder")
         })
     }
 }

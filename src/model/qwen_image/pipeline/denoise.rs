@@ -1,10 +1,11 @@
 //! Noise → latents: the steps of one picture.
 
-use candle_core::{DType, IndexOp, Result as TensorResult, Tensor};
+use candle_core::{IndexOp, Result as TensorResult, Tensor};
 
 use super::conditioning::{Conditioning, Guidance};
 use super::observe;
 use crate::domain::Picture;
+use crate::model::finite::StepSums;
 use crate::model::qwen_image::modulation::ModulationTable;
 use crate::model::qwen_image::positions::Grid;
 use crate::model::qwen_image::scheduler::Schedule;
@@ -31,8 +32,14 @@ impl Watch<'_> {
         let progress = StepProgress { image: self.image, step, total_steps: self.total_steps };
         let unfinished = (1..self.total_steps).contains(&step);
         if unfinished && self.observer.wants_preview(progress) {
-            let preview = (self.decode)(&predicted()?)?;
-            self.observer.on_preview(progress, preview);
+            match (self.decode)(&predicted()?) {
+                Ok(preview) => self.observer.on_preview(progress, preview),
+                // There is nothing to see; the latents are looked at after the last step.
+                Err(ModelError::NotFinite { .. }) => {
+                    tracing::debug!(step, "no preview: not finite")
+                }
+                Err(error) => return Err(error),
+            }
         }
         observe(self.observer, progress)
     }
@@ -113,6 +120,7 @@ impl<'a> Denoising<'a> {
     pub(super) fn run(&self, start: Start, watch: &mut Watch) -> Result<Tensor, ModelError> {
         let Start { mut latents, references, known } = start;
         watch.step(0, || Ok(latents.clone()))?;
+        let mut sums = StepSums::default();
         for step in 0..self.schedule.steps() {
             let flow = self.predict(&latents, references.as_ref(), step)?;
             let next = self.advance(&latents, &flow, known.as_ref(), step)?;
@@ -121,16 +129,11 @@ impl<'a> Denoising<'a> {
                 let clean = euler_step(&latents, &flow, -self.schedule.sigmas[step])?;
                 known.as_ref().map_or(Ok(clean.clone()), |known| known.keep(&clean, 0.0))
             };
+            sums.note(&next)?;
             watch.step(step + 1, predicted)?;
             latents = next;
         }
-        // The sum is finite only if every number is.
-        let sum = latents.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
-        if !sum.is_finite() {
-            return Err(ModelError::BadOutput(
-                "numbers that are not finite; another dtype may help".to_owned(),
-            ));
-        }
+        sums.expect_finite("transformer", latents.dtype())?;
         Ok(latents)
     }
 

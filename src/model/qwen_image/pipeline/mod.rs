@@ -33,6 +33,7 @@ use super::variant::{ScheduleBasis, Shown, Variant};
 use crate::domain::{ImageRequest, Picture};
 use crate::imaging::region;
 use crate::model::cache::ContentHash;
+use crate::model::finite::{Arithmetic, VaeHalf, finite_or_in_float32};
 use crate::model::noise::TorchGenerator;
 use crate::model::residency::Held;
 use crate::model::{
@@ -59,6 +60,8 @@ pub struct Components {
     pub vae_config: VaeConfig,
     /// Pictures to latents and back.
     pub vae: Held<Vae>,
+    /// The same in float32, where the model computes in 16 bits.
+    pub vae_in_float32: Option<Held<Vae>>,
     /// The noise schedule.
     pub scheduler: SchedulerConfig,
     /// Number format that they compute in.
@@ -111,7 +114,12 @@ struct InputLatents {
     references: Option<Tensor>,
     /// What the picture is made from.
     source: Option<SourceLatents>,
+    /// What they were computed in.
+    arithmetic: Arithmetic,
 }
+
+/// What is made of the VAE's output for a picture.
+type Finish = fn(&Vae, Tensor) -> TensorResult<Tensor>;
 
 struct SourceLatents {
     /// What [`Vae::encode`] returns.
@@ -137,10 +145,13 @@ impl DiffusionModel for Pipeline {
         let total_steps = schedule.steps();
         // 2. Pictures and prompts → what steers the transformer.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
-        let guidance = self.encode_prompts(&job.shown, request, &grids)?;
+        let mut guidance = self.encode_prompts(&job.shown, request, &grids)?;
+        let mut warnings = std::mem::take(&mut guidance.warnings);
         // 3. Pictures → latents.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         let inputs = self.encode_pictures(&job)?;
+        let dtype = self.components.dtype;
+        inputs.arithmetic.tell(&mut warnings, VaeHalf::Encoder, dtype);
         // 4. What the steps have in common.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         let transformer = &self.components.transformer;
@@ -162,9 +173,9 @@ impl DiffusionModel for Pipeline {
             };
             let latents = denoising.run(start, &mut watch)?;
             // 7. Latents → pictures.
-            for image in self.decode(&latents, &job, job.made_frames())? {
-                images.push(GeneratedImage { image, seed });
-            }
+            let (pictures, arithmetic) = self.decode(&latents, &job, job.made_frames())?;
+            arithmetic.tell(&mut warnings, VaeHalf::Decoder, dtype);
+            images.extend(pictures.into_iter().map(|image| GeneratedImage { image, seed }));
         }
         let shown_tokens = guidance.positive.embeds.dim(1)? - guidance.positive.words;
         let looked_at = grids[job.frames()..].iter().map(|grid| grid.len()).sum::<usize>();
@@ -175,7 +186,7 @@ impl DiffusionModel for Pipeline {
             input_image_tokens: shown_tokens + looked_at + made_from.map_or(0, |_| grids[0].len()),
             output_image_tokens: grids[0].len() * images.len(),
         };
-        Ok(Generation { images, usage, warnings: Vec::new() })
+        Ok(Generation { images, usage, warnings })
     }
 }
 
@@ -271,31 +282,36 @@ impl Pipeline {
         schedule.rounded_noise_levels(round)
     }
 
-    fn encode_pictures(&self, job: &Job) -> TensorResult<InputLatents> {
+    fn encode_pictures(&self, job: &Job) -> Result<InputLatents, ModelError> {
+        let mut used = Vec::new();
+        let mut encoded = |kind: &str, picture: &Picture, finish: Finish| {
+            let (latents, arithmetic) = self.encoded(kind, picture, finish)?;
+            used.push(arithmetic);
+            Ok::<_, ModelError>(latents)
+        };
+        let most_likely: Finish = |vae, parameters| pack_latents(&vae.most_likely(&parameters)?);
         let references = job
             .references
             .iter()
-            .map(|picture| {
-                self.encoded("most likely latents", picture, |vae, parameters| {
-                    pack_latents(&vae.most_likely(&parameters)?)
-                })
-            })
-            .collect::<TensorResult<Vec<_>>>()?;
+            .map(|picture| encoded("most likely latents", picture, most_likely))
+            .collect::<Result<Vec<_>, _>>()?;
         let source = |source: &Source| {
             let (z_dim, kind) = (self.components.vae_config.z_dim, self.tensor_kind());
             let factor = self.components.vae_config.spatial_factor();
             let mask = |mask| preprocess::mask_tokens(mask, factor, 4 * z_dim, kind);
-            Ok::<_, candle_core::Error>(SourceLatents {
-                parameters: self
-                    .encoded("latents", &source.picture, |_, parameters| Ok(parameters))?,
+            Ok::<_, ModelError>(SourceLatents {
+                parameters: encoded("latents", &source.picture, |_, parameters| Ok(parameters))?,
                 mask: source.mask.as_ref().map(mask).transpose()?,
             })
         };
+        let source = job.source.as_ref().map(source).transpose()?;
+        let is_upcast = used.contains(&Arithmetic::Upcast);
         Ok(InputLatents {
             references: (!references.is_empty())
                 .then(|| Tensor::cat(&references, 1))
                 .transpose()?,
-            source: job.source.as_ref().map(source).transpose()?,
+            source,
+            arithmetic: if is_upcast { Arithmetic::Upcast } else { Arithmetic::OfModel },
         })
     }
 
@@ -304,19 +320,39 @@ impl Pipeline {
         &self,
         kind: &str,
         picture: &Picture,
-        finish: impl FnOnce(&Vae, Tensor) -> TensorResult<Tensor>,
-    ) -> TensorResult<Tensor> {
+        finish: Finish,
+    ) -> Result<(Tensor, Arithmetic), ModelError> {
         let hash = ContentHash::of(kind).bytes(&picture.width().to_le_bytes());
         let hash = hash.bytes(picture.colour().pixels());
         let key = match picture.alpha() {
             Some(alpha) => hash.bytes(alpha.pixels()).finish(),
             None => hash.finish(),
         };
-        self.cache.tensor_or(key, || {
-            let channels = self.components.vae_config.input_channels;
-            let input = preprocess::vae_input(picture, channels, self.tensor_kind())?;
-            self.components.vae.with(|vae| finish(vae, vae.encode(&input)?))
-        })
+        if let Some(known) = self.cache.tensor(&key) {
+            return Ok((known, Arithmetic::OfModel));
+        }
+        let (dtype, device) = self.tensor_kind();
+        let channels = self.components.vae_config.input_channels;
+        let (made, arithmetic) = self.with_vae(VaeHalf::Encoder, |vae| {
+            let input = preprocess::vae_input(picture, channels, (vae.dtype(), device))?;
+            finish(vae, vae.encode(&input)?)
+        })?;
+        let made = made.to_dtype(dtype)?;
+        // What had overflowed is made again for the next request, so that it hears of it.
+        if arithmetic == Arithmetic::OfModel {
+            self.cache.keep(key, &made);
+        }
+        Ok((made, arithmetic))
+    }
+
+    /// What `action` makes of the VAE; of the one in float32 if that overflows.
+    fn with_vae(
+        &self,
+        half: VaeHalf,
+        action: impl Fn(&Vae) -> TensorResult<Tensor>,
+    ) -> Result<(Tensor, Arithmetic), ModelError> {
+        let Components { vae, vae_in_float32, dtype, .. } = &self.components;
+        finite_or_in_float32((vae, *dtype), vae_in_float32.as_ref(), half, action)
     }
 
     /// What the denoising of one picture starts from. The seed's numbers are drawn
@@ -367,7 +403,8 @@ impl Pipeline {
     }
 
     fn preview(&self, latents: &Tensor, job: &Job) -> Result<Picture, ModelError> {
-        let first = self.decode(latents, job, 0..1)?.into_iter().next();
+        let (pictures, _) = self.decode(latents, job, 0..1)?;
+        let first = pictures.into_iter().next();
         first.ok_or_else(|| ModelError::BadOutput("no preview".to_owned()))
     }
 
@@ -377,12 +414,19 @@ impl Pipeline {
         latents: &Tensor,
         job: &Job,
         frames: Range<usize>,
-    ) -> Result<Vec<Picture>, ModelError> {
+    ) -> Result<(Vec<Picture>, Arithmetic), ModelError> {
         let grid = self.grid(job.output);
         let decode = |vae: &Vae, frame: usize| {
             let tokens = latents.narrow(1, frame * grid.len(), grid.len())?;
             let latents = unpack_latents(&tokens, grid.height, grid.width)?;
-            let picture = preprocess::output_picture(&vae.decode_latents(&latents)?)?;
+            vae.decode_latents(&latents.to_dtype(vae.dtype())?)
+        };
+        let (pixels, arithmetic) = self.with_vae(VaeHalf::Decoder, |vae| {
+            let frames = frames.clone().map(|frame| decode(vae, frame));
+            Tensor::cat(&frames.collect::<TensorResult<Vec<_>>>()?, 0)
+        })?;
+        let finish = |frame: usize| {
+            let picture = preprocess::output_picture(&pixels.narrow(0, frame, 1)?)?;
             Ok(match job.source.as_ref().and_then(|source| source.whole.as_ref()) {
                 Some(whole) => {
                     region::overlay(&whole.image, &whole.mask, picture.colour(), whole.region)
@@ -391,7 +435,8 @@ impl Pipeline {
                 None => picture,
             })
         };
-        self.components.vae.with(|vae| frames.map(|frame| decode(vae, frame)).collect())
+        let pictures = (0..pixels.dim(0)?).map(finish).collect::<Result<_, ModelError>>()?;
+        Ok((pictures, arithmetic))
     }
 }
 

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::*;
-use crate::checkpoint::Snapshot;
+use crate::checkpoint::{Snapshot, Weights};
 use crate::domain::{GuidanceScale, ImageCount, Seed, Steps};
 use crate::model::loading::{LoadContext, WeightSource};
-use crate::model::stable_diffusion::{ONE_TEXT, TWO_TEXTS, Variant, load_pipeline};
-use crate::model::{DeviceChoice, DtypeChoice, ModelConfig, Unobserved};
+use crate::model::stable_diffusion::{ONE_TEXT, TWO_TEXTS, Variant, in_float32, load_pipeline};
+use crate::model::{DeviceChoice, DtypeChoice, ModelConfig, Residency, Unobserved};
 
 /// In the repository, or where the variable `STABLE_DIFFUSION` says.
 #[expect(clippy::disallowed_methods, reason = "a switch for people who run the tests")]
@@ -75,9 +75,7 @@ fn request(case: &Value, tensors: &HashMap<String, Tensor>) -> ImageRequest {
             strength: Strength::new(number("strength")).unwrap(),
         }),
         prompt: Prompt::new(case["prompt"].as_str().unwrap()).unwrap(),
-        negative_prompt: Some(
-            Prompt::negative(case["negative"].as_str().unwrap_or_default()).unwrap(),
-        ),
+        negative_prompt: case["negative"].as_str().map(|text| Prompt::negative(text).unwrap()),
         count: ImageCount::new(1).unwrap(),
         size: size.unwrap_or(OutputSize::Reference),
         steps: Steps::new(whole("steps")).unwrap(),
@@ -92,7 +90,7 @@ fn latents(pipeline: &Pipeline, request: &ImageRequest) -> Tensor {
     let size = pipeline.size(&source, request.size).unwrap();
     let schedule = pipeline.schedule(&source, request.steps.get()).unwrap();
     let guidance = pipeline.encode_prompts(request, size).unwrap();
-    let posterior = pipeline.encode_picture(&source, size).unwrap();
+    let (posterior, _) = pipeline.encode_picture(&source, size).unwrap();
     let mut noise = pipeline.noise(request.seed.get(), size);
     let start = pipeline.start(posterior.as_ref(), &schedule, &mut noise).unwrap();
     let total_steps = schedule.timesteps().len();
@@ -121,6 +119,49 @@ fn compare(checkpoint: &str, variant: &Variant) {
         println!("{checkpoint} {name}: largest difference {difference:e} of {scale}");
         assert!(difference <= 1e-3, "{name}: {difference}");
     }
+}
+
+/// The VAE of the folder `of`, where it lies as in a checkpoint.
+fn open_vae(of: &Path) -> Weights {
+    let (snapshot, kind) = (Snapshot::Directory(of.to_owned()), (DType::F32, &Device::Cpu));
+    Weights::open(&snapshot, "vae", "diffusion_pytorch_model", kind, str::to_owned).unwrap()
+}
+
+#[test]
+fn a_vae_that_overflows_decodes_in_float32_and_says_so_or_makes_no_picture() {
+    const FILE: &str = "vae/diffusion_pytorch_model.safetensors";
+    let golden = std::fs::read_to_string(folder("sd").join("golden.json")).unwrap();
+    let golden: Value = serde_json::from_str(&golden).unwrap();
+    let case = &golden["cases"][0];
+    let request = request(case, &HashMap::new());
+    let mut pipeline = pipeline("sd", &ONE_TEXT, &case["scheduler"]);
+    let expected = pipeline.generate(&request, &mut Unobserved).unwrap();
+    assert!(expected.warnings.is_empty());
+    let config = pipeline.components.vae_config.clone();
+    let load = move |weights: &Weights| Vae::load(weights, &config);
+    // A CPU has no 16-bit VAE of this family; what overflows in any format stands for it.
+    let spoilt = tempfile::tempdir().unwrap();
+    std::fs::create_dir(spoilt.path().join("vae")).unwrap();
+    let mut tensors =
+        candle_core::safetensors::load(folder("sd").join(FILE), &Device::Cpu).unwrap();
+    let bias = tensors.get_mut("decoder.conv_in.bias").unwrap();
+    *bias = (&*bias / 0.0).unwrap();
+    candle_core::safetensors::save(&tensors, spoilt.path().join(FILE)).unwrap();
+    let overflowing = open_vae(spoilt.path());
+    let vae = Held::new(Residency::Resident, &overflowing, load.clone()).unwrap();
+    pipeline.components.vae = vae;
+    pipeline.components.vae_dtype = DType::F16;
+
+    let fault = pipeline.generate(&request, &mut Unobserved).unwrap_err().to_string();
+    assert!(fault.contains("VAE decoder") && fault.contains("float16"), "{fault}");
+
+    pipeline.components.vae_in_float32 = Some(in_float32(&open_vae(&folder("sd")), load).unwrap());
+    let generation = pipeline.generate(&request, &mut Unobserved).unwrap();
+    assert!(generation.images[0].image == expected.images[0].image);
+    assert_eq!(
+        generation.warnings,
+        ["'dtype' float16 overflowed in the VAE's decoder; the picture was decoded in float32."]
+    );
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! What the pipelines do beside making the reference's pictures.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
 
 use super::case::Case;
-use super::first_step;
+use super::{Denoising, Steering, Watch, first_step};
 use crate::domain::{
-    GreyImage, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt, RgbImage,
-    Strength, Task,
+    GreyImage, GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt,
+    RgbImage, Strength, Task,
 };
 use crate::model::{
-    DiffusionModel, DtypeChoice, ModelError, StepObserver, StepProgress, Unobserved,
+    DiffusionModel, DtypeChoice, Generation, MemoryChoice, ModelError, StepObserver, StepProgress,
+    Unobserved,
 };
 
 fn grey(width: usize, height: usize) -> Picture {
@@ -133,6 +135,134 @@ fn every_pipeline_works_in_16_bits() {
 
         assert!(generation.is_ok(), "{name}: {generation:?}");
     }
+}
+
+/// The tensors of a layer, times `factor`.
+fn scale_layer(tensors: &mut HashMap<String, Tensor>, layer: &str, factor: f64) {
+    for part in ["weight", "bias"] {
+        let tensor = tensors.get_mut(&format!("{layer}.{part}")).unwrap();
+        *tensor = (&*tensor * factor).unwrap();
+    }
+}
+
+fn colours(generation: &Generation) -> &[u8] {
+    generation.images[0].image.colour().pixels()
+}
+
+#[test]
+fn a_vae_that_overflows_in_16_bits_decodes_in_float32_and_says_so() {
+    // Its later layers divide by the length of what the first one makes.
+    let large = |tensors: &mut HashMap<_, _>| scale_layer(tensors, "decoder.conv_in", 1e6);
+    let (case, _folder) = Case::read("t2i_cfg").with_vae(large);
+    let mut exact = case.pipeline(DtypeChoice::Float32);
+    let theirs = exact.generate(&case.request(), &mut Unobserved).unwrap();
+    assert!(theirs.warnings.is_empty());
+    for memory in [MemoryChoice::Resident, MemoryChoice::Offload] {
+        let mut pipeline = case.pipeline_with(|config| {
+            config.dtype = DtypeChoice::Float16;
+            config.memory = memory;
+        });
+        let mut previews = Previews::default();
+        let two = ImageRequest { count: ImageCount::new(2).unwrap(), ..case.request() };
+
+        let generation = pipeline.generate(&two, &mut previews).unwrap();
+
+        // One sentence for both pictures.
+        assert_eq!(
+            generation.warnings,
+            [
+                "'dtype' float16 overflowed in the VAE's decoder; the picture was decoded in float32."
+            ]
+        );
+        let decibels = decibels(colours(&generation), colours(&theirs));
+        println!("{memory:?}: {decibels:.1} dB");
+        // The latents are rounded to 16 bits all the same.
+        assert!(decibels > 40.0, "{memory:?}: {decibels} dB");
+        // Unfinished pictures are decoded likewise.
+        assert_eq!(previews.seen.len(), 2 * (previews.steps.last().unwrap().total_steps - 1));
+    }
+}
+
+#[test]
+fn a_vae_that_overflows_in_16_bits_encodes_in_float32_and_says_so_each_time() {
+    let large = |tensors: &mut HashMap<_, _>| scale_layer(tensors, "encoder.conv_in", 1e6);
+    let (case, _folder) = Case::read("edit_cfg").with_vae(large);
+    let mut exact = case.pipeline(DtypeChoice::Float32);
+    let theirs = exact.generate(&case.request(), &mut Unobserved).unwrap();
+    let mut pipeline = case.pipeline_with(|config| {
+        config.dtype = DtypeChoice::Float16;
+        config.cache_bytes = 64 << 20;
+    });
+    for _again in 0..2 {
+        let generation = pipeline.generate(&case.request(), &mut Unobserved).unwrap();
+
+        assert_eq!(
+            generation.warnings,
+            [
+                "'dtype' float16 overflowed in the VAE's encoder; the picture was encoded in float32."
+            ]
+        );
+        let decibels = decibels(colours(&generation), colours(&theirs));
+        assert!(decibels > 40.0, "{decibels} dB");
+    }
+}
+
+/// The stage at which `pipeline` finds numbers that are not finite.
+fn stage_at_fault(pipeline: &mut dyn DiffusionModel, request: &ImageRequest) -> String {
+    match pipeline.generate(request, &mut Unobserved) {
+        Err(error @ ModelError::NotFinite { .. }) => error.to_string(),
+        other => panic!("expected no picture, got {other:?}"),
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_make_no_picture_in_any_format() {
+    let spoil = |tensors: &mut HashMap<String, Tensor>| {
+        scale_layer(tensors, "decoder.conv_out", f64::INFINITY);
+    };
+    let (case, _folder) = Case::read("t2i_nocfg_odd").with_vae(spoil);
+    for dtype in [DtypeChoice::Float32, DtypeChoice::Bfloat16, DtypeChoice::Float16] {
+        let fault = stage_at_fault(&mut case.pipeline(dtype), &case.request());
+
+        assert!(fault.contains("VAE decoder") && fault.contains("float32"), "{dtype:?}: {fault}");
+    }
+    let spoil = |tensors: &mut HashMap<String, Tensor>| {
+        scale_layer(tensors, "encoder.conv_out", f64::NAN);
+    };
+    let (case, _folder) = Case::read("img2img").with_vae(spoil);
+    let fault = stage_at_fault(&mut case.pipeline(DtypeChoice::Float32), &case.request());
+    assert!(fault.contains("VAE encoder"), "{fault}");
+}
+
+#[test]
+fn the_step_after_which_latents_are_not_finite_is_named_and_nothing_of_it_is_shown() {
+    let case = Case::read("t2i_nocfg_odd");
+    let pipeline = case.pipeline(DtypeChoice::Float32);
+    let request = case.request();
+    let job = pipeline.plan(&request).unwrap();
+    let grids = pipeline.grids(&job);
+    let mut schedule = pipeline.schedule(&job, &grids, 4).unwrap();
+    let guidance = pipeline.encode_prompts(&job.shown, &request, &grids).unwrap();
+    let inputs = pipeline.encode_pictures(&job).unwrap();
+    let start = pipeline.start(7, &job, &inputs, &schedule).unwrap();
+    let transformer = &pipeline.components.transformer;
+    let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
+    let guided_length = pipeline.variant.guided_length;
+    let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
+    // The second step leads to a noise level that is none.
+    schedule.sigmas[2] = f32::NAN;
+    let denoising = Denoising::new(transformer, steering, &grids, &schedule).unwrap();
+    let mut previews = Previews::default();
+    let decode = |latents: &Tensor| pipeline.preview(latents, &job);
+    let mut watch = Watch { observer: &mut previews, image: 0, total_steps: 4, decode: &decode };
+
+    let made = denoising.run(start, &mut watch);
+
+    let fault = made.err().unwrap().to_string();
+    assert!(fault.contains("transformer at step 2"), "{fault}");
+    // The prediction of the second step is still one.
+    let shown: Vec<usize> = previews.seen.iter().map(|(progress, _)| progress.step).collect();
+    assert_eq!(shown, [1, 2]);
 }
 
 #[test]
@@ -333,9 +463,37 @@ fn a_long_prompt_is_cut_as_in_the_reference() {
         let job = pipeline.plan(&request).unwrap();
         let grids = pipeline.grids(&job);
         let guidance = pipeline.encode_prompts(&[], &request, &grids).unwrap();
-        guidance.positive.words
+        (guidance.positive.words, guidance.warnings)
     };
 
-    assert!(words(10) < 512);
-    assert_eq!(words(2000), 512);
+    let (few, warnings) = words(10);
+    assert!(few < 512 && warnings.is_empty(), "{few} {warnings:?}");
+    let (all, warnings) = words(2000);
+    assert_eq!((all, warnings.len()), (512, 1));
+    // "word " is some tokens, each time the same: the last blank is one of its own.
+    let [sentence] = warnings.as_slice() else { panic!("one") };
+    let numbers = sentence.split(|other: char| !other.is_ascii_digit());
+    let numbers: Vec<usize> = numbers.filter_map(|text| text.parse().ok()).collect();
+    assert_eq!(numbers[0] + 512, numbers[1], "{sentence}");
+    assert!(numbers[1] >= 2000 && sentence.starts_with("'prompt' "), "{sentence}");
+}
+
+#[test]
+fn what_is_cut_of_a_negative_prompt_is_said_and_edits_cut_nothing() {
+    let case = Case::read("t2i_cfg");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+    let long = || Some(Prompt::negative("word ".repeat(700)).unwrap());
+    let request = ImageRequest { negative_prompt: long(), ..case.request() };
+
+    let warnings = pipeline.generate(&request, &mut Unobserved).unwrap().warnings;
+
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].starts_with("'negative_prompt' "), "{warnings:?}");
+    let without_guidance = ImageRequest { guidance: GuidanceScale::new(1.0).unwrap(), ..request };
+    assert!(pipeline.generate(&without_guidance, &mut Unobserved).unwrap().warnings.is_empty());
+
+    let case = Case::read("edit_cfg");
+    let mut pipeline = case.pipeline(DtypeChoice::Float32);
+    let request = ImageRequest { negative_prompt: long(), ..case.request() };
+    assert!(pipeline.generate(&request, &mut Unobserved).unwrap().warnings.is_empty());
 }

@@ -44,6 +44,19 @@ fn fixtures() -> PathBuf {
     )
 }
 
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            std::fs::write(target, std::fs::read(path).unwrap()).unwrap();
+        }
+    }
+}
+
 impl Case {
     pub(super) fn read(name: &str) -> Self {
         let folder = fixtures();
@@ -57,6 +70,23 @@ impl Case {
             folder,
             sample: 0,
         }
+    }
+
+    /// The same with a checkpoint whose VAE has the tensors that `change` makes of its
+    /// own. Its files lie in the folder that comes back, too.
+    pub(super) fn with_vae(
+        mut self,
+        change: impl FnOnce(&mut HashMap<String, Tensor>),
+    ) -> (Self, tempfile::TempDir) {
+        let checkpoint = self.doc["checkpoint"].as_str().unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(&self.folder.join(checkpoint), &copy.path().join(checkpoint));
+        let file = copy.path().join(checkpoint).join("vae/diffusion_pytorch_model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        change(&mut tensors);
+        candle_core::safetensors::save(&tensors, file).unwrap();
+        self.folder = copy.path().to_owned();
+        (self, copy)
     }
 
     /// Every recorded call of the folder, sorted by name.

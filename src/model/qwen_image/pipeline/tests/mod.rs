@@ -53,7 +53,7 @@ fn assert_stages(case: &Case) {
     let denoising = Denoising::new(transformer, steering, &grids, &schedule).unwrap();
     let latents = assert_steps(case, &denoising, &schedule, start);
 
-    let pictures = pipeline.decode(&latents, &job, job.made_frames()).unwrap();
+    let (pictures, _) = pipeline.decode(&latents, &job, job.made_frames()).unwrap();
     case.compare_pictures(&pictures);
 }
 
