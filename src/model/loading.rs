@@ -111,7 +111,7 @@ impl CheckpointDefaults {
             negative_prompt: file.optional("negative_prompt"),
             instructions: file.optional("instructions"),
         };
-        file.finish()?;
+        file.finish_known()?;
         Ok(defaults)
     }
 

@@ -5,12 +5,14 @@ mod check;
 mod diffusion;
 mod embedded;
 mod loading;
+mod location;
 pub mod noise;
 mod precision;
 pub mod qwen_image;
 mod registry;
 mod residency;
 pub mod stable_diffusion;
+mod tokenizer_files;
 
 pub use diffusion::{
     Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,
