@@ -42,13 +42,8 @@ impl ConfigFile {
     }
 
     fn of(file: &str, path: String, values: Map<String, Value>) -> Self {
-        let mut config = Self {
-            file: file.to_owned(),
-            path,
-            values,
-            faults: Vec::new(),
-            leftovers: Vec::new(),
-        };
+        let mut config =
+            Self { file: file.to_owned(), path, values, faults: Vec::new(), leftovers: Vec::new() };
         for key in QUANTIZATION_KEYS {
             if let Some(value) = config.values.remove(key).filter(|value| !value.is_null()) {
                 let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");

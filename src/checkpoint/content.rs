@@ -76,7 +76,9 @@ pub(super) fn of_weights(bytes: &[u8]) -> Option<String> {
         (b"\x1f\x8b", "is a gzip archive"),
     ];
     if let Some((_, kind)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-        return Some(format!("{kind}, under a safetensors file's name: fetch the safetensors file"));
+        return Some(format!(
+            "{kind}, under a safetensors file's name: fetch the safetensors file"
+        ));
     }
     shortness(bytes).or_else(|| words(bytes))
 }

@@ -152,10 +152,15 @@ fn file_names(
     stem: &str,
 ) -> Result<Vec<String>, CheckpointError> {
     let names = snapshot.names_in(component);
-    let no_weights = |reason| CheckpointError::NoWeights { component: component.to_owned(), reason };
+    let no_weights =
+        |reason| CheckpointError::NoWeights { component: component.to_owned(), reason };
     let chosen = WeightFiles::choose(stem, &names).map_err(no_weights)?;
     if let Some(variant) = &chosen.variant {
-        tracing::warn!(component, variant, "there are no weights but of a variant, which are taken");
+        tracing::warn!(
+            component,
+            variant,
+            "there are no weights but of a variant, which are taken"
+        );
     }
     let index = match chosen.first {
         WeightFile::Single(taken) => {

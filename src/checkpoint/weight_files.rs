@@ -237,10 +237,14 @@ mod tests {
                 assert_eq!(files.variant.as_deref(), Some("fp16"), "{names:?}");
                 assert_eq!(chosen(stem, names), names[0]);
             }
-            let mixed = ["STEM.non_ema.safetensors", "STEM.fp16.safetensors", "STEM.bf16.safetensors"];
+            let mixed =
+                ["STEM.non_ema.safetensors", "STEM.fp16.safetensors", "STEM.bf16.safetensors"];
             assert_eq!(chosen(stem, &mixed), "STEM.bf16.safetensors");
             assert_eq!(chosen(stem, &["STEM.non_ema.safetensors"]), "STEM.non_ema.safetensors");
-            assert_eq!(chosen(stem, &["STEM.fp16.safetensors", "STEM.safetensors"]), "STEM.safetensors");
+            assert_eq!(
+                chosen(stem, &["STEM.fp16.safetensors", "STEM.safetensors"]),
+                "STEM.safetensors"
+            );
         }
     }
 

@@ -15,10 +15,10 @@ use indicatif::ProgressBar;
 use serde::Deserialize;
 
 use super::cache::Cache;
+use super::error::Lacking;
 use super::plan::{MODEL_INDEX, PlanFault, plan_files, plan_shards, text_of};
 use super::progress::{FileProgress, Progress};
 use super::verify::{is_sha256, sha256_of};
-use super::error::Lacking;
 use super::{HubConfig, HubError, RepositoryId, is_commit};
 
 /// Tries for one request or file, as long as the error may pass.
@@ -242,8 +242,9 @@ impl<'a> Download<'a> {
     ) -> Result<Metadata, HubError> {
         let url = repository.url(file);
         let answer = within_silence_limit(SILENCE_LIMIT, || 0, api.metadata(&url)).await;
-        let announced =
-            answer.ok_or_else(|| silent(&url, SILENCE_LIMIT))?.map_err(|error| self.failed(error, &url, file))?;
+        let announced = answer
+            .ok_or_else(|| silent(&url, SILENCE_LIMIT))?
+            .map_err(|error| self.failed(error, &url, file))?;
         // The etag becomes a file's name, and the commit a folder's.
         let etag = announced.etag();
         let strong = etag.strip_prefix("W/").unwrap_or(etag);

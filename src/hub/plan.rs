@@ -323,7 +323,11 @@ mod tests {
 
             let (folder, name) = file.split_once('/').unwrap();
             assert!(fault.to_string().contains(folder), "{fault}");
-            assert!(fault.to_string().contains(&format!("there is no {name}")) || fault == PlanFault::Missing { file: file.to_owned() }, "{fault}");
+            assert!(
+                fault.to_string().contains(&format!("there is no {name}"))
+                    || fault == PlanFault::Missing { file: file.to_owned() },
+                "{fault}"
+            );
         }
     }
 

@@ -22,4 +22,5 @@ mod layers;
 mod lora;
 mod queue;
 mod regions;
+mod resaved;
 mod support;

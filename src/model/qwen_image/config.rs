@@ -382,7 +382,9 @@ impl TextConfig {
         let first = file.or("max_window_layers", 80);
         if let Some(types) = types {
             if let Some(other) = types.iter().find(|name| *name != "full_attention") {
-                file.fault(format!("layer_types has \"{other}\": only full_attention is supported"));
+                file.fault(format!(
+                    "layer_types has \"{other}\": only full_attention is supported"
+                ));
             }
         } else if switched_on && window.is_some() && first < layers {
             file.fault(format!(

@@ -122,7 +122,12 @@ fn check_components(context: &LoadContext, variant: &Variant) -> Result<(), Chec
         ("vae", &["AutoencoderKLQwenImage"]),
         (
             "tokenizer",
-            &["Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"],
+            &[
+                "Qwen2Tokenizer",
+                "Qwen2TokenizerFast",
+                "PreTrainedTokenizerFast",
+                "TokenizersBackend",
+            ],
         ),
         ("processor", &["Qwen2VLProcessor", "Qwen2_5_VLProcessor"]),
     ];

@@ -206,7 +206,8 @@ impl PromptTokenizer {
 fn from_parts(snapshot: &Snapshot) -> Result<Tokenizer, LoadError> {
     let folder = "tokenizer";
     let fault = |error: tokenizers::Error| LoadError::Tokenizer(format!("{folder}: {error}"));
-    let mut tokenizer = Tokenizer::new(tokenizer_files::bpe(snapshot, folder)?.build().map_err(fault)?);
+    let mut tokenizer =
+        Tokenizer::new(tokenizer_files::bpe(snapshot, folder)?.build().map_err(fault)?);
     let split = Split::new(
         SplitPattern::Regex(WORD_PATTERN.to_owned()),
         SplitDelimiterBehavior::Isolated,

@@ -178,8 +178,7 @@ impl ClipTokenizer {
 }
 
 fn from_parts(snapshot: &Snapshot, component: &str) -> Result<Tokenizer, LoadError> {
-    let wrong =
-        |error: tokenizers::Error| LoadError::Tokenizer(format!("{component}: {error}"));
+    let wrong = |error: tokenizers::Error| LoadError::Tokenizer(format!("{component}: {error}"));
     let bpe = tokenizer_files::bpe(snapshot, component)?
         .continuing_subword_prefix(String::new())
         .end_of_word_suffix("</w>".to_owned())
