@@ -1,13 +1,18 @@
 //! A component's `config.json`, read so that no value in it is overlooked.
 //!
-//! Every key must be taken, pinned to the one value that we implement, or named
-//! as without effect. [`ConfigFile::finish`] then refuses what is left over and
-//! reports every fault of the file at once.
+//! Every key that the reference's class reads must be taken, pinned to the one
+//! value that we implement, or named as without effect. What is left over then, the
+//! reference ignores, too: [`ConfigFile::finish`] names it in the log, and reports
+//! every fault of the file at once. [`ConfigFile::finish_known`] refuses it, for
+//! files of our own.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::CheckpointError;
+
+/// Keys that say how weights were quantised, in the file of any component.
+const QUANTIZATION_KEYS: [&str; 2] = ["quantization_config", "compression_config"];
 
 /// The values of one JSON object that have not been accounted for yet.
 #[derive(Debug)]
@@ -17,6 +22,8 @@ pub struct ConfigFile {
     path: String,
     values: Map<String, Value>,
     faults: Vec<String>,
+    /// What closed sections had left over.
+    leftovers: Vec<String>,
 }
 
 impl ConfigFile {
@@ -28,18 +35,38 @@ impl ConfigFile {
         let malformed =
             |reason: String| CheckpointError::Malformed { file: file.to_owned(), reason };
         match serde_json::from_str(text) {
-            Ok(Value::Object(values)) => {
-                Ok(Self { file: file.to_owned(), path: String::new(), values, faults: Vec::new() })
-            }
+            Ok(Value::Object(values)) => Ok(Self::of(file, String::new(), values)),
             Ok(_) => Err(malformed("is not a JSON object".to_owned())),
             Err(error) => Err(malformed(format!("is not JSON: {error}"))),
         }
+    }
+
+    fn of(file: &str, path: String, values: Map<String, Value>) -> Self {
+        let mut config =
+            Self { file: file.to_owned(), path, values, faults: Vec::new(), leftovers: Vec::new() };
+        for key in QUANTIZATION_KEYS {
+            if let Some(value) = config.values.remove(key).filter(|value| !value.is_null()) {
+                let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+                config.faults.push(format!(
+                    "{}{key}: the weights are quantised ({method}), which is not supported: take \
+                     the checkpoint that they were made from",
+                    config.path
+                ));
+            }
+        }
+        config
     }
 
     /// Whether `key` is there with a value other than null.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.values.get(key).is_some_and(|value| !value.is_null())
+    }
+
+    /// The value of `key`, which is not taken.
+    #[must_use]
+    pub fn peek(&self, key: &str) -> Option<&Value> {
+        self.values.get(key)
     }
 
     /// Takes `key`, which must be there.
@@ -95,6 +122,28 @@ impl ConfigFile {
         }
     }
 
+    /// Takes `key`, which may be absent but must be one of `supported`.
+    pub fn one_of(&mut self, key: &str, supported: &[&str]) {
+        if let Some(value) = self.optional::<String>(key)
+            && !supported.contains(&value.as_str())
+        {
+            let path = &self.path;
+            let supported = supported.join(", ");
+            self.faults
+                .push(format!("{path}{key} = \"{value}\" is not supported, only {supported}"));
+        }
+    }
+
+    /// Takes `keys` that ask for something that is not implemented, unless they are
+    /// null or false.
+    pub fn unsupported(&mut self, keys: &[&str]) {
+        for key in keys {
+            if let Some(value) = self.values.remove(*key).filter(asks_for_something) {
+                self.faults.push(format!("{}{key} = {value} is not supported", self.path));
+            }
+        }
+    }
+
     /// Takes `keys` that do not change what is computed here.
     pub fn inert(&mut self, keys: &[&str]) {
         for key in keys {
@@ -105,19 +154,14 @@ impl ConfigFile {
     /// Takes the object under `key`; an empty one where it is absent.
     pub fn section(&mut self, key: &str) -> Self {
         let values = self.optional::<Map<String, Value>>(key).unwrap_or_default();
-        Self {
-            file: self.file.clone(),
-            path: format!("{}{key}.", self.path),
-            values,
-            faults: Vec::new(),
-        }
+        Self::of(&self.file, format!("{}{key}.", self.path), values)
     }
 
     /// Takes over what is left of, and was wrong with, a section of this file.
     pub fn close(&mut self, section: Self) {
         let leftovers = section.leftovers();
         self.faults.extend(section.faults);
-        self.faults.extend(leftovers);
+        self.leftovers.extend(leftovers);
     }
 
     /// Records a fault that the caller found.
@@ -125,32 +169,59 @@ impl ConfigFile {
         self.faults.push(fault.into());
     }
 
-    /// Ends the reading.
+    /// Ends the reading. Keys that nothing has accounted for are named in the log:
+    /// the class in the reference does not know them, and ignores them, too.
     ///
     /// # Errors
     /// [`CheckpointError::Config`] with every fault: missing keys, wrong types,
-    /// unsupported values, and keys that nothing has accounted for. An unknown
-    /// key that is null or false asks for nothing and passes.
-    pub fn finish(mut self) -> Result<(), CheckpointError> {
+    /// unsupported values.
+    pub fn finish(self) -> Result<(), CheckpointError> {
         let leftovers = self.leftovers();
-        self.faults.extend(leftovers);
+        if !leftovers.is_empty() {
+            let keys = leftovers.join(", ");
+            tracing::info!(file = self.file, keys, "unknown keys, which have no effect");
+        }
+        self.end()
+    }
+
+    /// Ends the reading of a file of our own, in which an unknown key is a mistake
+    /// unless it is null or false.
+    ///
+    /// # Errors
+    /// As [`ConfigFile::finish`], and for keys that nothing has accounted for.
+    pub fn finish_known(mut self) -> Result<(), CheckpointError> {
+        let leftovers = self.leftovers();
+        self.faults.extend(leftovers.iter().map(|leftover| format!("{leftover} is unknown")));
+        self.end()
+    }
+
+    fn end(self) -> Result<(), CheckpointError> {
         if self.faults.is_empty() {
             return Ok(());
         }
         Err(CheckpointError::Config { file: self.file, faults: self.faults })
     }
 
+    /// What nothing has accounted for, here and in closed sections, with its values
+    /// where they are short.
     fn leftovers(&self) -> Vec<String> {
-        let asks_for_something = |value: &Value| !matches!(value, Value::Null | Value::Bool(false));
-        self.values
+        const SHOWN_BYTES: usize = 40;
+        let named = |(key, value): (&String, &Value)| {
+            let (path, value) = (&self.path, value.to_string());
+            let is_short = value.len() <= SHOWN_BYTES;
+            if is_short { format!("{path}{key} = {value}") } else { format!("{path}{key}") }
+        };
+        let own = self
+            .values
             .iter()
             .filter(|(key, value)| !key.starts_with('_') && asks_for_something(value))
-            .map(|(key, value)| {
-                let path = &self.path;
-                format!("{path}{key} = {value} is unknown, and might change what is computed")
-            })
-            .collect()
+            .map(named);
+        own.chain(self.leftovers.iter().cloned()).collect()
     }
+}
+
+fn asks_for_something(value: &Value) -> bool {
+    !matches!(value, Value::Null | Value::Bool(false))
 }
 
 #[cfg(test)]
@@ -180,18 +251,38 @@ mod tests {
 
     #[test]
     fn every_fault_is_named_at_once() {
-        let text = r#"{"act": "gelu", "layers": "three", "novel": 7, "inner": {"deep": 1}}"#;
+        let text = r#"{"act": "gelu", "layers": "three", "kind": "x", "extra": 7,
+            "inner": {"deep": 1, "quantization_config": {"quant_method": "bitsandbytes"}}}"#;
         let mut config = ConfigFile::parse("a/config.json", text).unwrap();
 
         config.only("act", "silu");
         let _: usize = config.required("layers");
         let _: usize = config.required("width");
-        let inner = config.section("inner");
+        config.one_of("kind", &["y", "z"]);
+        config.unsupported(&["extra", "absent"]);
+        let mut inner = config.section("inner");
+        inner.only("deep", 2);
         config.close(inner);
         let faults = faults(config.finish());
 
-        for expected in ["act", "layers", "width", "novel", "inner.deep"] {
+        for expected in ["act", "layers", "width", "kind", "extra", "inner.deep", "bitsandbytes"] {
             assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected}: {faults:?}");
         }
+    }
+
+    #[test]
+    fn an_unknown_key_stops_the_load_in_a_file_of_our_own_alone() {
+        let text = r#"{"novel": 7, "off": false, "none": null, "_note": 1, "inner": {"deep": 1}}"#;
+        let read = || {
+            let mut config = ConfigFile::parse("a/config.json", text).unwrap();
+            let inner = config.section("inner");
+            config.close(inner);
+            config
+        };
+
+        assert_eq!(read().leftovers(), ["novel = 7", "inner.deep = 1"]);
+        read().finish().unwrap();
+        let faults = faults(read().finish_known());
+        assert_eq!(faults, ["novel = 7 is unknown", "inner.deep = 1 is unknown"]);
     }
 }

@@ -13,6 +13,14 @@ pub enum CheckpointError {
         /// Path inside it.
         file: String,
     },
+    /// A component has no weights that can be read.
+    #[error("{component}/: {reason}")]
+    NoWeights {
+        /// The component's folder.
+        component: String,
+        /// What is missing, what is there instead, and what to do.
+        reason: String,
+    },
     /// A file of the checkpoint cannot be read.
     #[error("cannot read {path}")]
     Unreadable {

@@ -1,22 +1,26 @@
 //! Checkpoints in the published Hugging Face layout: a folder with
 //! `model_index.json` and one folder a component.
 //!
-//! [`Snapshot`] finds files, [`ConfigFile`] reads a `config.json` so that no
-//! value in it is overlooked, [`Weights`] hands out tensors and keeps account of
-//! those that are missing, unexpected or misshapen; [`Lora`] changes them while
-//! they are taken.
+//! [`Snapshot`] finds files, [`WeightFiles`] says which of them are a component's
+//! weights, [`ConfigFile`] reads a `config.json` so that no value in it is
+//! overlooked, [`Weights`] hands out tensors and keeps account of those that are
+//! missing, unexpected or misshapen; [`Lora`] changes them while they are taken.
 
 mod config_file;
+mod content;
 mod error;
 mod lora;
 mod snapshot;
 mod tensor_files;
 #[cfg(feature = "cuda")]
 mod upload;
+mod weight_files;
 mod weights;
 
 pub use config_file::ConfigFile;
+pub use content::text;
 pub use error::CheckpointError;
 pub use lora::Lora;
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
+pub use weight_files::{WeightFile, WeightFiles, is_file_name, shards};
 pub use weights::{CheckedTensors, MatrixFormat, Weights};

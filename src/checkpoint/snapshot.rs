@@ -48,6 +48,27 @@ impl Snapshot {
         }
     }
 
+    /// The names of the files right in `folder`.
+    pub(super) fn names_in(&self, folder: &str) -> Vec<String> {
+        let inner = |path: &str| {
+            let name = path.strip_prefix(folder)?.strip_prefix('/')?;
+            (!name.contains('/')).then(|| name.to_owned())
+        };
+        match self {
+            Self::Directory(directory) => std::fs::read_dir(directory.join(folder))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|entry| entry.path().is_file())
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect(),
+            Self::Embedded(checkpoint) => {
+                checkpoint.files.iter().filter_map(|(path, _)| inner(path)).collect()
+            }
+            Self::Texts(texts) => texts.keys().filter_map(|path| inner(path)).collect(),
+        }
+    }
+
     /// Where `file` lies, if it lies on disk.
     pub(super) fn path(&self, file: &str) -> Option<PathBuf> {
         match self {
@@ -89,12 +110,9 @@ impl Snapshot {
     /// The content of `file` as text.
     ///
     /// # Errors
-    /// As [`Snapshot::bytes`], or [`CheckpointError::Malformed`] if it is not UTF-8.
+    /// As [`Snapshot::bytes`] and [`super::text`].
     pub fn text(&self, file: &str) -> Result<String, CheckpointError> {
-        String::from_utf8(self.bytes(file)?.into_owned()).map_err(|_| CheckpointError::Malformed {
-            file: file.to_owned(),
-            reason: "is not UTF-8 text".to_owned(),
-        })
+        super::text(file, self.bytes(file)?.into_owned())
     }
 
     /// The JSON object in `file`, to be read key by key.

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use super::{CheckpointError, Snapshot};
+use super::weight_files::{WeightFile, WeightFiles, shards};
+use super::{CheckpointError, Snapshot, content};
 
 /// The open safetensors files of one component.
 pub(super) struct TensorFiles {
@@ -37,7 +38,7 @@ impl Buffer {
 }
 
 impl TensorFiles {
-    /// Opens `STEM.safetensors` of `component`, or the shards that its index names.
+    /// Opens the weights of `component` that [`WeightFiles`] chooses.
     pub(super) fn open(
         snapshot: &Snapshot,
         component: &str,
@@ -45,7 +46,7 @@ impl TensorFiles {
         canonical: fn(&str) -> String,
     ) -> Result<Self, CheckpointError> {
         let mut files = Self { buffers: Vec::new(), entries: HashMap::new() };
-        for name in shard_names(snapshot, component, stem)? {
+        for name in file_names(snapshot, component, stem)? {
             files.add(snapshot, &format!("{component}/{name}"), canonical)?;
         }
         Ok(files)
@@ -69,7 +70,11 @@ impl TensorFiles {
     ) -> Result<HashMap<String, String>, CheckpointError> {
         let buffer = open_buffer(snapshot, file)?;
         let malformed = |reason| CheckpointError::Malformed { file: file.to_owned(), reason };
-        let broken = |error| malformed(format!("is not a whole safetensors file: {error}"));
+        let broken = |error| {
+            let known = content::of_weights(buffer.bytes());
+            let known = known.unwrap_or_else(|| format!("is not whole: {error}"));
+            malformed(format!("{known} (expected a safetensors file)"))
+        };
         SafeTensors::deserialize(buffer.bytes()).map_err(broken)?;
         let (header_bytes, header) = SafeTensors::read_metadata(buffer.bytes()).map_err(broken)?;
         // The file starts with the header's length in eight bytes.
@@ -184,29 +189,56 @@ fn number_in(dtype: safetensors::Dtype, bytes: &[u8]) -> Option<f64> {
     }
 }
 
-/// The safetensors files of `component`, from the index or by the plain name.
-fn shard_names(
+/// The safetensors files that hold the weights of `component`. What is chosen where
+/// there was a choice is told in the log.
+fn file_names(
     snapshot: &Snapshot,
     component: &str,
     stem: &str,
 ) -> Result<Vec<String>, CheckpointError> {
-    let index_file = format!("{component}/{stem}.safetensors.index.json");
-    if !snapshot.has(&index_file) {
-        return Ok(vec![format!("{stem}.safetensors")]);
+    let names = snapshot.names_in(component);
+    let no_weights =
+        |reason| CheckpointError::NoWeights { component: component.to_owned(), reason };
+    let chosen = WeightFiles::choose(stem, &names).map_err(no_weights)?;
+    if let Some(variant) = &chosen.variant {
+        tracing::warn!(
+            component,
+            variant,
+            "there are no weights but of a variant, which are taken"
+        );
     }
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: HashMap<String, String>,
+    let index = match chosen.first {
+        WeightFile::Single(taken) => {
+            log_choice(component, &taken, chosen.passed_over.as_deref());
+            return Ok(vec![taken]);
+        }
+        WeightFile::Index(index) => index,
+    };
+    let file = format!("{component}/{index}");
+    let malformed = |reason| CheckpointError::Malformed { file: file.clone(), reason };
+    let shards = shards(&snapshot.text(&file)?).map_err(malformed)?;
+    let missing = shards.iter().find(|shard| !names.contains(shard));
+    match (missing, chosen.passed_over) {
+        (Some(shard), Some(single)) => {
+            tracing::warn!(component, index, shard, taken = single, "a shard is missing");
+            Ok(vec![single])
+        }
+        (Some(shard), None) => Err(snapshot.missing(&format!("{component}/{shard}"))),
+        (None, passed_over) => {
+            log_choice(component, &index, passed_over.as_deref());
+            Ok(shards)
+        }
     }
-    let malformed = |reason| CheckpointError::Malformed { file: index_file.clone(), reason };
-    let index: Index = serde_json::from_str(&snapshot.text(&index_file)?)
-        .map_err(|error| malformed(format!("is not a shard index: {error}")))?;
-    let mut names: Vec<String> = index.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    match names.iter().find(|name| name.contains(['/', '\\'])) {
-        Some(name) => Err(malformed(format!("names '{name}', which is not in its folder"))),
-        None => Ok(names),
+}
+
+fn log_choice(component: &str, taken: &str, passed_over: Option<&str>) {
+    if let Some(passed_over) = passed_over {
+        tracing::warn!(
+            component,
+            taken,
+            passed_over,
+            "there are two sets of weights; the one is taken that its library takes"
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{CacheRepo, Repo, RepoType};
 
-use super::plan::{MODEL_INDEX, PlanFault, plan_files, plan_shards};
+use super::plan::{MODEL_INDEX, PlanFault, plan_files, plan_shards, text_of};
 use super::{HubError, RepositoryId, is_commit};
 
 /// What the cache holds of one repository.
@@ -61,24 +61,23 @@ impl Cache {
     pub(super) fn complete_snapshot(&self, revision: &str) -> Result<PathBuf, HubError> {
         let commit = self.commit_of(revision)?;
         let folder = self.snapshot(&commit);
-        let read = |file: &str| {
-            std::fs::read_to_string(folder.join(file)).map_err(|_| self.not_cached(file))
-        };
         let faulty = |fault| match fault {
             PlanFault::Missing { file } => self.not_cached(&file),
+            PlanFault::NoWeights { folder, .. } => self.not_cached(&folder),
             fault @ PlanFault::Malformed { .. } => {
                 HubError::Repository { repository: self.repository.to_string(), fault }
             }
         };
+        let read = |file: &str| {
+            let bytes = std::fs::read(folder.join(file)).map_err(|_| self.not_cached(file))?;
+            text_of(file, bytes).map_err(faulty)
+        };
 
         let model_index = read(MODEL_INDEX)?;
-        let plan = plan_files(&files_below(&folder), &model_index).map_err(faulty)?;
+        let listing = files_below(&folder);
+        let plan = plan_files(&listing, &model_index).map_err(faulty)?;
         for index in &plan.indices {
-            for shard in plan_shards(index, &read(index)?).map_err(faulty)? {
-                if !folder.join(&shard).exists() {
-                    return Err(self.not_cached(&shard));
-                }
-            }
+            plan_shards(index, &read(index)?, &listing).map_err(faulty)?;
         }
         Ok(folder)
     }

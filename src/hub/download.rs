@@ -15,7 +15,8 @@ use indicatif::ProgressBar;
 use serde::Deserialize;
 
 use super::cache::Cache;
-use super::plan::{MODEL_INDEX, PlanFault, plan_files, plan_shards};
+use super::error::Lacking;
+use super::plan::{MODEL_INDEX, PlanFault, plan_files, plan_shards, text_of};
 use super::progress::{FileProgress, Progress};
 use super::verify::{is_sha256, sha256_of};
 use super::{HubConfig, HubError, RepositoryId, is_commit};
@@ -29,6 +30,13 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// A download that brings nothing for this long is given up and tried again.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
+/// The same for the first question where the cache could do: who has all files
+/// waits no longer than huggingface_hub does.
+const IMPATIENT_SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The longest beginning of an answer that is looked at to tell what it is, in bytes.
+const LOOKED_AT_BYTES: usize = 256;
+
 /// Connections for one file, each fetching 10 MB at a time.
 const CONNECTIONS: usize = 4;
 
@@ -37,7 +45,17 @@ pub(super) struct Download<'a> {
     repository: &'a RepositoryId,
     config: &'a HubConfig,
     cache: &'a Cache,
+    patience: Patience,
     bar: ProgressBar,
+}
+
+/// How long an answer is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Until it is clear that none will come: nothing else would do.
+    Long,
+    /// Not for long at first: what was downloaded before would do.
+    Short,
 }
 
 /// What the hub says of a repository at one revision.
@@ -59,6 +77,15 @@ struct LargeFileInfo {
     sha256: Option<String>,
 }
 
+/// The answer to the question for a repository's files.
+struct Listing {
+    status: u16,
+    is_success: bool,
+    /// The hub's own word for what went wrong.
+    code: Option<String>,
+    body: Vec<u8>,
+}
+
 /// One commit, and what the hub says of its files.
 struct Snapshot {
     commit: String,
@@ -72,7 +99,12 @@ impl<'a> Download<'a> {
         cache: &'a Cache,
         progress: Progress,
     ) -> Self {
-        Self { repository, config, cache, bar: progress.bar() }
+        Self { repository, config, cache, patience: Patience::Long, bar: progress.bar() }
+    }
+
+    /// The same with other patience.
+    pub(super) fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// Fetches what the pipeline needs, and returns the folder it is in.
@@ -81,7 +113,8 @@ impl<'a> Download<'a> {
         let folder = self.cache.snapshot(&snapshot.commit);
         let read = |file: &str| {
             let path = folder.join(file);
-            std::fs::read_to_string(&path).map_err(HubError::io(path))
+            let bytes = std::fs::read(&path).map_err(HubError::io(path))?;
+            text_of(file, bytes).map_err(|fault| self.faulty(fault))
         };
 
         self.fetch_all(&snapshot, &[MODEL_INDEX.to_owned()])?;
@@ -90,8 +123,8 @@ impl<'a> Download<'a> {
         self.fetch_all(&snapshot, &plan.files[1..])?;
         let mut shards = Vec::new();
         for index in &plan.indices {
-            let named = plan_shards(index, &read(index)?).map_err(|fault| self.faulty(fault))?;
-            shards.extend(named);
+            let named = plan_shards(index, &read(index)?, &listing);
+            shards.extend(named.map_err(|fault| self.faulty(fault))?);
         }
         self.fetch_all(&snapshot, &shards)?;
 
@@ -102,32 +135,27 @@ impl<'a> Download<'a> {
 
     /// Asks the hub which commit `revision` is, and which files it has.
     fn snapshot(&self, revision: &str) -> Result<Snapshot, HubError> {
-        let info = self.retrying(async |api: &Api| {
-            let repository = self.at(api, revision);
-            let url = format!(
-                "{}/api/models/{}/revision/{revision}",
-                self.config.endpoint, self.repository
-            );
+        let (tries, silence_limit) = match self.patience {
+            Patience::Long => (TRIES, SILENCE_LIMIT),
+            Patience::Short => (1, IMPATIENT_SILENCE_LIMIT),
+        };
+        let url =
+            format!("{}/api/models/{}/revision/{revision}", self.config.endpoint, self.repository);
+        let info = self.retrying(tries, async |api: &Api| {
             // With their sizes and sums; a mirror that knows neither is fine.
-            let request = repository.info_request().query(&[("blobs", "true")]);
+            let request = self.at(api, revision).info_request().query(&[("blobs", "true")]);
             let answer = async {
                 let response = request.send().await?;
                 let code = response.headers().get("x-error-code");
-                let is_missing = code.is_some_and(|code| code == "RepoNotFound");
-                let status = response.status().as_u16();
-                if !response.status().is_success() {
-                    return Ok(Err((status, is_missing)));
-                }
-                Ok(Ok(response.json::<RepositoryInfo>().await?))
+                let code = code.and_then(|code| code.to_str().ok()).map(str::to_owned);
+                let status = response.status();
+                let body = response.bytes().await?.to_vec();
+                Ok(Listing { status: status.as_u16(), is_success: status.is_success(), code, body })
             };
             let no_answer = |error| HubError::of_api(error, &url, self.cache.root().to_owned());
-            match within_silence_limit(|| 0, answer).await {
-                None => Err(silent(&url)),
-                Some(Err(error)) => Err(no_answer(error)),
-                Some(Ok(Err((404, _) | (_, true)))) => Err(self.not_found(revision)),
-                Some(Ok(Err((status, false)))) => Err(self.refused(status, &url)),
-                Some(Ok(Ok(info))) => Ok(info),
-            }
+            let answer = within_silence_limit(silence_limit, || 0, answer).await;
+            let listing = answer.ok_or_else(|| silent(&url, silence_limit))?.map_err(no_answer)?;
+            self.info(revision, &url, &listing)
         })?;
         if !is_commit(&info.sha) {
             return Err(HubError::Protocol {
@@ -140,6 +168,26 @@ impl<'a> Download<'a> {
             commit: info.sha,
             files: files.map(|file| (file.rfilename.clone(), file)).collect(),
         })
+    }
+
+    /// What an answer to the first question says.
+    fn info(
+        &self,
+        revision: &str,
+        url: &str,
+        listing: &Listing,
+    ) -> Result<RepositoryInfo, HubError> {
+        match (listing.status, listing.code.as_deref()) {
+            (_, Some("RevisionNotFound")) => Err(self.not_found(revision, Lacking::Revision)),
+            (404, _) | (_, Some("RepoNotFound")) => {
+                Err(self.not_found(revision, Lacking::Repository))
+            }
+            (status, _) if !listing.is_success => Err(self.refused(status, url)),
+            _ => serde_json::from_slice(&listing.body).map_err(|error| HubError::Protocol {
+                url: url.to_owned(),
+                reason: kind_of_answer(&listing.body, &error),
+            }),
+        }
     }
 
     fn fetch_all(&self, snapshot: &Snapshot, files: &[String]) -> Result<(), HubError> {
@@ -172,7 +220,7 @@ impl<'a> Download<'a> {
         let before = self.bar.position();
         // A link to content that is gone, or is of another size, is in the way.
         self.cache.discard(commit, file)?;
-        let announced = self.retrying(async |api: &Api| {
+        let announced = self.retrying(TRIES, async |api: &Api| {
             self.bar.set_position(before);
             let repository = self.at(api, commit);
             let announced = self.announced(api, &repository, commit, file).await?;
@@ -193,9 +241,10 @@ impl<'a> Download<'a> {
         file: &str,
     ) -> Result<Metadata, HubError> {
         let url = repository.url(file);
-        let answer = within_silence_limit(|| 0, api.metadata(&url)).await;
-        let announced =
-            answer.ok_or_else(|| silent(&url))?.map_err(|error| self.failed(error, &url, file))?;
+        let answer = within_silence_limit(SILENCE_LIMIT, || 0, api.metadata(&url)).await;
+        let announced = answer
+            .ok_or_else(|| silent(&url, SILENCE_LIMIT))?
+            .map_err(|error| self.failed(error, &url, file))?;
         // The etag becomes a file's name, and the commit a folder's.
         let etag = announced.etag();
         let strong = etag.strip_prefix("W/").unwrap_or(etag);
@@ -230,9 +279,9 @@ impl<'a> Download<'a> {
         let url = repository.url(file);
         let progress = FileProgress::new(&self.bar);
         let work = repository.download_with_progress(file, progress.clone());
-        within_silence_limit(|| progress.bytes(), work)
+        within_silence_limit(SILENCE_LIMIT, || progress.bytes(), work)
             .await
-            .ok_or_else(|| silent(&url))?
+            .ok_or_else(|| silent(&url, SILENCE_LIMIT))?
             .map_err(|error| self.failed(error, &url, file))?;
         let (expected, actual) = (size_of(announced), progress.bytes());
         if expected != actual {
@@ -271,13 +320,17 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    /// Does `work` up to [`TRIES`] times, while its error may pass.
+    /// Does `work` up to `tries` times, while its error may pass.
     ///
     /// Each try has a runtime of its own: its end stops the transfers that
     /// hf-hub leaves running when one of them fails.
-    fn retrying<T>(&self, work: impl AsyncFn(&Api) -> Result<T, HubError>) -> Result<T, HubError> {
+    fn retrying<T>(
+        &self,
+        tries: u32,
+        work: impl AsyncFn(&Api) -> Result<T, HubError>,
+    ) -> Result<T, HubError> {
         let mut wait = Duration::ZERO;
-        let mut remaining = TRIES;
+        let mut remaining = tries;
         loop {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -344,18 +397,17 @@ impl<'a> Download<'a> {
                 "the token's owner may not read it; if the repository is gated, accept its terms \
                  on its page"
             }
-            _ => {
-                return HubError::Status { url: url.to_owned(), status };
-            }
+            _ => return HubError::status(url, status),
         };
         HubError::Denied { repository: self.repository.to_string(), status, advice }
     }
 
-    fn not_found(&self, revision: &str) -> HubError {
+    fn not_found(&self, revision: &str, lacking: Lacking) -> HubError {
         HubError::NotFound {
             endpoint: self.config.endpoint.clone(),
             repository: self.repository.to_string(),
             revision: revision.to_owned(),
+            lacking,
         }
     }
 
@@ -365,15 +417,16 @@ impl<'a> Download<'a> {
 }
 
 /// Waits for `work`, or gives it up (`None`) when `progress` stands still for
-/// [`SILENCE_LIMIT`].
+/// `limit`.
 async fn within_silence_limit<T>(
+    limit: Duration,
     progress: impl Fn() -> u64,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Option<Result<T, ApiError>> {
     let mut work = pin!(work);
     let mut before = progress();
     loop {
-        if let Ok(result) = tokio::time::timeout(SILENCE_LIMIT, &mut work).await {
+        if let Ok(result) = tokio::time::timeout(limit, &mut work).await {
             return Some(result);
         }
         let now = progress();
@@ -384,8 +437,17 @@ async fn within_silence_limit<T>(
     }
 }
 
-fn silent(url: &str) -> HubError {
-    let seconds = SILENCE_LIMIT.as_secs();
+/// What an answer is that is not a hub's list of files.
+fn kind_of_answer(body: &[u8], error: &serde_json::Error) -> String {
+    let start = body[..body.len().min(LOOKED_AT_BYTES)].trim_ascii_start();
+    if start.starts_with(b"<") {
+        return "it answers with a page, as a login page, a proxy or a firewall does".to_owned();
+    }
+    format!("its list of files is not one ({error})")
+}
+
+fn silent(url: &str, limit: Duration) -> HubError {
+    let seconds = limit.as_secs();
     HubError::Unreachable {
         url: url.to_owned(),
         source: format!("nothing came for {seconds} seconds").into(),

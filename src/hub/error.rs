@@ -6,6 +6,15 @@ use hf_hub::api::tokio::ApiError;
 
 use super::plan::PlanFault;
 
+/// What a hub does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lacking {
+    /// The repository, as far as who asks may know.
+    Repository,
+    /// The commit, tag or branch of a repository that it has.
+    Revision,
+}
+
 /// Why files could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -33,6 +42,8 @@ pub enum HubError {
         repository: String,
         /// The revision.
         revision: String,
+        /// Which of the two.
+        lacking: Lacking,
     },
     /// The hub wants to know who asks, or does not let them in (401, 403).
     #[error("access to {repository} was denied ({status}): {advice}")]
@@ -45,12 +56,14 @@ pub enum HubError {
         advice: &'static str,
     },
     /// Another answer than the file.
-    #[error("{url} answered with status {status}")]
+    #[error("{url} answered with status {status}: {advice}")]
     Status {
         /// What was asked for.
         url: String,
         /// The HTTP status.
         status: u16,
+        /// What to do.
+        advice: &'static str,
     },
     /// No answer, or one that broke off.
     #[error("cannot fetch {url}; what has been fetched is kept, and the next try goes on there")]
@@ -62,7 +75,10 @@ pub enum HubError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An answer that is not one of a hub.
-    #[error("{url} does not answer as a hub does: {reason}")]
+    #[error(
+        "{url} does not answer as a hub does: {reason}; check the network's login page or proxy, \
+         and HF_ENDPOINT if it is set"
+    )]
     Protocol {
         /// What was asked for.
         url: String,
@@ -142,6 +158,39 @@ impl HubError {
             | Self::Locked { .. }
             | Self::Io { .. } => false,
         }
+    }
+
+    /// Whether files of an earlier download do instead: all that may come of the
+    /// network, of the hub's state or of a token. A revision that the hub does not
+    /// have is a mistake in what was asked.
+    ///
+    /// As huggingface_hub 2.4 does (`_get_metadata_or_catch_error`).
+    pub(super) fn leaves_the_cache(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::Status { .. }
+            | Self::Denied { .. }
+            | Self::Protocol { .. }
+            | Self::WrongSize { .. }
+            | Self::WrongChecksum { .. } => true,
+            Self::NotFound { lacking, .. } => *lacking == Lacking::Repository,
+            Self::InvalidRepository { .. }
+            | Self::InvalidRevision { .. }
+            | Self::NotCached { .. }
+            | Self::Repository { .. }
+            | Self::Locked { .. }
+            | Self::Io { .. } => false,
+        }
+    }
+
+    /// An answer to `url` that is no file, and is not about who asks.
+    pub(super) fn status(url: &str, status: u16) -> Self {
+        let advice = match status {
+            429 => "it was asked too often from here: try again later, or set HF_TOKEN",
+            500.. => "it is out of order: try again later",
+            _ => "check HF_ENDPOINT, if it is set, and the way there",
+        };
+        Self::Status { url: url.to_owned(), status, advice }
     }
 
     /// An error of the file system at `path`.

@@ -13,11 +13,14 @@ mod plan;
 mod progress;
 mod verify;
 
+use std::error::Error as _;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-pub use error::HubError;
+use download::{Download, Patience};
+
+pub use error::{HubError, Lacking};
 pub use plan::{Plan, PlanFault, plan_files, plan_shards};
 pub use progress::Progress;
 
@@ -93,8 +96,9 @@ impl FromStr for RepositoryId {
 ///
 /// `revision` is a commit, a tag or a branch; `main` if absent. All files come
 /// from the one commit that it names at the start. Sizes are checked, and
-/// sha256 sums where the hub knows them (all weights). Without a network, what
-/// the cache holds is used if it is complete.
+/// sha256 sums where the hub knows them (all weights). Where the hub does not answer,
+/// is out of order, lets nobody in, or is not a hub, what the cache holds is used if
+/// it is complete.
 ///
 /// # Errors
 /// [`HubError`] says which repository, file or address, and what to do.
@@ -118,14 +122,22 @@ pub fn fetch_snapshot(
     {
         return Ok(folder);
     }
-    match download::Download::new(repository, config, &cache, progress).run(revision) {
-        Err(error @ HubError::Unreachable { .. }) => {
-            let folder = cache.complete_snapshot(revision).map_err(|_| error)?;
+    let is_cached = cache.complete_snapshot(revision).is_ok();
+    let patience = if is_cached { Patience::Short } else { Patience::Long };
+    let download = Download::new(repository, config, &cache, progress).with_patience(patience);
+    match download.run(revision) {
+        Err(error) if is_cached && error.leaves_the_cache() => {
+            let Ok(folder) = cache.complete_snapshot(revision) else {
+                return Err(error);
+            };
+            let causes = std::iter::successors(error.source(), |&cause| cause.source());
+            let cause = causes.last().map(ToString::to_string);
             tracing::warn!(
                 %repository,
                 revision,
-                endpoint = config.endpoint,
-                "hub cannot be reached, so the files of the last download are used"
+                reason = %error,
+                cause,
+                "hub gave no files, so those of the last download are used"
             );
             Ok(folder)
         }

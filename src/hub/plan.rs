@@ -1,8 +1,11 @@
-//! Which files of a repository a pipeline needs. Pure: names in, names out.
+//! Which files of a repository a pipeline needs. Pure: names in, names out. Which
+//! weights those are is what the loader will choose: [`WeightFiles`].
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+
+use crate::checkpoint::{self, CheckpointError, WeightFile, WeightFiles};
 
 /// The file that makes a folder a pipeline.
 pub(super) const MODEL_INDEX: &str = "model_index.json";
@@ -21,13 +24,27 @@ const SMALL_FILES: &[&str] = &[
     "special_tokens_map.json",
 ];
 
-/// Names of weights, as diffusers and transformers save them. Variants have a
-/// further word (`model.fp16.safetensors`) and are not asked for.
-const WEIGHTS: &[&str] = &["diffusion_pytorch_model.safetensors", "model.safetensors"];
+/// What a checkpoint says of itself to this program, if it does.
+const DEFAULTS: &str = "diffuser.json";
 
-/// Components that no pipeline here runs, though repositories name them: Stable
+/// The components that pipelines here run. Repositories name others, such as Stable
 /// Diffusion 1.x's screening of pictures (1.2 GB).
-const UNUSED_COMPONENTS: &[&str] = &["safety_checker", "feature_extractor"];
+const COMPONENTS: &[&str] = &[
+    "processor",
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "transformer",
+    "unet",
+    "vae",
+];
+
+/// File stem of the weights of components that transformers saves.
+const TRANSFORMERS_STEM: &str = "model";
+/// The same of diffusers.
+const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 
 /// Files to fetch first; the indices among them name the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +64,14 @@ pub enum PlanFault {
         /// The file.
         file: String,
     },
+    /// A component has no weights that the loader reads.
+    #[error("{folder}/: {reason}")]
+    NoWeights {
+        /// The component's folder.
+        folder: String,
+        /// What is missing, what is there instead, and what to do.
+        reason: String,
+    },
     /// A file does not say what it should.
     #[error("{file}: {reason}")]
     Malformed {
@@ -64,7 +89,10 @@ pub enum PlanFault {
 /// [`PlanFault`] if a component lacks a file, or the text is not an index.
 pub fn plan_files(listing: &BTreeSet<String>, model_index: &str) -> Result<Plan, PlanFault> {
     let mut plan = Plan { files: vec![MODEL_INDEX.to_owned()], indices: Vec::new() };
-    for (folder, class) in components(model_index)? {
+    if listing.contains(DEFAULTS) {
+        plan.files.push(DEFAULTS.to_owned());
+    }
+    for Component { folder, library, class } in components(model_index)? {
         let has = |name: &str| listing.contains(&format!("{folder}/{name}"));
         let missing = |name: &str| PlanFault::Missing { file: format!("{folder}/{name}") };
         let small = SMALL_FILES.iter().filter(|name| has(name));
@@ -85,51 +113,79 @@ pub fn plan_files(listing: &BTreeSet<String>, model_index: &str) -> Result<Plan,
                 .ok_or_else(|| missing("preprocessor_config.json"))?;
         } else {
             has("config.json").then_some(()).ok_or_else(|| missing("config.json"))?;
-            let index = |name: &&str| has(&format!("{name}.index.json"));
-            if let Some(name) = WEIGHTS.iter().copied().find(index) {
-                let index = format!("{folder}/{name}.index.json");
-                plan.files.push(index.clone());
-                plan.indices.push(index);
-            } else if let Some(name) = WEIGHTS.iter().copied().find(|name| has(name)) {
-                plan.files.push(format!("{folder}/{name}"));
-            } else {
-                return Err(missing(WEIGHTS[0]));
+            let stem = if library == "transformers" { TRANSFORMERS_STEM } else { DIFFUSERS_STEM };
+            let (WeightFile::Single(file) | WeightFile::Index(file)) =
+                weight_files(listing, &folder, stem)?.first;
+            let path = format!("{folder}/{file}");
+            plan.files.push(path.clone());
+            if file.ends_with(".json") {
+                plan.indices.push(path);
             }
         }
     }
     Ok(plan)
 }
 
-/// The weight files that an index names: `path` is its path, `text` what it
-/// says.
-///
-/// # Errors
-/// [`PlanFault`] if it is no index, or names a file outside its folder.
-pub fn plan_shards(path: &str, text: &str) -> Result<Vec<String>, PlanFault> {
-    let malformed = |reason: String| PlanFault::Malformed { file: path.to_owned(), reason };
-    let index: Value = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
-        return Err(malformed("there is no weight_map".to_owned()));
-    };
-    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let mut shards = BTreeSet::new();
-    for file in map.values() {
-        match file.as_str() {
-            Some(name) if is_file_name(name) && name.ends_with(".safetensors") => {
-                shards.insert(format!("{folder}/{name}"));
-            }
-            _ => return Err(malformed(format!("{file} is no weight file beside it"))),
-        }
-    }
-    if shards.is_empty() {
-        return Err(malformed("it names no file".to_owned()));
-    }
-    Ok(shards.into_iter().collect())
+fn weight_files(
+    listing: &BTreeSet<String>,
+    folder: &str,
+    stem: &str,
+) -> Result<WeightFiles, PlanFault> {
+    let inner = |path: &String| path.strip_prefix(folder)?.strip_prefix('/').map(str::to_owned);
+    let names: Vec<String> = listing.iter().filter_map(inner).collect();
+    let no_weights = |reason| PlanFault::NoWeights { folder: folder.to_owned(), reason };
+    WeightFiles::choose(stem, &names).map_err(no_weights)
 }
 
-/// Each component's folder and class, from lines such as
+/// The weight files that an index names: `path` is its path, `text` what it says.
+/// Where one of them is not in `listing`, the one file beside the index will do.
+///
+/// # Errors
+/// [`PlanFault`] if it is no index, names a file outside its folder, or names one
+/// that is not there.
+pub fn plan_shards(
+    path: &str,
+    text: &str,
+    listing: &BTreeSet<String>,
+) -> Result<Vec<String>, PlanFault> {
+    let malformed = |reason: String| PlanFault::Malformed { file: path.to_owned(), reason };
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let shards = checkpoint::shards(text).map_err(malformed)?;
+    let shards: Vec<String> = shards.iter().map(|shard| format!("{folder}/{shard}")).collect();
+    let Some(missing) = shards.iter().find(|shard| !listing.contains(*shard)) else {
+        return Ok(shards);
+    };
+    let stem = name.split('.').next().unwrap_or_default();
+    match weight_files(listing, folder, stem)?.passed_over {
+        Some(single) => Ok(vec![format!("{folder}/{single}")]),
+        None => Err(PlanFault::Missing { file: missing.clone() }),
+    }
+}
+
+/// The text of `file`, which has `bytes`.
+///
+/// # Errors
+/// [`PlanFault::Malformed`] if it is none.
+pub(super) fn text_of(file: &str, bytes: Vec<u8>) -> Result<String, PlanFault> {
+    checkpoint::text(file, bytes).map_err(|error| {
+        let reason = match error {
+            CheckpointError::Malformed { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        PlanFault::Malformed { file: file.to_owned(), reason }
+    })
+}
+
+/// A line of `model_index.json`, such as
 /// `"vae": ["diffusers", "AutoencoderKLQwenImage"]`.
-fn components(model_index: &str) -> Result<Vec<(String, String)>, PlanFault> {
+struct Component {
+    folder: String,
+    library: String,
+    class: String,
+}
+
+/// The components that are run.
+fn components(model_index: &str) -> Result<Vec<Component>, PlanFault> {
     let malformed = |reason: String| PlanFault::Malformed { file: MODEL_INDEX.to_owned(), reason };
     let index: Value =
         serde_json::from_str(model_index).map_err(|error| malformed(error.to_string()))?;
@@ -140,26 +196,17 @@ fn components(model_index: &str) -> Result<Vec<(String, String)>, PlanFault> {
     for (folder, entry) in entries {
         // Components that are switched off are [null, null]; other entries are
         // settings of the pipeline.
-        let class = entry.get(1).and_then(Value::as_str);
-        let unused = folder.starts_with('_') || UNUSED_COMPONENTS.contains(&folder.as_str());
-        if let (Some(class), false) = (class, unused) {
-            if !is_file_name(folder) {
-                return Err(malformed(format!("'{folder}' is no folder's name")));
-            }
-            components.push((folder.clone(), class.to_owned()));
+        let word = |place: usize| Some(entry.get(place)?.as_str()?.to_owned());
+        let is_run = COMPONENTS.contains(&folder.as_str());
+        if let (Some(class), true) = (word(1), is_run) {
+            let library = word(0).unwrap_or_default();
+            components.push(Component { folder: folder.clone(), library, class });
         }
     }
     if components.is_empty() {
         return Err(malformed("it names no component".to_owned()));
     }
     Ok(components)
-}
-
-/// Whether `name` is one plain name: no path, nothing hidden, nothing upwards.
-fn is_file_name(name: &str) -> bool {
-    !name.is_empty()
-        && !name.starts_with('.')
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 #[cfg(test)]
@@ -253,7 +300,8 @@ mod tests {
         let index = EDIT_INDEX.replace(
             r#""safety_checker": [null, null]"#,
             r#""safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-               "feature_extractor": ["transformers", "CLIPImageProcessor"]"#,
+               "feature_extractor": ["transformers", "CLIPImageProcessor"],
+               "controlnet": ["diffusers", "ControlNetModel"]"#,
         );
 
         assert_eq!(plan_files(&listing(), &index), plan_files(&listing(), EDIT_INDEX));
@@ -269,12 +317,51 @@ mod tests {
         ] {
             let mut incomplete = listing();
             incomplete.remove(file);
+            incomplete.remove("vae/diffusion_pytorch_model.fp16.safetensors");
 
             let fault = plan_files(&incomplete, EDIT_INDEX).unwrap_err();
 
-            let file = file.to_owned();
-            assert_eq!(fault, PlanFault::Missing { file });
+            let (folder, name) = file.split_once('/').unwrap();
+            assert!(fault.to_string().contains(folder), "{fault}");
+            assert!(
+                fault.to_string().contains(&format!("there is no {name}"))
+                    || fault == PlanFault::Missing { file: file.to_owned() },
+                "{fault}"
+            );
         }
+    }
+
+    #[test]
+    fn what_the_loader_takes_is_what_is_fetched() {
+        let mut both = listing();
+        both.insert("text_encoder/model.safetensors".to_owned());
+        both.insert("transformer/diffusion_pytorch_model.safetensors".to_owned());
+        both.remove("vae/diffusion_pytorch_model.safetensors");
+        both.remove("processor/preprocessor_config.json");
+        both.insert("processor/processor_config.json".to_owned());
+        both.insert("diffuser.json".to_owned());
+
+        let plan = plan_files(&both, EDIT_INDEX).unwrap();
+
+        for fetched in [
+            "diffuser.json",
+            "processor/processor_config.json",
+            "text_encoder/model.safetensors",
+            "vae/diffusion_pytorch_model.fp16.safetensors",
+        ] {
+            assert!(plan.files.iter().any(|file| file == fetched), "{fetched}: {plan:?}");
+        }
+        assert_eq!(plan.indices, ["transformer/diffusion_pytorch_model.safetensors.index.json"]);
+    }
+
+    #[test]
+    fn weights_that_are_not_read_are_named_before_anything_is_fetched() {
+        let mut pickles = listing();
+        pickles.retain(|file| !(file.starts_with("vae/") && file.ends_with(".safetensors")));
+
+        let fault = plan_files(&pickles, EDIT_INDEX).unwrap_err().to_string();
+
+        assert!(fault.contains("vae/") && fault.contains("diffusion_pytorch_model.bin"), "{fault}");
     }
 
     #[test]
@@ -298,25 +385,22 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_named_once_and_stay_in_their_folder() {
-        let text = r#"{"weight_map": {
-            "a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"
-        }}"#;
-        assert_eq!(
-            plan_shards("vae/m.safetensors.index.json", text).unwrap(),
-            ["vae/m-1.safetensors", "vae/m-2.safetensors"]
-        );
+    fn shards_lie_beside_their_index_or_one_file_does() {
+        let index = "vae/diffusion_pytorch_model.safetensors.index.json";
+        let text = r#"{"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors"}}"#;
+        let listing = |names: &[&str]| {
+            let names = names.iter().chain(&["diffusion_pytorch_model.safetensors.index.json"]);
+            names.map(|name| format!("vae/{name}")).collect::<BTreeSet<String>>()
+        };
+        let shards = ["m-1.safetensors", "m-2.safetensors"];
+        let single = "diffusion_pytorch_model.safetensors";
 
-        for wrong in [
-            "{",
-            "{}",
-            r#"{"weight_map": {}}"#,
-            r#"{"weight_map": {"a": 1}}"#,
-            r#"{"weight_map": {"a": "../m.safetensors"}}"#,
-            r#"{"weight_map": {"a": "/etc/m.safetensors"}}"#,
-            r#"{"weight_map": {"a": "m.bin"}}"#,
-        ] {
-            assert!(plan_shards("vae/i.json", wrong).is_err(), "{wrong}");
-        }
+        let whole = plan_shards(index, text, &listing(&shards)).unwrap();
+        assert_eq!(whole, ["vae/m-1.safetensors", "vae/m-2.safetensors"]);
+        let stale = plan_shards(index, text, &listing(&["m-1.safetensors", single])).unwrap();
+        assert_eq!(stale, ["vae/diffusion_pytorch_model.safetensors"]);
+        let lacking = plan_shards(index, text, &listing(&["m-1.safetensors"])).unwrap_err();
+        assert_eq!(lacking, PlanFault::Missing { file: "vae/m-2.safetensors".to_owned() });
+        assert!(plan_shards(index, "{", &listing(&shards)).is_err());
     }
 }

@@ -293,6 +293,14 @@ pub enum LoadError {
         /// Why it is none, and what would be one.
         reason: String,
     },
+    /// Neither a folder here nor a repository that could be fetched.
+    #[error("there is no folder '{id}' here, and as a repository on the hub it could not be had")]
+    NeitherFolderNorRepository {
+        /// What was asked for.
+        id: String,
+        /// Why the hub gave nothing.
+        source: HubError,
+    },
     /// A setting asks for what this model cannot do.
     #[error("{setting}: {reason}")]
     Setting {

@@ -122,7 +122,7 @@ impl CheckpointDefaults {
         {
             file.fault(format!("image_area_range = [{least}, {most}] does not hold image_area"));
         }
-        file.finish()?;
+        file.finish_known()?;
         Ok(defaults)
     }
 

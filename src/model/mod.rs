@@ -6,12 +6,14 @@ mod diffusion;
 mod embedded;
 mod finite;
 mod loading;
+mod location;
 pub mod noise;
 mod precision;
 pub mod qwen_image;
 mod registry;
 mod residency;
 pub mod stable_diffusion;
+mod tokenizer_files;
 mod warnings;
 
 pub use diffusion::{

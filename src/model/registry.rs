@@ -1,8 +1,7 @@
 //! Finds the model that a name means, and the code that loads it.
 
-use std::path::Path;
-
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
+use super::location::find;
 use super::precision::matrix_format;
 use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError,
@@ -10,7 +9,7 @@ use super::{
 };
 use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::{CheckpointError, MatrixFormat, Snapshot};
-use crate::hub::{HubConfig, Progress, RepositoryId, fetch_snapshot};
+use crate::hub::HubConfig;
 
 /// Every pipeline class that is served: one line a model.
 const MODELS: &[ModelEntry] = &[
@@ -91,32 +90,6 @@ fn check_settings(config: &ModelConfig, entry: &ModelEntry) -> Result<(), LoadEr
 #[must_use]
 pub fn find_embedded(name: &str) -> Option<Snapshot> {
     embedded::find(name).map(Snapshot::Embedded)
-}
-
-/// The files that `config.id` means, and the name that clients see.
-fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, String), LoadError> {
-    let id = &config.id;
-    if let Some(checkpoint) = embedded::find(id) {
-        return Ok((Snapshot::Embedded(checkpoint), id.clone()));
-    }
-    let path = Path::new(id);
-    if path.is_dir() {
-        let name = path.canonicalize().ok();
-        let name = name.as_deref().unwrap_or(path).file_name();
-        let name = name.map_or_else(|| id.clone(), |name| name.to_string_lossy().into_owned());
-        return Ok((Snapshot::Directory(path.to_owned()), name));
-    }
-    let unknown = |reason| LoadError::UnknownModel { id: id.clone(), reason };
-    let Ok(repository) = id.parse::<RepositoryId>() else {
-        let names = embedded::names().join("', '");
-        return Err(unknown(format!(
-            "it is no embedded model ('{names}'), no folder, and no repository id such as \
-             'Qwen/Qwen-Image-Edit'"
-        )));
-    };
-    let folder =
-        fetch_snapshot(&repository, config.revision.as_deref(), hub, Progress::for_terminal())?;
-    Ok((Snapshot::Directory(folder), id.clone()))
 }
 
 /// The registry's entry for the checkpoint's pipeline class.

@@ -89,6 +89,12 @@ struct Faults {
     altered: Option<&'static str>,
     /// The list names neither sizes nor sums.
     bare_list: bool,
+    /// The list of files is this instead, with status 200.
+    list_body: Option<&'static str>,
+    /// Every request is sent to a login page.
+    login_page: bool,
+    /// The list of files does not come.
+    silent: bool,
 }
 
 struct Request {
@@ -142,6 +148,7 @@ impl FakeHub {
             .route("/api/models/{owner}/{name}/revision/{revision}", get(list))
             .route("/{owner}/{name}/resolve/{revision}/{*file}", get(resolve))
             .route("/content/{*file}", get(content_of))
+            .route("/login", get(async || axum::response::Html("<html>Sign in</html>")))
             .with_state(Arc::clone(&hub));
         for listener in [listener, content] {
             let router = router.clone();
@@ -227,6 +234,15 @@ async fn list(
 ) -> Response<Body> {
     hub.note(&uri, &headers);
     let faults = hub.faults();
+    if faults.silent {
+        tokio::time::sleep(Duration::from_secs(120)).await;
+    }
+    if faults.login_page {
+        return (StatusCode::FOUND, [(header::LOCATION, "/login")]).into_response();
+    }
+    if let Some(body) = faults.list_body {
+        return ([(header::CONTENT_TYPE, "text/html")], body).into_response();
+    }
     if let Some(status) = faults.list_status {
         let code = faults.error_code.unwrap_or("None");
         let status = StatusCode::from_u16(status).unwrap();
@@ -554,6 +570,114 @@ fn a_hub_that_cannot_be_reached_is_replaced_by_a_whole_cache_only() {
     let error = fetch(&unreachable, None).unwrap_err();
     assert!(matches!(error, HubError::Unreachable { .. }), "{error:?}");
     assert!(error.to_string().contains("http://127.0.0.1:9/"), "{error}");
+}
+
+/// Everything that may come in place of the list of files.
+fn refusals() -> Vec<Faults> {
+    let status = |list_status, error_code| Faults {
+        list_status: Some(list_status),
+        error_code,
+        ..Faults::default()
+    };
+    let body = |body| Faults { list_body: Some(body), ..Faults::default() };
+    vec![
+        status(401, None),
+        status(401, Some("RepoNotFound")),
+        status(403, Some("GatedRepo")),
+        status(404, None),
+        status(407, None),
+        status(429, None),
+        status(500, None),
+        status(503, None),
+        body("<!DOCTYPE html><html>Welcome to the hotel</html>"),
+        body("{}"),
+        body("[]"),
+        body(r#"{"sha": "main", "siblings": []}"#),
+        Faults { login_page: true, ..Faults::default() },
+    ]
+}
+
+#[test]
+fn a_hub_that_refuses_is_replaced_by_a_whole_cache_only() {
+    let hub = FakeHub::start();
+    let folder = hub.fetch().unwrap();
+    for faults in refusals() {
+        let what = format!("{:?} {:?}", faults.list_status, faults.list_body);
+        hub.fail(faults);
+        hub.files_asked_for();
+
+        assert_eq!(hub.fetch().unwrap(), folder, "{what}");
+        assert!(hub.files_asked_for().is_empty(), "{what}");
+    }
+
+    std::fs::remove_file(folder.join(VAE)).unwrap();
+    for faults in refusals().into_iter().filter(|faults| faults.list_status < Some(429)) {
+        hub.fail(faults);
+        hub.fetch().unwrap_err();
+    }
+}
+
+#[test]
+fn a_hub_that_says_nothing_is_not_waited_for_long_where_the_cache_is_whole() {
+    let hub = FakeHub::start();
+    let folder = hub.fetch().unwrap();
+    hub.fail(Faults { silent: true, ..Faults::default() });
+    let start = std::time::Instant::now();
+
+    assert_eq!(hub.fetch().unwrap(), folder);
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}
+
+#[test]
+fn new_files_that_are_refused_leave_those_of_the_last_download() {
+    let hub = FakeHub::start();
+    let folder = hub.fetch().unwrap();
+    // Upstream goes on: the same branch, another commit, whose files are gated.
+    let mut moved = repository_files();
+    moved.insert("vae/config.json".to_owned(), Bytes::from_static(b"{\"b\": 3}"));
+    let next = FakeHub::with(moved);
+    next.fail(Faults {
+        file_status: Some(("vae/config.json", 403, usize::MAX)),
+        ..Faults::default()
+    });
+    let config = HubConfig { endpoint: next.config().endpoint, ..hub.config() };
+    let listed_as_next = folder.parent().unwrap().join(NEXT_COMMIT);
+    std::fs::rename(&folder, &listed_as_next).unwrap();
+    let refs = folder.parent().unwrap().parent().unwrap().join("refs/main");
+    std::fs::write(refs, NEXT_COMMIT).unwrap();
+
+    assert_eq!(fetch(&config, None).unwrap(), listed_as_next);
+}
+
+#[test]
+fn a_revision_that_the_hub_does_not_have_is_a_mistake_even_if_it_was_here() {
+    let hub = FakeHub::start();
+    hub.fetch().unwrap();
+    hub.fail(Faults {
+        list_status: Some(404),
+        error_code: Some("RevisionNotFound"),
+        ..Faults::default()
+    });
+
+    let error = hub.fetch().unwrap_err();
+
+    assert!(matches!(error, HubError::NotFound { .. }), "{error:?}");
+}
+
+#[test]
+fn a_refusal_says_what_to_do() {
+    let hub = FakeHub::start();
+    let said = |faults| {
+        hub.fail(faults);
+        hub.fetch().unwrap_err().to_string()
+    };
+    let status = |status| Faults { list_status: Some(status), ..Faults::default() };
+
+    assert!(said(status(429)).contains("429") && said(status(429)).contains("later"));
+    assert!(said(status(503)).contains("503") && said(status(503)).contains("later"));
+    assert!(said(status(401)).contains("401") && said(status(401)).contains("HF_TOKEN"));
+    let page = said(Faults { login_page: true, ..Faults::default() });
+    assert!(page.contains("login page"), "{page}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("imaging", &["domain"]),
     ("checkpoint", &[]),
     ("device", &[]),
-    ("hub", &[]),
+    ("hub", &["checkpoint"]),
     ("nn", &["checkpoint"]),
     ("model", &["nn", "checkpoint", "device", "hub", "imaging", "domain"]),
     ("service", &["model", "imaging", "domain"]),

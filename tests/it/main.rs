@@ -29,5 +29,6 @@ mod lora;
 mod pictures;
 mod queue;
 mod regions;
+mod resaved;
 mod sizes;
 mod support;

@@ -1,5 +1,9 @@
 //! The configuration files of the components, held against what is implemented.
 //!
+//! Accounted for is every key that the reference's classes read, and keys of their
+//! relatives that would change what is computed; libraries add others when they save
+//! a pipeline again.
+//!
 //! Sources: the published `config.json` files, and diffusers 0.42.1 and
 //! transformers 5.23 for what each key does.
 
@@ -125,6 +129,10 @@ impl VaeConfig {
         file.only("attn_scales", serde_json::json!([]));
         // Acts in training alone.
         file.inert(&["dropout"]);
+        // Of Wan's autoencoder, the same network where these say nothing else.
+        file.unsupported(&["is_residual", "patch_size"]);
+        file.only("scaling_factor", 1.0);
+        file.only("shift_factor", 0.0);
         let config = Self {
             input_channels: file.or("input_channels", Self::COLOURS),
             base_dim: file.count("base_dim"),
@@ -135,6 +143,10 @@ impl VaeConfig {
             latents_mean: file.required("latents_mean"),
             latents_std: file.required("latents_std"),
         };
+        for channels in ["in_channels", "out_channels"] {
+            file.only(channels, config.input_channels);
+        }
+        file.only("decoder_base_dim", config.base_dim);
         config.check(&mut file);
         file.finish()?;
         Ok(config)
@@ -234,22 +246,31 @@ pub struct VisionConfig {
     pub fullatt_block_indexes: Vec<usize>,
 }
 
-/// Keys of `text_encoder/config.json` that do not change the hidden states.
+/// Keys of `text_encoder/config.json` that do not change the hidden states: of
+/// training, of the generation of words and of video, the loading library's own, and
+/// names of tokens that the tokenizer knows.
 const INERT_ENCODER_KEYS: &[&str] = &[
     "architectures",
     "attention_dropout",
+    "attn_implementation",
     "bos_token_id",
+    "chunk_size_feed_forward",
     "dtype",
     "eos_token_id",
+    "gradient_checkpointing",
+    "id2label",
     "image_token_id",
     "initializer_range",
-    "layer_types",
+    "label2id",
     "max_position_embeddings",
-    "max_window_layers",
     "model_type",
+    "output_attentions",
+    "output_hidden_states",
     "pad_token_id",
-    "sliding_window", // acts only with use_sliding_window
+    "problem_type",
+    "return_dict",
     "tie_word_embeddings",
+    "tokens_per_second",
     "torch_dtype",
     "transformers_version",
     "use_cache",
@@ -261,9 +282,12 @@ const INERT_ENCODER_KEYS: &[&str] = &[
 
 /// Keys that newer files have under `text_config`, older ones at the top, some both.
 const TEXT_KEYS: &[&str] = &[
+    "head_dim",
     "hidden_act",
     "hidden_size",
     "intermediate_size",
+    "layer_types",
+    "max_window_layers",
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
@@ -271,23 +295,36 @@ const TEXT_KEYS: &[&str] = &[
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
+    "sliding_window",
     "use_sliding_window",
     "vocab_size",
 ];
 
+/// The class's own value of `image_token_id`, which some versions of the library do
+/// not write.
+const IMAGE_TOKEN_ID: u32 = 151_655;
+
+/// The names of SiLU.
+const SILU: &[&str] = &["silu", "swish"];
+
 impl TextEncoderConfig {
-    /// Reads the file, in either of its published styles.
+    /// Reads the file, in any of the styles that versions of the library have saved.
     ///
     /// # Errors
     /// [`CheckpointError`] naming every value that is missing or not honoured.
     pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("text_encoder/config.json")?;
-        let image_token_id = file.required("image_token_id");
+        file.only("model_type", "qwen2_5_vl");
+        // Names a file of weights that would be taken in place of the usual one.
+        file.unsupported(&["transformers_weights"]);
+        let mut image_token_id: Option<u32> = file.optional("image_token_id");
         let mut vision = file.section("vision_config");
         let vision_config = VisionConfig::read(&mut vision);
         file.close(vision);
         let text_config = if file.has("text_config") {
             let mut text = file.section("text_config");
+            // Of transformers 4.57, which writes it here alone.
+            image_token_id = image_token_id.or(text.optional("image_token_id"));
             let config = TextConfig::read(&mut text);
             file.close(text);
             // The same values once more, for older readers.
@@ -304,52 +341,79 @@ impl TextEncoderConfig {
         }
         file.inert(INERT_ENCODER_KEYS);
         file.finish()?;
+        let image_token_id = image_token_id.unwrap_or(IMAGE_TOKEN_ID);
         Ok(Self { text: text_config, vision: vision_config, image_token_id })
     }
 }
 
 impl TextConfig {
     fn read(file: &mut ConfigFile) -> Self {
-        file.only("hidden_act", "silu");
-        file.only("use_sliding_window", false);
+        file.one_of("hidden_act", SILU);
         let (rope_theta, mrope_section) = Self::read_rope(file);
+        let num_attention_heads = file.count("num_attention_heads");
         let config = Self {
             hidden_size: file.count("hidden_size"),
             num_hidden_layers: file.count("num_hidden_layers"),
-            num_attention_heads: file.count("num_attention_heads"),
-            num_key_value_heads: file.count("num_key_value_heads"),
+            num_attention_heads,
+            num_key_value_heads: if file.has("num_key_value_heads") {
+                file.count("num_key_value_heads")
+            } else {
+                num_attention_heads
+            },
             intermediate_size: file.count("intermediate_size"),
             vocab_size: file.count("vocab_size"),
             rms_norm_eps: file.required("rms_norm_eps"),
             rope_theta,
             mrope_section,
         };
+        Self::refuse_sliding(file, config.num_hidden_layers);
+        file.only("head_dim", config.head_dim());
         file.inert(INERT_ENCODER_KEYS);
         config.check(file);
         config
     }
 
-    /// Old style: `rope_theta` and `rope_scaling`; new style: `rope_parameters`.
-    fn read_rope(file: &mut ConfigFile) -> (f64, [usize; 3]) {
-        let outer_theta: Option<f64> = file.optional("rope_theta");
-        let key = if file.has("rope_parameters") { "rope_parameters" } else { "rope_scaling" };
-        let mut rope = file.section(key);
-        for kind in ["rope_type", "type"] {
-            if rope.has(kind) {
-                let value: String = rope.required(kind);
-                if value != "default" && value != "mrope" {
-                    rope.fault(format!("{key}.{kind} = \"{value}\" is not supported"));
-                }
+    /// Refuses layers that attend to the last tokens alone. The class lets those from
+    /// `max_window_layers` on do that, if `use_sliding_window` is set.
+    fn refuse_sliding(file: &mut ConfigFile, layers: usize) {
+        let types: Option<Vec<String>> = file.optional("layer_types");
+        let switched_on = file.or("use_sliding_window", false);
+        let window: Option<usize> = file.optional("sliding_window");
+        let first = file.or("max_window_layers", 80);
+        if let Some(types) = types {
+            if let Some(other) = types.iter().find(|name| *name != "full_attention") {
+                file.fault(format!(
+                    "layer_types has \"{other}\": only full_attention is supported"
+                ));
             }
+        } else if switched_on && window.is_some() && first < layers {
+            file.fault(format!(
+                "use_sliding_window = true with max_window_layers = {first} of {layers} is not \
+                 supported"
+            ));
         }
-        let mrope_section = rope.required("mrope_section");
+    }
+
+    /// Old style: `rope_theta` and `rope_scaling`, which count where they are there;
+    /// new style: `rope_parameters`.
+    fn read_rope(file: &mut ConfigFile) -> (f64, [usize; 3]) {
+        // The class's own value.
+        const ROPE_THETA: f64 = 1e6;
+        let outer_theta: Option<f64> = file.optional("rope_theta");
+        let key = if file.has("rope_scaling") { "rope_scaling" } else { "rope_parameters" };
+        let mut rope = file.section(key);
+        file.inert(&["rope_parameters"]);
+        for kind in ["rope_type", "type"] {
+            rope.one_of(kind, &["default", "mrope"]);
+        }
+        // Each kind of layer may have parameters of its own.
+        rope.unsupported(&["full_attention", "sliding_attention"]);
+        rope.only("partial_rotary_factor", 1.0);
+        file.only("partial_rotary_factor", 1.0);
+        let mrope_section = rope.or("mrope_section", [16, 24, 24]);
         let inner_theta: Option<f64> = rope.optional("rope_theta");
-        let theta = inner_theta.or(outer_theta);
-        if theta.is_none() {
-            rope.fault("rope_theta is missing");
-        }
         file.close(rope);
-        (theta.unwrap_or(1.0), mrope_section)
+        (inner_theta.or(outer_theta).unwrap_or(ROPE_THETA), mrope_section)
     }
 
     fn check(&self, file: &mut ConfigFile) {
@@ -376,11 +440,12 @@ impl TextConfig {
 
 impl VisionConfig {
     fn read(file: &mut ConfigFile) -> Self {
-        file.only("hidden_act", "silu");
+        file.one_of("hidden_act", SILU);
         file.only("in_channels", VaeConfig::COLOURS);
         file.only("in_chans", VaeConfig::COLOURS);
-        // A second name of patch_size; video timing; initial weights.
-        file.inert(&["spatial_patch_size", "tokens_per_second"]);
+        Self::check_rope(file);
+        // A second name of patch_size.
+        file.inert(&["spatial_patch_size"]);
         file.inert(INERT_ENCODER_KEYS);
         let config = Self {
             hidden_size: file.count("hidden_size"),
@@ -394,6 +459,10 @@ impl VisionConfig {
             window_size: file.count("window_size"),
             fullatt_block_indexes: file.required("fullatt_block_indexes"),
         };
+        // Second names of the class's.
+        file.only("num_attention_heads", config.num_heads);
+        file.only("num_hidden_layers", config.depth);
+        file.only("head_dim", config.hidden_size / config.num_heads);
         let token = config.patch_size * config.spatial_merge_size;
         if config.window_size < token {
             file.fault("window_size is smaller than patch_size times spatial_merge_size");
@@ -402,6 +471,21 @@ impl VisionConfig {
             file.fault("hidden_size does not divide by four times num_heads");
         }
         config
+    }
+
+    /// Rows and columns turn by frequencies of one fixed base.
+    fn check_rope(file: &mut ConfigFile) {
+        const ROPE_THETA: f64 = 10_000.0;
+        file.only("rope_theta", ROPE_THETA);
+        for key in ["rope_scaling", "rope_parameters"] {
+            let mut rope = file.section(key);
+            for kind in ["rope_type", "type"] {
+                rope.one_of(kind, &["axial", "default"]);
+            }
+            rope.only("rope_theta", ROPE_THETA);
+            rope.only("partial_rotary_factor", 1.0);
+            file.close(rope);
+        }
     }
 
     /// Merged tokens of an attention window along each axis.
@@ -423,7 +507,8 @@ impl VisionConfig {
     }
 }
 
-/// `processor/preprocessor_config.json`: `Qwen2VLImageProcessor`.
+/// The configuration of `Qwen2VLImageProcessor`: `processor/preprocessor_config.json`,
+/// or `image_processor` in `processor/processor_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProcessorConfig {
     /// Mean of each colour over the training pictures, in 0…1.
@@ -437,29 +522,39 @@ pub struct ProcessorConfig {
 }
 
 impl ProcessorConfig {
-    /// Reads the file, which must agree with the tower about its patches.
+    /// Reads the file, which must agree with the tower about its patches. Where both
+    /// files are there, the one that holds the whole processor counts.
     ///
     /// # Errors
     /// [`CheckpointError`] naming every value that is missing or not honoured.
     pub fn load(snapshot: &Snapshot, vision: &VisionConfig) -> Result<Self, CheckpointError> {
+        const WHOLE: &str = "processor/processor_config.json";
+        if snapshot.has(WHOLE) {
+            let mut file = snapshot.config(WHOLE)?;
+            if file.has("image_processor") {
+                let mut section = file.section("image_processor");
+                let config = Self::read(&mut section, vision);
+                file.close(section);
+                // What video is brought to; names.
+                file.inert(&["auto_map", "chat_template", "processor_class", "video_processor"]);
+                file.finish()?;
+                return Ok(config);
+            }
+        }
         let mut file = snapshot.config("processor/preprocessor_config.json")?;
-        for step in ["do_convert_rgb", "do_normalize", "do_rescale", "do_resize"] {
-            file.only(step, true);
-        }
-        file.only("resample", 3); // PIL's number for bicubic
-        let rescale: f64 = file.or("rescale_factor", 1.0 / 255.0);
-        if (rescale * 255.0 - 1.0).abs() > 1e-6 {
-            file.fault(format!("rescale_factor = {rescale} is not supported, only 1/255 is"));
-        }
-        file.only("patch_size", vision.patch_size);
-        file.only("merge_size", vision.spatial_merge_size);
-        file.only("temporal_patch_size", vision.temporal_patch_size);
-        file.inert(&["image_processor_type", "processor_class", "data_format", "device"]);
+        let config = Self::read(&mut file, vision);
+        file.finish()?;
+        Ok(config)
+    }
+
+    fn read(file: &mut ConfigFile, vision: &VisionConfig) -> Self {
+        Self::pin(file, vision);
         let mut size = file.section("size");
         let shortest: Option<usize> = size.optional("shortest_edge");
         let longest: Option<usize> = size.optional("longest_edge");
         let size_min: Option<usize> = size.optional("min_pixels");
         let size_max: Option<usize> = size.optional("max_pixels");
+        size.unsupported(&["height", "width", "max_height", "max_width"]);
         file.close(size);
         let config = Self {
             image_mean: file.required("image_mean"),
@@ -475,8 +570,45 @@ impl ProcessorConfig {
         if config.min_pixels > config.max_pixels {
             file.fault("min_pixels is larger than max_pixels");
         }
-        file.finish()?;
-        Ok(config)
+        config
+    }
+
+    fn pin(file: &mut ConfigFile, vision: &VisionConfig) {
+        for step in ["do_convert_rgb", "do_normalize", "do_rescale", "do_resize"] {
+            file.only(step, true);
+        }
+        file.only("resample", 3); // PIL's number for bicubic
+        let rescale: f64 = file.or("rescale_factor", 1.0 / 255.0);
+        if (rescale * 255.0 - 1.0).abs() > 1e-6 {
+            file.fault(format!("rescale_factor = {rescale} is not supported, only 1/255 is"));
+        }
+        file.only("patch_size", vision.patch_size);
+        file.only("merge_size", vision.spatial_merge_size);
+        file.only("temporal_patch_size", vision.temporal_patch_size);
+        file.one_of(
+            "image_processor_type",
+            &[
+                "Qwen2VLImageProcessor",
+                "Qwen2VLImageProcessorFast",
+                "Qwen2_5_VLImageProcessor",
+                "Qwen2_5_VLImageProcessorFast",
+            ],
+        );
+        // The class takes these of its base class and does not look at them.
+        file.inert(&[
+            "crop_size",
+            "data_format",
+            "default_to_square",
+            "device",
+            "disable_grouping",
+            "do_center_crop",
+            "do_pad",
+            "image_seq_length",
+            "input_data_format",
+            "pad_size",
+            "processor_class",
+            "return_tensors",
+        ]);
     }
 }
 

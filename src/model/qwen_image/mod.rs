@@ -127,20 +127,29 @@ fn check_components(context: &LoadContext, variant: &Variant) -> Result<(), Chec
     let mut index: ConfigFile = context.snapshot.config("model_index.json")?;
     let known: [(&str, &[&str]); 6] = [
         ("scheduler", &["FlowMatchEulerDiscreteScheduler"]),
-        ("text_encoder", &["Qwen2_5_VLForConditionalGeneration"]),
+        ("text_encoder", &["Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel"]),
         ("transformer", &["QwenImageTransformer2DModel"]),
         ("vae", &["AutoencoderKLQwenImage"]),
-        ("tokenizer", &["Qwen2Tokenizer", "Qwen2TokenizerFast"]),
+        (
+            "tokenizer",
+            &[
+                "Qwen2Tokenizer",
+                "Qwen2TokenizerFast",
+                "PreTrainedTokenizerFast",
+                "TokenizersBackend",
+            ],
+        ),
         ("processor", &["Qwen2VLProcessor", "Qwen2_5_VLProcessor"]),
     ];
     for (component, classes) in known {
-        // Pipelines that show the encoder no picture have no processor, mostly.
-        let shows_pictures = variant.shown != Shown::Nothing;
-        if component == "processor" && !shows_pictures && !index.has(component) {
+        // A pipeline that shows the encoder no picture needs no processor.
+        if component == "processor" && variant.shown == Shown::Nothing {
+            index.inert(&[component]);
             continue;
         }
-        let names: Vec<String> = index.required(component);
-        if !names.last().is_some_and(|name| classes.contains(&name.as_str())) {
+        let names: Vec<Option<String>> = index.required(component);
+        let name = names.last().and_then(Option::as_deref);
+        if !name.is_some_and(|name| classes.contains(&name)) {
             index.fault(format!("{component} = {names:?}: only {classes:?} is supported"));
         }
     }

@@ -1,17 +1,15 @@
 //! Words and places of pictures → token ids.
 
-use std::collections::HashMap;
-
-use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::positions::{Grid, Segment};
-use crate::checkpoint::{CheckpointError, Snapshot};
+use crate::checkpoint::Snapshot;
+use crate::model::tokenizer_files;
 use crate::model::{CutTokens, LoadError};
 
 /// How Qwen2 cuts a text before it merges bytes: contractions, words with one
@@ -124,8 +122,7 @@ impl PromptTokenizer {
     pub fn load(snapshot: &Snapshot, image_token_id: u32) -> Result<Self, LoadError> {
         let whole = ["processor/tokenizer.json", "tokenizer/tokenizer.json"];
         let tokenizer = match whole.into_iter().find(|file| snapshot.has(file)) {
-            Some(file) => Tokenizer::from_bytes(snapshot.bytes(file)?)
-                .map_err(|error| LoadError::Tokenizer(format!("{file}: {error}")))?,
+            Some(file) => tokenizer_files::whole(snapshot, file)?,
             None => from_parts(snapshot)?,
         };
         if tokenizer.token_to_id(IMAGE_PAD) != Some(image_token_id) {
@@ -208,93 +205,24 @@ impl PromptTokenizer {
     }
 }
 
-/// An added token of `tokenizer_config.json`.
-#[derive(serde::Deserialize)]
-struct AddedTokenEntry {
-    content: String,
-    #[serde(default)]
-    special: bool,
-}
-
 /// The tokenizer from its parts, as the text-to-image repositories publish it.
 fn from_parts(snapshot: &Snapshot) -> Result<Tokenizer, LoadError> {
-    let fault = |reason: String| LoadError::Tokenizer(reason);
-    let vocab: HashMap<String, u32> = parse_json(snapshot, "tokenizer/vocab.json")?;
-    let merges = snapshot
-        .text("tokenizer/merges.txt")?
-        .lines()
-        .filter(|line| !line.starts_with("#version") && !line.is_empty())
-        .map(|line| {
-            let pair =
-                line.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
-            pair.ok_or_else(|| fault(format!("tokenizer/merges.txt: '{line}' is not a pair")))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<tokenizers::models::bpe::Vocab>(), merges)
-        .build()
-        .map_err(|error| fault(format!("vocab.json and merges.txt: {error}")))?;
-    let mut tokenizer = Tokenizer::new(bpe);
+    let folder = "tokenizer";
+    let fault = |error: tokenizers::Error| LoadError::Tokenizer(format!("{folder}: {error}"));
+    let mut tokenizer =
+        Tokenizer::new(tokenizer_files::bpe(snapshot, folder)?.build().map_err(fault)?);
     let split = Split::new(
         SplitPattern::Regex(WORD_PATTERN.to_owned()),
         SplitDelimiterBehavior::Isolated,
         false,
     )
-    .map_err(|error| fault(error.to_string()))?;
+    .map_err(fault)?;
     let bytes = ByteLevel::new(false, false, false);
-    tokenizer.with_normalizer(Some(NFC)).map_err(|error| fault(error.to_string()))?;
+    tokenizer.with_normalizer(Some(NFC)).map_err(fault)?;
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
         PreTokenizerWrapper::Split(split),
         PreTokenizerWrapper::ByteLevel(bytes),
     ])));
-    for (id, token) in added_tokens(snapshot)? {
-        let added = AddedToken::from(token.content.clone(), token.special).normalized(false);
-        if token.special {
-            tokenizer.add_special_tokens([added])
-        } else {
-            tokenizer.add_tokens([added])
-        }
-        .map_err(|error| fault(error.to_string()))?;
-        if tokenizer.token_to_id(&token.content) != Some(id) {
-            return Err(fault(format!(
-                "added token {} shall have id {id}, but {:?} is next",
-                token.content,
-                tokenizer.token_to_id(&token.content)
-            )));
-        }
-    }
+    tokenizer_files::add_tokens(snapshot, folder, &mut tokenizer)?;
     Ok(tokenizer)
-}
-
-/// The added tokens by id: from `added_tokens.json`, and from
-/// `tokenizer_config.json`, which also says which are special.
-fn added_tokens(snapshot: &Snapshot) -> Result<Vec<(u32, AddedTokenEntry)>, LoadError> {
-    #[derive(serde::Deserialize)]
-    struct TokenizerConfig {
-        #[serde(default)]
-        added_tokens_decoder: HashMap<u32, AddedTokenEntry>,
-    }
-    let mut tokens: HashMap<u32, AddedTokenEntry> = HashMap::new();
-    if snapshot.has("tokenizer/added_tokens.json") {
-        let plain: HashMap<String, u32> = parse_json(snapshot, "tokenizer/added_tokens.json")?;
-        let entry = |content| AddedTokenEntry { content, special: true };
-        tokens.extend(plain.into_iter().map(|(content, id)| (id, entry(content))));
-    }
-    if snapshot.has("tokenizer/tokenizer_config.json") {
-        let config: TokenizerConfig = parse_json(snapshot, "tokenizer/tokenizer_config.json")?;
-        tokens.extend(config.added_tokens_decoder);
-    }
-    let mut tokens: Vec<_> = tokens.into_iter().collect();
-    tokens.sort_by_key(|(id, _)| *id);
-    Ok(tokens)
-}
-
-fn parse_json<T: serde::de::DeserializeOwned>(
-    snapshot: &Snapshot,
-    file: &str,
-) -> Result<T, CheckpointError> {
-    serde_json::from_str(&snapshot.text(file)?).map_err(|error| CheckpointError::Malformed {
-        file: file.to_owned(),
-        reason: error.to_string(),
-    })
 }

@@ -47,18 +47,23 @@ impl TextEncoder {
         })
     }
 
-    /// The stored name of a tensor in the published layout, whichever of the two
-    /// layouts a file has: libraries since 2025 write `model.language_model.` for
-    /// `model.` and `model.visual.` for `visual.`.
+    /// The stored name of a tensor in the published layout, whichever layout a file
+    /// has: libraries since 2025 write `model.language_model.` for `model.` and
+    /// `model.visual.` for `visual.`; saved without its output layer, the encoder has
+    /// `language_model.` and `visual.`.
     #[must_use]
     pub fn canonical_name(stored: &str) -> String {
-        if let Some(rest) = stored.strip_prefix("model.language_model.") {
-            return format!("model.{rest}");
+        let inner = stored.strip_prefix("model.").unwrap_or(stored);
+        if inner.starts_with("visual.") {
+            return inner.to_owned();
         }
-        match stored.strip_prefix("model.visual.") {
-            Some(rest) => format!("visual.{rest}"),
-            None => stored.to_owned(),
+        let Some(language) = inner.strip_prefix("language_model.") else {
+            return stored.to_owned();
+        };
+        if language.starts_with("model.") || language.starts_with("lm_head.") {
+            return language.to_owned();
         }
+        format!("model.{language}")
     }
 
     /// Rows of the embedding: ids must be smaller.

@@ -1,11 +1,17 @@
 //! What each component's `config.json` may say.
 //!
-//! Every value is honoured, pinned to the one that is implemented, or without
-//! effect on what is computed; anything else stops the load.
+//! Every key that the reference's classes read is honoured, pinned to the value that
+//! is implemented, or without effect on what is computed.
+//!
+//! Sources: transformers 5.23, `CLIPTextConfig`; diffusers 0.42.1,
+//! `UNet2DConditionModel` and `AutoencoderKL`.
 
 use serde::Deserialize;
 
 use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
+
+/// The names of SiLU.
+const SILU: &[&str] = &["silu", "swish"];
 
 /// `text_encoder/config.json` and `text_encoder_2/config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,23 +100,40 @@ impl TextEncoderConfig {
         };
         check_heads(&mut file, config.hidden_size, config.num_attention_heads);
         file.only("model_type", "clip_text_model");
-        file.inert(&[
-            "architectures",
-            "attention_dropout",
-            "bos_token_id",
-            "dropout",
-            "dtype",
-            "initializer_factor",
-            "initializer_range",
-            "pad_token_id",
-            "projection_dim",
-            "torch_dtype",
-            "transformers_version",
-        ]);
+        // Names a file of weights that would be taken in place of the usual one.
+        // The other is no key of the class's: StableDiffusionPipeline looks for it.
+        file.unsupported(&["transformers_weights", "use_attention_mask"]);
+        file.inert(INERT_TEXT_KEYS);
         file.finish()?;
         Ok(config)
     }
 }
+
+/// Keys of training, of other uses of the class, and the loading library's own.
+const INERT_TEXT_KEYS: &[&str] = &[
+    "architectures",
+    "attention_dropout",
+    "attn_implementation",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dropout",
+    "dtype",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "projection_dim",
+    "return_dict",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
 
 fn check_heads(file: &mut ConfigFile, width: usize, heads: usize) {
     if heads == 0 || !width.is_multiple_of(heads) {
@@ -181,6 +204,21 @@ enum PerBlock {
     Each(Vec<usize>),
 }
 
+/// Takes `key`, which is one number, or the same one several times.
+fn same_count(file: &mut ConfigFile, key: &str) -> usize {
+    if !matches!(file.peek(key), Some(serde_json::Value::Array(_))) {
+        return file.count(key);
+    }
+    let numbers: Vec<usize> = file.required(key);
+    match numbers.first() {
+        Some(first) if *first > 0 && numbers.iter().all(|number| number == first) => *first,
+        _ => {
+            file.fault(format!("{key} = {numbers:?}: only one number for all is supported"));
+            1
+        }
+    }
+}
+
 /// Takes `key` as one number a level.
 fn per_block(file: &mut ConfigFile, key: &str, default: usize, blocks: usize) -> Vec<usize> {
     let numbers = match file.or(key, PerBlock::Same(default)) {
@@ -221,12 +259,12 @@ impl UnetConfig {
         let mut file = snapshot.config("unet/config.json")?;
         pin_unet_values(&mut file);
         let config = Self {
-            sample_size: file.count("sample_size"),
+            sample_size: same_count(&mut file, "sample_size"),
             in_channels: file.count("in_channels"),
             out_channels: file.count("out_channels"),
-            cross_attention_dim: file.count("cross_attention_dim"),
+            cross_attention_dim: same_count(&mut file, "cross_attention_dim"),
             blocks: read_blocks(&mut file),
-            layers_per_block: file.count("layers_per_block"),
+            layers_per_block: same_count(&mut file, "layers_per_block"),
             norm_num_groups: file.or("norm_num_groups", 32),
             norm_eps: file.or("norm_eps", 1e-5),
             flip_sin_to_cos: file.or("flip_sin_to_cos", true),
@@ -249,18 +287,42 @@ impl UnetConfig {
 }
 
 fn pin_unet_values(file: &mut ConfigFile) {
-    for key in ["center_input_sample", "class_embeddings_concat", "dual_cross_attention"] {
-        file.only(key, false);
+    file.unsupported(&[
+        "center_input_sample",
+        "class_embed_type",
+        "class_embeddings_concat",
+        "cross_attention_norm",
+        "dual_cross_attention",
+        "encoder_hid_dim",
+        "encoder_hid_dim_type",
+        "mid_block_only_cross_attention",
+        "num_class_embeds",
+        "resnet_skip_time_act",
+        "reverse_transformer_layers_per_block",
+        "time_cond_proj_dim",
+        "time_embedding_act_fn",
+        "time_embedding_dim",
+        "timestep_post_act",
+    ]);
+    let only_cross_attention: Option<serde_json::Value> = file.optional("only_cross_attention");
+    let switches = match only_cross_attention {
+        Some(serde_json::Value::Array(switches)) => switches,
+        other => other.into_iter().collect(),
+    };
+    if switches.iter().any(|switch| *switch != false) {
+        file.fault("only_cross_attention: only false is supported");
     }
-    file.only("only_cross_attention", false);
-    file.only("resnet_skip_time_act", false);
     for key in ["downsample_padding", "mid_block_scale_factor", "resnet_out_scale_factor"] {
         file.only(key, 1);
     }
-    file.only("act_fn", "silu");
+    file.one_of("act_fn", SILU);
     file.only("attention_type", "default");
     file.only("conv_in_kernel", 3);
     file.only("conv_out_kernel", 3);
+    // Null stands for no such block, not for the class's own value.
+    if file.peek("mid_block_type").is_some_and(serde_json::Value::is_null) {
+        file.fault("mid_block_type = null is not supported, only UNetMidBlock2DCrossAttn");
+    }
     file.only("mid_block_type", "UNetMidBlock2DCrossAttn");
     file.only("resnet_time_scale_shift", "default");
     file.only("time_embedding_type", "positional");
@@ -298,7 +360,7 @@ fn read_blocks(file: &mut ConfigFile) -> Vec<UnetBlock> {
 fn read_text_time(file: &mut ConfigFile) -> Option<TextTimeConfig> {
     let kind: Option<String> = file.optional("addition_embed_type");
     let Some(kind) = kind else {
-        file.inert(&["addition_time_embed_dim"]);
+        file.inert(&["addition_time_embed_dim", "projection_class_embeddings_input_dim"]);
         return None;
     };
     if kind != "text_time" {
@@ -354,10 +416,13 @@ impl VaeConfig {
                 "block_out_channels = {block_out_channels:?} and norm_num_groups = {groups} do not fit"
             ));
         }
-        file.only("act_fn", "silu");
+        file.one_of("act_fn", SILU);
         file.only("in_channels", 3);
         file.only("out_channels", 3);
         file.only("mid_block_add_attention", true);
+        // SDXL's pipelines scale latents by these, where they are there.
+        file.unsupported(&["latents_mean", "latents_std"]);
+        file.only("shift_factor", 0.0);
         file.inert(&["sample_size"]);
         let config = Self {
             block_out_channels,

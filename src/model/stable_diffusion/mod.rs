@@ -174,7 +174,7 @@ fn read_index(context: &LoadContext, variant: &Variant) -> Result<Index, Checkpo
     };
     for (encoder, class, tokenizer) in variant.texts {
         class_of(encoder, &[class]);
-        class_of(tokenizer, &["CLIPTokenizer", "CLIPTokenizerFast"]);
+        class_of(tokenizer, tokenizer::CLASSES);
     }
     class_of("unet", &["UNet2DConditionModel"]);
     class_of("vae", &["AutoencoderKL"]);
@@ -216,7 +216,10 @@ fn load_components(
     index: &Index,
 ) -> Result<(Components, usize), LoadError> {
     let snapshot = context.snapshot;
-    let scheduler = SchedulerConfig::load(snapshot, &index.scheduler_class)?;
+    let mut scheduler = SchedulerConfig::load(snapshot, &index.scheduler_class)?;
+    if !variant.has_text_time {
+        scheduler = scheduler.as_the_plain_pipeline_has_it();
+    }
     let text_configs = variant
         .texts
         .iter()
@@ -242,6 +245,7 @@ fn load_components(
             encoder,
         });
     }
+    check_text_lengths(&texts)?;
     let weights = open("unet", DIFFUSERS_STEM, context.dtype, unchanged)?;
     let unet = Unet::load(&weights, &unet_config)?;
     bytes += weights.finish()?;
@@ -283,6 +287,15 @@ fn in_float32(
     load: impl Fn(&Weights) -> candle_core::Result<Vae> + Send + 'static,
 ) -> candle_core::Result<Held<Vae>> {
     Held::new(Residency::OnDemand, &weights.with_dtype(DType::F32), load)
+}
+
+/// Refuses encoders whose texts could not be laid side by side.
+fn check_text_lengths(texts: &[TextSide]) -> Result<(), LoadError> {
+    let lengths: Vec<usize> = texts.iter().map(|text| text.tokenizer.text_length()).collect();
+    if lengths.iter().all(|length| *length == lengths[0]) {
+        return Ok(());
+    }
+    Err(LoadError::Tokenizer(format!("the tokenizers differ in model_max_length: {lengths:?}")))
 }
 
 /// Refuses components that do not fit each other.

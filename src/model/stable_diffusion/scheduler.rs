@@ -12,18 +12,24 @@ use super::schedule::Schedule;
 use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
 use crate::domain::Steps;
 
-/// Keys that some of the four classes write and the others never read.
+/// Keys that some of the four classes write and the others never read: a scheduler
+/// that was made from another's configuration keeps them.
 const KEYS_OF_OTHERS: &[&str] = &[
     "clip_sample",
     "clip_sample_range",
     "dynamic_thresholding_ratio",
     "final_sigmas_type",
     "interpolation_type",
+    "rescale_betas_zero_snr",
     "sample_max_value",
     "set_alpha_to_one",
+    "sigma_max", // act with the switches alone that are refused
+    "sigma_min",
     "skip_prk_steps",
     "thresholding",
     "timestep_type",
+    "use_beta_sigmas",
+    "use_exponential_sigmas",
     "use_karras_sigmas",
 ];
 
@@ -144,10 +150,25 @@ impl SchedulerConfig {
             final_sigma,
             alphas,
         };
-        file.only("rescale_betas_zero_snr", false);
+        if class != "PNDMScheduler" {
+            file.only("rescale_betas_zero_snr", false);
+        }
         file.inert(KEYS_OF_OTHERS);
         file.finish()?;
         Ok(config)
+    }
+
+    /// The same as `StableDiffusionPipeline` corrects it, which takes the values of
+    /// old files for mistakes.
+    ///
+    /// Source: diffusers 0.42.1, `StableDiffusionPipeline.__init__`.
+    #[must_use]
+    pub fn as_the_plain_pipeline_has_it(mut self) -> Self {
+        if let Method::Ddim { clip } = &mut self.method {
+            *clip = None;
+        }
+        self.steps_offset = 1;
+        self
     }
 
     /// Whether a checkpoint with this schedule was distilled to a few steps: the

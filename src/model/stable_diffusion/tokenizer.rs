@@ -2,10 +2,7 @@
 //!
 //! Source: transformers 5.23, `tokenization_clip.py`.
 
-use std::collections::HashMap;
-
 use serde::Deserialize;
-use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::{Lowercase, NFC, NormalizerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -14,8 +11,13 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, normalizers};
 
-use crate::checkpoint::{CheckpointError, Snapshot};
+use crate::checkpoint::Snapshot;
+use crate::model::tokenizer_files;
 use crate::model::{CutTokens, LoadError};
+
+/// The tokenizer classes that are served.
+pub(super) const CLASSES: &[&str] =
+    &["CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"];
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -53,39 +55,93 @@ enum SpecialToken {
     Described { content: String },
 }
 
+impl SpecialToken {
+    fn into_content(self) -> String {
+        match self {
+            Self::Word(content) | Self::Described { content } => content,
+        }
+    }
+}
+
+/// The end of a text where something is added or taken away.
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Side {
+    Left,
+    Right,
+}
+
 /// `tokenizer_config.json` and `special_tokens_map.json`, what is used of them.
 #[derive(Deserialize, Default)]
 struct TokenizerSettings {
+    bos_token: Option<SpecialToken>,
+    eos_token: Option<SpecialToken>,
     pad_token: Option<SpecialToken>,
+    padding_side: Option<Side>,
+    truncation_side: Option<Side>,
     /// Hugely large where there is no limit.
     model_max_length: Option<f64>,
     /// Where it is there, the map has no say.
     added_tokens_decoder: Option<serde_json::Value>,
 }
 
+impl TokenizerSettings {
+    /// What is set that is not implemented.
+    fn check(&self) -> Result<(), String> {
+        let is_left = |side: &Option<Side>| *side == Some(Side::Left);
+        if is_left(&self.padding_side) || is_left(&self.truncation_side) {
+            return Err("padding_side and truncation_side = left are not supported".to_owned());
+        }
+        for (key, token, only) in
+            [("bos_token", &self.bos_token, START), ("eos_token", &self.eos_token, END)]
+        {
+            if let Some(SpecialToken::Word(content) | SpecialToken::Described { content }) = token
+                && content != only
+            {
+                return Err(format!("{key} = {content} is not supported, only {only} is"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tokens of each text, start, end and padding included, for an encoder that has
+    /// so many `positions`.
+    fn text_length(&self, positions: usize) -> Result<usize, String> {
+        const START_WORD_END: usize = 3;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 10⁶")]
+        let limit = self.model_max_length.filter(|limit| *limit < 1e6).map(|limit| limit as usize);
+        match limit {
+            Some(limit) if !(START_WORD_END..=positions).contains(&limit) => Err(format!(
+                "model_max_length is {limit}, the text encoder has {positions} positions"
+            )),
+            limit => Ok(limit.unwrap_or(positions)),
+        }
+    }
+}
+
 impl ClipTokenizer {
-    /// Builds the tokenizer of `component` from `vocab.json` and `merges.txt`, or
-    /// else from `tokenizer.json`. Texts become at most `positions` tokens.
+    /// Builds the tokenizer of `component` from `tokenizer.json`, or else from
+    /// `vocab.json`, `merges.txt` and the added tokens. Texts become as many tokens as
+    /// `tokenizer_config.json` says, and at most `positions`.
     ///
     /// # Errors
     /// [`LoadError`] if the files are missing or do not fit each other.
     pub fn load(snapshot: &Snapshot, component: &str, positions: usize) -> Result<Self, LoadError> {
         let file = |name: &str| format!("{component}/{name}");
         let fault = |reason: String| LoadError::Tokenizer(format!("{component}: {reason}"));
-        let mut tokenizer =
-            if snapshot.has(&file("vocab.json")) || !snapshot.has(&file("tokenizer.json")) {
-                from_parts(snapshot, component)?
-            } else {
-                let bytes = snapshot.bytes(&file("tokenizer.json"))?;
-                Tokenizer::from_bytes(bytes).map_err(|error| fault(error.to_string()))?
-            };
-        let settings: TokenizerSettings = read_if_there(snapshot, &file("tokenizer_config.json"))?;
-        let map: TokenizerSettings = read_if_there(snapshot, &file("special_tokens_map.json"))?;
-        let map = map.pad_token.filter(|_| settings.added_tokens_decoder.is_none());
-        let padding = match map.or(settings.pad_token) {
-            Some(SpecialToken::Word(content) | SpecialToken::Described { content }) => content,
-            None => END.to_owned(),
+        let mut tokenizer = if snapshot.has(&file("tokenizer.json")) {
+            tokenizer_files::whole(snapshot, &file("tokenizer.json"))?
+        } else {
+            from_parts(snapshot, component)?
         };
+        let read = |name| tokenizer_files::json_if_there(snapshot, &file(name));
+        let settings: TokenizerSettings = read("tokenizer_config.json")?;
+        let map: TokenizerSettings = read("special_tokens_map.json")?;
+        settings.check().map_err(fault)?;
+        let max_length = settings.text_length(positions).map_err(fault)?;
+        let map = map.pad_token.filter(|_| settings.added_tokens_decoder.is_none());
+        let padding = map.or(settings.pad_token).map(SpecialToken::into_content);
+        let padding = padding.unwrap_or_else(|| END.to_owned());
         // Padding is a special token: SDXL's "!" is not merged with a word's end
         // where a text has it, either.
         let special = [START, END, padding.as_str()];
@@ -95,13 +151,13 @@ impl ClipTokenizer {
             tokenizer.token_to_id(token).ok_or_else(|| fault(format!("there is no token {token}")))
         };
         let (start, end, padding) = (id(START)?, id(END)?, id(&padding)?);
-        let limit = settings.model_max_length.filter(|limit| *limit < 1e6);
-        if limit.is_some_and(|limit| limit != positions as f64) {
-            return Err(fault(format!(
-                "model_max_length is {limit:?}, the text encoder has {positions} positions"
-            )));
-        }
-        Ok(Self { tokenizer, start, end, padding, max_length: positions })
+        Ok(Self { tokenizer, start, end, padding, max_length })
+    }
+
+    /// How many tokens each text becomes.
+    #[must_use]
+    pub fn text_length(&self) -> usize {
+        self.max_length
     }
 
     /// The ids of `text`, cut where the encoder's positions end.
@@ -123,21 +179,8 @@ impl ClipTokenizer {
 }
 
 fn from_parts(snapshot: &Snapshot, component: &str) -> Result<Tokenizer, LoadError> {
-    let fault = |reason: String| LoadError::Tokenizer(format!("{component}: {reason}"));
-    let wrong = |error: tokenizers::Error| fault(error.to_string());
-    let vocab: HashMap<String, u32> = read(snapshot, &format!("{component}/vocab.json"))?;
-    let merges = snapshot.text(&format!("{component}/merges.txt"))?;
-    let merges = merges
-        .lines()
-        .filter(|line| !line.starts_with("#version") && !line.is_empty())
-        .map(|line| {
-            let pair = line.split_once(' ');
-            let pair = pair.map(|(left, right)| (left.to_owned(), right.to_owned()));
-            pair.ok_or_else(|| fault(format!("merges.txt: '{line}' is not a pair")))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges)
+    let wrong = |error: tokenizers::Error| LoadError::Tokenizer(format!("{component}: {error}"));
+    let bpe = tokenizer_files::bpe(snapshot, component)?
         .continuing_subword_prefix(String::new())
         .end_of_word_suffix("</w>".to_owned())
         .unk_token(END.to_owned())
@@ -158,22 +201,6 @@ fn from_parts(snapshot: &Snapshot, component: &str) -> Result<Tokenizer, LoadErr
         PreTokenizerWrapper::Split(words),
         PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
     ])));
+    tokenizer_files::add_tokens(snapshot, component, &mut tokenizer)?;
     Ok(tokenizer)
-}
-
-fn read<T: serde::de::DeserializeOwned>(
-    snapshot: &Snapshot,
-    file: &str,
-) -> Result<T, CheckpointError> {
-    serde_json::from_str(&snapshot.text(file)?).map_err(|error| CheckpointError::Malformed {
-        file: file.to_owned(),
-        reason: error.to_string(),
-    })
-}
-
-fn read_if_there<T: serde::de::DeserializeOwned + Default>(
-    snapshot: &Snapshot,
-    file: &str,
-) -> Result<T, CheckpointError> {
-    if snapshot.has(file) { read(snapshot, file) } else { Ok(T::default()) }
 }
