@@ -17,6 +17,7 @@ mod http_edits;
 mod http_errors;
 mod http_images;
 mod http_meta;
+mod http_pictures;
 mod hub_download;
 mod layers;
 mod lora;
