@@ -57,11 +57,12 @@ pub(super) fn read(mask: &Picture) -> Result<ReadMask, ValidationError> {
         let levels = alpha.pixels().iter().map(|alpha| u8::MAX - alpha);
         Selection::of(levels.collect())
     });
+    let says_nothing =
+        |selection: &Selection| selection.is_nothing() || is_beside_the_point(selection, &tones);
     match transparency {
-        Some(selection) if !selection.is_nothing() && !is_beside_the_point(&selection, &tones) => {
-            by_transparency(mask, selection, &tones)
-        }
-        other => by_tones(mask, &tones, other.as_ref()),
+        None => by_tones(mask, &tones, None),
+        Some(selection) if says_nothing(&selection) => by_tones(mask, &tones, Some(&selection)),
+        Some(selection) => by_transparency(mask, selection, &tones),
     }
 }
 

@@ -25,10 +25,12 @@ pub(super) enum Ground {
 impl Ground {
     pub(super) fn for_task(task: &Task, model: &ModelInfo, framing: Framing) -> Self {
         let is_glassy = pictures(task).iter().any(|picture| picture.alpha().is_some());
-        match task {
-            _ if !is_glassy || model.takes_transparency => Self::NotNeeded,
-            Task::Inpaint { .. } if framing.preserve_unmasked => Self::WhiteWithinMask,
-            _ => Self::White,
+        if !is_glassy || model.takes_transparency {
+            Self::NotNeeded
+        } else if matches!(task, Task::Inpaint { .. }) && framing.preserve_unmasked {
+            Self::WhiteWithinMask
+        } else {
+            Self::White
         }
     }
 

@@ -6,7 +6,7 @@
 `NAME.file`: the bytes. `NAME.seen`: (height, width, 3 or 4), RGB or RGBA: turned as the
 metadata say, with the file's colour profile converted to sRGB by
 `ImageCms.profileToProfile`.
-`profile.NAME`: colour profiles, written here from their specification.
+The colour profiles are written here from their specification.
 """
 
 import io
@@ -140,7 +140,7 @@ PROFILES = {
         {
             "desc": description("Press"),
             "wtpt": xyz(0.9642, 1, 0.8249),
-            "A2B0": lut16(4, 4, ink_table(4, 12)),
+            "A2B0": lut16(4, 5, ink_table(5, 12)),
         },
         kind=b"prtr",
         pcs=b"Lab ",
@@ -157,9 +157,6 @@ PROFILES = {
     ),
     "link": profile(b"RGB ", {"desc": description("A link")}, kind=b"link", pcs=b"RGB "),
 }
-for name, content in PROFILES.items():
-    tensors[f"profile.{name}"] = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-
 # --- pictures -------------------------------------------------------------------------
 
 y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -296,6 +293,8 @@ files["gif"] = saved(indexed, "GIF")
 files["gif_transparent"] = saved(indexed, "GIF", transparency=1)
 files["gif_animated"] = saved(indexed, "GIF", save_all=True, append_images=[smooth.quantize(8)])
 files["gif_interlaced"] = saved(indexed, "GIF", interlace=1)
+larger = struct.pack("<HH", WIDTH + 5, HEIGHT + 3)
+files["gif_part"] = files["gif_transparent"][:6] + larger + files["gif_transparent"][10:]
 files["gif_without_trailer"] = files["gif"][:-1]
 
 files["bmp"] = saved(rgb, "BMP")
@@ -320,6 +319,8 @@ files["tiff_white_is_zero"] = saved(grey, "TIFF", tiffinfo={262: 0})
 files["tiff_indexed"] = saved(indexed, "TIFF")
 files["tiff_16_grey"] = saved(Image.fromarray(greys.astype(np.uint16) * 257), "TIFF")
 files["tiff_float"] = saved(Image.fromarray(greys.astype(np.float32) * 1.3 - 20), "TIFF")
+files["tiff_16_big_endian"] = saved(Image.fromarray((greys.astype(np.uint16) * 257).astype(">u2")), "TIFF")
+files["tiff_jpeg"] = saved(smooth, "TIFF", compression="jpeg", quality=95)
 files["tiff_cmyk"] = saved(cmyk, "TIFF")
 files["tiff_turned"] = saved(rgb, "TIFF", tiffinfo={274: 6})
 files["tiff_xmp"] = saved(rgb, "TIFF", tiffinfo={700: XMP_ATTRIBUTE})
@@ -356,7 +357,7 @@ def seen(file):
     image.load()
     icc = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
-    if image.mode == "I;16":
+    if image.mode in ("I;16", "I;16B"):
         # Pillow's own conversion makes white of all that is over 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("P", "1") or "transparency" in image.info:

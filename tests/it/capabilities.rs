@@ -5,7 +5,7 @@ use diffuser_api::config::{Config, Environment, Sources};
 use reqwest::multipart::Form;
 use serde_json::json;
 
-use crate::support::files::png;
+use crate::support::files::{png, white};
 use crate::support::server::{Setup, TestServer, error_of, file_part, json_of};
 
 /// A request that a class either serves or refuses.
@@ -138,7 +138,7 @@ async fn answer(server: &TestServer, ask: Ask) -> reqwest::Response {
         }
         Edit => form,
         EditOfTwo => form.part("image[]", picture()),
-        Mask => form.part("mask", picture()).text("strength", "1"),
+        Mask => form.part("mask", file_part(white(64, 64))).text("strength", "1"),
         Strength => form.text("strength", "0.6"),
         Layers => form.text("layers", "2"),
         Transparent => form.text("background", "transparent"),

@@ -21,6 +21,7 @@ mod http_files;
 mod http_images;
 mod http_meta;
 mod http_peers;
+mod http_pictures;
 mod http_routes;
 mod http_wire;
 mod hub_download;

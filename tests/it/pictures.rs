@@ -44,8 +44,8 @@ fn tolerance(name: &str) -> u8 {
         // Other decoders round the inverse cosine transform and the colours by
         // themselves; both are within the standards.
         _ if name.contains("jpeg") || name.starts_with("webp_lossy") => 3,
-        // Tables are interpolated between four and five points for each ink here, by
-        // two libraries in two ways; and Little CMS rounds to 8 bits between tables.
+        // Both libraries first bring tables to a grid of their own, and interpolate on it
+        // in their own ways: here from only five points for each ink or channel.
         "icc_tiff_cmyk" | "icc_png_scanner" => 4,
         // Little CMS takes 8 bits of 16 before it converts.
         "icc_png_16" => 2,

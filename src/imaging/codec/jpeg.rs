@@ -157,17 +157,19 @@ fn decode(jpeg: &[u8], limits: DecodeLimits) -> Result<Raster, DecodeError> {
     let stored = decoder.input_colorspace().ok_or_else(missing)?;
     // Four channels are taken as they are stored: their colours follow from the
     // profile, if there is one.
-    let (wanted, space) = match stored {
-        ColorSpace::Luma => (ColorSpace::Luma, ColourSpace::Grey),
-        ColorSpace::CMYK | ColorSpace::YCCK => (stored, ColourSpace::Cmyk),
-        _ => (ColorSpace::RGB, ColourSpace::Rgb),
+    let (wanted, space) = if stored == ColorSpace::Luma {
+        (stored, ColourSpace::Grey)
+    } else if [ColorSpace::CMYK, ColorSpace::YCCK].contains(&stored) {
+        (stored, ColourSpace::Cmyk)
+    } else {
+        (ColorSpace::RGB, ColourSpace::Rgb)
     };
     decoder.set_options(options.jpeg_set_out_colorspace(wanted));
     let mut samples = decoder.decode().map_err(explain)?;
-    match wanted {
-        ColorSpace::CMYK => samples.iter_mut().for_each(|ink| *ink = u8::MAX - *ink),
-        ColorSpace::YCCK => samples.chunks_exact_mut(4).for_each(inks_of_ycck),
-        _ => {}
+    if wanted == ColorSpace::CMYK {
+        samples.iter_mut().for_each(|ink| *ink = u8::MAX - *ink);
+    } else if wanted == ColorSpace::YCCK {
+        samples.chunks_exact_mut(4).for_each(inks_of_ycck);
     }
     if samples.len() != width * height * space.channels() {
         return Err(DecodeError::damaged("another number of samples than the header tells"));
@@ -176,6 +178,7 @@ fn decode(jpeg: &[u8], limits: DecodeLimits) -> Result<Raster, DecodeError> {
 }
 
 /// Adobe stores inks inverted, so what YCbCr makes of the first three are the inks.
+#[expect(clippy::cast_possible_truncation, reason = "the numbers are clamped before")]
 fn inks_of_ycck(pixel: &mut [u8]) {
     let [luma, blue, red, _] = [0, 1, 2, 3].map(|channel| f32::from(pixel[channel]));
     let (blue, red) = (blue - 128.0, red - 128.0);
@@ -187,10 +190,8 @@ fn inks_of_ycck(pixel: &mut [u8]) {
 }
 
 fn explain(error: DecodeErrors) -> DecodeError {
-    match error {
-        DecodeErrors::Unsupported(scheme) => {
-            DecodeError::UnsupportedKind { format: "JPEG", kind: format!("{scheme:?}") }
-        }
-        error => DecodeError::damaged(error.to_string()),
+    if let DecodeErrors::Unsupported(scheme) = error {
+        return DecodeError::UnsupportedKind { format: "JPEG", kind: format!("{scheme:?}") };
     }
+    DecodeError::damaged(error.to_string())
 }

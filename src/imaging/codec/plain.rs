@@ -62,12 +62,14 @@ fn raster(image: DynamicImage) -> Raster {
 }
 
 fn explain(error: ImageError, format: Format) -> DecodeError {
-    match error {
-        ImageError::Limits(_) => DecodeError::TooMuchMemory,
-        ImageError::IoError(error) => DecodeError::reading(error),
-        ImageError::Unsupported(kind) => {
-            DecodeError::UnsupportedKind { format: format.name(), kind: kind.to_string() }
-        }
-        error => DecodeError::damaged(error),
+    if matches!(error, ImageError::Limits(_)) {
+        return DecodeError::TooMuchMemory;
     }
+    if let ImageError::Unsupported(kind) = &error {
+        return DecodeError::UnsupportedKind { format: format.name(), kind: kind.to_string() };
+    }
+    if let ImageError::IoError(error) = error {
+        return DecodeError::reading(error);
+    }
+    DecodeError::damaged(error)
 }

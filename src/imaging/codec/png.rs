@@ -160,11 +160,11 @@ fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Raster, DecodeError> {
         ColorType::Rgba => (ColourSpace::Rgb, 1),
     };
     let pixels = rows(&mut reader)?;
-    let samples = match depth {
-        BitDepth::Sixteen => Samples::Sixteen(
-            pixels.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect(),
-        ),
-        _ => Samples::Eight(pixels),
+    let samples = if depth == BitDepth::Sixteen {
+        let wide = |pair: &[u8]| u16::from_be_bytes([pair[0], pair[1]]);
+        Samples::Sixteen(pixels.chunks_exact(2).map(wide).collect())
+    } else {
+        Samples::Eight(pixels)
     };
     let info = reader.info();
     let sides = (info.width as usize, info.height as usize);
@@ -195,9 +195,11 @@ fn rows(reader: &mut Reader<Cursor<&[u8]>>) -> Result<Vec<u8>, DecodeError> {
 }
 
 fn explain(error: DecodingError) -> DecodeError {
-    match error {
-        DecodingError::IoError(error) => DecodeError::reading(error),
-        DecodingError::LimitsExceeded => DecodeError::TooMuchMemory,
-        error => DecodeError::damaged(error),
+    if matches!(error, DecodingError::LimitsExceeded) {
+        return DecodeError::TooMuchMemory;
     }
+    if let DecodingError::IoError(error) = error {
+        return DecodeError::reading(error);
+    }
+    DecodeError::damaged(error)
 }

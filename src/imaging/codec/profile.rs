@@ -4,12 +4,17 @@
 //! intent, and the black of a profile of tables becomes black. The conversion is moxcms's,
 //! in 16 bits, and the last step to 8 bits rounds.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "levels of at most 255, of numbers between 0 and 1"
+)]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use moxcms::{
-    ColorProfile, DataColorSpace, Layout, ProfileClass, ProfileText, RenderingIntent,
-    Transform16BitExecutor, TransformOptions,
+    ColorProfile, DataColorSpace, InterpolationMethod, Layout, ProfileClass, ProfileText,
+    RenderingIntent, Transform16BitExecutor, TransformOptions,
 };
 
 use super::error::{DroppedProfile, ProfileFault};
@@ -35,6 +40,13 @@ const LIGHTEST_BLACK: f32 = 0.184_187;
 
 /// Points of each channel, among which a conversion is held against doing nothing.
 const PROBES: u16 = 16;
+
+/// The colour spaces of profiles that pictures have. Inks are laid out like RGBA.
+const SPACES: [(DataColorSpace, Layout, ColourSpace); 3] = [
+    (DataColorSpace::Gray, Layout::Gray, ColourSpace::Grey),
+    (DataColorSpace::Rgb, Layout::Rgb, ColourSpace::Rgb),
+    (DataColorSpace::Cmyk, Layout::Rgba, ColourSpace::Cmyk),
+];
 
 /// `raster` in sRGB. One whose profile is sRGB itself, and one whose profile cannot be
 /// used, is given back as it was.
@@ -77,15 +89,15 @@ impl Conversion {
         ) {
             return refuse(ProfileFault::OtherPurpose);
         }
-        let (layout, profile_space) = match profile.color_space {
-            DataColorSpace::Gray => (Layout::Gray, ColourSpace::Grey),
-            DataColorSpace::Rgb => (Layout::Rgb, ColourSpace::Rgb),
-            DataColorSpace::Cmyk => (Layout::Rgba, ColourSpace::Cmyk),
-            _ => return refuse(ProfileFault::OtherPurpose),
+        let known = SPACES.iter().find(|(space, _, _)| *space == profile.color_space);
+        let Some(&(_, layout, profile_space)) = known else {
+            return refuse(ProfileFault::OtherPurpose);
         };
         let options = TransformOptions {
             rendering_intent: RenderingIntent::Perceptual,
             allow_use_cicp_transfer: false,
+            // As Little CMS does between the points of tables.
+            interpolation_method: InterpolationMethod::Tetrahedral,
             ..TransformOptions::default()
         };
         let srgb = ColorProfile::new_srgb();

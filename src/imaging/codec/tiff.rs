@@ -1,5 +1,10 @@
 //! TIFF files: their first picture, as Pillow shows it.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "levels of at most 255, and positions in memory; Pillow truncates floating-point greys"
+)]
+
 use std::borrow::Cow;
 use std::io::Cursor;
 
@@ -116,6 +121,7 @@ fn greys(file: &mut File, (width, _): (u32, u32), bits: u8) -> Result<Vec<u8>, D
 fn decode(file: &mut File, size: (u32, u32)) -> Result<Raster, DecodeError> {
     let colour = file.colortype().map_err(explain)?;
     let sides = (size.0 as usize, size.1 as usize);
+    let other = || Err(unsupported(format!("{colour:?}")));
     let (space, channels) = match colour {
         ColorType::Gray(bits @ (1 | 2 | 4)) => {
             let most = (1_u16 << bits) - 1;
@@ -125,11 +131,13 @@ fn decode(file: &mut File, size: (u32, u32)) -> Result<Raster, DecodeError> {
         }
         ColorType::Gray(_) => (ColourSpace::Grey, 1),
         ColorType::Multiband { num_samples, .. } => (ColourSpace::Grey, usize::from(num_samples)),
+        ColorType::GrayA(_) => (ColourSpace::Grey, 2),
         ColorType::RGB(_) => (ColourSpace::Rgb, 3),
         ColorType::RGBA(_) => (ColourSpace::Rgb, 4),
         ColorType::CMYK(_) => (ColourSpace::Cmyk, 4),
         ColorType::CMYKA(_) => (ColourSpace::Cmyk, 5),
-        other => return Err(unsupported(format!("{other:?}"))),
+        ColorType::Palette(_) | ColorType::YCbCr(_) | ColorType::Lab(_) => return other(),
+        _ => return other(),
     };
     let (samples, planes) = samples(file)?;
     let samples = match samples {
@@ -139,7 +147,17 @@ fn decode(file: &mut File, size: (u32, u32)) -> Result<Raster, DecodeError> {
         DecodingResult::F32(samples) if space == ColourSpace::Grey && channels == 1 => {
             Samples::Eight(samples.into_iter().map(|value| value.clamp(0.0, 255.0) as u8).collect())
         }
-        _ => return Err(unsupported("numbers of more than 16 bits")),
+        DecodingResult::F32(_)
+        | DecodingResult::U32(_)
+        | DecodingResult::U64(_)
+        | DecodingResult::F16(_)
+        | DecodingResult::F64(_)
+        | DecodingResult::I8(_)
+        | DecodingResult::I16(_)
+        | DecodingResult::I32(_)
+        | DecodingResult::I64(_) => {
+            return Err(unsupported("numbers with a sign, or of more than 16 bits"));
+        }
     };
     let extra = file.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples).ok().flatten();
     let kind = extra.and_then(|kinds| ExtraSamples::from_u16(*kinds.first()?));
@@ -175,22 +193,21 @@ fn with_alpha_of(raster: Raster, kind: Option<ExtraSamples>) -> Raster {
     let Some(alpha) = &raster.alpha else {
         return raster;
     };
-    match kind {
-        Some(ExtraSamples::UnassociatedAlpha) => raster,
-        Some(ExtraSamples::AssociatedAlpha) => {
-            let channels = raster.space.channels();
-            let colours = match raster.colours {
-                Samples::Eight(samples) => Samples::Eight(divided(&samples, alpha, channels)),
-                Samples::Sixteen(samples) => {
-                    let upper: Vec<u8> =
-                        samples.iter().map(|sample| sample.to_be_bytes()[0]).collect();
-                    Samples::Eight(divided(&upper, alpha, channels))
-                }
-            };
-            Raster { colours, ..raster }
-        }
-        _ => Raster { alpha: None, ..raster },
+    if kind == Some(ExtraSamples::UnassociatedAlpha) {
+        return raster;
     }
+    if kind != Some(ExtraSamples::AssociatedAlpha) {
+        return Raster { alpha: None, ..raster };
+    }
+    let channels = raster.space.channels();
+    let colours = match &raster.colours {
+        Samples::Eight(samples) => divided(samples, alpha, channels),
+        Samples::Sixteen(samples) => {
+            let upper: Vec<u8> = samples.iter().map(|sample| sample.to_be_bytes()[0]).collect();
+            divided(&upper, alpha, channels)
+        }
+    };
+    Raster { colours: Samples::Eight(colours), ..raster }
 }
 
 /// Source: Pillow 13.0, `Convert.c`, `rgba2rgbA` backwards (`RGBa` to `RGBA`).
@@ -210,10 +227,14 @@ fn unsupported(kind: impl Into<String>) -> DecodeError {
 }
 
 fn explain(error: tiff::TiffError) -> DecodeError {
-    match error {
-        tiff::TiffError::IoError(error) => DecodeError::reading(error),
-        tiff::TiffError::LimitsExceeded => DecodeError::TooMuchMemory,
-        tiff::TiffError::UnsupportedError(kind) => unsupported(kind.to_string()),
-        error => DecodeError::damaged(error),
+    if matches!(error, tiff::TiffError::LimitsExceeded) {
+        return DecodeError::TooMuchMemory;
     }
+    if let tiff::TiffError::UnsupportedError(kind) = &error {
+        return unsupported(kind.to_string());
+    }
+    if let tiff::TiffError::IoError(error) = error {
+        return DecodeError::reading(error);
+    }
+    DecodeError::damaged(error)
 }

@@ -1,6 +1,6 @@
 //! Picture files to send, and to read what came back.
 
-use diffuser_api::domain::RgbImage;
+use diffuser_api::domain::{Picture, RgbImage};
 use diffuser_api::imaging::codec::{self, DecodeLimits, OutputFormat};
 
 /// A picture in which no two rows or columns are alike.
@@ -22,6 +22,12 @@ pub(crate) fn file(width: usize, height: usize, format: OutputFormat) -> Vec<u8>
 /// [`picture`] as a PNG file.
 pub(crate) fn png(width: usize, height: usize) -> Vec<u8> {
     file(width, height, OutputFormat::Png)
+}
+
+/// A white PNG file: a mask of everything.
+pub(crate) fn white(width: usize, height: usize) -> Vec<u8> {
+    let white = RgbImage::filled(width, height, [255; 3]);
+    codec::encode(&white.into(), OutputFormat::Png).unwrap()
 }
 
 /// A small file whose header tells of 60,000 by 60,000 pixels.
@@ -46,8 +52,13 @@ fn crc32(bytes: &[u8]) -> u32 {
     !remainder
 }
 
-/// Reads a file that the server made.
-pub(crate) fn decode(bytes: &[u8]) -> RgbImage {
+/// Reads a file that the server made, with its transparency.
+pub(crate) fn decode_picture(bytes: &[u8]) -> Picture {
     let limits = DecodeLimits { max_bytes: 1 << 30, max_side: 10_000, max_pixels: 10_000_000 };
-    codec::decode(bytes, limits).unwrap().picture.colour().clone()
+    codec::decode(bytes, limits).unwrap().picture
+}
+
+/// The colours of a file that the server made.
+pub(crate) fn decode(bytes: &[u8]) -> RgbImage {
+    decode_picture(bytes).colour().clone()
 }
