@@ -53,6 +53,7 @@ pub(super) enum ApiError {
         path: String,
         /// Where OpenAI's endpoints are: what clients call their base URL.
         base_url: String,
+        origin: String,
     },
     WrongMethod {
         method: Method,
@@ -213,10 +214,10 @@ impl ApiError {
             Self::UnknownPicture => {
                 "There is no such picture; those by 'url' are kept for a while only.".to_owned()
             }
-            Self::UnknownRoute { method, path, base_url } => format!(
+            Self::UnknownRoute { method, path, base_url, origin } => format!(
                 "Invalid URL ({method} {path}). This server has OpenAI's images API and nothing \
                  else: {base_url}/images/edits, /images/generations, /images/variations. Clients \
-                 take '{base_url}' as their base URL."
+                 take '{base_url}' as their base URL, those of Azure '{origin}' as their endpoint."
             ),
             Self::WrongMethod { method, path } => format!(
                 "Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different \

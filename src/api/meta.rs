@@ -137,6 +137,7 @@ pub(super) async fn unknown_route(
         method: request.method().clone(),
         path: quote(uri.path()),
         base_url: origin.url_of(&state.path("")),
+        origin: origin.url_of(""),
     }
 }
 

@@ -183,6 +183,7 @@ async fn a_404_says_where_the_images_api_is() {
         assert!(message.contains(&format!("Invalid URL ({method} {path})")), "{message}");
         assert!(message.contains(&format!("http://{address}/v1/images/edits")), "{message}");
         assert!(message.contains(&format!("'http://{address}/v1'")), "{message}");
+        assert!(message.contains(&format!("Azure 'http://{address}'")), "{message}");
     }
 }
 
