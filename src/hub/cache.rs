@@ -62,8 +62,9 @@ impl Cache {
         let commit = self.commit_of(revision)?;
         let folder = self.snapshot(&commit);
         let faulty = |fault| match fault {
-            PlanFault::Missing { file } => self.not_cached(&file),
-            PlanFault::NoWeights { folder, .. } => self.not_cached(&folder),
+            PlanFault::Missing { file } | PlanFault::NoWeights { file, .. } => {
+                self.not_cached(&file)
+            }
             fault @ PlanFault::Malformed { .. } => {
                 HubError::Repository { repository: self.repository.to_string(), fault }
             }

@@ -299,7 +299,7 @@ pub enum LoadError {
         /// What was asked for.
         id: String,
         /// Why the hub gave nothing.
-        source: HubError,
+        source: Box<HubError>,
     },
     /// A setting asks for what this model cannot do.
     #[error("{setting}: {reason}")]

@@ -50,6 +50,7 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
         Ok(folder) => Ok((Snapshot::Directory(folder), id.clone())),
         // Such names are relative paths, too, that may have been mistyped.
         Err(source @ (HubError::NotFound { .. } | HubError::NotCached { .. })) => {
+            let source = Box::new(source);
             Err(LoadError::NeitherFolderNorRepository { id: id.clone(), source })
         }
         Err(error) => Err(error.into()),
@@ -149,7 +150,7 @@ fn kind_of_folder(path: &Path) -> String {
     }
     let comfy = ["checkpoints", "diffusion_models", "loras", "split_files", "text_encoders"];
     let inside = |name: &&str| has(name) || path.join("models").join(name).exists();
-    if comfy.iter().any(|name| inside(name)) {
+    if comfy.iter().any(inside) {
         return format!(
             "{lacks}: it is a folder of ComfyUI's, whose models are single files; {WANTED}"
         );

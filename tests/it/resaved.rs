@@ -74,10 +74,10 @@ impl Copy {
     /// Lays `files` over the copy: new contents by path, null for no such file.
     fn lay_over(&self, files: &serde_json::Map<String, Value>) -> &Self {
         for (file, content) in files {
-            match content {
-                Value::Null => self.remove(file),
-                Value::String(text) => self.write(file, text),
-                json => self.write(file, json.to_string()),
+            match (content, content.as_str()) {
+                (Value::Null, _) => self.remove(file),
+                (_, Some(text)) => self.write(file, text),
+                (json, None) => self.write(file, json.to_string()),
             };
         }
         self
@@ -141,7 +141,7 @@ fn picture_of(model: &mut dyn DiffusionModel) -> RgbImage {
     let task = match model.info().edit_kind {
         EditKind::Instruction => Task::Edit { images: vec![image()] },
         EditKind::Layers => Task::Decompose { image: image(), layers: LayerCount::new(2).unwrap() },
-        _ => Task::Generate,
+        EditKind::ImageToImage => Task::Generate,
     };
     let request = ImageRequest {
         task,
