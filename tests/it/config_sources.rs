@@ -281,7 +281,10 @@ fn a_single_blank_is_a_negative_prompt_and_so_is_nothing() {
 
 #[test]
 fn a_lora_scale_that_is_no_number_is_told_with_setting_value_and_origin() {
-    for entry in ["a.safetensors:0,8", "b.safetensors:1, a.safetensors:x", "a.safetensors:1e999"] {
+    let deep = format!("/{}/a.safetensors:nan", "deep/".repeat(30));
+    for entry in
+        ["a.safetensors:0,8", "b.safetensors:1, a.safetensors:x", "a.safetensors:1e999", &deep]
+    {
         let faults = faults(load(&[("DIFFUSER_LORA", entry)]));
 
         let [fault] = faults.as_slice() else { panic!("{entry}: {faults:?}") };
