@@ -239,9 +239,11 @@ impl Layers {
     /// Notes that one entry of a list is not what is `expected`.
     fn refuse_entry(&mut self, key: Key, entry: &str, expected: &str) {
         let Some(found) = self.find(key) else { return };
+        // What is wrong stands at the end of what may be a long path.
+        let is_whole = found.value.as_str() == Some(entry);
+        let entry = format!("'{}'", entry.escape_debug());
         let whole = printed(&found.value);
-        let entry = printed(&Value::from(entry));
-        let value = if whole == entry { whole } else { format!("{entry} in {whole}") };
+        let value = if is_whole { entry } else { format!("{entry} in {whole}") };
         self.faults.push(Fault {
             key: key.path.to_owned(),
             value: Some(value),

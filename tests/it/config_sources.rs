@@ -280,6 +280,27 @@ fn a_single_blank_is_a_negative_prompt_and_so_is_nothing() {
 }
 
 #[test]
+fn a_lora_scale_that_is_no_number_is_told_with_setting_value_and_origin() {
+    let deep = format!("/{}/a.safetensors:nan", "deep/".repeat(30));
+    for entry in
+        ["a.safetensors:0,8", "b.safetensors:1, a.safetensors:x", "a.safetensors:1e999", &deep]
+    {
+        let faults = faults(load(&[("DIFFUSER_LORA", entry)]));
+
+        let [fault] = faults.as_slice() else { panic!("{entry}: {faults:?}") };
+        let told = fault.to_string();
+        for part in ["model.lora", entry, "DIFFUSER_LORA", "FILE:SCALE"] {
+            assert!(told.contains(part), "{entry}: {told}");
+        }
+    }
+    let (config, _) = load_file("[model]\nlora = [\"a.safetensors:0,8\", \"b\"]\n", &[]);
+    let told = config.unwrap_err().to_string();
+    assert!(told.contains("model.lora") && told.contains("a.safetensors:0,8"), "{told}");
+    let loras = load(&[("DIFFUSER_LORA", "a.safetensors:0.8,b")]).unwrap().model.lora;
+    assert_eq!(loras.iter().map(|lora| lora.scale).collect::<Vec<_>>(), [0.8, 1.0]);
+}
+
+#[test]
 fn texts_that_look_like_numbers_stay_texts() {
     let config = load(&[
         ("DIFFUSER_APP_VERSION", "1.0"),

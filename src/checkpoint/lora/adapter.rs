@@ -32,6 +32,8 @@ const HARMLESS_BEGINNINGS: &[&str] = &["gaussian", "eva", "orthogonal"];
 
 /// PEFT's configuration.
 pub(super) struct AdapterConfig {
+    /// Where it stands, for messages.
+    origin: &'static str,
     alpha: f64,
     alphas: Vec<(Regex, f64)>,
     rank: Option<f64>,
@@ -61,11 +63,11 @@ struct Layers {
 }
 
 impl AdapterConfig {
-    /// Reads the object `values`.
+    /// Reads the object `values`, which stands in `origin`.
     ///
     /// # Errors
     /// What is malformed in it, or not supported, by its key.
-    pub(super) fn parse(values: &Map<String, Value>) -> Result<Self, String> {
+    pub(super) fn parse(values: &Map<String, Value>, origin: &'static str) -> Result<Self, String> {
         refuse_unsupported(values)?;
         let targets = Modules::parse(values, "target_modules")?;
         let layers = match &targets {
@@ -73,6 +75,7 @@ impl AdapterConfig {
             Modules::Unsaid | Modules::Matching(_) => None,
         };
         Ok(Self {
+            origin,
             alpha: number(values, "lora_alpha")?.unwrap_or(DEFAULT_ALPHA),
             alphas: patterns(values, "alpha_pattern")?,
             rank: number(values, "r")?,
@@ -92,7 +95,8 @@ impl AdapterConfig {
         let expected = find(&self.ranks, module)?.or(self.rank);
         let rank = rank as f64;
         if let Some(expected) = expected.filter(|expected| (expected - rank).abs() > 0.0) {
-            return Err(format!("{module} has rank {rank}, its configuration says {expected}"));
+            let origin = self.origin;
+            return Err(format!("{module} has rank {rank}, {origin} says {expected}"));
         }
         let alpha = find(&self.alphas, module)?.unwrap_or(self.alpha);
         Ok(alpha / if self.by_root { rank.sqrt() } else { rank })
@@ -108,7 +112,10 @@ impl AdapterConfig {
         }
         let is_target = self.targets.include(module)?.unwrap_or(true);
         match &self.layers {
-            Some(layers) if is_target => layers.include(module),
+            // A module that is named in full is one in whatever layer.
+            Some(layers) if is_target && !self.targets.name_in_full(module) => {
+                layers.include(module)
+            }
             _ => Ok(is_target),
         }
     }
@@ -129,6 +136,10 @@ impl Modules {
             None | Some(Value::Null | Value::String(_) | Value::Array(_)) => Ok(Self::Unsaid),
             Some(other) => Err(format!("{key} = {other} is neither a text nor a list")),
         }
+    }
+
+    fn name_in_full(&self, module: &str) -> bool {
+        matches!(self, Self::Named(names) if names.iter().any(|name| name == module))
     }
 
     /// `None` if nothing is said of any module.
@@ -274,7 +285,7 @@ mod tests {
     use super::*;
 
     fn parse(values: &Value) -> Result<AdapterConfig, String> {
-        AdapterConfig::parse(values.as_object().unwrap())
+        AdapterConfig::parse(values.as_object().unwrap(), "adapter_config.json")
     }
 
     fn scaling(values: &Value, module: &str, rank: usize) -> f64 {
@@ -331,6 +342,7 @@ mod tests {
                             "layers_pattern": "blocks"});
         assert!(changes(&layers, "blocks.12.to_q") && changes(&layers, "x.blocks.0.a.to_q"));
         assert!(!changes(&layers, "blocks.1.to_q") && !changes(&layers, "others.0.to_q"));
+        assert!(changes(&layers, "to_q"), "named in full");
         let one = json!({"target_modules": ["to_q"], "layers_to_transform": 1});
         assert!(changes(&one, "model.layers.1.to_q") && !changes(&one, "model.layers.0.to_q"));
         assert!(changes(&json!({}), "anything"));

@@ -1,12 +1,15 @@
 //! What the keys of a LoRA file say: which module, and which part of its change.
 
+/// What precedes names that have underscores for dots.
+pub(super) const FLAT_PREFIX: &str = "lora_unet_";
+
 /// What precedes a module's name, by style.
 const PREFIXES: &[&str] = &[
     "base_model.model.",
     "transformer.",
     "diffusion_model.",
     "model.diffusion_model.",
-    "lora_unet_",
+    FLAT_PREFIX,
 ];
 
 /// What a key's tensor is to its module.

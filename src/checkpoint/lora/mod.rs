@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 use super::tensor_files::TensorFiles;
 use super::{CheckpointError, Snapshot};
 use adapter::AdapterConfig;
-use keys::{Part, flat_name, other_kind, split_key};
+use keys::{FLAT_PREFIX, Part, flat_name, other_kind, split_key};
 
 /// Metadata key under which diffusers saves PEFT's configuration.
 const ADAPTER_METADATA: &str = "lora_adapter_metadata";
@@ -187,6 +187,11 @@ impl Module {
         self.down.clone().or(self.up.clone()).or(self.alpha_key.clone())
     }
 
+    /// Kohya's names, without dots, are known only once they are matched.
+    fn has_dotted_name(&self) -> bool {
+        self.some_key().is_none_or(|key| !key.starts_with(FLAT_PREFIX))
+    }
+
     fn place_of(&mut self, part: Part) -> &mut Option<String> {
         match part {
             Part::Down => &mut self.down,
@@ -274,7 +279,7 @@ fn header_config(metadata: &HashMap<String, String>) -> Result<Option<AdapterCon
     if !ours.keys().any(|key| ["r", "lora_alpha", "target_modules"].contains(&key.as_str())) {
         return Ok(None);
     }
-    let config = AdapterConfig::parse(ours);
+    let config = AdapterConfig::parse(ours, ADAPTER_METADATA);
     config.map(Some).map_err(|fault| format!("{fault} ({ADAPTER_METADATA})"))
 }
 
@@ -288,7 +293,7 @@ fn config_beside(folder: &Snapshot, file: &str) -> Result<Option<AdapterConfig>,
     let text = folder.text(ADAPTER_FILE)?;
     let values: Map<String, Value> = serde_json::from_str(text.trim_start_matches('\u{feff}'))
         .map_err(|error| malformed(format!("is no JSON object: {error}")))?;
-    AdapterConfig::parse(&values).map(Some).map_err(malformed)
+    AdapterConfig::parse(&values, ADAPTER_FILE).map(Some).map_err(malformed)
 }
 
 /// Tells of modules that PEFT would not change either, because its configuration
@@ -299,8 +304,7 @@ fn check_targets(
     file: &str,
 ) -> Result<(), String> {
     let mut left_out = Vec::new();
-    // Names without dots are known only once they are matched.
-    for module in modules.values().filter(|module| module.name.contains('.')) {
+    for module in modules.values().filter(|module| module.has_dotted_name()) {
         if !config.changes(&module.name)? {
             left_out.push(module.name.clone());
         }

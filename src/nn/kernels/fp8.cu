@@ -69,7 +69,8 @@ typedef struct {
     int width;
 } fp8_rounding;
 
-/* x is about y * scale. One block for each row. */
+/* x is about y * scale. One block for each row. A NaN is no largest number, as in
+ * fmaxf: it stays one by itself, and spoils no other number. */
 KERNEL(fp8_round, fp8_rounding) {
     const number *x = call.x + BLOCK * call.width;
     unsigned char *y = call.y + BLOCK * call.width;

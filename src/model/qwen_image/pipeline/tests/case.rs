@@ -78,14 +78,13 @@ impl Case {
         mut self,
         change: impl FnOnce(&mut HashMap<String, Tensor>),
     ) -> (Self, tempfile::TempDir) {
-        let checkpoint = self.doc["checkpoint"].as_str().unwrap();
         let copy = tempfile::tempdir().unwrap();
-        copy_folder(&self.folder.join(checkpoint), &copy.path().join(checkpoint));
-        let file = copy.path().join(checkpoint).join("vae/diffusion_pytorch_model.safetensors");
+        copy_folder(&self.folder.join(self.doc["checkpoint"].as_str().unwrap()), copy.path());
+        let file = copy.path().join("vae/diffusion_pytorch_model.safetensors");
         let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
         change(&mut tensors);
         candle_core::safetensors::save(&tensors, file).unwrap();
-        self.folder = copy.path().to_owned();
+        self.doc["checkpoint"] = copy.path().display().to_string().into();
         (self, copy)
     }
 
