@@ -87,3 +87,33 @@ fn what_pillow_shows_of_a_file_is_what_is_read() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+/// Numbers that look random, the same ones each time.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % limit
+    }
+}
+
+#[test]
+fn a_damaged_file_is_refused_or_shown_and_never_larger_than_allowed() {
+    let mut noise = Noise(7);
+    for (name, tensor) in golden().iter().filter(|(name, _)| name.ends_with(".file")) {
+        for _ in 0..10 {
+            let mut file = bytes(tensor);
+            for _ in 0..3 {
+                let at = noise.below(file.len());
+                file[at] = u8::try_from(noise.below(256)).unwrap();
+            }
+            file.truncate(file.len() - noise.below(file.len() / 4));
+            if let Ok(decoded) = decode(&file, LIMITS) {
+                let (width, height) = (decoded.picture.width(), decoded.picture.height());
+                assert!(width * height <= LIMITS.max_pixels, "{name}: {width}x{height}");
+            }
+        }
+    }
+}
