@@ -138,6 +138,7 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, model, &prefix);
     fill_in_examples(&mut document, model);
+    tell_defaults(&mut document, model);
     fill_in_bodies(&mut document);
     fill_in_response_format(&mut document, config.response_format);
     put_forms_first(&mut document);
@@ -238,34 +239,50 @@ fn fill_in_response_format(document: &mut Value, response_format: DefaultRespons
         DefaultResponseFormat::ByModelName | DefaultResponseFormat::Base64 => "b64_json",
         DefaultResponseFormat::Url => "url",
     };
-    for schema in request_schemas(document) {
-        if let Some(field) = schema.pointer_mut("/properties/response_format") {
-            field["default"] = default.into();
+    for field in request_fields(document, "response_format") {
+        field["default"] = default.into();
+    }
+}
+
+/// Fills in what a person would type, and what the first try needs. All else stays empty,
+/// so that a form asks for nothing by itself.
+fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
+    let prompt = model.instructions.first().map(|phrase| ("prompt", phrase.as_str().into()));
+    // Of several layers none can be shown as one file.
+    let examples = [("layers", Value::from(1))].into_iter().chain(prompt);
+    for (name, example) in examples {
+        for field in request_fields(document, name) {
+            field["example"] = example.clone();
         }
     }
 }
 
-/// Puts what the loaded model goes by into the forms of the page.
-fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
+/// Says what the loaded model does where a field is left out. Not as defaults: clients
+/// that are made from the document send these, and what is sent wins over `quality`.
+fn tell_defaults(document: &mut Value, model: &ModelInfo) {
     let defaults = &model.defaults;
-    let examples = [
-        ("model", Value::from(model.id.as_str())),
-        ("num_inference_steps", defaults.num_inference_steps.get().into()),
-        (model.guidance_parameter.name(), defaults.guidance.get().into()),
-        // Of several layers none can be shown as one file.
-        ("layers", 1.into()),
+    let negative_prompt = defaults.negative_prompt.as_ref();
+    let facts = [
+        ("model", Some(format!("`{}`", model.id))),
+        ("num_inference_steps", Some(defaults.num_inference_steps.get().to_string())),
+        (model.guidance_parameter.name(), Some(defaults.guidance.get().to_string())),
+        ("negative_prompt", negative_prompt.map(|text| format!("`{text:?}`"))),
     ];
-    let negative_prompt = defaults.negative_prompt.as_deref();
-    let negative_prompt = negative_prompt.map(|text| ("negative_prompt", Value::from(text)));
-    let prompt = model.instructions.first().map(|phrase| ("prompt", phrase.as_str().into()));
-    let examples: Vec<_> = examples.into_iter().chain(negative_prompt).chain(prompt).collect();
-    for schema in request_schemas(document) {
-        for (field, example) in &examples {
-            if let Some(field) = schema.pointer_mut(&format!("/properties/{field}")) {
-                field["example"] = example.clone();
-            }
+    for (name, fact) in facts.into_iter().filter_map(|(name, fact)| Some((name, fact?))) {
+        for field in request_fields(document, name) {
+            let text = field["description"].as_str().unwrap_or_default();
+            field["description"] = format!("{text} Without it: {fact}.").into();
         }
     }
+}
+
+/// The field `name` of every request body that has it.
+fn request_fields<'a>(
+    document: &'a mut Value,
+    name: &'a str,
+) -> impl Iterator<Item = &'a mut Value> {
+    let pointer = format!("/properties/{name}");
+    request_schemas(document).filter_map(move |schema| schema.pointer_mut(&pointer))
 }
 
 /// Gives each body of JSON an example that is whole and works: what must be there, and
