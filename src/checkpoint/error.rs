@@ -14,10 +14,10 @@ pub enum CheckpointError {
         file: String,
     },
     /// A component has no weights that can be read.
-    #[error("{component}/: {reason}")]
+    #[error("{file}: {reason}")]
     NoWeights {
-        /// The component's folder.
-        component: String,
+        /// The file that they would be in: its path inside the checkpoint.
+        file: String,
         /// What is missing, what is there instead, and what to do.
         reason: String,
     },

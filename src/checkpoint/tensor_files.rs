@@ -197,8 +197,10 @@ fn file_names(
     stem: &str,
 ) -> Result<Vec<String>, CheckpointError> {
     let names = snapshot.names_in(component);
-    let no_weights =
-        |reason| CheckpointError::NoWeights { component: component.to_owned(), reason };
+    let no_weights = |reason| CheckpointError::NoWeights {
+        file: format!("{component}/{stem}.safetensors"),
+        reason,
+    };
     let chosen = WeightFiles::choose(stem, &names).map_err(no_weights)?;
     if let Some(variant) = &chosen.variant {
         tracing::warn!(

@@ -647,7 +647,6 @@ fn values_that_are_not_implemented_are_refused_by_file_and_key() {
         ("sd", "unet/config.json", "cross_attention_dim", json!(48)),
         ("sd", "unet/config.json", "addition_embed_type", json!("image")),
         ("sd", "unet/config.json", "time_cond_proj_dim", json!(256)),
-        ("sd", "unet/config.json", "novel_layers", json!(2)),
         ("sdxl", "unet/config.json", "transformer_layers_per_block", json!([1, 2, 10])),
         ("sdxl", "unet/config.json", "projection_class_embeddings_input_dim", json!(45)),
         ("sd", "vae/config.json", "latents_mean", json!([0.0, 0.0, 0.0, 0.0])),
