@@ -68,17 +68,19 @@ async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
                 }
                 return Ok(stream);
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionRefused => {}
-                _ => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                }
-            },
+            Err(error) if is_of_the_peer(&error) => {}
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+            }
         }
     }
+}
+
+/// Whether a connection failed, and not the listener.
+fn is_of_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    [ConnectionAborted, ConnectionRefused, ConnectionReset].contains(&error.kind())
 }
 
 /// The connections that are open.

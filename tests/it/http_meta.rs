@@ -144,7 +144,7 @@ async fn the_document_and_its_page_come_from_the_binary() {
     assert!(edit["requestBody"]["content"]["application/json"].is_object());
     assert!(page_type.to_str().unwrap().contains("html"));
     assert!(script.contains("/openapi.json"), "{script}");
-    assert!(script.contains(r#""validatorUrl": "none""#), "{script}");
+    assert!(script.contains(r#"validatorUrl: "none""#), "{script}");
     let file = server.get("/docs/swagger-ui-bundle.js").send().await;
     assert_eq!(file.unwrap().status(), 200);
 }

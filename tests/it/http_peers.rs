@@ -9,6 +9,8 @@ use crate::support::scripted_model::Behaviour;
 use crate::support::server::{Setup, TestServer, edit_form, within_patience};
 
 const SHORT: Duration = Duration::from_millis(150);
+/// Of a request that names none.
+const STEPS: usize = 4;
 const LONG: Duration = Duration::from_secs(600);
 
 /// The head of an upload of which more is announced than comes.
@@ -140,7 +142,7 @@ async fn a_stopping_server_finishes_what_runs_and_refuses_what_is_still_being_se
 
     server.stop.take().unwrap().send(()).unwrap();
     let said = said_until_closed(sending).await;
-    server.release(100);
+    server.release(STEPS);
 
     assert!(said.starts_with("HTTP/1.1 503"), "{said}");
     assert_eq!(running.await.unwrap().status(), 200);
@@ -160,5 +162,4 @@ async fn when_the_grace_is_over_the_server_stops_even_with_a_picture_unfinished(
 
     within_patience(&mut server.serving).await.unwrap().unwrap();
     assert!(running.await.unwrap().is_err());
-    server.release(100);
 }
