@@ -59,7 +59,7 @@ http {{
 
         @check("events are passed on one by one")
         def _():
-            answer = edit({"stream": "true", "partial_images": "1", "num_inference_steps": "30"})
+            answer = edit({"stream": "true", "partial_images": "1", "num_inference_steps": "150"})
             times = [time.monotonic() for line in answer if line.startswith(b"event:")]
             expect(len(times) == 2 and times[1] - times[0] > 0.1, times)
 

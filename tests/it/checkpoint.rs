@@ -9,7 +9,6 @@ use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::{
     GuidanceScale, ImageCount, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Steps, Task,
 };
-use diffuser_api::hub::HubConfig;
 use diffuser_api::model::qwen_image::config::{TextEncoderConfig, TransformerConfig, VaeConfig};
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
 use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
@@ -18,6 +17,8 @@ use diffuser_api::model::{
     Capabilities, DeviceChoice, DiffusionModel, DtypeChoice, EditKind, LoadError, ModelConfig,
     Unobserved,
 };
+
+use crate::support::checkpoints::{copy_folder, load, offline_hub};
 
 // ---- the full-size checkpoint, by its list of tensors -----------------------
 
@@ -162,37 +163,6 @@ fn tiny_checkpoint() -> std::path::PathBuf {
 
 fn fixture_checkpoint(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures/ckpt").join(name)
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            std::fs::create_dir_all(&target).unwrap();
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::write(target, std::fs::read(entry.path()).unwrap()).unwrap();
-        }
-    }
-}
-
-fn load(id: &str) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    let config = ModelConfig {
-        device: DeviceChoice::Cpu,
-        image_area: Some(64 * 64),
-        ..ModelConfig::of(id.to_owned())
-    };
-    diffuser_api::model::load(&config, &offline_hub())
-}
-
-fn offline_hub() -> HubConfig {
-    HubConfig {
-        endpoint: "http://127.0.0.1:9".to_owned(),
-        cache: std::env::temp_dir().join("no-such-cache"),
-        token: None,
-        offline: true,
-    }
 }
 
 fn picture_of(model: &mut dyn DiffusionModel) -> RgbImage {

@@ -13,13 +13,12 @@ use diffuser_api::domain::{
     GuidanceScale, ImageCount, ImageRequest, LayerCount, OutputSize, Prompt, RgbImage, Seed, Steps,
     Task,
 };
-use diffuser_api::hub::HubConfig;
 use diffuser_api::model::qwen_image::prompt::PromptTokenizer;
 use diffuser_api::model::stable_diffusion::tokenizer::ClipTokenizer;
-use diffuser_api::model::{
-    DeviceChoice, DiffusionModel, EditKind, LoadError, ModelConfig, Unobserved,
-};
+use diffuser_api::model::{DiffusionModel, EditKind, LoadError, Unobserved};
 use serde_json::{Value, json};
+
+use crate::support::checkpoints::{copy_folder, load};
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
@@ -98,34 +97,6 @@ impl Copy {
     fn fault(&self) -> String {
         fault_of(&self.0.path().display().to_string())
     }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            std::fs::create_dir_all(&target).unwrap();
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::write(target, std::fs::read(entry.path()).unwrap()).unwrap();
-        }
-    }
-}
-
-fn load(id: &str) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    let config = ModelConfig {
-        device: DeviceChoice::Cpu,
-        image_area: Some(64 * 64),
-        ..ModelConfig::of(id.to_owned())
-    };
-    let hub = HubConfig {
-        endpoint: "http://127.0.0.1:9".to_owned(),
-        cache: std::env::temp_dir().join("no-such-cache"),
-        token: None,
-        offline: true,
-    };
-    diffuser_api::model::load(&config, &hub)
 }
 
 /// What loading says, with its causes, in one line.

@@ -1,5 +1,6 @@
 //! Helpers that several areas of the tests share.
 
+pub(crate) mod checkpoints;
 pub(crate) mod files;
 pub(crate) mod golden;
 pub(crate) mod scripted_model;
