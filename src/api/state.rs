@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::ApiConfig;
 use super::quality::QualityTable;
 use super::store::PictureStore;
-use crate::service::ImageService;
+use crate::service::{ImageService, RequestMemory};
 
 /// The state of the router; clones share all of it.
 #[derive(Clone)]
@@ -16,6 +16,8 @@ pub(super) struct AppState {
     pub(super) names: Arc<ModelNames>,
     pub(super) qualities: Arc<QualityTable>,
     pub(super) store: Arc<PictureStore>,
+    /// What all requests together may hold.
+    pub(super) memory: RequestMemory,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
 }
@@ -26,6 +28,7 @@ impl AppState {
             names: Arc::new(ModelNames::new(&images.info().id, &config.model_aliases)),
             qualities: Arc::new(QualityTable::new(images.info(), &config.quality)),
             store: Arc::new(PictureStore::new(config.picture_store)),
+            memory: RequestMemory::new(config.request_memory_bytes, config.memory_timeout),
             images,
             config: Arc::new(config.clone()),
             started: unix_seconds(),

@@ -201,6 +201,11 @@ impl Canvas {
         Ok(())
     }
 
+    /// Bytes of the pictures in it.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.seam.as_ref().map_or(0, Seam::held_bytes)
+    }
+
     /// What was asked for, of what the model made. Not for the async runtime.
     pub(super) fn finish(&self, made: Picture) -> Picture {
         let made = self.after.apply(&made).into_owned();
