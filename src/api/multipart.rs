@@ -19,6 +19,10 @@ pub(super) const MAX_FIELDS: usize = 256;
 /// Bytes in which the head of a part, or what stands before the first one, must end.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
+/// Chunks of any length that a head may take: the parser asks for up to two before it looks
+/// at them, and only part of a chunk is the head's.
+const HEAD_CHUNKS: usize = 3;
+
 /// While no head is read.
 const UNBOUNDED: usize = usize::MAX;
 
@@ -79,7 +83,8 @@ fn chunks<'a>(
         let item = match next {
             Ok(Some(chunk)) => {
                 if room != UNBOUNDED {
-                    head_room.store(room.saturating_sub(chunk.len()), Ordering::Relaxed);
+                    let counted = chunk.len().min(MAX_HEAD_BYTES.div_ceil(HEAD_CHUNKS));
+                    head_room.store(room.saturating_sub(counted), Ordering::Relaxed);
                 }
                 Ok(chunk)
             }
@@ -118,4 +123,62 @@ async fn read_field(mut field: Field<'_>) -> Result<Option<(String, RawValue)>, 
         Some(_) => RawValue::File(bytes.into()),
     };
     Ok(Some((name, value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::body::Body;
+
+    use super::*;
+    use crate::service::RequestMemory;
+
+    /// Reads a body that arrives in pieces of `size` bytes.
+    async fn read_in_pieces(body: &[u8], size: usize) -> Result<Fields, ApiError> {
+        let pieces: Vec<_> = body
+            .chunks(size)
+            .map(|piece| Ok::<_, BrokenOff>(Bytes::copy_from_slice(piece)))
+            .collect();
+        let body = Body::from_stream(stream::iter(pieces));
+        let memory = RequestMemory::new(64 << 20, Duration::from_secs(1)).share();
+        let mut incoming = Incoming::begin(body, None, 64 << 20, 1, memory).await.unwrap();
+        read(&mut incoming, "b").await
+    }
+
+    fn part(head: &str, content: &[u8]) -> Vec<u8> {
+        let head = format!("--b\r\nContent-Disposition: form-data; {head}\r\n\r\n");
+        [head.as_bytes(), content, b"\r\n"].concat()
+    }
+
+    #[tokio::test]
+    async fn a_form_is_read_in_whatever_pieces_it_arrives() {
+        let content = vec![b'x'; 250_000];
+        let file = part("name=\"image[]\"; filename=\"a.png\"", &content);
+        let body =
+            [part("name=\"prompt\"", b"words"), file.repeat(3), b"--b--\r\n".to_vec()].concat();
+
+        for size in [1000, 65_536, 200_000, 10_000_000] {
+            let mut fields = read_in_pieces(&body, size).await.unwrap();
+
+            assert_eq!(fields.text("prompt").unwrap().as_deref(), Some("words"));
+            let files = fields.take_all(&["image[]"]);
+            assert_eq!(files.len(), 3);
+            for file in files {
+                assert!(matches!(file, RawValue::File(bytes) if bytes == content), "{size}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_head_of_a_part_has_an_end() {
+        let name = "a".repeat(2 << 20);
+        for body in [part(&format!("name=\"{name}\""), b"x"), name.clone().into_bytes()] {
+            for size in [1000, 65_536, 200_000] {
+                let error = read_in_pieces(&body, size).await.unwrap_err();
+
+                assert!(matches!(error, ApiError::Malformed(message) if message.contains("65536")));
+            }
+        }
+    }
 }

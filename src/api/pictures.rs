@@ -1,5 +1,7 @@
 //! The input pictures of a request: found among its fields, then decoded.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use serde_json::Value;
 
@@ -145,8 +147,11 @@ impl Decoding<'_> {
         // A URL's text is gone by now, and its bytes are there.
         self.memory.grow_to(held + opened.bytes.len() + needed).await?;
         let images = self.state.images.clone();
+        // Never closed. It goes along: the work goes on if the client leaves.
+        let place = Arc::clone(&self.state.decoders).acquire_owned().await.ok();
         let (decoded, warning) = self
             .off_the_runtime(move || {
+                let _place = place;
                 let (decoded, warning) = opened.decode(limits)?;
                 Ok((if keeps_size { decoded } else { images.reduced(decoded) }, warning))
             })

@@ -275,6 +275,9 @@ fn elsewhere_note(size: ImageSize, work: ImageSize, model: &ModelInfo) -> String
 /// The task with its first picture, and the mask, brought to a size. Further pictures are
 /// shown to the model as they are: it scales them.
 fn with_first_picture(task: Task, fit: Fit) -> Task {
+    if fit == Fit::Keep {
+        return task;
+    }
     let fitted = |image: Picture| fit.apply(&image).into_owned();
     match task {
         Task::Generate => Task::Generate,
