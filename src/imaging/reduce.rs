@@ -62,9 +62,9 @@ impl Sums {
     }
 
     fn add(&mut self, pixel: &[u8], alpha: u8) {
-        for channel in 0..3 {
-            self.seen[channel] += u64::from(pixel[channel]) * u64::from(alpha);
-            self.stored[channel] += u64::from(pixel[channel]);
+        for (channel, value) in pixel.iter().take(3).enumerate() {
+            self.seen[channel] += u64::from(*value) * u64::from(alpha);
+            self.stored[channel] += u64::from(*value);
         }
         self.alpha += u64::from(alpha);
         self.pixels += 1;

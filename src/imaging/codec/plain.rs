@@ -24,7 +24,9 @@ pub(super) fn read(
     let (file, has_alpha_added) = match format {
         Format::Bmp => (Cow::Owned([bytes, &PADDING].concat()), false),
         Format::Webp => with_alpha(bytes),
-        _ => (Cow::Borrowed(bytes), false),
+        Format::Gif | Format::Ico | Format::Png | Format::Jpeg | Format::Tiff => {
+            (Cow::Borrowed(bytes), false)
+        }
     };
     let mut decoder = open(&file, format, limits)?;
     // A picture with unreadable metadata is shown as it is stored.
@@ -77,7 +79,7 @@ pub(super) fn needed(
         Format::Webp => 3 + 3,
         Format::Bmp => 5,
         // The picture, and the part of it that is stored.
-        _ => 4 + 4,
+        Format::Gif | Format::Ico | Format::Png | Format::Jpeg | Format::Tiff => 4 + 4,
     };
     Ok(width as usize * height as usize * pixel + bytes.len())
 }
