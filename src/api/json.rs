@@ -161,10 +161,9 @@ mod tests {
     use super::*;
 
     fn message_of(body: &str) -> String {
-        match parse(body.as_bytes()).unwrap_err() {
-            ApiError::Malformed(message) => message,
-            other => panic!("{other:?}"),
-        }
+        let error = parse(body.as_bytes()).unwrap_err();
+        let ApiError::Malformed(message) = error else { panic!("{error:?}") };
+        message
     }
 
     #[test]
