@@ -70,6 +70,9 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     }
     info!("listening; open http://{address}/docs");
 
+    let memory = indicatif::BinaryBytes(config.api.request_memory_bytes as u64);
+    info!(%memory, "what requests may hold together");
+
     let grace = config.api.peers.grace;
     let stopping = Arc::new(OnceLock::new());
     let stopped = first_of(signals, Arc::clone(&stopping));

@@ -39,8 +39,9 @@ pub(super) fn decode(url: &str) -> Result<Vec<u8>, &'static str> {
         b'_' => b'/',
         other => other,
     };
-    let letters: Vec<u8> =
-        data.into_iter().filter(|byte| !byte.is_ascii_whitespace()).map(standard).collect();
+    let mut letters = data;
+    letters.retain(|byte| !byte.is_ascii_whitespace());
+    letters.iter_mut().for_each(|byte| *byte = standard(*byte));
     BASE64.decode(letters).map_err(|_error| "the data URL holds invalid base64")
 }
 

@@ -12,7 +12,7 @@ use super::state::AppState;
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
 use crate::domain::ValidationError;
 use crate::model::ModelError;
-use crate::service::{ErrorKind, ServiceError};
+use crate::service::{ErrorKind, MemoryError, ServiceError};
 
 /// Why a request gets no 2xx.
 #[derive(Debug)]
@@ -112,6 +112,16 @@ impl ApiError {
                     None,
                     Retry::After(5),
                 ),
+                ErrorKind::OutOfMemory => row(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    SERVER,
+                    Some("out_of_memory"),
+                    None,
+                    Retry::After(5),
+                ),
+                ErrorKind::NeverFits => {
+                    refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
+                }
                 ErrorKind::ShuttingDown => row(
                     StatusCode::SERVICE_UNAVAILABLE,
                     SERVER,
@@ -187,6 +197,8 @@ impl ApiError {
                 ErrorKind::InvalidRequest { .. } => error.to_string(),
                 ErrorKind::NotImplemented { .. }
                 | ErrorKind::Busy
+                | ErrorKind::OutOfMemory
+                | ErrorKind::NeverFits
                 | ErrorKind::ShuttingDown
                 | ErrorKind::Cancelled => sentence(&error.to_string()),
             },
@@ -310,6 +322,12 @@ impl ApiError {
 impl From<ServiceError> for ApiError {
     fn from(error: ServiceError) -> Self {
         Self::Service(error)
+    }
+}
+
+impl From<MemoryError> for ApiError {
+    fn from(error: MemoryError) -> Self {
+        Self::Service(error.into())
     }
 }
 

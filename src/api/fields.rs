@@ -17,6 +17,8 @@ pub(super) enum RawValue {
     File(Bytes),
     /// A value of a JSON object; never null.
     Json(Value),
+    /// A value of a JSON object that was not kept, for it has too many values in it.
+    Oversized,
 }
 
 /// The fields that are left, in the order in which they came.
@@ -37,6 +39,10 @@ const ALIASES: [(&str, &str); 8] = [
     ("mask_image", "mask"),
 ];
 
+/// The longest text that is looked at, in bytes: no field of ours takes as much, and on the
+/// runtime there is no time for more.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+
 /// Characters of a client's own words that an error repeats.
 const QUOTED_CHARACTERS: usize = 60;
 
@@ -44,6 +50,11 @@ impl Fields {
     /// Whether there is a value under `name`.
     pub(super) fn has(&self, name: &str) -> bool {
         self.values.iter().any(|(given, _)| given == name)
+    }
+
+    /// Bytes that all of them hold in memory, about.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.values.iter().map(|(name, value)| name.len() + value.held_bytes()).sum()
     }
 
     /// Adds a value; names may repeat.
@@ -223,7 +234,7 @@ impl RawValue {
         match self {
             Self::Text(text) => text.is_empty(),
             Self::Json(value) => value.as_str().is_some_and(str::is_empty),
-            Self::File(_) => false,
+            Self::File(_) | Self::Oversized => false,
         }
     }
 
@@ -232,6 +243,7 @@ impl RawValue {
         match self {
             Self::Text(_) | Self::Json(Value::String(_)) => "a text",
             Self::File(_) => "a file",
+            Self::Oversized => "far too many values",
             Self::Json(Value::Number(_)) => "a number",
             Self::Json(Value::Bool(_)) => "a boolean",
             Self::Json(Value::Array(_)) => "an array",
@@ -240,14 +252,50 @@ impl RawValue {
         }
     }
 
+    /// Bytes that it holds in memory, about.
+    fn held_bytes(&self) -> usize {
+        match self {
+            Self::Text(bytes) | Self::File(bytes) => bytes.len(),
+            Self::Json(value) => held_by(value),
+            Self::Oversized => 0,
+        }
+    }
+
+    fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Json(value) => value.as_str().map_or(0, str::len),
+            Self::File(_) | Self::Oversized => 0,
+        }
+    }
+
     fn into_text(self, name: &'static str) -> Result<String, ValidationError> {
+        if self.text_bytes() > MAX_TEXT_BYTES {
+            let message = format!(
+                "Invalid '{name}': the text has {} bytes, at most {MAX_TEXT_BYTES} are read.",
+                self.text_bytes()
+            );
+            return Err(ValidationError::new(name, "string_above_max_length", message));
+        }
         match self {
             Self::Text(bytes) => String::from_utf8(bytes.to_vec())
                 .map_err(|_not_utf8| wrong_type(name, "a UTF-8 text", "other bytes")),
             Self::Json(Value::String(text)) => Ok(text),
-            Self::File(_) | Self::Json(_) => Err(wrong_type(name, "a text", self.describe())),
+            Self::File(_) | Self::Json(_) | Self::Oversized => {
+                Err(wrong_type(name, "a text", self.describe()))
+            }
         }
     }
+}
+
+fn held_by(value: &Value) -> usize {
+    let inside = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(held_by).sum(),
+        Value::Object(entries) => entries.iter().map(|(name, it)| name.len() + held_by(it)).sum(),
+    };
+    inside + size_of::<Value>()
 }
 
 /// The error of a value that has the wrong type. `got` is its text or kind.

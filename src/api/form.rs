@@ -2,23 +2,20 @@
 
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::multipart::{Field, MultipartError};
-use axum::extract::{FromRequest, Multipart, Request};
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use serde_json::{Map, Value};
+use axum::extract::Request;
+use axum::http::header;
 
 use super::ApiConfig;
 use super::error::ApiError;
-use super::fields::{Fields, RawValue, quote};
+use super::fields::Fields;
+use super::incoming::Incoming;
 use super::state::AppState;
 use super::unread::UnreadBody;
-use crate::service::ServiceError;
+use super::{json, multipart};
+use crate::service::{MemoryShare, ServiceError};
 
-/// Fields that a form may have. One that a client fills with a field per byte
-/// of a file (node's client does so with a bare `Buffer`) is refused early.
-const MAX_FORM_FIELDS: usize = 256;
+/// How often a body of JSON is held while it is taken apart: as it came, and its texts.
+const JSON_COPIES: usize = 2;
 
 /// How long a body may still arrive when the server is told to stop.
 const LAST_UPLOADS: Duration = Duration::from_secs(5);
@@ -41,37 +38,39 @@ impl Encodings {
     }
 }
 
-/// Reads the whole body of `request` as one of `encodings`.
+/// Reads the whole body of `request` as one of `encodings`; the share of the memory is that
+/// of its fields.
 ///
 /// # Errors
-/// 415 for another media type, 413 for a body over the limit, 408 for one that
-/// takes too long, 503 for one that is still on its way when the server stops, 400 for
-/// one that is not what its media type says.
+/// 415 for another media type, 413 for a body over the limits, 408 for one that
+/// takes too long, 503 for one that gets no memory or is still on its way when the server
+/// stops, 400 for one that is not what its media type says.
 pub(super) async fn read(
     request: Request,
     encodings: Encodings,
     state: &AppState,
-) -> Result<Fields, ApiError> {
+) -> Result<(Fields, MemoryShare), ApiError> {
     let config = &state.config;
     let max_upload_bytes = config.max_upload_bytes;
     let media_type = media_type(&request);
-    if declared_length(&request).is_some_and(|length| length > max_upload_bytes as u64) {
+    let declared = declared_length(&request);
+    if declared.is_some_and(|length| length > max_upload_bytes) {
         return Err(ApiError::BodyTooLarge { max_upload_bytes });
     }
     let unread = request.extensions().get::<UnreadBody>().cloned();
     let reading = async {
         match (media_type.as_str(), encodings) {
             ("multipart/form-data", Encodings::Multipart | Encodings::JsonOrMultipart) => {
-                read_form(request, max_upload_bytes).await
+                read_form(request, declared, state).await
             }
             ("application/json", Encodings::Json | Encodings::JsonOrMultipart) => {
-                read_json(request, max_upload_bytes).await
+                read_json(request, declared, state).await
             }
             _ => Err(ApiError::UnsupportedMediaType { accepted: encodings.describe() }),
         }
     };
-    let mut fields = tokio::select! {
-        fields = reading => fields?,
+    let (mut fields, mut memory) = tokio::select! {
+        read = reading => read?,
         () = tokio::time::sleep(config.upload_timeout) => return Err(ApiError::UploadTooSlow),
         () = stalled(unread.as_ref(), config) => return Err(ApiError::UploadTooSlow),
         () = too_late(state) => return Err(ServiceError::ShuttingDown.into()),
@@ -81,7 +80,8 @@ pub(super) async fn read(
         unread.drain().await;
     }
     fields.resolve_aliases();
-    Ok(fields)
+    memory.shrink_to(fields.held_bytes());
+    Ok((fields, memory))
 }
 
 /// Completes once the client has sent nothing for longer than it may.
@@ -99,8 +99,9 @@ async fn too_late(state: &AppState) {
 }
 
 /// How long the body is to be, if the request says so.
-fn declared_length(request: &Request) -> Option<u64> {
-    request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+fn declared_length(request: &Request) -> Option<usize> {
+    let length = request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>();
+    Some(usize::try_from(length.ok()?).unwrap_or(usize::MAX))
 }
 
 /// The media type of a request, lower case and without parameters.
@@ -111,62 +112,34 @@ fn media_type(request: &Request) -> String {
     media_type.unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-async fn read_form(request: Request, max_upload_bytes: usize) -> Result<Fields, ApiError> {
-    let explain = |error: MultipartError| match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge { max_upload_bytes },
-        _ => ApiError::Malformed(format!("Invalid multipart body: {}.", error.body_text())),
-    };
-    let mut form = Multipart::from_request(request, &()).await.map_err(|rejection| {
-        ApiError::Malformed(format!("Invalid multipart body: {}.", rejection.body_text()))
-    })?;
-    let mut fields = Fields::default();
-    let mut count = 0;
-    while let Some(field) = form.next_field().await.map_err(explain)? {
-        count += 1;
-        if count > MAX_FORM_FIELDS {
-            return Err(ApiError::Malformed(format!(
-                "The form has more than {MAX_FORM_FIELDS} fields. A picture is one file field, \
-                 not a field per byte."
-            )));
-        }
-        if let Some((name, value)) = read_field(field).await.map_err(explain)? {
-            fields.push(name, value);
-        }
-    }
-    Ok(fields)
+async fn read_form(
+    request: Request,
+    declared: Option<usize>,
+    state: &AppState,
+) -> Result<(Fields, MemoryShare), ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let boundary = multer::parse_boundary(content_type)
+        .map_err(|error| ApiError::Malformed(format!("Invalid multipart body: {error}.")))?;
+    let (memory, max_bytes) = (state.memory.share(), state.config.max_upload_bytes);
+    let incoming = Incoming::begin(request.into_body(), declared, max_bytes, 1, memory);
+    let mut incoming = incoming.await?;
+    let fields = multipart::read(&mut incoming, &boundary).await?;
+    Ok((fields, incoming.into_memory()))
 }
 
-/// One field of a form; `None` for a file input that was left empty.
-async fn read_field(field: Field<'_>) -> Result<Option<(String, RawValue)>, MultipartError> {
-    let name = field.name().unwrap_or_default().to_owned();
-    let file_name = field.file_name().map(str::to_owned);
-    let bytes = field.bytes().await?;
-    let value = match file_name {
-        None => RawValue::Text(bytes),
-        // What a browser sends for a file input in which nothing was chosen.
-        Some(file_name) if file_name.is_empty() && bytes.is_empty() => return Ok(None),
-        Some(_) => RawValue::File(bytes),
-    };
-    Ok(Some((name, value)))
-}
-
-async fn read_json(request: Request, max_upload_bytes: usize) -> Result<Fields, ApiError> {
-    let bytes = Bytes::from_request(request, &()).await.map_err(|rejection| {
-        match rejection.into_response().status() {
-            StatusCode::PAYLOAD_TOO_LARGE => ApiError::BodyTooLarge { max_upload_bytes },
-            _ => ApiError::Malformed("The request body could not be read.".to_owned()),
-        }
-    })?;
-    // Data URLs make megabytes of JSON: too long a work for the runtime.
-    let parsed =
-        tokio::task::spawn_blocking(move || serde_json::from_slice::<Map<String, Value>>(&bytes));
-    let object = parsed.await?.map_err(|error| {
-        let error = error.to_string();
-        ApiError::Malformed(format!("The request body is not a JSON object: {}.", quote(&error)))
-    })?;
-    let mut fields = Fields::default();
-    for (name, value) in object {
-        fields.push(name, RawValue::Json(value));
-    }
-    Ok(fields)
+async fn read_json(
+    request: Request,
+    declared: Option<usize>,
+    state: &AppState,
+) -> Result<(Fields, MemoryShare), ApiError> {
+    let (memory, max_bytes) = (state.memory.share(), state.config.max_upload_bytes);
+    let body = request.into_body();
+    let mut incoming = Incoming::begin(body, declared, max_bytes, JSON_COPIES, memory).await?;
+    let bytes = incoming.all(declared).await?;
+    let memory = incoming.into_memory();
+    // Data URLs make megabytes of JSON: too long a work for the runtime. The share goes
+    // along: the work goes on if the client leaves.
+    let parsed = tokio::task::spawn_blocking(move || json::parse(&bytes).map(|it| (it, memory)));
+    parsed.await?
 }

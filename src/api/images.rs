@@ -26,7 +26,7 @@ use super::wire::ErrorEnvelope;
 use crate::domain::{Task, ValidationError};
 use crate::imaging::provenance;
 use crate::model::{EditKind, ModelInfo};
-use crate::service::Offer;
+use crate::service::{MemoryShare, Offer};
 
 /// Edit pictures as a prompt says
 ///
@@ -100,15 +100,20 @@ pub(super) async fn replay(
     request: Request,
 ) -> Result<Response, ApiError> {
     let asked = Asked::by(&request, &state.config);
-    let mut fields = form::read(request, Encodings::Multipart, &state).await?;
-    let recipe = recipe_of(&mut fields)?;
+    let (mut fields, mut memory) = form::read(request, Encodings::Multipart, &state).await?;
+    // Looking for the recipe takes a copy.
+    memory.grow_by(fields.held_bytes()).await?;
+    let (recipe, mut fields, memory) = tokio::task::spawn_blocking(move || {
+        recipe_of(&mut fields).map(|recipe| (recipe, fields, memory))
+    })
+    .await??;
     if !state.names.include(&recipe.model) {
         return Err(ApiError::unknown_model(&recipe.model, &state));
     }
     let endpoint = recipe.endpoint;
     state.images.check_offered(endpoint.offer())?;
     recipe.fill(&mut fields);
-    fulfil(state, fields, endpoint, asked).await
+    fulfil(state, (fields, memory), endpoint, asked).await
 }
 
 /// The recipe in the file that a replay is about.
@@ -167,14 +172,14 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     state.images.check_offered(endpoint.offer())?;
     let asked = Asked::by(&request, &state.config);
-    let fields = form::read(request, endpoint.encodings(), &state).await?;
-    fulfil(state, fields, endpoint, asked).await
+    let read = form::read(request, endpoint.encodings(), &state).await?;
+    fulfil(state, read, endpoint, asked).await
 }
 
 /// Fields → parameters → pictures → the queue → reply.
 async fn fulfil(
     state: AppState,
-    mut fields: Fields,
+    (mut fields, mut memory): (Fields, MemoryShare),
     endpoint: Endpoint,
     asked: Asked,
 ) -> Result<Response, ApiError> {
@@ -188,8 +193,9 @@ async fn fulfil(
     }
     parameters.report_unknown(&fields);
     drop(fields);
+    memory.shrink_to(inputs.held_bytes());
 
-    let mut inputs = inputs.decode(state.config.decode_limits()).await?;
+    let (mut inputs, memory) = inputs.decode(&state, memory).await?;
     parameters.warnings.append(&mut inputs.warnings);
     let mask_convention = inputs.mask_convention;
     let task = task_of(endpoint, &parameters, inputs, state.images.info())?;
@@ -213,11 +219,11 @@ async fn fulfil(
     };
     match delivery {
         Delivery::Events { partial_images } => {
-            let ticket = state.images.order(request, framing, partial_images).await?;
+            let ticket = state.images.order(request, framing, partial_images, memory).await?;
             Ok(stream::respond(ticket, facts, endpoint, seed))
         }
         Delivery::Base64 | Delivery::Url | Delivery::File => {
-            let ticket = state.images.order(request, framing, 0).await?;
+            let ticket = state.images.order(request, framing, 0, memory).await?;
             reply::respond(state, ticket, facts, (delivery, origin)).await
         }
     }

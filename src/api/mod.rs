@@ -15,8 +15,11 @@ mod error;
 mod fields;
 mod form;
 mod images;
+mod incoming;
+mod json;
 mod masks;
 mod meta;
+mod multipart;
 mod origin;
 mod parameters;
 mod peer;
@@ -67,6 +70,10 @@ pub struct ApiConfig {
     pub api_prefix: String,
     /// The largest request body, in bytes.
     pub max_upload_bytes: usize,
+    /// What all requests together may hold in memory, in bytes.
+    pub request_memory_bytes: usize,
+    /// How long a request waits for its share of that.
+    pub memory_timeout: Duration,
     /// The largest file of an input picture, in bytes.
     pub max_image_bytes: usize,
     /// The largest input picture, in pixels.

@@ -1,5 +1,7 @@
 //! The input pictures of a request: found among its fields, then decoded.
 
+use std::sync::Arc;
+
 use axum::body::Bytes;
 use serde_json::Value;
 
@@ -8,10 +10,12 @@ use super::endpoint::Endpoint;
 use super::error::ApiError;
 use super::fields::{Fields, RawValue, wrong_type};
 use super::masks;
+use super::state::AppState;
 use super::wire::MaskConvention;
 use crate::domain::{GreyImage, Picture, ValidationError};
 use crate::imaging::codec::{self, DecodeLimits, DroppedProfile};
 use crate::model::ModelInfo;
+use crate::service::MemoryShare;
 
 /// OpenAI's limit on input pictures.
 const MAX_PICTURES: usize = 16;
@@ -48,8 +52,8 @@ struct RawPicture {
 enum Content {
     /// A file's bytes.
     File(Bytes),
-    /// A `data:` URL.
-    DataUrl(String),
+    /// A `data:` URL; its beginning has been looked at.
+    DataUrl(Bytes),
 }
 
 impl Inputs {
@@ -77,39 +81,113 @@ impl Inputs {
         self.mask.is_some()
     }
 
-    /// Decodes them away from the async runtime.
+    /// Bytes that they hold.
+    pub(super) fn held_bytes(&self) -> usize {
+        let mask = self.mask.as_ref().map_or(0, RawPicture::held_bytes);
+        self.images.iter().map(RawPicture::held_bytes).sum::<usize>() + mask
+    }
+
+    /// Decodes them away from the async runtime, one after the other, each when there is
+    /// memory for it. Further pictures come first: they are reduced before the next one
+    /// takes its room.
     ///
     /// # Errors
     /// 400 naming the picture that is none, is too large, or does not fit the
-    /// others.
-    pub(super) async fn decode(self, limits: DecodeLimits) -> Result<DecodedInputs, ApiError> {
-        tokio::task::spawn_blocking(move || self.decode_blocking(limits)).await?
-    }
-
-    fn decode_blocking(self, limits: DecodeLimits) -> Result<DecodedInputs, ApiError> {
-        let mut warnings = Vec::new();
+    /// others; 413 and 503 for want of memory.
+    pub(super) async fn decode(
+        mut self,
+        state: &AppState,
+        memory: MemoryShare,
+    ) -> Result<(DecodedInputs, MemoryShare), ApiError> {
+        let mut decoding = Decoding { state, memory, held: 0, warnings: Vec::new() };
+        let has_mask = self.mask.is_some();
         let mut images = Vec::new();
-        for picture in self.images {
-            images.push(picture.decode(limits, &mut warnings)?);
+        while let Some(picture) = self.images.pop() {
+            let keeps_size = has_mask || self.images.is_empty();
+            images.push(decoding.decode(picture, keeps_size, self.held_bytes()).await?);
         }
+        images.reverse();
+        decoding.warnings.reverse();
         let (mut mask, mut mask_convention) = (None, None);
-        if let (Some(picture), Some(image)) = (self.mask, images.first()) {
-            let picture = picture.decode(limits, &mut warnings)?;
-            check_mask_size(&picture, image)?;
-            let read = masks::read(&picture)?;
+        if let (Some(picture), Some(image)) = (self.mask.take(), images.first()) {
+            let size = (image.width(), image.height());
+            let picture = decoding.decode(picture, true, 0).await?;
+            check_mask_size(&picture, size)?;
+            let read = decoding.read_mask(picture).await?;
             (mask, mask_convention) = (Some(read.bright), Some(read.convention));
-            warnings.extend(read.doubt);
+            decoding.warnings.extend(read.doubt);
         }
-        Ok(DecodedInputs { images, mask, mask_convention, warnings })
+        let Decoding { memory, warnings, .. } = decoding;
+        Ok((DecodedInputs { images, mask, mask_convention, warnings }, memory))
     }
 }
 
-fn check_mask_size(mask: &Picture, image: &Picture) -> Result<(), ValidationError> {
-    let size = |picture: &Picture| (picture.width(), picture.height());
-    if size(mask) == size(image) {
+/// The way from files to pictures, and what it holds.
+struct Decoding<'a> {
+    state: &'a AppState,
+    memory: MemoryShare,
+    /// Bytes of the pictures so far.
+    held: usize,
+    warnings: Vec<String>,
+}
+
+impl Decoding<'_> {
+    /// `behind` are the bytes of the files that are still to come.
+    async fn decode(
+        &mut self,
+        picture: RawPicture,
+        keeps_size: bool,
+        behind: usize,
+    ) -> Result<Picture, ApiError> {
+        let limits = self.state.config.decode_limits();
+        let held = self.held + behind;
+        self.memory.grow_to(held + picture.held_bytes() + picture.needed_to_open()).await?;
+        let opened = self.off_the_runtime(move || picture.open(limits)).await?;
+        let needed = opened.needed;
+        // A URL's text is gone by now, and its bytes are there.
+        self.memory.grow_to(held + opened.bytes.len() + needed).await?;
+        let images = self.state.images.clone();
+        // Never closed. It goes along: the work goes on if the client leaves.
+        let place = Arc::clone(&self.state.decoders).acquire_owned().await.ok();
+        let (decoded, warning) = self
+            .off_the_runtime(move || {
+                let _place = place;
+                let (decoded, warning) = opened.decode(limits)?;
+                Ok((if keeps_size { decoded } else { images.reduced(decoded) }, warning))
+            })
+            .await?;
+        self.warnings.extend(warning);
+        self.held += decoded.bytes();
+        self.memory.shrink_to(self.held + behind);
+        Ok(decoded)
+    }
+
+    async fn read_mask(&mut self, picture: Picture) -> Result<masks::ReadMask, ApiError> {
+        self.memory.grow_to(self.held + picture.bytes()).await?;
+        self.off_the_runtime(move || Ok(masks::read(&picture)?)).await
+    }
+
+    /// Does `work` on a thread for work that blocks. The share goes along: the work goes on
+    /// if the client leaves.
+    async fn off_the_runtime<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let nothing = self.state.memory.share();
+        let memory = std::mem::replace(&mut self.memory, nothing);
+        let done = tokio::task::spawn_blocking(move || (work(), memory));
+        let (result, memory) = done.await?;
+        self.memory = memory;
+        result
+    }
+}
+
+fn check_mask_size(mask: &Picture, image: (usize, usize)) -> Result<(), ValidationError> {
+    let mask = (mask.width(), mask.height());
+    if mask == image {
         return Ok(());
     }
-    let ((mask_width, mask_height), (width, height)) = (size(mask), size(image));
+    let ((mask_width, mask_height), (width, height)) = (mask, image);
     let message = format!(
         "Invalid 'mask': it is {mask_width}x{mask_height} pixels, the picture is {width}x{height}. \
          They must have the same size."
@@ -128,9 +206,12 @@ fn take_mask(fields: &mut Fields) -> Result<Option<RawPicture>, ValidationError>
         }
         (Some(RawValue::File(bytes)), true) => Content::File(bytes),
         (Some(RawValue::Json(reference)), true) => {
-            Content::DataUrl(referenced_url("mask", reference)?)
+            Content::DataUrl(referenced_url("mask", reference)?.into())
         }
-        (Some(RawValue::Text(text)), true) => Content::DataUrl(text_url("mask", &text)?),
+        (Some(RawValue::Text(text)), true) => Content::DataUrl(text_url("mask", text)?),
+        (Some(value @ RawValue::Oversized), true) => {
+            return Err(wrong_type("mask", "an object with an 'image_url'", value.describe()));
+        }
     };
     Ok(Some(RawPicture { field: "mask", number: 1, content }))
 }
@@ -147,7 +228,7 @@ fn take_images(
         match value {
             RawValue::File(bytes) => contents.push(Content::File(bytes)),
             RawValue::Text(_) => return Err(wrong_type("image", "a file", "a text")),
-            RawValue::Json(_) => {
+            RawValue::Json(_) | RawValue::Oversized => {
                 let expected = "no such field in JSON, but 'images': [{\"image_url\": \"data:…\"}]";
                 return Err(wrong_type("image", expected, value.describe()));
             }
@@ -157,7 +238,7 @@ fn take_images(
         let RawValue::Text(text) = value else {
             return Err(wrong_type("url", "a data URL", value.describe()));
         };
-        contents.push(Content::DataUrl(text_url("url", &text)?));
+        contents.push(Content::DataUrl(text_url("url", text)?));
     }
     for value in fields.take_all(&["images"]) {
         let RawValue::Json(Value::Array(references)) = value else {
@@ -165,7 +246,7 @@ fn take_images(
         };
         field = "images";
         for reference in references {
-            contents.push(Content::DataUrl(referenced_url("images", reference)?));
+            contents.push(Content::DataUrl(referenced_url("images", reference)?.into()));
         }
     }
     let max_pictures = max_pictures.min(MAX_PICTURES);
@@ -185,18 +266,19 @@ fn take_images(
     Ok(pictures.collect())
 }
 
+/// Bytes of a text in which a URL's scheme must stand.
+const LOOKED_AT: usize = 256;
+
 /// The data URL in a field of a form.
-fn text_url(field: &'static str, text: &[u8]) -> Result<String, ValidationError> {
-    match str::from_utf8(text) {
-        Ok(url) if is_data_url(url) => Ok(url.to_owned()),
-        Ok(_) | Err(_) => {
-            let message = format!(
-                "Invalid '{field}': expected a file or a data URL; addresses and paths are not \
-                 fetched."
-            );
-            Err(ValidationError::new(field, "invalid_value", message))
-        }
+fn text_url(field: &'static str, text: Bytes) -> Result<Bytes, ValidationError> {
+    let beginning = String::from_utf8_lossy(&text[..text.len().min(LOOKED_AT)]);
+    if is_data_url(&beginning) {
+        return Ok(text);
     }
+    let message = format!(
+        "Invalid '{field}': expected a file or a data URL; addresses and paths are not fetched."
+    );
+    Err(ValidationError::new(field, "invalid_value", message))
 }
 
 /// The data URL of an item of `images`. Files of OpenAI's Files API and
@@ -225,26 +307,63 @@ fn referenced_url(field: &'static str, reference: Value) -> Result<String, Valid
 }
 
 impl RawPicture {
-    /// What is to be seen of it; `warnings` gets what is not.
-    fn decode(self, limits: DecodeLimits, warnings: &mut Vec<String>) -> Result<Picture, ApiError> {
+    fn held_bytes(&self) -> usize {
+        match &self.content {
+            Content::File(bytes) | Content::DataUrl(bytes) => bytes.len(),
+        }
+    }
+
+    /// Bytes that [`Self::open`] takes besides: a URL is unquoted, then decoded.
+    fn needed_to_open(&self) -> usize {
+        match &self.content {
+            Content::File(_) => 0,
+            Content::DataUrl(url) => 2 * url.len(),
+        }
+    }
+
+    /// The file, and what decoding it takes by its header.
+    fn open(self, limits: DecodeLimits) -> Result<OpenPicture, ApiError> {
         let Self { field, number, content } = self;
-        let refuse = |reason: String| ApiError::BadPicture {
-            field,
-            message: match field {
-                "mask" => format!("Invalid image file for the mask: {reason}."),
-                _ => format!("Invalid image file for image {number}: {reason}."),
-            },
-        };
         let bytes = match content {
             Content::File(bytes) => bytes,
-            Content::DataUrl(url) => data_url::decode(&url)
+            Content::DataUrl(url) => str::from_utf8(&url)
+                .map_err(|_not_utf8| "the data URL is no UTF-8 text")
+                .and_then(data_url::decode)
                 .map(Bytes::from)
-                .map_err(|reason| refuse(reason.to_owned()))?,
+                .map_err(|reason| refused(field, number, reason))?,
         };
-        let decoded = codec::decode(&bytes, limits).map_err(|error| refuse(error.to_string()))?;
-        warnings.extend(decoded.dropped_profile.map(|dropped| of_profile(&dropped, field, number)));
-        Ok(decoded.picture)
+        let needed = codec::bytes_to_decode(&bytes, limits);
+        let needed = needed.map_err(|error| refused(field, number, error))?;
+        Ok(OpenPicture { field, number, bytes, needed })
     }
+}
+
+/// A file that is about to be decoded.
+struct OpenPicture {
+    field: &'static str,
+    number: usize,
+    bytes: Bytes,
+    /// Bytes of memory.
+    needed: usize,
+}
+
+impl OpenPicture {
+    /// What is to be seen of it, and a warning about what is not.
+    fn decode(self, limits: DecodeLimits) -> Result<(Picture, Option<String>), ApiError> {
+        let Self { field, number, bytes, .. } = self;
+        let decoded = codec::decode(&bytes, limits);
+        let decoded = decoded.map_err(|error| refused(field, number, error))?;
+        let dropped = decoded.dropped_profile;
+        Ok((decoded.picture, dropped.map(|dropped| of_profile(&dropped, field, number))))
+    }
+}
+
+fn refused(field: &'static str, number: usize, reason: impl std::fmt::Display) -> ApiError {
+    let message = match field {
+        "mask" => format!("Invalid image file for the mask: {reason}."),
+        _ => format!("Invalid image file for image {number}: {reason}."),
+    };
+    ApiError::BadPicture { field, message }
 }
 
 /// The warning about a colour profile.

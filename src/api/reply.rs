@@ -64,17 +64,20 @@ pub(super) async fn respond(
     mut facts: ReplyFacts,
     (delivery, origin): (Delivery, Origin),
 ) -> Result<Response, ApiError> {
-    let mut generation = ticket.finish().await?;
+    let (mut generation, memory) = ticket.finish().await?;
     facts.warnings.append(&mut generation.warnings);
     let Some(first) = generation.images.first() else {
         return Err(ApiError::Internal("the model made no picture".to_owned()));
     };
     let work = facts.work_done(&size_of(&first.image), generation.images.len());
-    let encoding = tokio::task::spawn_blocking(move || match delivery {
-        Delivery::File => file_response(&generation, &facts),
-        Delivery::Base64 | Delivery::Url | Delivery::Events { .. } => {
-            let body = body(&state, generation, facts, (delivery, &origin))?;
-            Ok(wire::json_bytes(StatusCode::OK, body))
+    let encoding = tokio::task::spawn_blocking(move || {
+        let _held_until_encoded = memory;
+        match delivery {
+            Delivery::File => file_response(&generation, &facts),
+            Delivery::Base64 | Delivery::Url | Delivery::Events { .. } => {
+                let body = body(&state, generation, facts, (delivery, &origin))?;
+                Ok(wire::json_bytes(StatusCode::OK, body))
+            }
         }
     });
     let mut response = encoding.await??;

@@ -1,12 +1,15 @@
 //! What every handler gets.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Semaphore;
 
 use super::ApiConfig;
 use super::quality::QualityTable;
 use super::store::PictureStore;
-use crate::service::ImageService;
+use crate::service::{ImageService, RequestMemory};
 
 /// The state of the router; clones share all of it.
 #[derive(Clone)]
@@ -16,6 +19,10 @@ pub(super) struct AppState {
     pub(super) names: Arc<ModelNames>,
     pub(super) qualities: Arc<QualityTable>,
     pub(super) store: Arc<PictureStore>,
+    /// What all requests together may hold.
+    pub(super) memory: RequestMemory,
+    /// Pictures that may be decoded at a time: one processor is left for everything else.
+    pub(super) decoders: Arc<Semaphore>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
 }
@@ -26,6 +33,8 @@ impl AppState {
             names: Arc::new(ModelNames::new(&images.info().id, &config.model_aliases)),
             qualities: Arc::new(QualityTable::new(images.info(), &config.quality)),
             store: Arc::new(PictureStore::new(config.picture_store)),
+            memory: RequestMemory::new(config.request_memory_bytes, config.memory_timeout),
+            decoders: Arc::new(Semaphore::new(decoders())),
             images,
             config: Arc::new(config.clone()),
             started: unix_seconds(),
@@ -36,6 +45,12 @@ impl AppState {
     pub(super) fn path(&self, path: &str) -> String {
         format!("{}{path}", super::path_prefix(&self.config))
     }
+}
+
+/// How many pictures are decoded at a time.
+fn decoders() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    processors.saturating_sub(1).max(1)
 }
 
 /// Seconds since 1970.

@@ -95,13 +95,14 @@ impl Streaming {
         let Self { ticket, facts, seed, prefix, outcome, .. } = self;
         let kind = format!("{prefix}.completed");
         let completing = async {
-            let generation = ticket.finish().await?;
+            let (generation, memory) = ticket.finish().await?;
             let usage: TokenUsage = generation.usage;
             let generated = generation.images.into_iter().next();
             let no_image = || ApiError::Internal("the model made no picture".to_owned());
             let picture = generated.ok_or_else(no_image)?.image;
             let work = facts.work_done(&size_of(&picture), 1);
             let event = encoded(move || {
+                let _held_until_encoded = memory;
                 let mut event = image_event(&facts, kind, &picture, seed)?;
                 event.usage = Some(usage.into());
                 event.mask_convention = facts.mask_convention;

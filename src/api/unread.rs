@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
 use axum::extract::Request;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::stream::{self, Stream, StreamExt};
@@ -128,6 +128,8 @@ pub(super) async fn drain_afterwards(request: Request, next: Next) -> Response {
             response.headers_mut().insert(header::CONNECTION, close);
             return response;
         }
+        // There was nothing wrong with it: the server had no room.
+        Progress::Untouched if response.status() == StatusCode::SERVICE_UNAVAILABLE => BROKEN_OFF,
         Progress::Untouched => REFUSED,
     };
     tokio::spawn(async move { unread.drain_within(limits).await });

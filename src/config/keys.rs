@@ -38,6 +38,8 @@ keys! {
     APP_NAME: "server.app_name", "DIFFUSER_APP_NAME", "name shown at /";
     APP_VERSION: "server.app_version", "DIFFUSER_APP_VERSION", "version shown at /";
     MAX_UPLOAD_BYTES: "server.max_upload_bytes", "DIFFUSER_MAX_UPLOAD_BYTES", "largest request body";
+    REQUEST_MEMORY_BYTES: "server.request_memory_bytes", "DIFFUSER_REQUEST_MEMORY_BYTES", "memory of all requests together";
+    MEMORY_TIMEOUT: "server.memory_timeout_s", "DIFFUSER_MEMORY_TIMEOUT_S", "seconds that a request waits for memory";
     MAX_IMAGE_BYTES: "server.max_image_bytes", "DIFFUSER_MAX_IMAGE_BYTES", "largest file of an input picture";
     MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
     UPLOAD_TIMEOUT: "server.upload_timeout_s", "DIFFUSER_UPLOAD_TIMEOUT_S", "seconds that a request may take to arrive";

@@ -188,6 +188,10 @@ impl Layers {
                 .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
             api_prefix: self.path_prefix(keys::API_PREFIX).unwrap_or_default(),
             max_upload_bytes: self.integer(keys::MAX_UPLOAD_BYTES, 1, 1 << 40).unwrap_or_default(),
+            request_memory_bytes: self
+                .integer(keys::REQUEST_MEMORY_BYTES, 1 << 20, 1 << 40)
+                .unwrap_or_default(),
+            memory_timeout: self.seconds(keys::MEMORY_TIMEOUT),
             max_image_bytes: self.integer(keys::MAX_IMAGE_BYTES, 1, 1 << 32).unwrap_or_default(),
             max_image_pixels: self.integer(keys::MAX_IMAGE_PIXELS, 1, 1 << 32).unwrap_or_default(),
             peers: self.peers(),

@@ -71,6 +71,12 @@ impl RgbImage {
         self.height
     }
 
+    /// The bytes alone, row-major RGB.
+    #[must_use]
+    pub fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+
     /// The bytes, row-major RGB.
     #[must_use]
     pub fn pixels(&self) -> &[u8] {
@@ -121,6 +127,12 @@ impl GreyImage {
         self.height
     }
 
+    /// The bytes alone, row-major.
+    #[must_use]
+    pub fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+
     /// The bytes, row-major.
     #[must_use]
     pub fn pixels(&self) -> &[u8] {
@@ -160,6 +172,12 @@ impl Picture {
         Ok(Self { colour, alpha: Some(alpha) })
     }
 
+    /// Its colours and its transparency.
+    #[must_use]
+    pub fn into_parts(self) -> (RgbImage, Option<GreyImage>) {
+        (self.colour, self.alpha)
+    }
+
     /// What is seen of it on a ground of one colour.
     ///
     /// Source: Pillow 13.0, `Image.paste` with a mask (`Paste.c`, `BLEND`).
@@ -174,6 +192,26 @@ impl Picture {
         });
         let (width, height) = (self.colour.width, self.colour.height);
         RgbImage { width, height, pixels: mixed.collect() }
+    }
+
+    /// As [`Self::over`], without another picture in memory.
+    #[must_use]
+    pub fn laid_on(self, ground: [u8; 3]) -> RgbImage {
+        let Self { mut colour, alpha } = self;
+        for (colour, alpha) in
+            colour.pixels.chunks_exact_mut(3).zip(alpha.iter().flat_map(|alpha| &alpha.pixels))
+        {
+            for (channel, ground) in colour.iter_mut().zip(ground) {
+                *channel = blend(ground, *channel, *alpha);
+            }
+        }
+        colour
+    }
+
+    /// Bytes of its pixels.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.colour.pixels.len() + self.alpha.as_ref().map_or(0, |alpha| alpha.pixels.len())
     }
 
     /// The colours, with transparency disregarded as PIL's `convert("RGB")` does.
@@ -245,6 +283,8 @@ mod tests {
         let seen = picture.over([255, 255, 255]);
 
         assert_eq!(seen.pixels(), [255, 255, 255, 227, 177, 127, 9, 8, 7]);
+        assert_eq!(picture.bytes(), 12);
+        assert_eq!(picture.laid_on([255, 255, 255]), seen);
     }
 
     #[test]

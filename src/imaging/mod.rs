@@ -1,7 +1,8 @@
-//! Pictures as files ([`codec`]), at other sizes ([`resample`]), in parts
+//! Pictures as files ([`codec`]), at other sizes ([`resample`], [`reduce`]), in parts
 //! ([`region`]), and with a text inside ([`provenance`]).
 
 pub mod codec;
 pub mod provenance;
+pub mod reduce;
 pub mod region;
 pub mod resample;

@@ -1,5 +1,6 @@
 //! Why a request was not served, by cause and by class.
 
+use super::MemoryError;
 use crate::domain::ValidationError;
 use crate::model::ModelError;
 
@@ -31,6 +32,9 @@ pub enum ServiceError {
         /// How many.
         waiting: usize,
     },
+    /// The memory for requests is taken, or would never do.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The service takes no more requests.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -68,6 +72,10 @@ pub enum ErrorKind {
     },
     /// Trying again soon may help.
     Busy,
+    /// The memory for requests is taken; trying again soon may help.
+    OutOfMemory,
+    /// The request needs more memory than all of them may hold.
+    NeverFits,
     /// Another server may help.
     ShuttingDown,
     /// Nobody waits for the answer.
@@ -89,6 +97,8 @@ impl ServiceError {
             }
             Self::NotOffered { field, .. } => ErrorKind::NotImplemented { field: *field },
             Self::Busy { .. } => ErrorKind::Busy,
+            Self::Memory(MemoryError::NotInTime) => ErrorKind::OutOfMemory,
+            Self::Memory(MemoryError::NeverFits { .. }) => ErrorKind::NeverFits,
             Self::ShuttingDown => ErrorKind::ShuttingDown,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Model(_) | Self::Panicked { .. } | Self::WorkerGone => ErrorKind::Internal,

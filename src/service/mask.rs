@@ -27,8 +27,13 @@ impl Seam {
         let (width, height) = (mask.width(), mask.height());
         let seam = (width.min(height) / SEAM_SHARE).max(MIN_SEAM);
         let distances = distances_to_kept(mask);
-        let share = |distance: usize| u8::try_from(distance * 255 / seam).unwrap_or(u8::MAX);
+        let share = |distance| u8::try_from(usize::from(distance) * 255 / seam).unwrap_or(u8::MAX);
         Self { input, share: distances.into_iter().map(share).collect() }
+    }
+
+    /// Bytes of the input and its mask.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.input.bytes() + self.share.len()
     }
 
     /// `made` has the size of the input; of another one it is given back as it is.
@@ -90,13 +95,13 @@ impl Weights {
 
 /// For every pixel, how many steps (also diagonal ones) the nearest pixel is away
 /// that the mask spares; 0 for those. Past the picture's edge nothing is spared.
-fn distances_to_kept(mask: &GreyImage) -> Vec<usize> {
+fn distances_to_kept(mask: &GreyImage) -> Vec<u16> {
     let (width, height) = (mask.width(), mask.height());
-    let far = width.max(height);
+    let far = u16::try_from(width.max(height)).unwrap_or(u16::MAX);
     let start = |value: &u8| if *value < THRESHOLD { 0 } else { far };
-    let mut distances: Vec<usize> = mask.pixels().iter().map(start).collect();
+    let mut distances: Vec<u16> = mask.pixels().iter().map(start).collect();
     let mut relax = |at: usize, neighbour: usize| {
-        distances[at] = distances[at].min(distances[neighbour] + 1);
+        distances[at] = distances[at].min(distances[neighbour].saturating_add(1));
     };
     for y in 0..height {
         for x in 0..width {

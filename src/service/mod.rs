@@ -7,19 +7,22 @@
 
 mod canvas;
 mod error;
+mod held;
 mod mask;
+mod memory;
 mod transparency;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use canvas::{Framing, SizeChoice};
 pub use error::{ErrorKind, ServiceError};
+pub use memory::{MemoryError, MemoryShare, RequestMemory};
 
 use crate::domain::{
     ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt, RgbImage, Seed,
@@ -175,7 +178,8 @@ impl ImageService {
 
     /// Queues `request`, with its pictures and its size as `framing` says, and
     /// up to `previews` looks at the unfinished picture. What `request.size` says
-    /// does not count. Dropping the [`Ticket`] calls the work off at its next step.
+    /// does not count. `memory` is the request's share: it becomes what waits, and what
+    /// the reply needs. Dropping the [`Ticket`] calls the work off at its next step.
     ///
     /// # Errors
     /// [`ServiceError`]; `Busy` and `ShuttingDown` come at once.
@@ -184,24 +188,42 @@ impl ImageService {
         request: ImageRequest,
         framing: Framing,
         previews: usize,
+        mut memory: MemoryShare,
     ) -> Result<Ticket, ServiceError> {
         let shared = Arc::clone(&self.shared);
+        let held = held::held_by(&request.task);
+        let needed = held::needed_to_plan(&request.task, framing, &shared.info);
+        memory.grow_to(held + needed).await?;
+        // The share goes along: the work goes on if the client leaves.
         let planning = off_the_runtime(move || {
             let ground = Ground::for_task(&request.task, &shared.info, framing);
-            let (mut canvas, task) = Canvas::plan(request.task, &shared.info, framing)?;
+            let task = ground.lay_under_large(request.task);
+            let (mut canvas, task) = Canvas::plan(task, &shared.info, framing)?;
             canvas.notes.extend(ground.note());
-            let (size, task) = (canvas.model_size, ground.lay_under(task));
-            Ok::<_, ValidationError>((Arc::new(canvas), ImageRequest { task, size, ..request }))
+            let size = canvas.model_size;
+            let task = held::reduced_task(ground.lay_under(task), &shared.info);
+            let request = ImageRequest { task, size, ..request };
+            Ok::<_, ValidationError>((Arc::new(canvas), request, memory))
         });
-        let (canvas, request) = planning.await??;
-        let (answer, previews) = self.enqueue(request, previews)?;
-        Ok(Ticket { answer, previews, canvas })
+        let (canvas, request, mut memory) = planning.await??;
+        let waiting = held::held_by(&request.task);
+        memory.shrink_to(waiting + canvas.held_bytes());
+        let (answer, previews) = self.enqueue(request, previews, memory.split(waiting))?;
+        Ok(Ticket { answer, previews, canvas, memory })
+    }
+
+    /// A picture beside the first of a task as the task needs it: one that is far larger
+    /// than the model looks at is reduced. Not for the async runtime.
+    #[must_use]
+    pub fn reduced(&self, picture: Picture) -> Picture {
+        held::reduced(picture, self.info())
     }
 
     fn enqueue(
         &self,
         request: ImageRequest,
         previews: usize,
+        memory: MemoryShare,
     ) -> Result<(Answer, mpsc::UnboundedReceiver<Picture>), ServiceError> {
         let queue = self.shared.queue.lock();
         let queue = queue.unwrap_or_else(PoisonError::into_inner);
@@ -211,7 +233,8 @@ impl ImageService {
         let (reply, answer) = oneshot::channel();
         let (to, arriving) = mpsc::unbounded_channel();
         let previews = Previews { count: previews, to };
-        let job = Job { request, previews, reply, place: place.map_err(|_no_place| busy())? };
+        let place = place.map_err(|_no_place| busy())?;
+        let job = Job { request, previews, reply, place, memory };
         queue.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => busy(),
             mpsc::error::TrySendError::Closed(_) => ServiceError::WorkerGone,
@@ -261,17 +284,24 @@ impl ImageService {
     pub async fn warm_up(&self, image: Option<Picture>) -> Result<f64, ServiceError> {
         let started = Instant::now();
         let request = warm_up_request(self.info(), image)?;
-        let (answer, _previews) = self.enqueue(request, 0)?;
+        let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
+        let (answer, _previews) = self.enqueue(request, 0, nobody_elses)?;
         answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         Ok(started.elapsed().as_secs_f64())
     }
 }
+
+/// How often a finished picture is held until it is sent: as it was made and as it was
+/// asked for, as a file and as a text in the reply.
+const REPLY_COPIES: usize = 4;
 
 /// An order on its way. Dropped, it is called off.
 pub struct Ticket {
     answer: Answer,
     previews: mpsc::UnboundedReceiver<Picture>,
     canvas: Arc<Canvas>,
+    /// That of the canvas; in the end that of the reply, too.
+    memory: MemoryShare,
 }
 
 type Answer = oneshot::Receiver<Result<Generation, ServiceError>>;
@@ -290,19 +320,21 @@ impl Ticket {
     }
 
     /// The finished pictures, with what the client gets that it did not ask for among
-    /// the warnings.
+    /// the warnings; the share of the memory is for what becomes of them.
     ///
     /// # Errors
     /// [`ServiceError`] says why there are none.
-    pub async fn finish(self) -> Result<Generation, ServiceError> {
-        let mut generation = self.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
-        let canvas = self.canvas;
+    pub async fn finish(self) -> Result<(Generation, MemoryShare), ServiceError> {
+        let Self { answer, canvas, mut memory, .. } = self;
+        let mut generation = answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        let pixels = generation.images.iter().map(|generated| generated.image.bytes());
+        memory.grow_by_what_is_free(REPLY_COPIES * pixels.sum::<usize>());
         generation.warnings.splice(..0, canvas.notes.iter().cloned());
         off_the_runtime(move || {
             for generated in &mut generation.images {
                 generated.image = canvas.finish(generated.image.clone());
             }
-            generation
+            (generation, memory)
         })
         .await
     }

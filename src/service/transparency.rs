@@ -5,7 +5,8 @@
 //! where transparency is taken from inputs; what a mask spares keeps it (`mask`).
 
 use super::canvas::Framing;
-use crate::domain::{Picture, Task};
+use super::held::is_large;
+use crate::domain::{Picture, RgbImage, Task};
 use crate::model::ModelInfo;
 
 /// What browsers and viewers show behind a picture.
@@ -52,15 +53,32 @@ impl Ground {
         if self == Self::NotNeeded {
             return task;
         }
-        let lay = |picture: &mut Picture| *picture = picture.over(WHITE).into();
-        match &mut task {
-            Task::Generate => {}
-            Task::Edit { images } => images.iter_mut().for_each(lay),
-            Task::ImageToImage { image, .. }
-            | Task::Inpaint { image, .. }
-            | Task::Decompose { image, .. } => lay(image),
+        pictures_mut(&mut task).iter_mut().for_each(lay);
+        task
+    }
+
+    /// As [`Self::lay_under`], of large pictures only, where nothing is to show through
+    /// them: their transparency would be too much to scale.
+    pub(super) fn lay_under_large(self, mut task: Task) -> Task {
+        if self == Self::White {
+            pictures_mut(&mut task).iter_mut().filter(|picture| is_large(picture)).for_each(lay);
         }
         task
+    }
+}
+
+fn lay(picture: &mut Picture) {
+    let taken = std::mem::replace(picture, RgbImage::filled(1, 1, WHITE).into());
+    *picture = taken.laid_on(WHITE).into();
+}
+
+fn pictures_mut(task: &mut Task) -> &mut [Picture] {
+    match task {
+        Task::Generate => &mut [],
+        Task::Edit { images } => images,
+        Task::ImageToImage { image, .. }
+        | Task::Inpaint { image, .. }
+        | Task::Decompose { image, .. } => std::slice::from_mut(image),
     }
 }
 

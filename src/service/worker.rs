@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::ServiceError;
+use super::{MemoryShare, ServiceError};
 use crate::domain::{ImageRequest, Picture};
 use crate::model::{DiffusionModel, Generation, StepObserver, StepProgress};
 
@@ -21,6 +21,8 @@ pub(super) struct Job {
     pub(super) reply: oneshot::Sender<Result<Generation, ServiceError>>,
     /// The job's place in the queue; given back when the job is dropped.
     pub(super) place: OwnedSemaphorePermit,
+    /// What its pictures hold; given back with them.
+    pub(super) memory: MemoryShare,
 }
 
 /// Unfinished pictures for a client.
@@ -70,7 +72,7 @@ impl Worker {
 
     /// Makes the pictures of one job. A panic fails this job only.
     fn serve(&mut self, job: Job, model: &mut dyn DiffusionModel) {
-        let Job { request, previews, reply, place } = job;
+        let Job { request, previews, reply, place, memory } = job;
         let mut observer = ClientWatch { reply: &reply, previews, worker: self };
         let outcome = catch_unwind(AssertUnwindSafe(|| model.generate(&request, &mut observer)));
         let result = match outcome {
@@ -79,7 +81,7 @@ impl Worker {
         };
         // The place is free before the client hears of it, so that its next
         // request is not refused for its last one.
-        drop(place);
+        drop((request, memory, place));
         self.busy.store(false, Ordering::Relaxed);
         // A client that has gone needs no answer.
         let _ = reply.send(result);

@@ -19,6 +19,7 @@ mod http_edits;
 mod http_errors;
 mod http_files;
 mod http_images;
+mod http_memory;
 mod http_meta;
 mod http_peers;
 mod http_pictures;

@@ -4,6 +4,7 @@
 //! T.81, annex B: what cameras write behind it (a second picture, a video, their own
 //! notes) may hold any bytes, and so may the thumbnail inside EXIF.
 
+use image::metadata::Orientation;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -39,8 +40,46 @@ struct Segments<'a> {
     /// Number, count and content of the profile's parts.
     profile_parts: Vec<(u8, u8, &'a [u8])>,
     scans: usize,
+    frame: Option<Frame>,
     /// Where the picture ends.
     end: usize,
+}
+
+/// What a frame's header says of the picture.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    is_progressive: bool,
+    width: usize,
+    height: usize,
+    channels: usize,
+}
+
+impl Frame {
+    /// Bits of a sample, rows, columns, components.
+    fn of(marker: u8, content: &[u8]) -> Option<Self> {
+        let [_, rows @ .., channels] = content.first_chunk::<6>()?;
+        let [height, width] =
+            [[rows[0], rows[1]], [rows[2], rows[3]]].map(|side| u16::from_be_bytes(side).into());
+        let is_progressive = marker == 0xc2;
+        Some(Self { is_progressive, width, height, channels: usize::from(*channels) })
+    }
+}
+
+/// Bytes that reading the picture takes.
+pub(super) fn needed(bytes: &[u8], limits: DecodeLimits) -> Result<usize, DecodeError> {
+    let segments = Segments::of(bytes)?;
+    let missing = || DecodeError::damaged("a picture without a frame");
+    let frame = segments.frame.ok_or_else(missing)?;
+    limits.check(frame.width as u64, frame.height as u64)?;
+    // The decoder keeps all coefficients, two bytes each, if it must come back to them.
+    let keeps_all = frame.is_progressive || segments.scans > 1;
+    let kept = if keeps_all { 2 * frame.channels } else { 0 };
+    let turned = orientation(segments.exif, segments.xmp) != Orientation::NoTransforms;
+    // Of grey pixels colours are made; a turned picture stands beside the stored one.
+    let after = if turned || frame.channels < 3 { 3 } else { 0 };
+    let pixel = frame.channels.max(3) + kept.max(after);
+    // Blocks at the edges are whole.
+    Ok(frame.width.next_multiple_of(32) * frame.height.next_multiple_of(32) * pixel)
 }
 
 /// Reads the first picture of a file.
@@ -72,6 +111,7 @@ impl<'a> Segments<'a> {
             match marker {
                 APP1 | APP2 => segments.take(marker, content),
                 START_OF_SCAN => segments.scans += 1,
+                0xc0..=0xc2 => segments.frame = segments.frame.or(Frame::of(marker, content)),
                 // Of the frames, those of Huffman-coded sequential and progressive pictures.
                 0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => return Err(unsupported(marker)),
                 _ => {}

@@ -30,6 +30,9 @@ use raster::Raster;
 /// Bytes that a decoder may take besides the pixels: tables, metadata, rows.
 const WORKING_BYTES: usize = 64 << 20;
 
+/// Bytes that reading takes whatever the picture: tables, bands of rows.
+const OVERHEAD: usize = 2 << 20;
+
 /// Bytes of the widest pixel that a decoder makes: four channels of 16 bits.
 const MAX_PIXEL_BYTES: usize = 8;
 
@@ -93,6 +96,30 @@ pub fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Decoded, DecodeError
         .unwrap_or(Err(DecodeError::DecoderPanicked))
 }
 
+/// Bytes of memory that [`decode`] takes for a file besides the file itself, by its header:
+/// those of the picture, of what the format's reader needs at the same time, and a little
+/// more. Takes as long as it takes to look through the file.
+///
+/// # Errors
+/// As [`decode`], as far as the header tells.
+pub fn bytes_to_decode(bytes: &[u8], limits: DecodeLimits) -> Result<usize, DecodeError> {
+    if bytes.len() > limits.max_bytes {
+        return Err(DecodeError::TooManyBytes { bytes: bytes.len(), max_bytes: limits.max_bytes });
+    }
+    let of_format = || match Format::of(bytes)? {
+        Format::Png => png::needed(bytes, limits),
+        Format::Jpeg => jpeg::needed(bytes, limits),
+        Format::Tiff => tiff::needed(bytes, limits),
+        format @ (Format::Webp | Format::Gif | Format::Bmp | Format::Ico) => {
+            plain::needed(bytes, format, limits)
+        }
+    };
+    let needed = catch_unwind(AssertUnwindSafe(of_format));
+    let needed = needed.unwrap_or(Err(DecodeError::DecoderPanicked))?;
+    // Metadata are copied out of the file.
+    Ok(needed + bytes.len() + OVERHEAD)
+}
+
 fn decode_unguarded(bytes: &[u8], limits: DecodeLimits) -> Result<Decoded, DecodeError> {
     let Source { raster, profile, orientation } = match Format::of(bytes)? {
         Format::Png => png::read(bytes, limits)?,
@@ -105,7 +132,7 @@ fn decode_unguarded(bytes: &[u8], limits: DecodeLimits) -> Result<Decoded, Decod
     let (raster, dropped_profile) = match profile {
         None => (raster, None),
         Some(Err(dropped)) => (raster, Some(dropped)),
-        Some(Ok(icc)) => profile::to_srgb(raster, &icc),
+        Some(Ok(icc)) => profile::to_srgb(raster, &icc)?,
     };
     let picture = orientation::turned(raster.into_picture()?, orientation)?;
     Ok(Decoded { picture, dropped_profile })

@@ -44,16 +44,18 @@ pub(super) fn turned(picture: Picture, orientation: Orientation) -> Result<Pictu
     };
     let (width, height) = sides(picture.width(), picture.height());
     // A buffer of the very sides: it is never refused.
-    let empty = || ImageError::Empty { width: picture.width(), height: picture.height() };
-    let colour = ImageBuffer::from_raw(width, height, picture.colour().pixels().to_vec());
+    let (stored_width, stored_height) = (picture.width(), picture.height());
+    let empty = || ImageError::Empty { width: stored_width, height: stored_height };
+    let (colour, alpha) = picture.into_parts();
+    let colour = ImageBuffer::from_raw(width, height, colour.into_pixels());
     let mut colour = DynamicImage::ImageRgb8(colour.ok_or_else(empty)?);
     colour.apply_orientation(orientation);
     let (turned_width, turned_height) = (colour.width() as usize, colour.height() as usize);
     let whole = RgbImage::new(turned_width, turned_height, colour.into_rgb8().into_raw())?;
-    let Some(alpha) = picture.alpha() else {
+    let Some(alpha) = alpha else {
         return Ok(whole.into());
     };
-    let alpha = ImageBuffer::from_raw(width, height, alpha.pixels().to_vec());
+    let alpha = ImageBuffer::from_raw(width, height, alpha.into_pixels());
     let mut alpha = DynamicImage::ImageLuma8(alpha.ok_or_else(empty)?);
     alpha.apply_orientation(orientation);
     let alpha = GreyImage::new(turned_width, turned_height, alpha.into_luma8().into_raw())?;

@@ -1,5 +1,6 @@
 //! Formats that the `image` crate reads by itself: WebP, GIF, BMP and ICO.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
@@ -7,7 +8,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Li
 use super::error::DecodeError;
 use super::format::Format;
 use super::orientation::orientation;
-use super::raster::{ColourSpace, Raster, Samples};
+use super::raster::{ColourSpace, Raster, Samples, compacted};
 use super::{DecodeLimits, Source, WORKING_BYTES};
 
 /// Bytes that may be missing at the end of a file: a BMP's last row is filled up to four.
@@ -20,33 +21,114 @@ pub(super) fn read(
     limits: DecodeLimits,
 ) -> Result<Source, DecodeError> {
     let explain = |error| explain(error, format);
-    let (image_format, padded);
-    let mut bytes = bytes;
-    match format {
-        Format::Webp => image_format = ImageFormat::WebP,
-        Format::Gif => image_format = ImageFormat::Gif,
-        Format::Ico => image_format = ImageFormat::Ico,
-        Format::Bmp => {
-            image_format = ImageFormat::Bmp;
-            padded = [bytes, &PADDING].concat();
-            bytes = &padded;
+    let (file, has_alpha_added) = match format {
+        Format::Bmp => (Cow::Owned([bytes, &PADDING].concat()), false),
+        Format::Webp => with_alpha(bytes),
+        Format::Gif | Format::Ico | Format::Png | Format::Jpeg | Format::Tiff => {
+            (Cow::Borrowed(bytes), false)
         }
-        Format::Png | Format::Jpeg | Format::Tiff => return Err(DecodeError::UnknownFormat),
-    }
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), image_format);
-    let mut memory = Limits::no_limits();
-    memory.max_alloc = Some((limits.decoded_bytes() + WORKING_BYTES) as u64);
-    reader.limits(memory);
-    let mut decoder = reader.into_decoder().map_err(explain)?;
-    let (width, height) = decoder.dimensions();
-    limits.check(u64::from(width), u64::from(height))?;
+    };
+    let mut decoder = open(&file, format, limits)?;
     // A picture with unreadable metadata is shown as it is stored.
     let exif = decoder.exif_metadata().ok().flatten();
     let xmp = decoder.xmp_metadata().ok().flatten();
     let profile = decoder.icc_profile().ok().flatten();
     let image = DynamicImage::from_decoder(decoder).map_err(explain)?;
     let orientation = orientation(exif.as_deref(), xmp.as_deref());
-    Ok(Source { raster: raster(image), profile: profile.map(Ok), orientation })
+    let raster = if has_alpha_added { without_alpha(image) } else { raster(image) };
+    Ok(Source { raster, profile: profile.map(Ok), orientation })
+}
+
+/// The decoder of a file whose picture is not too large.
+fn open<'a>(
+    bytes: &'a [u8],
+    format: Format,
+    limits: DecodeLimits,
+) -> Result<impl ImageDecoder + 'a, DecodeError> {
+    let image_format = match format {
+        Format::Webp => ImageFormat::WebP,
+        Format::Gif => ImageFormat::Gif,
+        Format::Ico => ImageFormat::Ico,
+        Format::Bmp => ImageFormat::Bmp,
+        Format::Png | Format::Jpeg | Format::Tiff => return Err(DecodeError::UnknownFormat),
+    };
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), image_format);
+    let mut memory = Limits::no_limits();
+    memory.max_alloc = Some((limits.decoded_bytes() + WORKING_BYTES) as u64);
+    reader.limits(memory);
+    let decoder = reader.into_decoder().map_err(|error| explain(error, format))?;
+    let (width, height) = decoder.dimensions();
+    limits.check(u64::from(width), u64::from(height))?;
+    Ok(decoder)
+}
+
+/// Bytes that reading the picture takes.
+pub(super) fn needed(
+    bytes: &[u8],
+    format: Format,
+    limits: DecodeLimits,
+) -> Result<usize, DecodeError> {
+    let decoder = open(bytes, format, limits)?;
+    let (width, height) = decoder.dimensions();
+    let has_alpha = decoder.color_type().has_alpha();
+    let pixel = match format {
+        // Four channels, of which the transparency is taken out.
+        Format::Webp if lossless_chunk(bytes).is_some() => 5 + if has_alpha { 3 } else { 0 },
+        // The frame, half of it for the colours, and the transparency unpacked.
+        Format::Webp if has_alpha => 4 + 2 + 5,
+        Format::Webp => 3 + 3,
+        Format::Bmp => 5,
+        // The picture, and the part of it that is stored.
+        Format::Gif | Format::Ico | Format::Png | Format::Jpeg | Format::Tiff => 4 + 4,
+    };
+    Ok(width as usize * height as usize * pixel + bytes.len())
+}
+
+/// Where the chunk of a lossless WebP picture begins.
+fn lossless_chunk(bytes: &[u8]) -> Option<usize> {
+    let mut at = 12;
+    loop {
+        let kind = bytes.get(at..at + 4)?;
+        match kind {
+            b"VP8L" => return Some(at),
+            b"VP8 " | b"ANMF" | b"ALPH" => return None,
+            _ => {}
+        }
+        let length = u32::from_le_bytes(bytes.get(at + 4..at + 8)?.try_into().ok()?);
+        at = at.checked_add(8)?.checked_add(usize::try_from(length).ok()?.next_multiple_of(2))?;
+    }
+}
+
+/// The file, and whether it now says that it has transparency though it has none: pixels
+/// of lossless WebP always have four channels, and those of a picture that is said to be
+/// opaque would be unpacked beside it.
+fn with_alpha(bytes: &[u8]) -> (Cow<'_, [u8]>, bool) {
+    const IN_CHUNK: u8 = 0x10;
+    const IN_HEADER: u8 = 0x10;
+    // The signature, and sides of 14 bits before the flag.
+    let flag = lossless_chunk(bytes).map(|chunk| chunk + 12);
+    let is_extended = bytes.get(12..16) == Some(b"VP8X") && bytes.len() > 20;
+    match flag.filter(|flag| bytes.get(*flag).is_some()) {
+        Some(flag) if is_extended && bytes[20] & IN_HEADER == 0 => {
+            let mut file = bytes.to_vec();
+            file[20] |= IN_HEADER;
+            file[flag] |= IN_CHUNK;
+            (Cow::Owned(file), true)
+        }
+        Some(flag) if !is_extended && bytes[flag] & IN_CHUNK == 0 => {
+            let mut file = bytes.to_vec();
+            file[flag] |= IN_CHUNK;
+            (Cow::Owned(file), true)
+        }
+        _ => (Cow::Borrowed(bytes), false),
+    }
+}
+
+/// The colours of a picture whose transparency means nothing.
+fn without_alpha(image: DynamicImage) -> Raster {
+    let sides = (image.width() as usize, image.height() as usize);
+    let colours = compacted(image.into_rgba8().into_raw(), 3, 1);
+    Raster::interleaved(sides, ColourSpace::Rgb, Samples::Eight(colours), 0)
 }
 
 /// These formats hold 8 bits a channel.

@@ -6,6 +6,7 @@
 
 use std::io::Cursor;
 
+use image::metadata::Orientation;
 use png::{
     BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, InterlaceInfo, Limits, Reader,
     Transformations,
@@ -13,7 +14,7 @@ use png::{
 
 use super::error::{DecodeError, DroppedProfile, ProfileFault};
 use super::orientation::orientation;
-use super::profile::MAX_PROFILE_BYTES;
+use super::profile::{self, Conversion, MAX_PROFILE_BYTES};
 use super::raster::{ColourSpace, Raster, Samples};
 use super::{DecodeLimits, Source, WORKING_BYTES};
 
@@ -34,9 +35,38 @@ pub(super) fn read(bytes: &[u8], limits: DecodeLimits) -> Result<Source, DecodeE
         chunk.check()?;
         metadata.take(&chunk);
     }
-    let raster = decode(bytes, limits)?;
+    let mut reader = open(bytes, limits)?;
+    let layout = Layout::of(&reader);
+    let opened = match metadata.profile {
+        Some(Ok(icc)) => profile::open(&icc, layout.space),
+        Some(Err(dropped)) => Err(dropped),
+        None => Ok(None),
+    };
+    let (conversion, dropped) =
+        opened.map_or_else(|dropped| (None, Some(dropped)), |it| (it, None));
+    let raster = decode(&mut reader, layout, conversion.as_ref())?;
     let orientation = orientation(metadata.exif.as_deref(), metadata.xmp.as_deref());
-    Ok(Source { raster, profile: metadata.profile, orientation })
+    Ok(Source { raster, profile: dropped.map(Err), orientation })
+}
+
+/// Bytes that reading the picture takes.
+pub(super) fn needed(bytes: &[u8], limits: DecodeLimits) -> Result<usize, DecodeError> {
+    let mut metadata = Metadata::default();
+    chunks(bytes).for_each(|chunk| metadata.take(&chunk));
+    let reader = open(bytes, limits)?;
+    let (layout, info) = (Layout::of(&reader), reader.info());
+    let stored = layout.channels() * if layout.is_wide { 2 } else { 1 };
+    let made = 3 + layout.extra;
+    // The rows of an interlaced picture come in seven passes over all of it.
+    let interlaced = match (info.interlaced, &metadata.profile) {
+        (true, Some(Ok(_))) => stored,
+        (true, _) => layout.channels(),
+        (false, _) => 0,
+    };
+    let turned = orientation(metadata.exif.as_deref(), metadata.xmp.as_deref());
+    let turned = if turned == Orientation::NoTransforms { 0 } else { 3 };
+    let profile = metadata.profile.and_then(Result::ok).map_or(0, |icc| 4 * icc.len());
+    Ok(info.width as usize * info.height as usize * (made + interlaced.max(turned)) + profile)
 }
 
 struct Chunk<'a> {
@@ -140,7 +170,9 @@ fn raw_exif(chunk: &Chunk) -> Option<Vec<u8>> {
     digits.chunks_exact(2).map(byte).collect()
 }
 
-fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Raster, DecodeError> {
+type File<'a> = Reader<Cursor<&'a [u8]>>;
+
+fn open(bytes: &[u8], limits: DecodeLimits) -> Result<File<'_>, DecodeError> {
     let mut options = DecodeOptions::default();
     options.set_ignore_crc(true);
     options.set_ignore_text_chunk(true);
@@ -151,47 +183,129 @@ fn decode(bytes: &[u8], limits: DecodeLimits) -> Result<Raster, DecodeError> {
     limits.check(u64::from(header.width), u64::from(header.height))?;
     // Palettes, fewer than 8 bits and colours that stand for transparency are spread out.
     decoder.set_transformations(Transformations::EXPAND);
-    let mut reader = decoder.read_info().map_err(explain)?;
-    let (colour, depth) = reader.output_color_type();
-    let (space, extra) = match colour {
-        ColorType::Grayscale => (ColourSpace::Grey, 0),
-        ColorType::GrayscaleAlpha => (ColourSpace::Grey, 1),
-        ColorType::Rgb | ColorType::Indexed => (ColourSpace::Rgb, 0),
-        ColorType::Rgba => (ColourSpace::Rgb, 1),
-    };
-    let pixels = rows(&mut reader)?;
-    let samples = if depth == BitDepth::Sixteen {
-        let wide = |pair: &[u8]| u16::from_be_bytes([pair[0], pair[1]]);
-        Samples::Sixteen(pixels.chunks_exact(2).map(wide).collect())
-    } else {
-        Samples::Eight(pixels)
-    };
-    let info = reader.info();
-    let sides = (info.width as usize, info.height as usize);
-    Ok(Raster::interleaved(sides, space, samples, extra))
+    decoder.read_info().map_err(explain)
 }
 
-/// All rows; what follows them is not asked for.
-fn rows(reader: &mut Reader<Cursor<&[u8]>>) -> Result<Vec<u8>, DecodeError> {
-    let size = reader.output_buffer_size().ok_or(DecodeError::TooMuchMemory)?;
-    if !reader.info().interlaced {
-        let mut pixels = Vec::with_capacity(size);
-        for _ in 0..reader.info().height {
-            let row = reader.next_row().map_err(explain)?.ok_or(DecodeError::Truncated)?;
-            pixels.extend_from_slice(row.data());
-        }
-        return Ok(pixels);
+/// How pixels lie in the rows of a file.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    space: ColourSpace,
+    /// Channels behind the colours: transparency.
+    extra: usize,
+    /// Whether samples have 16 bits.
+    is_wide: bool,
+}
+
+impl Layout {
+    fn of(reader: &File) -> Self {
+        let (colour, depth) = reader.output_color_type();
+        let (space, extra) = match colour {
+            ColorType::Grayscale => (ColourSpace::Grey, 0),
+            ColorType::GrayscaleAlpha => (ColourSpace::Grey, 1),
+            ColorType::Rgb | ColorType::Indexed => (ColourSpace::Rgb, 0),
+            ColorType::Rgba => (ColourSpace::Rgb, 1),
+        };
+        Self { space, extra, is_wide: depth == BitDepth::Sixteen }
     }
-    let (colour, depth) = reader.output_color_type();
-    let bits = u8::try_from(colour.samples()).unwrap_or(u8::MAX) * depth as u8;
-    let stride = size / reader.info().height.max(1) as usize;
-    let mut pixels = vec![0; size];
+
+    fn channels(self) -> usize {
+        self.space.channels() + self.extra
+    }
+}
+
+/// The picture: its rows become 8 bits, and sRGB, one by one. What follows them is not
+/// asked for.
+fn decode(
+    reader: &mut File,
+    layout: Layout,
+    conversion: Option<&Conversion>,
+) -> Result<Raster, DecodeError> {
+    let (width, height) = (reader.info().width as usize, reader.info().height as usize);
+    if !reader.info().interlaced {
+        let mut rows = Rows::new(layout, conversion, width * height);
+        for _ in 0..height {
+            let row = reader.next_row().map_err(explain)?.ok_or(DecodeError::Truncated)?;
+            rows.push(row.data())?;
+        }
+        return Ok(rows.into_raster((width, height)));
+    }
+    let narrows = layout.is_wide && conversion.is_none();
+    let layout = Layout { is_wide: layout.is_wide && !narrows, ..layout };
+    let pixels = passes(reader, layout, narrows)?;
+    if conversion.is_none() {
+        let samples = Samples::Eight(pixels);
+        return Ok(Raster::interleaved((width, height), layout.space, samples, layout.extra));
+    }
+    let mut rows = Rows::new(layout, conversion, width * height);
+    pixels.chunks_exact(pixels.len() / height.max(1)).try_for_each(|row| rows.push(row))?;
+    Ok(rows.into_raster((width, height)))
+}
+
+/// All pixels of an interlaced picture.
+fn passes(reader: &mut File, layout: Layout, narrows: bool) -> Result<Vec<u8>, DecodeError> {
+    let pixel = layout.channels() * if layout.is_wide { 2 } else { 1 };
+    let stride = reader.info().width as usize * pixel;
+    let bits = u8::try_from(8 * pixel).unwrap_or(u8::MAX);
+    let mut pixels = vec![0; stride * reader.info().height as usize];
     while let Some(row) = reader.next_interlaced_row().map_err(explain)? {
-        if let InterlaceInfo::Adam7(pass) = row.interlace() {
+        let InterlaceInfo::Adam7(pass) = row.interlace() else { continue };
+        if narrows {
+            let upper: Vec<u8> = row.data().iter().copied().step_by(2).collect();
+            png::expand_interlaced_row(&mut pixels, stride, &upper, pass, bits);
+        } else {
             png::expand_interlaced_row(&mut pixels, stride, row.data(), pass, bits);
         }
     }
     Ok(pixels)
+}
+
+/// The rows so far, as 8-bit RGB.
+struct Rows<'a> {
+    layout: Layout,
+    conversion: Option<&'a Conversion>,
+    colours: Vec<u8>,
+    alpha: Vec<u8>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(layout: Layout, conversion: Option<&'a Conversion>, pixels: usize) -> Self {
+        let (colours, alpha) = (Vec::with_capacity(3 * pixels), Vec::new());
+        let mut rows = Self { layout, conversion, colours, alpha };
+        rows.alpha.reserve_exact(layout.extra * pixels);
+        rows
+    }
+
+    fn push(&mut self, row: &[u8]) -> Result<(), DecodeError> {
+        let Layout { space, extra, is_wide } = self.layout;
+        let (channels, bytes) = (space.channels(), if is_wide { 2 } else { 1 });
+        let pixels = || row.chunks_exact((channels + extra) * bytes);
+        if extra > 0 {
+            self.alpha.extend(pixels().map(|pixel| pixel[channels * bytes]));
+        }
+        if let Some(conversion) = self.conversion {
+            let colours = pixels().flat_map(|pixel| pixel[..channels * bytes].chunks_exact(bytes));
+            // Eight bits are the same number twice.
+            let wide = colours.map(|sample| u16::from_be_bytes([sample[0], sample[bytes - 1]]));
+            return conversion.convert(&wide.collect::<Vec<_>>(), &mut self.colours);
+        }
+        match space {
+            ColourSpace::Rgb if extra == 0 && !is_wide => self.colours.extend_from_slice(row),
+            ColourSpace::Grey => {
+                self.colours.extend(pixels().flat_map(|pixel| [pixel[0]; 3]));
+            }
+            ColourSpace::Rgb | ColourSpace::Cmyk => {
+                let upper = |pixel: &[u8]| [pixel[0], pixel[bytes], pixel[2 * bytes]];
+                self.colours.extend(pixels().flat_map(upper));
+            }
+        }
+        Ok(())
+    }
+
+    fn into_raster(self, (width, height): (usize, usize)) -> Raster {
+        let alpha = (self.layout.extra > 0).then_some(self.alpha);
+        let colours = Samples::Eight(self.colours);
+        Raster { width, height, space: ColourSpace::Rgb, colours, alpha }
+    }
 }
 
 fn explain(error: DecodingError) -> DecodeError {

@@ -17,7 +17,7 @@ use moxcms::{
     RenderingIntent, Transform16BitExecutor, TransformOptions,
 };
 
-use super::error::{DroppedProfile, ProfileFault};
+use super::error::{DecodeError, DroppedProfile, ProfileFault};
 use super::raster::{ColourSpace, Raster, Samples};
 
 /// The longest profile that is used. Those of printing presses have up to three mebibytes.
@@ -50,29 +50,41 @@ const SPACES: [(DataColorSpace, Layout, ColourSpace); 3] = [
 
 /// `raster` in sRGB. One whose profile is sRGB itself, and one whose profile cannot be
 /// used, is given back as it was.
-pub(super) fn to_srgb(raster: Raster, icc: &[u8]) -> (Raster, Option<DroppedProfile>) {
-    if icc.len() > MAX_PROFILE_BYTES {
-        let reason = ProfileFault::TooLarge;
-        return (raster, Some(DroppedProfile { description: None, reason }));
-    }
-    // A profile may be hostile, too; then the picture still stands.
-    let conversion = catch_unwind(AssertUnwindSafe(|| Conversion::new(icc, raster.space)));
-    let damaged = DroppedProfile { description: None, reason: ProfileFault::Damaged };
-    match conversion.unwrap_or(Err(damaged)) {
-        Ok(Some(conversion)) => conversion.apply(raster),
+///
+/// # Errors
+/// [`DecodeError::Damaged`] if the conversion fails half way.
+pub(super) fn to_srgb(
+    raster: Raster,
+    icc: &[u8],
+) -> Result<(Raster, Option<DroppedProfile>), DecodeError> {
+    Ok(match open(icc, raster.space) {
+        Ok(Some(conversion)) => (conversion.apply(raster)?, None),
         Ok(None) => (raster, None),
         Err(dropped) => (raster, Some(dropped)),
+    })
+}
+
+/// The way from the profile's numbers to sRGB; `None` if there is nothing to be done.
+pub(super) fn open(icc: &[u8], space: ColourSpace) -> Result<Option<Conversion>, DroppedProfile> {
+    if icc.len() > MAX_PROFILE_BYTES {
+        return Err(DroppedProfile { description: None, reason: ProfileFault::TooLarge });
     }
+    // A profile may be hostile, too; then the picture still stands.
+    let conversion = catch_unwind(AssertUnwindSafe(|| Conversion::new(icc, space)));
+    let damaged = DroppedProfile { description: None, reason: ProfileFault::Damaged };
+    conversion.unwrap_or(Err(damaged))
 }
 
 /// A way from the numbers of a profile to sRGB.
-struct Conversion {
+pub(super) struct Conversion {
     description: Option<String>,
     transform: Arc<Transform16BitExecutor>,
     /// Numbers of a pixel before it.
     channels: usize,
     /// Light of what becomes black, of 1.
     black: f32,
+    /// For each number of 16 bits the level of 8.
+    levels: Vec<u8>,
 }
 
 impl Conversion {
@@ -106,8 +118,10 @@ impl Conversion {
             return refuse(ProfileFault::Unsupported);
         };
         let channels = profile_space.channels();
-        let mut conversion = Self { description, transform, channels, black: 0.0 };
+        let levels = Vec::new();
+        let mut conversion = Self { description, transform, channels, black: 0.0, levels };
         conversion.black = conversion.black_of(&profile, profile_space);
+        conversion.levels = conversion.levels();
         let changes_nothing = conversion.changes_nothing(space);
         if profile_space != space {
             // Of grey numbers an RGB profile says nothing that sRGB does not.
@@ -175,40 +189,53 @@ impl Conversion {
         self.black == 0.0 && probes.chunks_exact(self.channels).zip(seen.chunks_exact(3)).all(same)
     }
 
-    fn apply(self, raster: Raster) -> (Raster, Option<DroppedProfile>) {
-        let converted = catch_unwind(AssertUnwindSafe(|| self.converted(&raster.colours)));
-        match converted {
-            Ok(Some(pixels)) => {
-                let (space, colours) = (ColourSpace::Rgb, Samples::Eight(pixels));
-                (Raster { space, colours, ..raster }, None)
+    fn apply(&self, raster: Raster) -> Result<Raster, DecodeError> {
+        let space = ColourSpace::Rgb;
+        let colours = match raster.colours {
+            Samples::Sixteen(samples) => {
+                let mut seen = Vec::with_capacity(samples.len() / self.channels * 3);
+                for samples in samples.chunks(BATCH * self.channels) {
+                    self.convert(samples, &mut seen)?;
+                }
+                seen
             }
-            Ok(None) | Err(_) => {
-                let (description, reason) = (self.description, ProfileFault::Damaged);
-                (raster, Some(DroppedProfile { description, reason }))
+            Samples::Eight(samples) if self.channels >= 3 => self.converted_in_place(samples)?,
+            Samples::Eight(samples) => {
+                let mut seen = Vec::with_capacity(samples.len() / self.channels * 3);
+                for samples in samples.chunks(BATCH * self.channels) {
+                    self.convert(&widened(samples), &mut seen)?;
+                }
+                seen
             }
-        }
+        };
+        Ok(Raster { space, colours: Samples::Eight(colours), ..raster })
     }
 
-    /// 8-bit RGB of all pixels.
-    fn converted(&self, colours: &Samples) -> Option<Vec<u8>> {
-        let levels = self.levels();
-        let batch = BATCH * self.channels;
-        let mut out = Vec::new();
-        let mut convert = |samples: &[u16]| {
-            let mut seen = vec![0; samples.len() / self.channels * 3];
-            self.transform.transform(samples, &mut seen).ok()?;
-            out.extend(seen.into_iter().map(|value| levels[usize::from(value)]));
-            Some(())
-        };
-        match colours {
-            Samples::Sixteen(samples) => samples.chunks(batch).try_for_each(&mut convert)?,
-            Samples::Eight(samples) => samples.chunks(batch).try_for_each(|samples| {
-                let wide: Vec<u16> =
-                    samples.iter().map(|sample| u16::from(*sample) * LEVEL).collect();
-                convert(&wide)
-            })?,
+    /// 8-bit RGB of pixels that have no fewer channels, where they are.
+    fn converted_in_place(&self, mut samples: Vec<u8>) -> Result<Vec<u8>, DecodeError> {
+        let (mut seen, mut end) = (Vec::new(), 0);
+        for at in (0..samples.len()).step_by(BATCH * self.channels) {
+            let batch = at..(at + BATCH * self.channels).min(samples.len());
+            seen.clear();
+            self.convert(&widened(&samples[batch]), &mut seen)?;
+            samples[end..end + seen.len()].copy_from_slice(&seen);
+            end += seen.len();
         }
-        Some(out)
+        samples.truncate(end);
+        samples.shrink_to_fit();
+        Ok(samples)
+    }
+
+    /// Puts 8-bit RGB of some pixels behind `out`.
+    ///
+    /// # Errors
+    /// [`DecodeError::Damaged`], which a conversion that has been tried out never is.
+    pub(super) fn convert(&self, samples: &[u16], out: &mut Vec<u8>) -> Result<(), DecodeError> {
+        let mut seen = vec![0; samples.len() / self.channels * 3];
+        let converted = self.transform.transform(samples, &mut seen);
+        converted.map_err(|_error| DecodeError::damaged("its colour profile is damaged"))?;
+        out.extend(seen.into_iter().map(|value| self.levels[usize::from(value)]));
+        Ok(())
     }
 
     /// For each number of 16 bits the level of 8, with black where it belongs.
@@ -222,6 +249,11 @@ impl Conversion {
         };
         (0..=u16::MAX).map(level).collect()
     }
+}
+
+/// 8 bits as 16.
+fn widened(samples: &[u8]) -> Vec<u16> {
+    samples.iter().map(|sample| u16::from(*sample) * LEVEL).collect()
 }
 
 /// From sRGB's 16 bits to light, of 1.

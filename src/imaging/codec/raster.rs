@@ -50,7 +50,7 @@ pub(super) struct Raster {
 }
 
 impl Raster {
-    /// Takes apart the pixels of a file. With `extra` channels behind the colours the
+    /// Takes apart the pixels of a file, those of 8 bits where they are. With `extra` channels behind the colours the
     /// first of them is the transparency.
     pub(super) fn interleaved(
         (width, height): (usize, usize),
@@ -63,8 +63,9 @@ impl Raster {
             Samples::Eight(samples) if extra == 0 => (Samples::Eight(samples), None),
             Samples::Sixteen(samples) if extra == 0 => (Samples::Sixteen(samples), None),
             Samples::Eight(samples) => {
-                let (colours, alpha) = split(&samples, channels, extra);
-                (Samples::Eight(colours), Some(alpha))
+                let pixels = samples.chunks_exact(channels + extra);
+                let alpha = pixels.map(|pixel| pixel[channels]).collect();
+                (Samples::Eight(compacted(samples, channels, extra)), Some(alpha))
             }
             Samples::Sixteen(samples) => {
                 let (colours, alpha) = split(&samples, channels, extra);
@@ -86,7 +87,7 @@ impl Raster {
         let pixels = match self.space {
             ColourSpace::Grey => colours.into_iter().flat_map(|grey| [grey; 3]).collect(),
             ColourSpace::Rgb => colours,
-            ColourSpace::Cmyk => colours.chunks_exact(4).flat_map(mix_inks).collect(),
+            ColourSpace::Cmyk => mixed_inks(colours),
         };
         let colour = RgbImage::new(width, height, pixels)?;
         match self.alpha {
@@ -96,6 +97,27 @@ impl Raster {
             Some(_) | None => Ok(colour.into()),
         }
     }
+}
+
+/// The first `channels` of each pixel alone, where the samples are.
+pub(super) fn compacted(mut samples: Vec<u8>, channels: usize, extra: usize) -> Vec<u8> {
+    let pixels = samples.len() / (channels + extra);
+    for at in 0..pixels {
+        let from = at * (channels + extra);
+        samples.copy_within(from..from + channels, at * channels);
+    }
+    samples.truncate(pixels * channels);
+    samples.shrink_to_fit();
+    samples
+}
+
+/// Inks to light, where they are.
+fn mixed_inks(mut inks: Vec<u8>) -> Vec<u8> {
+    for at in 0..inks.len() / 4 {
+        let light = mix_inks(&inks[4 * at..4 * at + 4]);
+        inks[4 * at..4 * at + 3].copy_from_slice(&light);
+    }
+    compacted(inks, 3, 1)
 }
 
 fn split<T: Copy>(samples: &[T], channels: usize, extra: usize) -> (Vec<T>, Vec<T>) {

@@ -28,6 +28,19 @@ const BLACK_IS_ZERO: u8 = 1;
 
 type File<'a> = Decoder<Cursor<Cow<'a, [u8]>>>;
 
+/// Bytes that reading the picture takes: the library has no rows, so there are the samples,
+/// the strip that they are unpacked from, and what is made of them.
+pub(super) fn needed(bytes: &[u8], limits: DecodeLimits) -> Result<usize, DecodeError> {
+    let mut file = Decoder::new(Cursor::new(bytes)).map_err(explain)?;
+    let (width, height) = file.dimensions().map_err(explain)?;
+    limits.check(u64::from(width), u64::from(height))?;
+    let channels = file.find_tag_unsigned::<u16>(Tag::SamplesPerPixel).ok().flatten();
+    let bits = file.find_tag_unsigned_vec::<u16>(Tag::BitsPerSample).ok().flatten();
+    let widest = bits.and_then(|bits| bits.into_iter().max()).unwrap_or(1);
+    let pixel = usize::from(channels.unwrap_or(1)) * usize::from(widest).div_ceil(8);
+    Ok((width as usize * height as usize).saturating_mul(3 * pixel + 4))
+}
+
 /// Reads the first picture of a file.
 pub(super) fn read(bytes: &[u8], limits: DecodeLimits) -> Result<Source, DecodeError> {
     // The library reads no palettes: their indices are read as greys.

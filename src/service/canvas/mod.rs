@@ -201,6 +201,11 @@ impl Canvas {
         Ok(())
     }
 
+    /// Bytes of the pictures in it.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.seam.as_ref().map_or(0, Seam::held_bytes)
+    }
+
     /// What was asked for, of what the model made. Not for the async runtime.
     pub(super) fn finish(&self, made: Picture) -> Picture {
         let made = self.after.apply(&made).into_owned();
@@ -270,6 +275,9 @@ fn elsewhere_note(size: ImageSize, work: ImageSize, model: &ModelInfo) -> String
 /// The task with its first picture, and the mask, brought to a size. Further pictures are
 /// shown to the model as they are: it scales them.
 fn with_first_picture(task: Task, fit: Fit) -> Task {
+    if fit == Fit::Keep {
+        return task;
+    }
     let fitted = |image: Picture| fit.apply(&image).into_owned();
     match task {
         Task::Generate => Task::Generate,
