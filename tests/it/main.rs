@@ -25,6 +25,7 @@ mod http_pictures;
 mod http_routes;
 mod http_wire;
 mod hub_download;
+mod interruption;
 mod layers;
 mod lora;
 mod pictures;

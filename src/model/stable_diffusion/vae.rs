@@ -15,6 +15,7 @@ use candle_transformers::models::stable_diffusion::unet_2d_blocks::{
 use super::config::VaeConfig;
 use super::layers::load_conv;
 use crate::checkpoint::Weights;
+use crate::interruption;
 use crate::nn::{Conv2d, clip, silu};
 
 /// Of all group normalisations.
@@ -180,8 +181,10 @@ impl Encoder {
     fn forward(&self, image: &Tensor) -> Result<Tensor> {
         let mut x = self.conv_in.forward(image)?;
         for block in &self.down_blocks {
+            interruption::check()?;
             x = block.forward(&x)?;
         }
+        interruption::check()?;
         let x = self.mid_block.forward(&x, None)?;
         self.conv_out.forward(&silu(&self.conv_norm_out.forward(&x)?)?)
     }
@@ -215,8 +218,10 @@ impl Decoder {
     }
 
     fn forward(&self, latents: &Tensor) -> Result<Tensor> {
+        interruption::check()?;
         let mut x = self.mid_block.forward(&self.conv_in.forward(latents)?, None)?;
         for block in &self.up_blocks {
+            interruption::check()?;
             x = block.forward(&x)?;
         }
         self.conv_out.forward(&silu(&self.conv_norm_out.forward(&x)?)?)
