@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails here, and says what it measured"
 )]
 
+mod absurd_numbers;
 mod capabilities;
 mod checkpoint;
 mod config_sources;
