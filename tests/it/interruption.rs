@@ -152,8 +152,14 @@ fn stable_diffusion_can_be_stopped_between_any_two_layers() {
 
         let asked = asked_in_stages(model.as_mut(), &request(image_to_image));
 
-        // Two layers for each text; the VAE's four levels and its middle; nothing before
-        // the first step; eleven residual layers of the U-Net, twice; the VAE once more.
-        assert_at_least(&asked, &[2 * 2, 5, 11 * 2, 11 * 2, 5]);
+        // Two layers for each text; the VAE's four levels and its middle; eleven residual
+        // layers of the U-Net, twice, in each step (some schedules have one more); the
+        // VAE once more.
+        let mut layers = vec![11 * 2; asked.len()];
+        layers[0] = 2 * 2;
+        layers[1] = 5;
+        layers[asked.len() - 1] = 5;
+        assert!(asked.len() >= 3 + STEPS);
+        assert_at_least(&asked, &layers);
     }
 }
