@@ -9,6 +9,9 @@
 //!
 //! Asking costs nothing worth counting and waits for no device.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use scoped_tls_hkt::scoped_thread_local;
 
 scoped_thread_local!(static IS_CANCELLED: for<'a> &'a dyn Fn() -> bool);
@@ -40,6 +43,43 @@ pub fn check() -> candle_core::Result<()> {
     Ok(())
 }
 
+/// What `work` returns, which may use other threads: what they do under
+/// [`Watch::over`] is broken off with the work of this one.
+///
+/// # Panics
+/// If `work` does.
+pub fn shared<R: Send>(work: impl FnOnce(Watch<'_>) -> R + Send) -> R {
+    const BETWEEN_QUESTIONS: Duration = Duration::from_millis(5);
+    if !is_watched() {
+        return work(Watch(None));
+    }
+    let is_cancelled = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let working = scope.spawn(|| work(Watch(Some(&is_cancelled))));
+        while !working.is_finished() {
+            // Only the thread that is watched may ask.
+            is_cancelled.fetch_or(check().is_err(), Ordering::Relaxed);
+            std::thread::sleep(BETWEEN_QUESTIONS);
+        }
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// What tells other threads that their work is broken off.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch<'a>(Option<&'a AtomicBool>);
+
+impl Watch<'_> {
+    /// What `work` returns, during which each [`check`] knows what the thread knows that
+    /// [`shared`] was called on.
+    pub fn over<R>(self, work: impl FnOnce() -> R) -> R {
+        match self.0 {
+            Some(is_cancelled) => watched(&|| is_cancelled.load(Ordering::Relaxed), work),
+            None => work(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -59,6 +99,24 @@ mod tests {
         assert_eq!((done, asked.get()), (2, 3));
         assert!(check().is_ok());
         assert!(!is_watched());
+    }
+
+    #[test]
+    fn other_threads_are_stopped_with_the_one_that_is_watched() {
+        // Without an end but this.
+        let endless = |watch: Watch<'_>| watch.over(|| while check().is_ok() {});
+        let asked = Cell::new(0);
+        let third = || {
+            asked.set(asked.get() + 1);
+            asked.get() >= 3
+        };
+
+        watched(&third, || shared(endless));
+
+        assert!(asked.get() >= 3);
+        // Whoever is not watched works on its own thread.
+        let here = std::thread::current().id();
+        assert_eq!(shared(|watch| watch.over(|| std::thread::current().id())), here);
     }
 
     #[test]

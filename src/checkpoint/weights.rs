@@ -13,6 +13,7 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use half::{bf16, f16};
 use indicatif::ProgressBar;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::tensor::TensorView;
@@ -367,7 +368,18 @@ impl Weights {
         if self.loras.is_empty() && stored_dtype(self.dtype) == Some(view.dtype()) {
             return self.upload(view);
         }
-        self.changed(name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?.to_device(&self.device)
+        let stored = match (self.dtype, view.dtype()) {
+            (DType::F32, safetensors::Dtype::BF16) => {
+                let numbers = widened(view.data(), |bytes| bf16::from_le_bytes(bytes).to_f32())?;
+                Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?
+            }
+            (DType::F32, safetensors::Dtype::F16) => {
+                let numbers = widened(view.data(), |bytes| f16::from_le_bytes(bytes).to_f32())?;
+                Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?
+            }
+            _ => view.load(&Device::Cpu)?,
+        };
+        self.changed(name, stored)?.to_dtype(self.dtype)?.to_device(&self.device)
     }
 
     /// `view` as it is stored.
@@ -543,21 +555,27 @@ fn numbers_in(shape: &Shape) -> usize {
     shape.dims().iter().fold(1, |product: usize, side| product.saturating_mul(*side))
 }
 
-/// What `load` makes of the numbers below `count`, on all processors. Work that can be
-/// broken off is, between as many as there are processors: others than this thread have
-/// nobody to ask.
+/// What `load` makes of the numbers below `count`, on all processors.
 fn loaded_side_by_side<T: Send>(
     count: usize,
     load: impl Fn(usize) -> candle_core::Result<T> + Sync,
 ) -> candle_core::Result<Vec<T>> {
-    let at_a_time = if interruption::is_watched() { rayon::current_num_threads() } else { count };
-    let mut loaded = Vec::new();
-    for start in (0..count).step_by(at_a_time.max(1)) {
+    interruption::shared(|watch| {
+        (0..count).into_par_iter().map(|index| watch.over(|| load(index))).collect()
+    })
+}
+
+/// The 16-bit numbers in `bytes` in 32 bits; `widen` does that with one of them.
+fn widened(bytes: &[u8], widen: fn([u8; 2]) -> f32) -> candle_core::Result<Vec<f32>> {
+    /// Between two checks.
+    const NUMBERS_AT_A_TIME: usize = 1 << 22;
+    let (numbers, _) = bytes.as_chunks::<2>();
+    let mut wide = Vec::with_capacity(numbers.len());
+    for part in numbers.chunks(NUMBERS_AT_A_TIME) {
         interruption::check()?;
-        let parts = start..count.min(start + at_a_time);
-        loaded.extend(parts.into_par_iter().map(&load).collect::<candle_core::Result<Vec<_>>>()?);
+        wide.extend(part.iter().map(|bytes| widen(*bytes)));
     }
-    Ok(loaded)
+    Ok(wide)
 }
 
 /// What a panic left in the mutex is as good as before: single values are set.
