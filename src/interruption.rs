@@ -10,6 +10,7 @@
 //! Asking costs nothing worth counting and waits for no device.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use scoped_tls_hkt::scoped_thread_local;
@@ -54,12 +55,16 @@ pub fn shared<R: Send>(work: impl FnOnce(Watch<'_>) -> R + Send) -> R {
         return work(Watch(None));
     }
     let is_cancelled = AtomicBool::new(false);
+    let (done, finished) = mpsc::channel::<()>();
+    let told = &is_cancelled;
     std::thread::scope(|scope| {
-        let working = scope.spawn(|| work(Watch(Some(&is_cancelled))));
-        while !working.is_finished() {
+        let working = scope.spawn(move || {
+            let _dropped_at_the_end = done;
+            work(Watch(Some(told)))
+        });
+        while finished.recv_timeout(BETWEEN_QUESTIONS) == Err(RecvTimeoutError::Timeout) {
             // Only the thread that is watched may ask.
-            is_cancelled.fetch_or(check().is_err(), Ordering::Relaxed);
-            std::thread::sleep(BETWEEN_QUESTIONS);
+            told.fetch_or(check().is_err(), Ordering::Relaxed);
         }
         working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
