@@ -12,6 +12,7 @@
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
+//! - [`interruption`] breaks off work that nobody waits for;
 //! - [`telemetry`] sets up the logs.
 
 pub mod api;
@@ -23,6 +24,7 @@ pub mod device;
 pub mod domain;
 pub mod hub;
 pub mod imaging;
+pub mod interruption;
 pub mod model;
 pub mod nn;
 pub mod service;

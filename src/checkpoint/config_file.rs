@@ -6,6 +6,9 @@
 //! every fault of the file at once. [`ConfigFile::finish_known`] refuses it, for
 //! files of our own.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -13,6 +16,13 @@ use super::CheckpointError;
 
 /// Keys that say how weights were quantised, in the file of any component.
 const QUANTIZATION_KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+
+/// The widest that anything in a network may be: products of three widths are numbers.
+pub const LARGEST_WIDTH: usize = 1_000_000;
+/// How many layers anything in a network may have.
+pub const MOST_LAYERS: usize = 1000;
+/// How many levels of resolution a network may have.
+const MOST_LEVELS: usize = 16;
 
 /// The values of one JSON object that have not been accounted for yet.
 #[derive(Debug)]
@@ -80,16 +90,59 @@ impl ConfigFile {
         }
     }
 
-    /// Takes `key`, which must be a number from 1 to a million: how many or how
-    /// wide something is.
+    /// Takes `key`, which must be a number from 1 to a million: how wide something is.
     pub fn count(&mut self, key: &str) -> usize {
-        const LARGEST: usize = 1_000_000;
-        let count: usize = self.required(key);
-        if (1..=LARGEST).contains(&count) {
-            return count;
+        self.count_within(key, 1..=LARGEST_WIDTH)
+    }
+
+    /// Takes `key`, which must be a number from 1 to a thousand: how many layers
+    /// something has.
+    pub fn layers(&mut self, key: &str) -> usize {
+        self.count_within(key, 1..=MOST_LAYERS)
+    }
+
+    /// Takes `key`, which must be there and in `range`; the least of it if it is not.
+    pub fn count_within(&mut self, key: &str, range: RangeInclusive<usize>) -> usize {
+        let count = self.required(key);
+        self.bounded(key, count, &range).unwrap_or(*range.start())
+    }
+
+    /// Takes `key`, which must be in `range`, or `default` where it is absent or null.
+    pub fn count_or(&mut self, key: &str, default: usize, range: RangeInclusive<usize>) -> usize {
+        let count = self.or(key, default);
+        self.bounded(key, count, &range).unwrap_or(default)
+    }
+
+    /// Takes `key`, which must be in `range`, or `default` where it is absent or null.
+    pub fn number_or(&mut self, key: &str, default: f64, range: RangeInclusive<f64>) -> f64 {
+        let number = self.or(key, default);
+        self.bounded(key, number, &range).unwrap_or(default)
+    }
+
+    /// Takes `key`, which must be 1 to 16 numbers in `range`; none if it is not.
+    pub fn counts(&mut self, key: &str, range: RangeInclusive<usize>) -> Vec<usize> {
+        let counts: Vec<usize> = self.required(key);
+        if (1..=MOST_LEVELS).contains(&counts.len()) && counts.iter().all(|n| range.contains(n)) {
+            return counts;
         }
-        self.faults.push(format!("{}{key} = {count} is not between 1 and {LARGEST}", self.path));
-        1
+        let (least, most) = range.into_inner();
+        let path = &self.path;
+        self.faults.push(format!(
+            "{path}{key} is not a list of 1 to {MOST_LEVELS} numbers between {least} and {most}"
+        ));
+        Vec::new()
+    }
+
+    fn bounded<T>(&mut self, key: &str, value: T, range: &RangeInclusive<T>) -> Option<T>
+    where
+        T: PartialOrd + Display,
+    {
+        if range.contains(&value) {
+            return Some(value);
+        }
+        let (path, least, most) = (&self.path, range.start(), range.end());
+        self.faults.push(format!("{path}{key} = {value} is not between {least} and {most}"));
+        None
     }
 
     /// Takes `key`, or `default` where it is absent or null.
@@ -268,6 +321,34 @@ mod tests {
         for expected in ["act", "layers", "width", "kind", "extra", "inner.deep", "bitsandbytes"] {
             assert!(faults.iter().any(|fault| fault.contains(expected)), "{expected}: {faults:?}");
         }
+    }
+
+    #[test]
+    fn numbers_out_of_their_bounds_are_named_with_them_and_replaced() {
+        let text = r#"{"width": 1000001, "depth": 1001, "eps": 1e308, "offset": 9, "group": 0,
+            "levels": [1, 99], "none": [], "inner": {"size": 7}}"#;
+        let mut config = ConfigFile::parse("a/config.json", text).unwrap();
+
+        assert_eq!((config.count("width"), config.layers("depth")), (1, 1));
+        assert_eq!(config.number_or("eps", 0.5, 0.0..=1.0), 0.5);
+        assert_eq!(config.count_or("offset", 2, 0..=8), 2);
+        assert_eq!(config.count_or("group", 2, 1..=8), 2);
+        assert!(config.counts("levels", 1..=98).is_empty());
+        assert!(config.counts("none", 1..=98).is_empty());
+        let mut inner = config.section("inner");
+        assert_eq!(inner.count_within("size", 8..=9), 8);
+        config.close(inner);
+
+        let faults = faults(config.finish());
+        for expected in [
+            "width = 1000001 is not between 1 and 1000000",
+            "depth = 1001 is not between 1 and 1000",
+            "offset = 9 is not between 0 and 8",
+            "inner.size = 7 is not between 8 and 9",
+        ] {
+            assert!(faults.iter().any(|fault| fault == expected), "{expected}: {faults:?}");
+        }
+        assert_eq!(faults.len(), 8);
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod upload;
 mod weight_files;
 mod weights;
 
-pub use config_file::ConfigFile;
+pub use config_file::{ConfigFile, LARGEST_WIDTH, MOST_LAYERS};
 pub use content::text;
 pub use error::CheckpointError;
 pub use lora::Lora;

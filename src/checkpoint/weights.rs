@@ -13,6 +13,7 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
+use half::{bf16, f16};
 use indicatif::ProgressBar;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::tensor::TensorView;
@@ -21,9 +22,17 @@ use super::tensor_files::TensorFiles;
 #[cfg(feature = "cuda")]
 use super::upload::{self, UploadOrder};
 use super::{CheckpointError, Lora, Snapshot};
+use crate::interruption;
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
+/// How many faults are gathered before loading ends.
+const MOST_FAULTS: usize = 1000;
+/// Numbers of all kernels that are not there, before loading ends: what loads kernels
+/// copies the zeros that stand for them.
+const MOST_KERNEL_NUMBERS: usize = 1 << 27;
+/// Numbers of any one tensor that is not there, likewise.
+const LARGEST_STAND_IN: usize = 1 << 48;
 
 /// How layers that can do with fewer digits keep their matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +107,10 @@ struct Account {
     bytes_taken: usize,
     /// Whether all faults have been reported; later ones are errors at once.
     is_closed: bool,
+    /// Numbers of the kernels that are not there as they were asked for.
+    absent_kernel_numbers: usize,
+    /// Whether loading ended at a fault, before everything was asked for.
+    is_cut_short: bool,
 }
 
 impl Weights {
@@ -203,7 +216,7 @@ impl Weights {
     ) -> candle_core::Result<Vec<T>> {
         let part = |index: usize| load(&self.at(index), index);
         if self.device.is_cpu() {
-            return (0..count).into_par_iter().map(part).collect();
+            return loaded_side_by_side(count, part);
         }
         (0..count).map(part).collect()
     }
@@ -293,7 +306,7 @@ impl Weights {
     /// A candle error if the conversion or the move to the device fails.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
         let shape = shape.into();
-        let bytes = shape.elem_count() * self.dtype.size_in_bytes();
+        let bytes = numbers_in(&shape).saturating_mul(self.dtype.size_in_bytes());
         self.get_kept_in(name, shape, bytes)
     }
 
@@ -320,6 +333,7 @@ impl Weights {
                 self.placeholder(shape)
             }
             Some(Ok(view)) => {
+                interruption::check()?;
                 let tensor = self.read(&name, &view)?;
                 self.progress.inc(bytes as u64);
                 let mut account = self.account();
@@ -328,15 +342,25 @@ impl Weights {
                 }
                 Ok(tensor)
             }
-            Some(Err(fault)) => {
-                self.note(fault)?;
-                self.placeholder(shape)
-            }
-            None => {
-                self.note(format!("{name} is missing"))?;
-                self.placeholder(shape)
-            }
+            Some(Err(fault)) => self.stand_in(shape, fault),
+            None => self.stand_in(shape, format!("{name} is missing")),
         }
+    }
+
+    /// A placeholder for a tensor that is not there as it was asked for; `fault` says why.
+    fn stand_in(&self, shape: Shape, fault: String) -> candle_core::Result<Tensor> {
+        self.note(fault)?;
+        let numbers = numbers_in(&shape);
+        let mut account = self.account();
+        if shape.rank() > 2 {
+            account.absent_kernel_numbers = account.absent_kernel_numbers.saturating_add(numbers);
+        }
+        if numbers > LARGEST_STAND_IN || account.absent_kernel_numbers > MOST_KERNEL_NUMBERS {
+            account.is_cut_short = true;
+            candle_core::bail!("loading ended at what is not there");
+        }
+        drop(account);
+        self.placeholder(shape)
     }
 
     /// `view` as it is handed out.
@@ -344,7 +368,18 @@ impl Weights {
         if self.loras.is_empty() && stored_dtype(self.dtype) == Some(view.dtype()) {
             return self.upload(view);
         }
-        self.changed(name, view.load(&Device::Cpu)?)?.to_dtype(self.dtype)?.to_device(&self.device)
+        let stored = match (self.dtype, view.dtype()) {
+            (DType::F32, safetensors::Dtype::BF16) => {
+                let numbers = widened(view.data(), |bytes| bf16::from_le_bytes(bytes).to_f32())?;
+                Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?
+            }
+            (DType::F32, safetensors::Dtype::F16) => {
+                let numbers = widened(view.data(), |bytes| f16::from_le_bytes(bytes).to_f32())?;
+                Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?
+            }
+            _ => view.load(&Device::Cpu)?,
+        };
+        self.changed(name, stored)?.to_dtype(self.dtype)?.to_device(&self.device)
     }
 
     /// `view` as it is stored.
@@ -435,7 +470,7 @@ impl Weights {
         let mut account = self.account();
         account.is_closed = true;
         let mut faults = account.faults.clone();
-        if let Some(files) = self.store.source.files() {
+        if let Some(files) = self.store.source.files().filter(|_| !account.is_cut_short) {
             faults.extend(
                 files
                     .names()
@@ -444,7 +479,10 @@ impl Weights {
                     .map(|name| format!("{name} is unexpected")),
             );
         }
-        faults.extend(self.loras.iter().flat_map(|lora| lora.unmatched(account.requested.keys())));
+        if !account.is_cut_short {
+            let requested = || account.requested.keys();
+            faults.extend(self.loras.iter().flat_map(|lora| lora.unmatched(requested())));
+        }
         if faults.is_empty() {
             return Ok(account.bytes_taken);
         }
@@ -456,6 +494,22 @@ impl Weights {
             faults.push(format!("and {more} more"));
         }
         Err(CheckpointError::Weights { component: self.store.component.clone(), faults })
+    }
+
+    /// What `load` makes of these weights.
+    ///
+    /// # Errors
+    /// Those faults that ended it early, if it was ended by them, else its own error.
+    pub fn load<T, E>(&self, load: impl FnOnce(&Self) -> candle_core::Result<T>) -> Result<T, E>
+    where
+        E: From<CheckpointError> + From<candle_core::Error>,
+    {
+        let loaded = load(self);
+        let is_cut_short = self.account().is_cut_short;
+        if loaded.is_err() && is_cut_short {
+            self.finish()?;
+        }
+        Ok(loaded?)
     }
 
     /// Every name asked for so far, with the shape.
@@ -484,12 +538,44 @@ impl Weights {
             candle_core::bail!("{}: {fault}", self.store.component);
         }
         account.faults.push(fault);
-        Ok(())
+        if account.faults.len() < MOST_FAULTS {
+            return Ok(());
+        }
+        account.is_cut_short = true;
+        candle_core::bail!("loading ended at {MOST_FAULTS} faults")
     }
 
     fn account(&self) -> std::sync::MutexGuard<'_, Account> {
         lock(&self.store.account)
     }
+}
+
+/// How many numbers a tensor of `shape` has; the largest number if they are more.
+fn numbers_in(shape: &Shape) -> usize {
+    shape.dims().iter().fold(1, |product: usize, side| product.saturating_mul(*side))
+}
+
+/// What `load` makes of the numbers below `count`, on all processors.
+fn loaded_side_by_side<T: Send>(
+    count: usize,
+    load: impl Fn(usize) -> candle_core::Result<T> + Sync,
+) -> candle_core::Result<Vec<T>> {
+    interruption::shared(|watch| {
+        (0..count).into_par_iter().map(|index| watch.over(|| load(index))).collect()
+    })
+}
+
+/// The 16-bit numbers in `bytes` in 32 bits; `widen` does that with one of them.
+fn widened(bytes: &[u8], widen: fn([u8; 2]) -> f32) -> candle_core::Result<Vec<f32>> {
+    /// Between two checks.
+    const NUMBERS_AT_A_TIME: usize = 1 << 22;
+    let (numbers, _) = bytes.as_chunks::<2>();
+    let mut wide = Vec::with_capacity(numbers.len());
+    for part in numbers.chunks(NUMBERS_AT_A_TIME) {
+        interruption::check()?;
+        wide.extend(part.iter().map(|bytes| widen(*bytes)));
+    }
+    Ok(wide)
 }
 
 /// What a panic left in the mutex is as good as before: single values are set.

@@ -18,8 +18,8 @@ pub trait DiffusionModel: Send {
 
     /// Makes the pictures that `request` asks for.
     ///
-    /// Blocks for seconds or minutes. Tells `observer` after every step and
-    /// stops soon after it breaks. `request` has been held against
+    /// Blocks for seconds or minutes. Tells `observer` after every step, asks it
+    /// between layers and stops soon after it breaks. `request` has been held against
     /// [`ModelInfo::capabilities`] by the caller.
     ///
     /// # Errors
@@ -36,6 +36,12 @@ pub trait DiffusionModel: Send {
 pub trait StepObserver {
     /// After `progress.step` of `progress.total_steps`; `Break` cancels.
     fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()>;
+
+    /// Whether nobody waits for the work any more. Asked many times during a step,
+    /// between layers and while weights are read: it must be cheap.
+    fn is_cancelled(&mut self) -> bool {
+        false
+    }
 
     /// Whether [`Self::on_preview`] is wanted for the state after
     /// `progress.step` steps. Asked before [`Self::on_step`] of that step, and

@@ -6,7 +6,7 @@ use super::{
     AreaRange, Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, LoadError,
     ModelConfig, RequestDefaults,
 };
-use crate::checkpoint::{CheckpointError, Snapshot};
+use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
 use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
 
 /// How far edits by noise go in the reference pipelines.
@@ -93,6 +93,11 @@ pub(super) struct CheckpointDefaults {
 
 impl CheckpointDefaults {
     pub(super) const FILE: &str = "diffuser.json";
+    /// The largest picture that a checkpoint may ask for where a request names no size.
+    pub(super) const LARGEST_AREA: usize = 1 << 24;
+    /// The largest area at which one may say that it works well.
+    const LARGEST_RANGE: usize = 1 << 32;
+    const LARGEST_MULTIPLE: usize = 1024;
 
     pub(super) fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         if !snapshot.has(Self::FILE) {
@@ -122,8 +127,22 @@ impl CheckpointDefaults {
         {
             file.fault(format!("image_area_range = [{least}, {most}] does not hold image_area"));
         }
+        defaults.check(&mut file);
         file.finish_known()?;
         Ok(defaults)
+    }
+
+    fn check(&self, file: &mut ConfigFile) {
+        let mut check = |key: &str, number: Option<usize>, most: usize| {
+            if let Some(number) = number.filter(|number| !(1..=most).contains(number)) {
+                file.fault(format!("{key} = {number} is not between 1 and {most}"));
+            }
+        };
+        check("image_area", self.image_area, Self::LARGEST_AREA);
+        check("size_multiple", self.size_multiple, Self::LARGEST_MULTIPLE);
+        for area in self.image_area_range.into_iter().flatten() {
+            check("image_area_range", Some(area), Self::LARGEST_RANGE);
+        }
     }
 
     /// At which areas it works, where the file says so or its family knows: `is_published`

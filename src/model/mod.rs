@@ -15,6 +15,7 @@ mod residency;
 pub mod stable_diffusion;
 mod tokenizer_files;
 mod warnings;
+mod watched;
 
 pub use diffusion::{
     AreaRange, Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation,

@@ -31,6 +31,20 @@ pub(super) fn whole(snapshot: &Snapshot, file: &str) -> Result<Tokenizer, LoadEr
     Ok(tokenizer)
 }
 
+/// Refuses ids that the encoder of `vocab_size` rows has no embedding for.
+pub(super) fn check_ids(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), LoadError> {
+    let vocab = tokenizer.get_vocab(true);
+    if let Some((token, id)) = vocab.iter().max_by_key(|(_, id)| **id)
+        && usize::try_from(*id).is_ok_and(|id| id >= vocab_size)
+    {
+        return Err(LoadError::Tokenizer(format!(
+            "token {token} has id {id}, but vocab_size = {vocab_size} in the text encoder's \
+             config.json"
+        )));
+    }
+    Ok(())
+}
+
 /// A byte-pair encoding from `vocab.json` and `merges.txt` in `folder`.
 pub(super) fn bpe(snapshot: &Snapshot, folder: &str) -> Result<BpeBuilder, LoadError> {
     let vocab: Vocab = json(snapshot, &format!("{folder}/vocab.json"))?;

@@ -7,6 +7,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::fusion::Fusion;
 use super::softmax::{softmax, softmax_in_place};
+use crate::interruption;
 
 /// Scores held at a time on a CPU, in numbers: 4 MiB of f32, which stay in its
 /// caches.
@@ -78,6 +79,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Res
     let rows = (at_a_time / (batch * heads * keys)).clamp(1, queries);
     let mut slices = Vec::with_capacity(queries.div_ceil(rows));
     for start in (0..queries).step_by(rows) {
+        interruption::check()?;
         let count = rows.min(queries - start);
         let q = q.narrow(2, start, count)?.contiguous()?;
         let slice = match mask {

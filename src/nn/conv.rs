@@ -6,6 +6,8 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::interruption;
+
 /// Numbers in an unfolded input at a time: 256 MiB of f32.
 const UNFOLDED_AT_A_TIME: usize = 64 * 1024 * 1024;
 
@@ -58,6 +60,7 @@ impl Conv2d {
         let rows = (UNFOLDED_AT_A_TIME / unfolded_row).clamp(1, out_rows);
         let mut strips = Vec::with_capacity(out_rows.div_ceil(rows));
         for start in (0..out_rows).step_by(rows) {
+            interruption::check()?;
             let count = rows.min(out_rows - start);
             let in_rows = (count - 1) * self.stride + self.kernel;
             let strip = x.narrow(2, start * self.stride, in_rows)?.contiguous()?;

@@ -7,6 +7,10 @@ use super::fp8::{self, Fp8Rows};
 #[cfg(feature = "cuda")]
 use super::fusion::Fusion;
 use crate::checkpoint::{MatrixFormat, Weights};
+use crate::interruption;
+
+/// Multiplications of a product on a CPU between two checks: a second or two of two cores.
+const CPU_PRODUCTS_AT_A_TIME: usize = 1 << 36;
 
 /// y = x · weightᵀ (+ bias).
 pub struct Linear {
@@ -123,9 +127,9 @@ impl Linear {
     /// A candle error if the shapes do not fit, or the input is of another format.
     pub fn product_of(&self, input: &LayerInput) -> Result<Tensor> {
         match (&self.weight, input) {
-            (Weight::Exact(layer), LayerInput::Exact(x)) => layer.forward(x),
+            (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer, x),
             (Weight::Rounded { rows, dtype, .. }, LayerInput::Exact(x)) => {
-                candle_nn::Linear::new(rows.widen(*dtype)?, None).forward(x)
+                multiplied(&candle_nn::Linear::new(rows.widen(*dtype)?, None), x)
             }
             (Weight::Rounded { rows, dtype, .. }, LayerInput::Rounded(x, shape)) => {
                 let product = fp8::product(x, rows, *dtype)?;
@@ -163,6 +167,34 @@ impl Linear {
     }
 }
 
+/// x · weightᵀ, which can be broken off on a CPU.
+fn multiplied(layer: &candle_nn::Linear, x: &Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return layer.forward(x);
+    }
+    multiplied_in_strips(layer, x, CPU_PRODUCTS_AT_A_TIME)
+}
+
+/// The same by strips of rows, of `at_a_time` multiplications or a single row each.
+fn multiplied_in_strips(layer: &candle_nn::Linear, x: &Tensor, at_a_time: usize) -> Result<Tensor> {
+    let (outputs, inputs) = layer.weight().dims2()?;
+    let rows = (at_a_time / (outputs * inputs).max(1)).max(1);
+    let count = x.elem_count() / inputs.max(1);
+    if count <= rows {
+        return layer.forward(x);
+    }
+    let flat = x.reshape(((), inputs))?;
+    let strip = |start| {
+        interruption::check()?;
+        layer.forward(&flat.narrow(0, start, rows.min(count - start))?)
+    };
+    let strips = (0..count).step_by(rows).map(strip).collect::<Result<Vec<_>>>()?;
+    let mut dims = x.dims().to_vec();
+    dims.pop();
+    dims.push(outputs);
+    Tensor::cat(&strips, 0)?.reshape(dims)
+}
+
 /// x + bias; `x`: (…, width), `bias`: (width).
 pub(super) fn add_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
@@ -176,6 +208,33 @@ mod tests {
     use super::super::kernels::emulation::numbers;
     use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
+
+    #[test]
+    fn a_large_product_is_made_by_strips_and_can_be_broken_off_between_them() {
+        let x = numbers(&[2, 5, 9], 1, DType::F32);
+        let layer = candle_nn::Linear::new(numbers(&[4, 9], 2, DType::F32), None);
+        let expected = layer.forward(&x).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let by_strips = |stops_at| {
+            asked.set(0);
+            let is_cancelled = || {
+                asked.set(asked.get() + 1);
+                asked.get() == stops_at
+            };
+            // Three rows at a time.
+            interruption::watched(&is_cancelled, || multiplied_in_strips(&layer, &x, 3 * 4 * 9))
+        };
+
+        let made = by_strips(usize::MAX).unwrap();
+
+        assert_eq!((made.dims(), asked.get()), (expected.dims(), 4));
+        let list = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // Sums of nine products below ten, in whatever order.
+        let pairs = list(&made).into_iter().zip(list(&expected));
+        assert!(pairs.into_iter().all(|(ours, whole)| (ours - whole).abs() < 1e-5));
+        assert!(by_strips(2).is_err());
+        assert_eq!(asked.get(), 2);
+    }
 
     #[test]
     fn what_is_not_finite_reaches_everything_that_a_layer_makes_of_it() {

@@ -106,7 +106,7 @@ fn refuse(job: Job) {
     let _ = job.reply.send(Err(ServiceError::ShuttingDown));
 }
 
-/// Stops a job at its next step once its client has gone.
+/// Stops a job between two of its layers once its client has gone.
 struct ClientWatch<'a> {
     reply: &'a oneshot::Sender<Result<Generation, ServiceError>>,
     previews: Previews,
@@ -115,8 +115,12 @@ struct ClientWatch<'a> {
 
 impl StepObserver for ClientWatch<'_> {
     fn on_step(&mut self, _progress: StepProgress) -> ControlFlow<()> {
+        if self.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn is_cancelled(&mut self) -> bool {
         self.worker.thin_out();
-        if self.reply.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        self.reply.is_closed()
     }
 
     fn wants_preview(&mut self, progress: StepProgress) -> bool {

@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails here, and says what it measured"
 )]
 
+mod absurd_numbers;
 mod capabilities;
 mod checkpoint;
 mod config_sources;
@@ -26,6 +27,7 @@ mod http_pictures;
 mod http_routes;
 mod http_wire;
 mod hub_download;
+mod interruption;
 mod layers;
 mod lora;
 mod pictures;

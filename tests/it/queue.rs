@@ -78,14 +78,31 @@ async fn health_answers_in_milliseconds_while_a_picture_is_being_made() {
 
 #[tokio::test]
 async fn a_client_that_leaves_takes_its_running_job_with_it() {
-    let mut server = Setup::script([Behaviour::UntilCancelled]).start().await;
+    for behaviour in [Behaviour::UntilCancelled, Behaviour::EndlessStep] {
+        let mut server = Setup::script([behaviour]).start().await;
+        let running = server.edit_in_background(edit_form());
+        server.next_request().await;
+
+        running.abort();
+
+        assert!(matches!(server.next_event().await, Event::Cancelled));
+        json_of(server.edit(edit_form()).await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_within_a_step_of_another_gives_its_place_back() {
+    let setup = Setup { queue_capacity: 1, ..Setup::script([Behaviour::EndlessStep]) };
+    let mut server = setup.start().await;
     let running = server.edit_in_background(edit_form());
     server.next_request().await;
+    let waiting = server.edit_in_background(edit_form().text("seed", "1"));
+    server.until(|status| status.waiting == 1).await;
 
+    waiting.abort();
+
+    server.until(|status| status.waiting == 0).await;
     running.abort();
-
-    assert!(matches!(server.next_event().await, Event::Cancelled));
-    json_of(server.edit(edit_form()).await).await;
 }
 
 #[tokio::test]

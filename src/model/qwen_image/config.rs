@@ -7,7 +7,7 @@
 //! Sources: the published `config.json` files, and diffusers 0.42.1 and
 //! transformers 5.23 for what each key does.
 
-use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
+use crate::checkpoint::{CheckpointError, ConfigFile, LARGEST_WIDTH, Snapshot};
 
 /// `transformer/config.json`: `QwenImageTransformer2DModel`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl TransformerConfig {
         let config = Self {
             in_channels: file.count("in_channels"),
             out_channels: file.count("out_channels"),
-            num_layers: file.count("num_layers"),
+            num_layers: file.layers("num_layers"),
             attention_head_dim: file.count("attention_head_dim"),
             num_attention_heads: file.count("num_attention_heads"),
             joint_attention_dim: file.count("joint_attention_dim"),
@@ -75,10 +75,14 @@ impl TransformerConfig {
                 self.in_channels, self.out_channels
             ));
         }
+        let width = self.inner_dim();
+        if width > LARGEST_WIDTH {
+            file.fault(format!(
+                "attention_head_dim times num_attention_heads = {width} is more than {LARGEST_WIDTH}"
+            ));
+        }
         let axes = self.axes_dims_rope;
-        if axes.iter().sum::<usize>() != self.attention_head_dim
-            || axes.iter().any(|axis| axis % 2 != 0)
-        {
+        if sum_of(axes) != Some(self.attention_head_dim) || axes.iter().any(|axis| axis % 2 != 0) {
             file.fault(format!(
                 "axes_dims_rope = {axes:?} are not even numbers that add up to \
                  attention_head_dim = {}",
@@ -87,11 +91,16 @@ impl TransformerConfig {
         }
     }
 
-    /// Width of the hidden states.
+    /// Width of the hidden states: a million million at most.
     #[must_use]
     pub fn inner_dim(&self) -> usize {
         self.attention_head_dim * self.num_attention_heads
     }
+}
+
+/// What `numbers` add up to, if that is a number.
+fn sum_of(numbers: [usize; 3]) -> Option<usize> {
+    numbers.iter().try_fold(0, |sum: usize, number| sum.checked_add(*number))
 }
 
 /// `vae/config.json`: `AutoencoderKLQwenImage`.
@@ -137,8 +146,8 @@ impl VaeConfig {
             input_channels: file.or("input_channels", Self::COLOURS),
             base_dim: file.count("base_dim"),
             z_dim: file.count("z_dim"),
-            dim_mult: file.required("dim_mult"),
-            num_res_blocks: file.count("num_res_blocks"),
+            dim_mult: file.counts("dim_mult", 1..=LARGEST_WIDTH),
+            num_res_blocks: file.layers("num_res_blocks"),
             temperal_downsample: file.required("temperal_downsample"),
             latents_mean: file.required("latents_mean"),
             latents_std: file.required("latents_std"),
@@ -161,15 +170,18 @@ impl VaeConfig {
                 file.fault(format!("{key} has {count} values, z_dim is {z_dim}"));
             }
         }
-        if self.latents_std.iter().any(|deviation| *deviation <= 0.0) {
-            file.fault("latents_std has a value that is not above zero");
+        if !self.latents_std.iter().all(|deviation| (1e-6..=1e6).contains(deviation)) {
+            file.fault("latents_std has a value that is not between 10⁻⁶ and 10⁶");
+        }
+        if !self.latents_mean.iter().all(|mean| (-1e6..=1e6).contains(mean)) {
+            file.fault("latents_mean has a value that is not between −10⁶ and 10⁶");
         }
         if ![Self::COLOURS, Self::COLOURS + 1].contains(&self.input_channels) {
             let channels = self.input_channels;
             file.fault(format!("input_channels = {channels} is not supported, only 3 and 4 are"));
         }
-        if self.dim_mult.contains(&0) {
-            file.fault("dim_mult has a zero");
+        if self.dim_mult.iter().any(|multiple| multiple * self.base_dim > LARGEST_WIDTH) {
+            file.fault(format!("dim_mult times base_dim is more than {LARGEST_WIDTH}"));
         }
         if self.dim_mult.len() != self.temperal_downsample.len() + 1 {
             file.fault(format!(
@@ -304,6 +316,11 @@ const TEXT_KEYS: &[&str] = &[
 /// not write.
 const IMAGE_TOKEN_ID: u32 = 151_655;
 
+/// The longest side of a patch in pixels, frames, or tokens that are merged.
+const LARGEST_PATCH: usize = 256;
+/// The most that [`ProcessorConfig::min_pixels`] may be: pictures are made as large.
+const LARGEST_MIN_PIXELS: usize = 1 << 22;
+
 /// The names of SiLU.
 const SILU: &[&str] = &["silu", "swish"];
 
@@ -340,20 +357,22 @@ impl TextEncoderConfig {
             ));
         }
         file.inert(INERT_ENCODER_KEYS);
-        file.finish()?;
         let image_token_id = image_token_id.unwrap_or(IMAGE_TOKEN_ID);
+        file.finish()?;
         Ok(Self { text: text_config, vision: vision_config, image_token_id })
     }
 }
 
 impl TextConfig {
     fn read(file: &mut ConfigFile) -> Self {
+        // The class's own value.
+        const RMS_NORM_EPS: f64 = 1e-5;
         file.one_of("hidden_act", SILU);
         let (rope_theta, mrope_section) = Self::read_rope(file);
         let num_attention_heads = file.count("num_attention_heads");
         let config = Self {
             hidden_size: file.count("hidden_size"),
-            num_hidden_layers: file.count("num_hidden_layers"),
+            num_hidden_layers: file.layers("num_hidden_layers"),
             num_attention_heads,
             num_key_value_heads: if file.has("num_key_value_heads") {
                 file.count("num_key_value_heads")
@@ -362,7 +381,7 @@ impl TextConfig {
             },
             intermediate_size: file.count("intermediate_size"),
             vocab_size: file.count("vocab_size"),
-            rms_norm_eps: file.required("rms_norm_eps"),
+            rms_norm_eps: file.number_or("rms_norm_eps", RMS_NORM_EPS, 0.0..=1.0),
             rope_theta,
             mrope_section,
         };
@@ -413,7 +432,11 @@ impl TextConfig {
         let mrope_section = rope.or("mrope_section", [16, 24, 24]);
         let inner_theta: Option<f64> = rope.optional("rope_theta");
         file.close(rope);
-        (inner_theta.or(outer_theta).unwrap_or(ROPE_THETA), mrope_section)
+        let rope_theta = inner_theta.or(outer_theta).unwrap_or(ROPE_THETA);
+        if !(1.0..=1e12).contains(&rope_theta) {
+            file.fault(format!("rope_theta = {rope_theta} is not between 1 and 10¹²"));
+        }
+        (rope_theta, mrope_section)
     }
 
     fn check(&self, file: &mut ConfigFile) {
@@ -425,7 +448,7 @@ impl TextConfig {
                 heads.0, heads.1
             ));
         }
-        if self.mrope_section.iter().sum::<usize>() * 2 != self.head_dim() {
+        if sum_of(self.mrope_section).and_then(|sum| sum.checked_mul(2)) != Some(self.head_dim()) {
             let (section, size) = (self.mrope_section, self.head_dim());
             file.fault(format!("mrope_section = {section:?} is not half a head of {size}"));
         }
@@ -449,13 +472,13 @@ impl VisionConfig {
         file.inert(INERT_ENCODER_KEYS);
         let config = Self {
             hidden_size: file.count("hidden_size"),
-            depth: file.count("depth"),
+            depth: file.layers("depth"),
             num_heads: file.count("num_heads"),
             intermediate_size: file.count("intermediate_size"),
             out_hidden_size: file.count("out_hidden_size"),
-            patch_size: file.count("patch_size"),
-            temporal_patch_size: file.count("temporal_patch_size"),
-            spatial_merge_size: file.count("spatial_merge_size"),
+            patch_size: file.count_within("patch_size", 1..=LARGEST_PATCH),
+            temporal_patch_size: file.count_within("temporal_patch_size", 1..=LARGEST_PATCH),
+            spatial_merge_size: file.count_within("spatial_merge_size", 1..=LARGEST_PATCH),
             window_size: file.count("window_size"),
             fullatt_block_indexes: file.required("fullatt_block_indexes"),
         };
@@ -567,10 +590,27 @@ impl ProcessorConfig {
                 .or(longest)
                 .unwrap_or(28 * 28 * 1280),
         };
-        if config.min_pixels > config.max_pixels {
+        config.check(file);
+        config
+    }
+
+    fn check(&self, file: &mut ConfigFile) {
+        let (least, most) = (self.min_pixels, self.max_pixels);
+        if least > most {
             file.fault("min_pixels is larger than max_pixels");
         }
-        config
+        if most == 0 {
+            file.fault("max_pixels is 0");
+        }
+        if least > LARGEST_MIN_PIXELS {
+            file.fault(format!("min_pixels = {least} is more than {LARGEST_MIN_PIXELS}"));
+        }
+        if !self.image_mean.iter().all(|mean| (-1e3..=1e3).contains(mean)) {
+            file.fault("image_mean has a value that is not between −1000 and 1000");
+        }
+        if !self.image_std.iter().all(|deviation| (1e-6..=1e3).contains(deviation)) {
+            file.fault("image_std has a value that is not between 10⁻⁶ and 1000");
+        }
     }
 
     fn pin(file: &mut ConfigFile, vision: &VisionConfig) {

@@ -41,9 +41,12 @@ pub(super) fn load_components(
     let bar = progress_bar(plan.resident_bytes(&bytes));
     let opened = opened.reporting(&bar);
 
+    let text_encoder = &configs.text_encoder;
+    let tokenizer = PromptTokenizer::load(context.snapshot, text_encoder.image_token_id)?;
+    tokenizer.check_ids(text_encoder.text.vocab_size)?;
     let processor = || ProcessorConfig::load(context.snapshot, &configs.text_encoder.vision);
     let components = Components {
-        tokenizer: PromptTokenizer::load(context.snapshot, configs.text_encoder.image_token_id)?,
+        tokenizer,
         processor: (variant.shown != Shown::Nothing).then(processor).transpose()?,
         text_encoder: Held::new(plan.text_encoder, &opened.text_encoder, {
             let config = configs.text_encoder.clone();
@@ -153,9 +156,14 @@ impl Opened {
     /// Holds every tensor against what the components ask for, and counts them.
     fn check(&self, configs: &Configs) -> Result<WeightBytes, LoadError> {
         let [text_encoder, transformer, vae] = self.each().map(Weights::checking);
-        TextEncoder::load(&text_encoder, &configs.text_encoder)?;
-        Transformer::load(&transformer, &configs.transformer, TransformerResidency::RESIDENT)?;
-        Vae::load(&vae, &configs.vae)?;
+        let all = TransformerResidency::RESIDENT;
+        let load_transformer = |weights: &Weights| -> candle_core::Result<()> {
+            Transformer::load(weights, &configs.transformer, all).map(drop)
+        };
+        text_encoder
+            .load::<_, LoadError>(|weights| TextEncoder::load(weights, &configs.text_encoder))?;
+        transformer.load::<_, LoadError>(load_transformer)?;
+        vae.load::<_, LoadError>(|weights| Vae::load(weights, &configs.vae))?;
         self.finish()?;
         let bytes = [text_encoder, transformer, vae].map(|weights| weights.checked().bytes);
         let number_bytes = self.transformer.dtype().size_in_bytes();

@@ -134,6 +134,14 @@ impl PromptTokenizer {
         Ok(Self { tokenizer, image_token_id })
     }
 
+    /// Refuses ids that an encoder of `vocab_size` rows does not know.
+    ///
+    /// # Errors
+    /// [`LoadError::Tokenizer`] with the id.
+    pub fn check_ids(&self, vocab_size: usize) -> Result<(), LoadError> {
+        tokenizer_files::check_ids(&self.tokenizer, vocab_size)
+    }
+
     /// Refuses a vocabulary in which the words before a prompt are not the tokens
     /// that `template` drops.
     ///

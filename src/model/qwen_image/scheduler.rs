@@ -14,6 +14,9 @@
 
 use crate::checkpoint::{CheckpointError, Snapshot};
 
+/// The most tokens that a shift may be given for.
+const LONGEST_SEQUENCE: usize = 1_000_000_000;
+
 /// `scheduler/scheduler_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
@@ -73,7 +76,7 @@ impl SchedulerConfig {
         ] {
             file.only(switch, false);
         }
-        let static_shift: f64 = file.or("shift", 1.0);
+        let static_shift = file.number_or("shift", 1.0, 1e-3..=1e3);
         let dynamic: bool = file.or("use_dynamic_shifting", false);
         let kind: String = file.or("time_shift_type", "exponential".to_owned());
         let kind = match kind.as_str() {
@@ -86,12 +89,17 @@ impl SchedulerConfig {
             }
         };
         // Defaults: those of `calculate_shift` and of the class.
+        let base_image_seq_len = file.count_or("base_image_seq_len", 256, 1..=LONGEST_SEQUENCE);
+        let max_image_seq_len = file.count_or("max_image_seq_len", 4096, 1..=LONGEST_SEQUENCE);
+        if dynamic && base_image_seq_len == max_image_seq_len {
+            file.fault("base_image_seq_len and max_image_seq_len are equal");
+        }
         let dynamic_shift = Shift::Dynamic {
             kind,
-            base_shift: file.or("base_shift", 0.5),
-            max_shift: file.or("max_shift", 1.15),
-            base_image_seq_len: file.or("base_image_seq_len", 256),
-            max_image_seq_len: file.or("max_image_seq_len", 4096),
+            base_shift: file.number_or("base_shift", 0.5, -50.0..=50.0),
+            max_shift: file.number_or("max_shift", 1.15, -50.0..=50.0),
+            base_image_seq_len,
+            max_image_seq_len,
         };
         // Published as a number, null or false.
         let terminal: Option<serde_json::Value> = file.optional("shift_terminal");
@@ -100,12 +108,14 @@ impl SchedulerConfig {
         {
             file.fault(format!("shift_terminal = {other} is neither a number nor false"));
         }
+        let terminal = terminal.and_then(|value| value.as_f64());
+        if let Some(level) = terminal.filter(|level| !(0.0..1.0).contains(level)) {
+            file.fault(format!("shift_terminal = {level} is not from 0 to below 1"));
+        }
         let config = Self {
-            num_train_timesteps: file.or("num_train_timesteps", 1000),
+            num_train_timesteps: file.count_or("num_train_timesteps", 1000, 1..=1_000_000),
             shift: if dynamic { dynamic_shift } else { Shift::Static { shift: static_shift } },
-            shift_terminal: terminal
-                .and_then(|value| value.as_f64())
-                .filter(|terminal| *terminal != 0.0),
+            shift_terminal: terminal.filter(|terminal| *terminal != 0.0),
         };
         file.finish()?;
         Ok(config)

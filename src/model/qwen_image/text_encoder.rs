@@ -12,6 +12,7 @@ use super::config::{TextConfig, TextEncoderConfig};
 use super::positions::{Grid, Segment, language_positions, language_rotations};
 use super::vision_tower::VisionTower;
 use crate::checkpoint::Weights;
+use crate::interruption;
 use crate::nn::{
     AttentionMask, Linear, RmsNorm, attention, gated_silu, merge_heads, repeat_heads, split_heads,
 };
@@ -108,6 +109,7 @@ impl TextEncoder {
         let cos = Tensor::from_vec(rotations.cos, shape, &device)?.to_dtype(dtype)?;
         let sin = Tensor::from_vec(rotations.sin, shape, &device)?.to_dtype(dtype)?;
         for layer in &self.layers {
+            interruption::check()?;
             hidden_states = layer.forward(&hidden_states, &cos, &sin)?;
         }
         self.norm.forward(&hidden_states)

@@ -9,6 +9,7 @@ use super::config::TransformerConfig;
 use super::modulation::{Modulation, ModulationLayers, ModulationTable, StepModulation};
 use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::Weights;
+use crate::interruption;
 use crate::model::residency::{Held, Residency};
 use crate::nn::{
     AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention, clip,
@@ -76,6 +77,7 @@ struct Branch<'a> {
 
 impl Branch<'_> {
     fn through(self, block: &Block, index: usize, modulation: StepModulation) -> Result<Self> {
+        interruption::check()?;
         let modulations = BlockModulations {
             image: modulation.of_image(index, self.positions.first_picture)?,
             text: modulation.of_text(index)?,
@@ -203,6 +205,7 @@ impl Transformer {
             if let Some(next) = self.modulation_layers.get(index + 1) {
                 next.read_ahead();
             }
+            interruption::check()?;
             layers.with(|layers| layers.forward(&embedded))
         });
         Ok(ModulationTable {

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::VaeConfig;
 use crate::checkpoint::Weights;
+use crate::interruption;
 use crate::nn::{After, AttentionMask, Conv2d, Padding, attention, channel_norm, clip};
 
 /// The autoencoder with its weights.
@@ -207,6 +208,7 @@ impl ResidualBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        interruption::check()?;
         let hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
         match &self.conv_shortcut {

@@ -13,6 +13,7 @@ use candle_nn::rotary_emb::rope;
 use super::config::VisionConfig;
 use super::positions::{Grid, vision_rotations};
 use crate::checkpoint::Weights;
+use crate::interruption;
 use crate::nn::{AttentionMask, Linear, RmsNorm, attention, gated_silu, gelu_erf, split_heads};
 
 /// Epsilon of all its normalisations; a constant of the reference.
@@ -64,6 +65,7 @@ impl VisionTower {
         let embedded = self.patch_embed.forward(patches)?;
         let mut hidden_states = self.regroup(&embedded, &to_windows)?;
         for (index, block) in self.blocks.iter().enumerate() {
+            interruption::check()?;
             let whole_picture = self.config.fullatt_block_indexes.contains(&index);
             let reach = if whole_picture { Reach::Picture } else { Reach::Window };
             hidden_states = block.forward(&hidden_states, &context, reach)?;

@@ -8,7 +8,10 @@
 
 use serde::Deserialize;
 
-use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
+use crate::checkpoint::{CheckpointError, ConfigFile, LARGEST_WIDTH, MOST_LAYERS, Snapshot};
+
+/// The most latent rows that a network may be said to be trained with.
+const LARGEST_SAMPLE: usize = 4096;
 
 /// The names of SiLU.
 const SILU: &[&str] = &["silu", "swish"];
@@ -86,11 +89,11 @@ impl TextEncoderConfig {
             vocab_size: file.count("vocab_size"),
             hidden_size: file.count("hidden_size"),
             intermediate_size: file.count("intermediate_size"),
-            num_hidden_layers: file.count("num_hidden_layers"),
+            num_hidden_layers: file.layers("num_hidden_layers"),
             num_attention_heads: file.count("num_attention_heads"),
             max_position_embeddings: file.count("max_position_embeddings"),
             hidden_act,
-            layer_norm_eps: file.or("layer_norm_eps", 1e-5),
+            layer_norm_eps: file.number_or("layer_norm_eps", 1e-5, 0.0..=1.0),
             end,
             projection_dim: if class == "CLIPTextModelWithProjection" {
                 Some(file.count("projection_dim"))
@@ -204,14 +207,14 @@ enum PerBlock {
     Each(Vec<usize>),
 }
 
-/// Takes `key`, which is one number, or the same one several times.
-fn same_count(file: &mut ConfigFile, key: &str) -> usize {
+/// Takes `key`, which is one number of at most `most`, or the same one several times.
+fn same_count(file: &mut ConfigFile, key: &str, most: usize) -> usize {
     if !matches!(file.peek(key), Some(serde_json::Value::Array(_))) {
-        return file.count(key);
+        return file.count_within(key, 1..=most);
     }
-    let numbers: Vec<usize> = file.required(key);
+    let numbers = file.counts(key, 1..=most);
     match numbers.first() {
-        Some(first) if *first > 0 && numbers.iter().all(|number| number == first) => *first,
+        Some(first) if numbers.iter().all(|number| number == first) => *first,
         _ => {
             file.fault(format!("{key} = {numbers:?}: only one number for all is supported"));
             1
@@ -219,16 +222,23 @@ fn same_count(file: &mut ConfigFile, key: &str) -> usize {
     }
 }
 
-/// Takes `key` as one number a level.
-fn per_block(file: &mut ConfigFile, key: &str, default: usize, blocks: usize) -> Vec<usize> {
+/// Takes `key` as one number a level, of at most `most`.
+fn per_block(
+    file: &mut ConfigFile,
+    key: &str,
+    (default, most): (usize, usize),
+    blocks: usize,
+) -> Vec<usize> {
     let numbers = match file.or(key, PerBlock::Same(default)) {
         PerBlock::Same(number) => vec![number; blocks],
         PerBlock::Each(numbers) => numbers,
     };
-    if numbers.len() == blocks && !numbers.contains(&0) {
+    if numbers.len() == blocks && numbers.iter().all(|number| (1..=most).contains(number)) {
         return numbers;
     }
-    file.fault(format!("{key} = {numbers:?} does not fit {blocks} blocks"));
+    file.fault(format!(
+        "{key} = {numbers:?} does not fit {blocks} blocks, or is not between 1 and {most}"
+    ));
     vec![1; blocks]
 }
 
@@ -259,16 +269,16 @@ impl UnetConfig {
         let mut file = snapshot.config("unet/config.json")?;
         pin_unet_values(&mut file);
         let config = Self {
-            sample_size: same_count(&mut file, "sample_size"),
+            sample_size: same_count(&mut file, "sample_size", LARGEST_SAMPLE),
             in_channels: file.count("in_channels"),
             out_channels: file.count("out_channels"),
-            cross_attention_dim: same_count(&mut file, "cross_attention_dim"),
+            cross_attention_dim: same_count(&mut file, "cross_attention_dim", LARGEST_WIDTH),
             blocks: read_blocks(&mut file),
-            layers_per_block: same_count(&mut file, "layers_per_block"),
-            norm_num_groups: file.or("norm_num_groups", 32),
-            norm_eps: file.or("norm_eps", 1e-5),
+            layers_per_block: same_count(&mut file, "layers_per_block", MOST_LAYERS),
+            norm_num_groups: file.count_or("norm_num_groups", 32, 1..=LARGEST_WIDTH),
+            norm_eps: file.number_or("norm_eps", 1e-5, 0.0..=1.0),
             flip_sin_to_cos: file.or("flip_sin_to_cos", true),
-            freq_shift: file.or("freq_shift", 0.0),
+            freq_shift: file.number_or("freq_shift", 0.0, 0.0..=1.0),
             use_linear_projection: file.or("use_linear_projection", false),
             upcast_attention: file.or("upcast_attention", false),
             text_time: read_text_time(&mut file),
@@ -330,18 +340,17 @@ fn pin_unet_values(file: &mut ConfigFile) {
 }
 
 fn read_blocks(file: &mut ConfigFile) -> Vec<UnetBlock> {
-    let channels: Vec<usize> = file.required("block_out_channels");
+    let channels = file.counts("block_out_channels", 1..=LARGEST_WIDTH);
     let count = channels.len();
-    if count == 0 || channels.contains(&0) {
-        file.fault("block_out_channels has no block, or one without channels");
+    if count == 0 {
         return Vec::new();
     }
     // attention_head_dim counts heads: the published files bear the wrong name.
     let key = "attention_head_dim";
     let heads = if file.has("num_attention_heads") { "num_attention_heads" } else { key };
-    let heads = per_block(file, heads, 8, count);
+    let heads = per_block(file, heads, (8, LARGEST_WIDTH), count);
     file.inert(&[key]);
-    let layers = per_block(file, "transformer_layers_per_block", 1, count);
+    let layers = per_block(file, "transformer_layers_per_block", (1, MOST_LAYERS), count);
     let types = ("DownBlock2D", "CrossAttnDownBlock2D");
     let down = block_types(file, "down_block_types", types, count);
     let mut up = block_types(file, "up_block_types", ("UpBlock2D", "CrossAttnUpBlock2D"), count);
@@ -400,18 +409,15 @@ impl VaeConfig {
     /// [`CheckpointError`] naming every value that is missing or not honoured.
     pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
         let mut file = snapshot.config("vae/config.json")?;
-        let block_out_channels: Vec<usize> = file.required("block_out_channels");
+        let block_out_channels = file.counts("block_out_channels", 1..=LARGEST_WIDTH);
         let count = block_out_channels.len();
         for (key, name) in
             [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
         {
             block_types(&mut file, key, (name, name), count);
         }
-        let groups = file.or("norm_num_groups", 32);
-        if count == 0
-            || groups == 0
-            || block_out_channels.iter().any(|channels| *channels == 0 || channels % groups != 0)
-        {
+        let groups = file.count_or("norm_num_groups", 32, 1..=LARGEST_WIDTH);
+        if block_out_channels.iter().any(|channels| channels % groups != 0) {
             file.fault(format!(
                 "block_out_channels = {block_out_channels:?} and norm_num_groups = {groups} do not fit"
             ));
@@ -426,10 +432,10 @@ impl VaeConfig {
         file.inert(&["sample_size"]);
         let config = Self {
             block_out_channels,
-            layers_per_block: file.count("layers_per_block"),
+            layers_per_block: file.layers("layers_per_block"),
             latent_channels: file.count("latent_channels"),
             norm_num_groups: groups,
-            scaling_factor: file.or("scaling_factor", 0.18215),
+            scaling_factor: file.number_or("scaling_factor", 0.18215, 1e-6..=1e6),
             use_quant_conv: file.or("use_quant_conv", true),
             use_post_quant_conv: file.or("use_post_quant_conv", true),
             force_upcast: file.or("force_upcast", true),

@@ -119,7 +119,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     let defaults = CheckpointDefaults::load(context.snapshot)?;
     let (components, weight_bytes) = load_components(context, variant, &index)?;
     let factor = components.vae_config.spatial_factor();
-    let side = components.unet.config().sample_size * factor;
+    let side = picture_side(components.unet.config().sample_size, factor)?;
     let configured_area = context.config.image_area;
     let area = configured_area.or(defaults.image_area).unwrap_or(side * side);
     let is_published = components
@@ -159,6 +159,17 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         weight_bytes,
     };
     Ok(Pipeline { info, components })
+}
+
+/// Pixels of a side of the pictures that the network was trained with.
+fn picture_side(sample_size: usize, factor: usize) -> Result<usize, CheckpointError> {
+    let side = sample_size * factor;
+    if side * side <= CheckpointDefaults::LARGEST_AREA {
+        return Ok(side);
+    }
+    let area = CheckpointDefaults::LARGEST_AREA;
+    let fault = format!("sample_size = {sample_size} makes pictures of more than {area} pixels");
+    Err(CheckpointError::Config { file: "unet/config.json".to_owned(), faults: vec![fault] })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
@@ -237,17 +248,16 @@ fn load_components(
     for ((component, _, tokenizer), config) in variant.texts.iter().zip(&text_configs) {
         let name = TextEncoder::canonical_name;
         let weights = open(component, TRANSFORMERS_STEM, context.dtype, name)?;
-        let encoder = TextEncoder::load(&weights, config)?;
+        let encoder = weights.load::<_, LoadError>(|weights| TextEncoder::load(weights, config))?;
         bytes += weights.finish()?;
         let positions = config.max_position_embeddings;
-        texts.push(TextSide {
-            tokenizer: ClipTokenizer::load(snapshot, tokenizer, positions)?,
-            encoder,
-        });
+        let tokenizer = ClipTokenizer::load(snapshot, tokenizer, positions)?;
+        tokenizer.check_ids(config.vocab_size)?;
+        texts.push(TextSide { tokenizer, encoder });
     }
     check_text_lengths(&texts)?;
     let weights = open("unet", DIFFUSERS_STEM, context.dtype, unchanged)?;
-    let unet = Unet::load(&weights, &unet_config)?;
+    let unet = weights.load::<_, LoadError>(|weights| Unet::load(weights, &unet_config))?;
     bytes += weights.finish()?;
     let overflows = vae_config.force_upcast && context.dtype == DType::F16;
     let vae_dtype = if overflows { DType::F32 } else { context.dtype };
@@ -256,6 +266,8 @@ fn load_components(
         let config = vae_config.clone();
         move |weights: &Weights| Vae::load(weights, &config)
     };
+    // Whatever is wrong with the files is told once.
+    weights.checking().load::<_, LoadError>(&load_vae)?;
     let vae_in_float32 =
         (vae_dtype != DType::F32).then(|| in_float32(&weights, load_vae.clone())).transpose()?;
     let vae = Held::new(Residency::Resident, &weights, load_vae)?;

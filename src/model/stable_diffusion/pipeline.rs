@@ -20,6 +20,7 @@ use crate::domain::{ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Stren
 use crate::model::finite::{Arithmetic, StepSums, VaeHalf, expect_finite, finite_or_in_float32};
 use crate::model::noise::TorchGenerator;
 use crate::model::residency::Held;
+use crate::model::watched::observed;
 use crate::model::{
     CutTokens, DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver,
     StepProgress, TokenUsage,
@@ -108,6 +109,17 @@ impl DiffusionModel for Pipeline {
 
     fn generate(
         &mut self,
+        request: &ImageRequest,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Generation, ModelError> {
+        observed(observer, |observer| self.make(request, observer))
+    }
+}
+
+impl Pipeline {
+    /// The pictures of `request`, stage by stage.
+    fn make(
+        &self,
         request: &ImageRequest,
         observer: &mut dyn StepObserver,
     ) -> Result<Generation, ModelError> {

@@ -145,7 +145,7 @@ impl SchedulerConfig {
             method,
             prediction,
             spacing,
-            steps_offset: file.or("steps_offset", 0),
+            steps_offset: file.count_or("steps_offset", 0, 0..=alphas.len()),
             final_alpha: if alpha_to_one { 1.0 } else { first_alpha },
             final_sigma,
             alphas,
@@ -270,8 +270,8 @@ fn read_alphas(file: &mut ConfigFile) -> Vec<f64> {
         file.fault("trained_betas is not supported");
         file.inert(&["trained_betas"]);
     }
-    let start: f64 = file.or("beta_start", 0.0001);
-    let end: f64 = file.or("beta_end", 0.02);
+    let start = file.number_or("beta_start", 0.0001, 0.0..=0.999);
+    let end = file.number_or("beta_end", 0.02, 0.0..=0.999);
     let formulas = [
         ("linear", Betas::Linear),
         ("scaled_linear", Betas::Scaled),
@@ -308,7 +308,7 @@ fn squared_cosine(count: usize) -> Vec<f64> {
 
 fn read_ddim(file: &mut ConfigFile) -> Method {
     file.only("thresholding", false);
-    let range = file.or("clip_sample_range", 1.0);
+    let range = file.number_or("clip_sample_range", 1.0, 1e-6..=1e6);
     Method::Ddim { clip: file.or("clip_sample", true).then_some(range) }
 }
 

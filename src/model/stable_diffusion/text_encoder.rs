@@ -10,6 +10,7 @@ use candle_nn::LayerNorm;
 
 use super::config::{Activation, EndToken, TextEncoderConfig};
 use crate::checkpoint::Weights;
+use crate::interruption;
 use crate::nn::{AttentionMask, Linear, attention, gelu_erf, merge_heads, split_heads};
 
 /// CLIP's text model.
@@ -93,6 +94,7 @@ impl TextEncoder {
             (tokens + self.position_embedding.narrow(0, 0, ids.len())?)?.unsqueeze(0)?;
         let mut penultimate = state.clone();
         for layer in &self.layers {
+            interruption::check()?;
             penultimate = state;
             state = layer.forward(&penultimate)?;
         }

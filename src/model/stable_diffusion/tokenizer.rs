@@ -154,6 +154,14 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, start, end, padding, max_length })
     }
 
+    /// Refuses ids that an encoder of `vocab_size` rows does not know.
+    ///
+    /// # Errors
+    /// [`LoadError::Tokenizer`] with the id.
+    pub fn check_ids(&self, vocab_size: usize) -> Result<(), LoadError> {
+        tokenizer_files::check_ids(&self.tokenizer, vocab_size)
+    }
+
     /// How many tokens each text becomes.
     #[must_use]
     pub fn text_length(&self) -> usize {

@@ -15,6 +15,7 @@ use candle_transformers::models::stable_diffusion::resnet::{ResnetBlock2D, Resne
 use super::config::{UnetBlock, UnetConfig};
 use super::layers::load_conv;
 use crate::checkpoint::Weights;
+use crate::interruption;
 use crate::nn::{
     AttentionMask, Conv2d, Linear, attention, gelu_erf, merge_heads, silu, split_heads,
 };
@@ -196,6 +197,7 @@ impl Unet {
 impl Level {
     /// Residual layer `at` with its attention.
     fn layer(&self, at: usize, x: &Tensor, time: &Tensor, text: &Tensor) -> Result<Tensor> {
+        interruption::check()?;
         let x = self.resnets[at].forward(x, Some(time))?;
         match self.attentions.get(at) {
             Some(attention) => attention.forward(&x, text),
@@ -206,6 +208,7 @@ impl Level {
 
 impl MidBlock {
     fn forward(&self, x: &Tensor, time: &Tensor, text: &Tensor) -> Result<Tensor> {
+        interruption::check()?;
         let x = self.before.forward(x, Some(time))?;
         self.after.forward(&self.attention.forward(&x, text)?, Some(time))
     }
@@ -354,6 +357,7 @@ impl SpatialTransformer {
         let places = self.norm.forward(x)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
         let mut places = self.proj_in.forward(&places)?; // (1, rows · columns, channels)
         for block in &self.transformer_blocks {
+            interruption::check()?;
             places = block.forward(&places, text)?;
         }
         let places = self.proj_out.forward(&places)?;

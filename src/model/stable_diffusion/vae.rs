@@ -7,15 +7,16 @@
 
 use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::{GroupNorm, group_norm};
+use candle_transformers::models::stable_diffusion::resnet::{ResnetBlock2D, ResnetBlock2DConfig};
 use candle_transformers::models::stable_diffusion::unet_2d_blocks::{
-    DownEncoderBlock2D, DownEncoderBlock2DConfig, UNetMidBlock2D, UNetMidBlock2DConfig,
-    UpDecoderBlock2D, UpDecoderBlock2DConfig,
+    UNetMidBlock2D, UNetMidBlock2DConfig,
 };
 
 use super::config::VaeConfig;
 use super::layers::load_conv;
 use crate::checkpoint::Weights;
-use crate::nn::{Conv2d, clip, silu};
+use crate::interruption;
+use crate::nn::{Conv2d, Padding, clip, silu};
 
 /// Of all group normalisations.
 const EPS: f64 = 1e-6;
@@ -54,7 +55,7 @@ impl Posterior {
 
 struct Encoder {
     conv_in: Conv2d,
-    down_blocks: Vec<DownEncoderBlock2D>,
+    down_blocks: Vec<Level>,
     mid_block: UNetMidBlock2D,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -63,7 +64,7 @@ struct Encoder {
 struct Decoder {
     conv_in: Conv2d,
     mid_block: UNetMidBlock2D,
-    up_blocks: Vec<UpDecoderBlock2D>,
+    up_blocks: Vec<Level>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
 }
@@ -143,6 +144,79 @@ fn load_mid_block(weights: &Weights, channels: usize, groups: usize) -> Result<U
     UNetMidBlock2D::new(weights.at("mid_block").var_builder(), channels, None, config)
 }
 
+/// One resolution: residual layers, and the way to the next.
+struct Level {
+    resnets: Vec<ResnetBlock2D>,
+    resample: Option<(Resampling, Conv2d)>,
+}
+
+/// Where a level leads.
+#[derive(Clone, Copy)]
+enum Resampling {
+    /// To half the rows and columns.
+    Halve,
+    /// To twice as many.
+    Double,
+}
+
+impl Level {
+    /// `layers` layers whose normalisations have `groups` groups, from `before` to
+    /// `after` channels.
+    fn load(
+        weights: &Weights,
+        (before, after): (usize, usize),
+        (layers, groups): (usize, usize),
+        resampling: Option<Resampling>,
+    ) -> Result<Self> {
+        let config = ResnetBlock2DConfig {
+            out_channels: Some(after),
+            temb_channels: None,
+            groups,
+            groups_out: None,
+            eps: EPS,
+            use_in_shortcut: None,
+            output_scale_factor: 1.0,
+        };
+        let resnets = (0..layers).map(|at| {
+            let inputs = if at == 0 { before } else { after };
+            ResnetBlock2D::new(weights.at("resnets").at(at).var_builder(), inputs, config)
+        });
+        let resnets = resnets.collect::<Result<_>>()?;
+        let resample = resampling.map(|resampling| {
+            let conv = match resampling {
+                Resampling::Halve => load_halving(&weights.at("downsamplers.0.conv"), after),
+                Resampling::Double => {
+                    load_conv(&weights.at("upsamplers.0.conv"), after, after, (3, 1))
+                }
+            };
+            Ok::<_, candle_core::Error>((resampling, conv?))
+        });
+        Ok(Self { resnets, resample: resample.transpose()? })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for resnet in &self.resnets {
+            interruption::check()?;
+            x = resnet.forward(&x, None)?;
+        }
+        match &self.resample {
+            Some((Resampling::Halve, conv)) => conv.forward(&x),
+            Some((Resampling::Double, conv)) => {
+                let (_, _, rows, columns) = x.dims4()?;
+                conv.forward(&x.upsample_nearest2d(2 * rows, 2 * columns)?)
+            }
+            None => Ok(x),
+        }
+    }
+}
+
+/// A 3×3 convolution that halves both sides, with zeros on the right and at the bottom.
+fn load_halving(weights: &Weights, channels: usize) -> Result<Conv2d> {
+    let weight = weights.get("weight", (channels, channels, 3, 3))?;
+    Conv2d::new(&weight, &weights.get("bias", channels)?, Padding::RightBottom, 2)
+}
+
 /// Each level's channels before and after it.
 fn level_channels(channels: impl Iterator<Item = usize>) -> Vec<(usize, usize)> {
     let mut before = None;
@@ -154,17 +228,10 @@ impl Encoder {
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
         let coarsest = channels[channels.len() - 1];
         let down_blocks = level_channels(channels.iter().copied()).into_iter().enumerate();
-        let down_blocks = down_blocks.map(|(at, (before, after))| {
-            let config = DownEncoderBlock2DConfig {
-                num_layers: config.layers_per_block,
-                resnet_eps: EPS,
-                resnet_groups: groups,
-                output_scale_factor: 1.0,
-                add_downsample: at + 1 < channels.len(),
-                downsample_padding: 0,
-            };
-            let place = weights.at("down_blocks").at(at).var_builder();
-            DownEncoderBlock2D::new(place, before, after, config)
+        let down_blocks = down_blocks.map(|(at, widths)| {
+            let place = weights.at("down_blocks").at(at);
+            let halved = (at + 1 < channels.len()).then_some(Resampling::Halve);
+            Level::load(&place, widths, (config.layers_per_block, groups), halved)
         });
         let norm = weights.at("conv_norm_out").var_builder();
         let latents = 2 * config.latent_channels;
@@ -182,6 +249,7 @@ impl Encoder {
         for block in &self.down_blocks {
             x = block.forward(&x)?;
         }
+        interruption::check()?;
         let x = self.mid_block.forward(&x, None)?;
         self.conv_out.forward(&silu(&self.conv_norm_out.forward(&x)?)?)
     }
@@ -192,16 +260,10 @@ impl Decoder {
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
         let (finest, coarsest) = (channels[0], channels[channels.len() - 1]);
         let up_blocks = level_channels(channels.iter().rev().copied()).into_iter().enumerate();
-        let up_blocks = up_blocks.map(|(at, (before, after))| {
-            let config = UpDecoderBlock2DConfig {
-                num_layers: config.layers_per_block + 1,
-                resnet_eps: EPS,
-                resnet_groups: groups,
-                output_scale_factor: 1.0,
-                add_upsample: at + 1 < channels.len(),
-            };
-            let place = weights.at("up_blocks").at(at).var_builder();
-            UpDecoderBlock2D::new(place, before, after, config)
+        let up_blocks = up_blocks.map(|(at, widths)| {
+            let place = weights.at("up_blocks").at(at);
+            let doubled = (at + 1 < channels.len()).then_some(Resampling::Double);
+            Level::load(&place, widths, (config.layers_per_block + 1, groups), doubled)
         });
         let norm = weights.at("conv_norm_out").var_builder();
         let conv_in = weights.at("conv_in");
@@ -215,6 +277,7 @@ impl Decoder {
     }
 
     fn forward(&self, latents: &Tensor) -> Result<Tensor> {
+        interruption::check()?;
         let mut x = self.mid_block.forward(&self.conv_in.forward(latents)?, None)?;
         for block in &self.up_blocks {
             x = block.forward(&x)?;

@@ -22,6 +22,8 @@ pub(crate) enum Behaviour {
     StepOnRelease,
     /// Makes steps until it is cancelled.
     UntilCancelled,
+    /// Is within its first step until it is cancelled.
+    EndlessStep,
     /// Fails as a device does that is out of memory.
     Fail,
     /// Finds the request unsuitable.
@@ -105,6 +107,13 @@ impl DiffusionModel for ScriptedModel {
                     field: "prompt",
                     reason: "Invalid 'prompt': too many tokens.".to_owned(),
                 });
+            }
+            Behaviour::EndlessStep => {
+                while !observer.is_cancelled() {
+                    std::thread::yield_now();
+                }
+                let _ = self.events.send(Event::Cancelled);
+                return Err(ModelError::Cancelled);
             }
             Behaviour::Panic => panic!("scripted panic at /secret/path"),
         }

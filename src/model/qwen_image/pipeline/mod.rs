@@ -36,6 +36,7 @@ use crate::model::cache::ContentHash;
 use crate::model::finite::{Arithmetic, VaeHalf, finite_or_in_float32};
 use crate::model::noise::TorchGenerator;
 use crate::model::residency::Held;
+use crate::model::watched::observed;
 use crate::model::{
     DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver, StepProgress,
     TokenUsage,
@@ -135,6 +136,17 @@ impl DiffusionModel for Pipeline {
 
     fn generate(
         &mut self,
+        request: &ImageRequest,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Generation, ModelError> {
+        observed(observer, |observer| self.make(request, observer))
+    }
+}
+
+impl Pipeline {
+    /// The pictures of `request`, stage by stage.
+    fn make(
+        &self,
         request: &ImageRequest,
         observer: &mut dyn StepObserver,
     ) -> Result<Generation, ModelError> {

@@ -1,0 +1,62 @@
+//! The observer of a request, asked from within the networks.
+
+use std::cell::{Cell, RefCell};
+use std::ops::ControlFlow;
+
+use super::{Generation, ModelError, StepObserver, StepProgress};
+use crate::domain::Picture;
+use crate::interruption;
+
+/// What `work` makes, which is given `observer`. Meanwhile every check of
+/// [`interruption`] asks [`StepObserver::is_cancelled`].
+///
+/// # Errors
+/// [`ModelError::Cancelled`] if a check broke the work off, else what `work` fails with.
+pub(super) fn observed(
+    observer: &mut dyn StepObserver,
+    work: impl FnOnce(&mut dyn StepObserver) -> Result<Generation, ModelError>,
+) -> Result<Generation, ModelError> {
+    let shared = Shared { observer: RefCell::new(observer), is_cancelled: Cell::new(false) };
+    let made = interruption::watched(&|| shared.asks(), || work(&mut &shared));
+    match made {
+        // As a tensor operation's error, or wrapped in another.
+        Err(_) if shared.is_cancelled.get() => Err(ModelError::Cancelled),
+        made => made,
+    }
+}
+
+/// An observer that is told of steps, and asked between them.
+struct Shared<'a> {
+    observer: RefCell<&'a mut dyn StepObserver>,
+    /// What it answered; it is not asked again after a yes.
+    is_cancelled: Cell<bool>,
+}
+
+impl Shared<'_> {
+    fn asks(&self) -> bool {
+        if !self.is_cancelled.get()
+            && let Ok(mut observer) = self.observer.try_borrow_mut()
+        {
+            self.is_cancelled.set(observer.is_cancelled());
+        }
+        self.is_cancelled.get()
+    }
+}
+
+impl StepObserver for &Shared<'_> {
+    fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
+        self.observer.borrow_mut().on_step(progress)
+    }
+
+    fn is_cancelled(&mut self) -> bool {
+        self.asks()
+    }
+
+    fn wants_preview(&mut self, progress: StepProgress) -> bool {
+        self.observer.borrow_mut().wants_preview(progress)
+    }
+
+    fn on_preview(&mut self, progress: StepProgress, preview: Picture) {
+        self.observer.borrow_mut().on_preview(progress, preview);
+    }
+}
