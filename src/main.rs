@@ -19,6 +19,10 @@ use diffuser_api::{api, bench, device, nn, telemetry};
 use tokio::net::TcpSocket;
 use tracing::info;
 
+/// glibc's keeps what large bodies took; this one gives it back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let result = match Cli::parse().into_command() {
         Command::Serve(args) => serve(args),
