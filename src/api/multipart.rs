@@ -1,8 +1,6 @@
-//! Multipart forms to [`Fields`]: the number of parts and their heads are bounded while
-//! they arrive.
+//! Multipart forms to [`Fields`]: the number of parts is bounded while they arrive.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Bytes;
 use futures::stream::{self, Stream};
@@ -16,16 +14,6 @@ use super::incoming::Incoming;
 /// of a file (node's client does so with a bare `Buffer`) is refused early.
 pub(super) const MAX_FIELDS: usize = 256;
 
-/// Bytes in which the head of a part, or what stands before the first one, must end.
-const MAX_HEAD_BYTES: usize = 64 << 10;
-
-/// Chunks of any length that a head may take: the parser asks for up to two before it looks
-/// at them, and only part of a chunk is the head's.
-const HEAD_CHUNKS: usize = 3;
-
-/// While no head is read.
-const UNBOUNDED: usize = usize::MAX;
-
 /// What ends the reading of a form from within the stream of its chunks.
 #[derive(Debug, thiserror::Error)]
 #[error("the body was not read to its end")]
@@ -34,28 +22,21 @@ struct BrokenOff;
 /// Reads a form whose parts are separated by `boundary`.
 ///
 /// # Errors
-/// 400 for what is no form, or too large in number or heads; those of [`Incoming`].
+/// 400 for what is no form, or has too many fields; those of [`Incoming`].
 pub(super) async fn read(incoming: &mut Incoming, boundary: &str) -> Result<Fields, ApiError> {
-    let head_room = AtomicUsize::new(UNBOUNDED);
     let mut failure = None;
     let fields = {
-        let chunks = pin!(chunks(incoming, &head_room, &mut failure));
-        read_fields(Multipart::new(chunks, boundary), &head_room).await
+        let chunks = pin!(chunks(incoming, &mut failure));
+        read_fields(Multipart::new(chunks, boundary)).await
     };
     // What the stream met says more than that it ended.
     failure.map_or(fields, Err)
 }
 
-async fn read_fields(mut form: Multipart<'_>, head_room: &AtomicUsize) -> Result<Fields, ApiError> {
+async fn read_fields(mut form: Multipart<'_>) -> Result<Fields, ApiError> {
     let mut fields = Fields::default();
     let mut count = 0;
-    loop {
-        head_room.store(MAX_HEAD_BYTES, Ordering::Relaxed);
-        let field = form.next_field().await.map_err(explain)?;
-        head_room.store(UNBOUNDED, Ordering::Relaxed);
-        let Some(field) = field else {
-            return Ok(fields);
-        };
+    while let Some(field) = form.next_field().await.map_err(explain)? {
         count += 1;
         if count > MAX_FIELDS {
             return Err(ApiError::Malformed(format!(
@@ -67,27 +48,17 @@ async fn read_fields(mut form: Multipart<'_>, head_room: &AtomicUsize) -> Result
             fields.push(name, value);
         }
     }
+    Ok(fields)
 }
 
-/// The chunks of the body. The parser asks for all that has arrived before it looks for a
-/// head's end: it gets one at a time.
+/// The chunks of the body.
 fn chunks<'a>(
     incoming: &'a mut Incoming,
-    head_room: &'a AtomicUsize,
     failure: &'a mut Option<ApiError>,
 ) -> impl Stream<Item = Result<Bytes, BrokenOff>> + Send + 'a {
     stream::unfold((incoming, failure), move |(incoming, failure)| async move {
-        tokio::task::yield_now().await;
-        let room = head_room.load(Ordering::Relaxed);
-        let next = if room == 0 { Err(head_too_long()) } else { incoming.next().await };
-        let item = match next {
-            Ok(Some(chunk)) => {
-                if room != UNBOUNDED {
-                    let counted = chunk.len().min(MAX_HEAD_BYTES.div_ceil(HEAD_CHUNKS));
-                    head_room.store(room.saturating_sub(counted), Ordering::Relaxed);
-                }
-                Ok(chunk)
-            }
+        let item = match incoming.next().await {
+            Ok(Some(chunk)) => Ok(chunk),
             Ok(None) => return None,
             Err(error) => {
                 *failure = Some(error);
@@ -96,12 +67,6 @@ fn chunks<'a>(
         };
         Some((item, (incoming, failure)))
     })
-}
-
-fn head_too_long() -> ApiError {
-    ApiError::Malformed(format!(
-        "Invalid multipart body: the headers of a part take more than {MAX_HEAD_BYTES} bytes."
-    ))
 }
 
 fn explain(error: multer::Error) -> ApiError {
@@ -166,18 +131,6 @@ mod tests {
             assert_eq!(files.len(), 3);
             for file in files {
                 assert!(matches!(file, RawValue::File(bytes) if bytes == content), "{size}");
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn the_head_of_a_part_has_an_end() {
-        let name = "a".repeat(2 << 20);
-        for body in [part(&format!("name=\"{name}\""), b"x"), name.clone().into_bytes()] {
-            for size in [1000, 65_536, 200_000] {
-                let error = read_in_pieces(&body, size).await.unwrap_err();
-
-                assert!(matches!(error, ApiError::Malformed(message) if message.contains("65536")));
             }
         }
     }
