@@ -1,6 +1,8 @@
-//! Multipart forms to [`Fields`]: the number of parts is bounded while they arrive.
+//! Multipart forms to [`Fields`]: the number of parts and their heads are bounded while
+//! they arrive.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Bytes;
 use futures::stream::{self, Stream};
@@ -14,6 +16,16 @@ use super::incoming::Incoming;
 /// of a file (node's client does so with a bare `Buffer`) is refused early.
 pub(super) const MAX_FIELDS: usize = 256;
 
+/// Bytes in which the head of a part, or what stands before the first one, must end.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+
+/// Chunks of any length that a head may take: the parser asks for up to two before it looks
+/// at them, and only part of a chunk is the head's.
+const HEAD_CHUNKS: usize = 3;
+
+/// While no head is read.
+const UNBOUNDED: usize = usize::MAX;
+
 /// What ends the reading of a form from within the stream of its chunks.
 #[derive(Debug, thiserror::Error)]
 #[error("the body was not read to its end")]
@@ -22,21 +34,28 @@ struct BrokenOff;
 /// Reads a form whose parts are separated by `boundary`.
 ///
 /// # Errors
-/// 400 for what is no form, or has too many fields; those of [`Incoming`].
+/// 400 for what is no form, or too large in number or heads; those of [`Incoming`].
 pub(super) async fn read(incoming: &mut Incoming, boundary: &str) -> Result<Fields, ApiError> {
+    let head_room = AtomicUsize::new(UNBOUNDED);
     let mut failure = None;
     let fields = {
-        let chunks = pin!(chunks(incoming, &mut failure));
-        read_fields(Multipart::new(chunks, boundary)).await
+        let chunks = pin!(chunks(incoming, &head_room, &mut failure));
+        read_fields(Multipart::new(chunks, boundary), &head_room).await
     };
     // What the stream met says more than that it ended.
     failure.map_or(fields, Err)
 }
 
-async fn read_fields(mut form: Multipart<'_>) -> Result<Fields, ApiError> {
+async fn read_fields(mut form: Multipart<'_>, head_room: &AtomicUsize) -> Result<Fields, ApiError> {
     let mut fields = Fields::default();
     let mut count = 0;
-    while let Some(field) = form.next_field().await.map_err(explain)? {
+    loop {
+        head_room.store(MAX_HEAD_BYTES, Ordering::Relaxed);
+        let field = form.next_field().await.map_err(explain)?;
+        head_room.store(UNBOUNDED, Ordering::Relaxed);
+        let Some(field) = field else {
+            return Ok(fields);
+        };
         count += 1;
         if count > MAX_FIELDS {
             return Err(ApiError::Malformed(format!(
@@ -48,17 +67,29 @@ async fn read_fields(mut form: Multipart<'_>) -> Result<Fields, ApiError> {
             fields.push(name, value);
         }
     }
-    Ok(fields)
 }
 
-/// The chunks of the body.
+/// The chunks of the body. The parser asks for all that has arrived before it looks for a
+/// head's end: it gets one at a time.
 fn chunks<'a>(
     incoming: &'a mut Incoming,
+    head_room: &'a AtomicUsize,
     failure: &'a mut Option<ApiError>,
 ) -> impl Stream<Item = Result<Bytes, BrokenOff>> + Send + 'a {
     stream::unfold((incoming, failure), move |(incoming, failure)| async move {
-        let item = match incoming.next().await {
-            Ok(Some(chunk)) => Ok(chunk),
+        tokio::task::yield_now().await;
+        let is_spent = head_room.load(Ordering::Relaxed) == 0;
+        let next = if is_spent { Err(head_too_long()) } else { incoming.next().await };
+        let item = match next {
+            Ok(Some(chunk)) => {
+                // Looked at anew: while the chunk was waited for, the head may have ended.
+                let room = head_room.load(Ordering::Relaxed);
+                if room != UNBOUNDED {
+                    let counted = chunk.len().min(MAX_HEAD_BYTES.div_ceil(HEAD_CHUNKS));
+                    head_room.store(room.saturating_sub(counted), Ordering::Relaxed);
+                }
+                Ok(chunk)
+            }
             Ok(None) => return None,
             Err(error) => {
                 *failure = Some(error);
@@ -67,6 +98,12 @@ fn chunks<'a>(
         };
         Some((item, (incoming, failure)))
     })
+}
+
+fn head_too_long() -> ApiError {
+    ApiError::Malformed(format!(
+        "Invalid multipart body: the headers of a part take more than {MAX_HEAD_BYTES} bytes."
+    ))
 }
 
 fn explain(error: multer::Error) -> ApiError {
@@ -95,18 +132,27 @@ mod tests {
     use std::time::Duration;
 
     use axum::body::Body;
+    use futures::StreamExt;
 
     use super::*;
     use crate::service::RequestMemory;
 
     /// Reads a body that arrives in pieces of `size` bytes.
     async fn read_in_pieces(body: &[u8], size: usize) -> Result<Fields, ApiError> {
-        let pieces: Vec<_> = body
-            .chunks(size)
-            .map(|piece| Ok::<_, BrokenOff>(Bytes::copy_from_slice(piece)))
-            .collect();
-        let body = Body::from_stream(stream::iter(pieces));
+        read_with_pauses(body, size, 0).await
+    }
+
+    /// The same, with `pauses` before each piece, in which the reader is asked for none.
+    async fn read_with_pauses(body: &[u8], size: usize, pauses: usize) -> Result<Fields, ApiError> {
+        let pieces: Vec<_> = body.chunks(size).map(Bytes::copy_from_slice).collect();
+        let pieces = stream::iter(pieces).then(move |piece| async move {
+            for _ in 0..pauses {
+                tokio::task::yield_now().await;
+            }
+            Ok::<_, BrokenOff>(piece)
+        });
         let memory = RequestMemory::new(64 << 20, Duration::from_secs(1)).share();
+        let body = Body::from_stream(pieces);
         let mut incoming = Incoming::begin(body, None, 64 << 20, 1, memory).await.unwrap();
         read(&mut incoming, "b").await
     }
@@ -131,6 +177,31 @@ mod tests {
             assert_eq!(files.len(), 3);
             for file in files {
                 assert!(matches!(file, RawValue::File(bytes) if bytes == content), "{size}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_head_is_not_counted_as_one_when_it_is_late() {
+        let file = part("name=\"image\"; filename=\"a.png\"", &vec![b'x'; 400_000]);
+        let body = [file, b"--b--\r\n".to_vec()].concat();
+
+        // The reader has the head, and waits for a piece that it asked for before it looked.
+        for (size, pauses) in [(1000, 1), (1000, 3), (20_000, 5), (65_536, 2), (65_536, 7)] {
+            let mut fields = read_with_pauses(&body, size, pauses).await.unwrap();
+
+            assert_eq!(fields.take_all(&["image"]).len(), 1, "{size} {pauses}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_head_of_a_part_has_an_end() {
+        let name = "a".repeat(2 << 20);
+        for body in [part(&format!("name=\"{name}\""), b"x"), name.clone().into_bytes()] {
+            for size in [1000, 65_536, 200_000] {
+                let error = read_in_pieces(&body, size).await.unwrap_err();
+
+                assert!(matches!(error, ApiError::Malformed(message) if message.contains("65536")));
             }
         }
     }
