@@ -198,7 +198,7 @@ async fn fulfil(
     let (mut inputs, memory) = inputs.decode(&state, memory).await?;
     parameters.warnings.append(&mut inputs.warnings);
     let mask_convention = inputs.mask_convention;
-    let task = task_of(endpoint, &parameters, inputs, state.images.info())?;
+    let task = task_of(endpoint, &mut parameters, inputs, state.images.info())?;
     if let Task::Decompose { layers, .. } = &task {
         parameters.output.check_count("layers", layers.get())?;
     }
@@ -232,7 +232,7 @@ async fn fulfil(
 /// What the request is to the loaded model.
 fn task_of(
     endpoint: Endpoint,
-    parameters: &Parameters,
+    parameters: &mut Parameters,
     inputs: DecodedInputs,
     model: &ModelInfo,
 ) -> Result<Task, ApiError> {

@@ -91,7 +91,9 @@ async fn errors_are_json_whatever_is_accepted() {
 async fn all_of_the_strength_is_what_an_edit_by_instruction_does_anyway() {
     let server = TestServer::start().await;
 
-    json_of(server.edit(edit_form().text("strength", "1")).await).await;
+    let reply = json_of(server.edit(edit_form().text("strength", "1")).await).await;
+    let warnings = reply["warnings"].as_array().unwrap();
+    assert!(warnings[0].as_str().unwrap().contains("'strength'"), "{warnings:?}");
     let refused = server.edit(edit_form().text("strength", "0.5")).await;
 
     error_of(refused, 400, Some("strength")).await;

@@ -191,8 +191,10 @@ impl Parameters {
 
     /// Refuses `strength` where nothing would come of it; all of it is what such an edit
     /// does anyway.
-    pub(super) fn refuse_strength(&self) -> Result<(), ValidationError> {
-        if self.strength.is_none_or(|strength| strength.get() >= 1.0) {
+    pub(super) fn refuse_strength(&mut self) -> Result<(), ValidationError> {
+        let Some(strength) = self.strength else { return Ok(()) };
+        if strength.get() >= 1.0 {
+            self.warnings.push("'strength' of 1 has no effect without a 'mask'.".to_owned());
             return Ok(());
         }
         let message = "Unsupported parameter: 'strength' acts on this endpoint with a 'mask' only: \
