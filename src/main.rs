@@ -19,6 +19,9 @@ use diffuser_api::{api, bench, device, nn, telemetry};
 use tokio::net::TcpSocket;
 use tracing::info;
 
+/// Letters of what the program says at its end.
+const LONGEST_MESSAGE: usize = 4000;
+
 /// glibc's keeps what large bodies took; this one gives it back.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -258,5 +261,10 @@ fn message_of(error: &anyhow::Error) -> String {
     // Further lines are a backtrace, which candle's errors may carry.
     let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
     let causes = error.chain().map(|cause| first_line(cause.to_string()));
-    causes.collect::<Vec<_>>().join(": ")
+    let message = causes.collect::<Vec<_>>().join(": ");
+    // What is quoted of a file may be of any length.
+    match message.char_indices().nth(LONGEST_MESSAGE) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message,
+    }
 }

@@ -285,8 +285,8 @@ impl ApiError {
 }
 
 impl ApiError {
-    /// An error of each status that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 11] {
+    /// An error of each kind that a request for pictures may get, with what it means.
+    pub(super) fn examples() -> [(Self, &'static str); 13] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", "missing_required_parameter", missing);
         let (asked, served) = ("gpt-4o".to_owned(), "demo".to_owned());
@@ -301,10 +301,15 @@ impl ApiError {
             ),
             (Self::UploadTooSlow, "The request took too long to arrive"),
             (Self::BodyTooLarge { max_upload_bytes: 128 << 20 }, "The request is too large"),
+            (
+                MemoryError::NeverFits { needed: 2 << 30, total: 1 << 30 }.into(),
+                "Its pictures would take more memory than all requests may hold",
+            ),
             (Self::UnsupportedMediaType { accepted: "multipart/form-data" }, "Another media type"),
             (ServiceError::Busy { waiting: 64 }.into(), "The queue is full; see `Retry-After`"),
             (ServiceError::WorkerGone.into(), "The model failed"),
             (offered.into(), "The loaded model does not do this"),
+            (MemoryError::NotInTime.into(), "Other requests hold the memory; see `Retry-After`"),
             (ServiceError::ShuttingDown.into(), "The server is shutting down"),
         ]
     }

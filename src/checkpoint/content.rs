@@ -91,7 +91,9 @@ fn shortness(bytes: &[u8]) -> Option<String> {
         return None;
     }
     let actual = bytes.len() as u64;
-    let announced = 8 + header_bytes + data_bytes(rest, header_bytes).unwrap_or(0);
+    // The last tensor may be said to end anywhere.
+    let data_bytes = data_bytes(rest, header_bytes).unwrap_or(0);
+    let announced = data_bytes.saturating_add(8 + header_bytes);
     let more = if announced > 8 + header_bytes { "" } else { "more than " };
     (actual < announced).then(|| {
         format!("is cut short: it has {actual} of {more}{announced} bytes; fetch it again")

@@ -2,9 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::{CheckpointError, ConfigFile};
+
+/// Bytes that a file other than weights may have: some times the largest published, a
+/// `tokenizer.json` of 11 MB.
+const LARGEST_TEXT_BYTES: u64 = 64 << 20;
 
 /// A checkpoint compiled into the program.
 #[derive(Debug)]
@@ -77,10 +82,11 @@ impl Snapshot {
         }
     }
 
-    /// The content of `file`.
+    /// The content of `file`, which are not weights.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingFile`] or [`CheckpointError::Unreadable`].
+    /// [`CheckpointError::MissingFile`], [`CheckpointError::Unreadable`], or
+    /// [`CheckpointError::Malformed`] if it is larger than such files are.
     pub fn bytes(&self, file: &str) -> Result<Cow<'static, [u8]>, CheckpointError> {
         match self {
             Self::Directory(directory) => self.read(directory, file).map(Cow::Owned),
@@ -99,12 +105,22 @@ impl Snapshot {
 
     fn read(&self, directory: &Path, file: &str) -> Result<Vec<u8>, CheckpointError> {
         let path = directory.join(file);
-        std::fs::read(&path).map_err(|source| {
-            if source.kind() == std::io::ErrorKind::NotFound {
-                return self.missing(file);
-            }
-            CheckpointError::Unreadable { path, source }
-        })
+        if !path.is_file() {
+            return Err(self.missing(file));
+        }
+        // No more than that is read even of a file that grows.
+        let mut bytes = Vec::new();
+        let limit = LARGEST_TEXT_BYTES + 1;
+        let read = std::fs::File::open(&path)
+            .and_then(|opened| opened.take(limit).read_to_end(&mut bytes));
+        match read {
+            Ok(count) if count as u64 == limit => Err(CheckpointError::Malformed {
+                file: file.to_owned(),
+                reason: format!("is larger than {LARGEST_TEXT_BYTES} bytes: fetch it again"),
+            }),
+            Ok(_) => Ok(bytes),
+            Err(source) => Err(CheckpointError::Unreadable { path, source }),
+        }
     }
 
     /// The content of `file` as text.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 use tokenizers::{AddedToken, Tokenizer};
@@ -18,7 +19,9 @@ use crate::checkpoint::{CheckpointError, Snapshot};
 /// The tokenizer in `file`, without what remains of earlier calls.
 pub(super) fn whole(snapshot: &Snapshot, file: &str) -> Result<Tokenizer, LoadError> {
     let fault = |error: tokenizers::Error| LoadError::Tokenizer(format!("{file}: {error}"));
-    let mut tokenizer: Tokenizer = snapshot.text(file)?.parse().map_err(fault)?;
+    let text = snapshot.text(file)?;
+    check_normalizer(&text).map_err(|reason| LoadError::Tokenizer(format!("{file}: {reason}")))?;
+    let mut tokenizer: Tokenizer = text.parse().map_err(fault)?;
     tokenizer.with_truncation(None).map_err(fault)?;
     tokenizer.with_padding(None);
     if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
@@ -29,6 +32,38 @@ pub(super) fn whole(snapshot: &Snapshot, file: &str) -> Result<Tokenizer, LoadEr
         tokenizer.with_model(bpe);
     }
     Ok(tokenizer)
+}
+
+/// Refuses what no tokenizer of these pipelines does to a text before it is cut: some of
+/// it makes gigabytes of a word, or ends the library by a panic.
+fn check_normalizer(text: &str) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Normalized {
+        #[serde(default)]
+        normalizer: Value,
+    }
+    // What is no JSON, the library says better.
+    let Ok(Normalized { normalizer }) = serde_json::from_str(text) else { return Ok(()) };
+    match first_unknown(&normalizer) {
+        Some(unknown) => Err(format!("normalizer '{unknown}' is not supported")),
+        None => Ok(()),
+    }
+}
+
+/// The name of what is neither a form of Unicode nor lower case nor one space for many.
+fn first_unknown(normalizer: &Value) -> Option<&str> {
+    if normalizer.is_null() {
+        return None;
+    }
+    let name = normalizer["type"].as_str().unwrap_or("without a type");
+    match name {
+        "NFC" | "NFD" | "NFKC" | "NFKD" | "Lowercase" => None,
+        "Replace" if normalizer["pattern"]["Regex"] == r"\s+" && normalizer["content"] == " " => {
+            None
+        }
+        "Sequence" => normalizer["normalizers"].as_array()?.iter().find_map(first_unknown),
+        _ => Some(name),
+    }
 }
 
 /// Refuses ids that the encoder of `vocab_size` rows has no embedding for.

@@ -1,5 +1,6 @@
 //! Checkpoints whose files hold absurd numbers: each number of each file, in both
 //! families, is refused in a message that names the file or the tensor, or does no harm.
+//! Likewise files that are absurd themselves: endless, nested, or no files at all.
 //!
 //! Nothing may allocate by such a number either: a child of this program with little
 //! address space loads some of the worst.
@@ -76,6 +77,17 @@ impl Altered {
             offline: true,
         };
         diffuser_api::model::load(&config, &hub)
+    }
+
+    /// What the program says of it and ends with, in 4 GiB of address space.
+    fn start(&self) -> std::process::Output {
+        Command::new("sh")
+            .args(["-c", "ulimit -v 4194304; exec timeout 60 \"$0\" --port 0"])
+            .arg(env!("CARGO_BIN_EXE_diffuser-api"))
+            .env("DIFFUSER_MODEL_ID", self.0.path())
+            .env("HF_HUB_OFFLINE", "1")
+            .output()
+            .unwrap()
     }
 
     /// Loads it, and has it make a picture. Returns why not, if not.
@@ -201,6 +213,11 @@ fn no_absurd_number_of_a_stable_diffusion_checkpoint_does_harm() {
 /// What a start with `value` at `place` of `file` ends with, in 4 GiB of address space.
 fn start(checkpoint: &str, file: &str, place: &str, value: &Value) -> std::process::Output {
     let altered = Altered::of(checkpoint);
+    alter(&altered, file, place, value);
+    altered.start()
+}
+
+fn alter(altered: &Altered, file: &str, place: &str, value: &Value) {
     let path = altered.file(file);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|_| "{}".to_owned());
     let mut tree: Value = serde_json::from_str(&text).unwrap();
@@ -209,13 +226,6 @@ fn start(checkpoint: &str, file: &str, place: &str, value: &Value) -> std::proce
         None => tree[&place[1..]] = value.clone(),
     }
     std::fs::write(&path, tree.to_string()).unwrap();
-    Command::new("sh")
-        .args(["-c", "ulimit -v 4194304; exec timeout 60 \"$0\" --port 0"])
-        .arg(env!("CARGO_BIN_EXE_diffuser-api"))
-        .env("DIFFUSER_MODEL_ID", altered.0.path())
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .unwrap()
 }
 
 #[test]
@@ -239,13 +249,125 @@ fn sizes_that_no_memory_holds_are_refused_by_name_and_not_allocated() {
     ] {
         let output = start(checkpoint, file, place, &value);
 
-        let said = String::from_utf8_lossy(&output.stderr).into_owned()
-            + &String::from_utf8_lossy(&output.stdout);
-        // Not by a signal, which the shell's command would report as 128 or more, or not
-        // at all.
-        assert_eq!(output.status.code(), Some(1), "{file}{place}: {said}");
-        assert!(!said.contains("panicked"), "{file}{place}: {said}");
         let component = file.split('/').next().unwrap();
-        assert!(said.contains(component), "{file}{place}: {said}");
+        assert_refused(&output, &format!("{file}{place}"), component);
+    }
+}
+
+/// The program ended by itself, naming `named`.
+fn assert_refused(output: &std::process::Output, what: &str, named: &str) {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    // Not by a signal, which the shell's command would report as 128 or more, or not
+    // at all.
+    assert_eq!(output.status.code(), Some(1), "{what}: {said}");
+    assert!(!said.contains("panicked"), "{what}: {said}");
+    assert!(said.contains(named), "{what}: {said}");
+    assert!(said.len() < 20_000, "{what}: {} letters", said.len());
+}
+
+/// What else may stand in the place of a file, and what to call it.
+const INSTEAD_OF_A_FILE: [(&str, fn(&Path)); 4] = [
+    ("an endless one", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
+    ("one that nobody writes to", |path| {
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    }),
+    ("one of gigabytes", |path| {
+        std::fs::File::create(path).unwrap().set_len(8_000_000_000).unwrap();
+    }),
+    ("a nest", |path| std::fs::write(path, "{\"a\":".to_owned() + &"[".repeat(1 << 20)).unwrap()),
+];
+
+#[test]
+fn what_stands_in_the_place_of_a_text_is_refused_and_not_read_to_its_end() {
+    for file in [
+        "model_index.json",
+        "transformer/config.json",
+        "scheduler/scheduler_config.json",
+        "processor/preprocessor_config.json",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        "text_encoder/model.safetensors.index.json",
+    ] {
+        for (what, put) in INSTEAD_OF_A_FILE {
+            let altered = Altered::of(EDIT);
+            std::fs::remove_file(altered.file(file)).unwrap();
+            put(&altered.file(file));
+
+            let component = file.split('/').next().unwrap();
+            assert_refused(&altered.start(), &format!("{file}: {what}"), component);
+        }
+    }
+}
+
+#[test]
+fn names_and_values_of_any_length_are_not_said_in_full() {
+    let long = "x".repeat(3_000_000);
+    let index = "transformer/diffusion_pytorch_model.safetensors.index.json";
+    for (file, place, value) in [
+        (index, "/weight_map/long", json!(long.clone() + ".safetensors")),
+        ("processor/preprocessor_config.json", "/image_mean", json!(vec![0.5; 100_000])),
+        ("transformer/config.json", "/patch_size", json!(long)),
+    ] {
+        let altered = Altered::of(EDIT);
+        let tree = std::fs::read_to_string(altered.file(file)).unwrap();
+        let mut tree: Value = serde_json::from_str(&tree).unwrap();
+        let (parent, key) = place.rsplit_once('/').unwrap();
+        tree.pointer_mut(parent).unwrap()[key] = value;
+        std::fs::write(altered.file(file), tree.to_string()).unwrap();
+
+        assert_refused(&altered.start(), &format!("{file}{place}"), "diffuser-api");
+    }
+}
+
+#[test]
+fn what_a_tokenizer_would_do_to_texts_beyond_its_kind_is_refused_by_name() {
+    let replaced = json!({"type": "Replace", "pattern": {"String": ""}, "content": "xxxx"});
+    let prepended = json!({"type": "Prepend", "prepend": "x".repeat(1 << 20)});
+    let nested = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, replaced.clone()]});
+    for (value, named) in [(replaced, "Replace"), (prepended, "Prepend"), (nested, "Replace")] {
+        let output = start(EDIT, "processor/tokenizer.json", "/normalizer", &value);
+
+        assert_refused(&output, named, &format!("normalizer '{named}'"));
+    }
+}
+
+/// `table` in the place of a safetensors file's.
+fn with_table(path: &Path, table: &[u8]) {
+    let file = std::fs::read(path).unwrap();
+    let length = usize::try_from(u64::from_le_bytes(file[..8].try_into().unwrap())).unwrap();
+    let bytes = [&(table.len() as u64).to_le_bytes(), table, &file[8 + length..]].concat();
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn absurd_tables_of_weights_are_refused_by_the_name_of_their_file() {
+    let file = "vae/diffusion_pytorch_model.safetensors";
+    let max = u64::MAX;
+    for entry in [
+        json!({"dtype": "F32", "shape": [1_u64 << 40, 1_u64 << 40], "data_offsets": [0, 4]}),
+        json!({"dtype": "F32", "shape": [max], "data_offsets": [0, 4]}),
+        json!({"dtype": "F32", "shape": vec![1; 5000], "data_offsets": [0, 8]}),
+        json!({"dtype": "F32", "shape": [1], "data_offsets": [0, 1_u64 << 62]}),
+        json!({"dtype": "F32", "shape": [1], "data_offsets": [max - 4, max]}),
+        json!({"dtype": "F32", "shape": [1], "data_offsets": [100, 0]}),
+        json!({"dtype": "F4", "shape": [3], "data_offsets": [0, 1]}),
+    ] {
+        let altered = Altered::of(EDIT);
+        let table = json!({"decoder.conv_in.bias": entry}).to_string();
+        with_table(&altered.file(file), table.as_bytes());
+
+        assert_refused(&altered.start(), &table[..80.min(table.len())], file);
+    }
+    // A table that says that it is longer than the file, or than memory.
+    for length in [0, 1 << 40, u64::MAX] {
+        let altered = Altered::of(EDIT);
+        let path = altered.file(file);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+
+        assert_refused(&altered.start(), &length.to_string(), file);
     }
 }

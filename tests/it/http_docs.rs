@@ -133,13 +133,19 @@ async fn every_example_of_an_error_is_one_of_its_own_status() {
     let mut messages = Vec::new();
     for (status, response) in responses.as_object().unwrap() {
         if status.starts_with(['4', '5']) {
-            let error = &response["content"]["application/json"]["example"]["error"];
-            let message = error["message"].as_str().unwrap_or_else(|| panic!("{status}"));
-            assert!(!messages.contains(&message), "{status}: {message}");
-            messages.push(message);
+            let examples = &response["content"]["application/json"]["examples"];
+            for example in examples.as_object().unwrap_or_else(|| panic!("{status}")).values() {
+                let message = example["value"]["error"]["message"].as_str().unwrap();
+                assert!(!messages.contains(&message), "{status}: {message}");
+                messages.push(message);
+            }
         }
     }
     assert!(messages.len() > 9, "{messages:?}");
+    // Both reasons to come back later, both kinds of what is too large.
+    for said in ["shutting down", "memory for requests is taken", "request_memory_bytes"] {
+        assert!(messages.iter().any(|message| message.contains(said)), "{said}: {messages:?}");
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::{Value, json};
+use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use utoipa::{IntoResponses, OpenApi, PartialSchema, ToSchema};
@@ -47,18 +48,30 @@ impl IntoResponses for MadePictures {
             .content("application/json", schema("ImagesResponse"))
             .content("text/event-stream", Content::new(Some(events())));
         let mut responses = BTreeMap::from([("200".to_owned(), made.build().into())]);
+        let mut refusals: BTreeMap<String, Vec<(ApiError, &str)>> = BTreeMap::new();
         for (error, description) in ApiError::examples() {
-            let example = serde_json::to_value(error.body()).ok();
-            let content = ContentBuilder::new()
-                .schema(Some(Ref::from_schema_name("ErrorEnvelope")))
-                .example(example);
-            let refused = ResponseBuilder::new()
-                .description(description)
-                .content("application/json", content.build());
-            responses.insert(error.status().as_str().to_owned(), refused.build().into());
+            let status = error.status().as_str().to_owned();
+            refusals.entry(status).or_default().push((error, description));
         }
+        responses.extend(refusals.into_iter().map(|(status, of)| (status, refusal(&of).into())));
         responses
     }
+}
+
+/// The reply of one status: an example of each error that has it, with what it means.
+fn refusal(errors: &[(ApiError, &str)]) -> Response {
+    let examples = errors.iter().map(|(error, description)| {
+        let example = ExampleBuilder::new().value(serde_json::to_value(error.body()).ok());
+        (*description, example.build())
+    });
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("ErrorEnvelope")))
+        .examples_from_iter(examples);
+    let descriptions: Vec<&str> = errors.iter().map(|(_, description)| *description).collect();
+    ResponseBuilder::new()
+        .description(descriptions.join("; or: "))
+        .content("application/json", content.build())
+        .build()
 }
 
 /// The bytes of a picture.
