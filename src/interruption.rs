@@ -75,6 +75,12 @@ pub fn shared<R: Send>(work: impl FnOnce(Watch<'_>) -> R + Send) -> R {
 pub struct Watch<'a>(Option<&'a AtomicBool>);
 
 impl Watch<'_> {
+    /// Of work that is not broken off.
+    #[must_use]
+    pub fn of_nothing() -> Self {
+        Self(None)
+    }
+
     /// What `work` returns, during which each [`check`] knows what the thread knows that
     /// [`shared`] was called on.
     pub fn over<R>(self, work: impl FnOnce() -> R) -> R {

@@ -17,6 +17,7 @@ mod cublaslt;
 mod flash;
 mod fp8;
 pub mod fusion;
+mod gemm;
 mod guidance;
 mod heads;
 mod kernels;
@@ -27,7 +28,7 @@ mod rows;
 mod softmax;
 
 pub use activation::{gated_silu, gelu_erf, gelu_tanh, silu};
-pub use attention::{AttentionMask, attention, merge_heads, repeat_heads, split_heads};
+pub use attention::{AttentionMask, attention, merge_heads, split_heads};
 pub use check::{StepCheck, check};
 pub use clip::clip;
 pub use conv::{Conv2d, Padding};

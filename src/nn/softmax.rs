@@ -140,12 +140,20 @@ impl pulp::NullaryFnOnce for SoftmaxRow<'_> {
 
 #[inline(always)]
 fn softmax_row(row: &mut [f32]) {
-    let largest = maximum(row);
-    // Nothing is subtracted from a row of −∞, whose weights are all 0 then.
-    let largest = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
-    // Eight sums side by side, so that the additions can be vectorised.
+    let largest = maximum(row, f32::NEG_INFINITY);
+    let sum = weigh(row, largest);
+    let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+    row.iter_mut().for_each(|number| *number *= scale);
+}
+
+/// Turns `scores`, of which none is above `largest`, into e to the power of what they
+/// differ by from it. Returns the sum.
+#[inline(always)]
+pub(super) fn weigh(scores: &mut [f32], largest: f32) -> f32 {
+    let largest = subtrahend(largest);
+    // Several sums side by side, so that the additions can be vectorised.
     let mut sums = [0.0_f32; LANES];
-    let (whole, rest) = row.as_chunks_mut::<LANES>();
+    let (whole, rest) = scores.as_chunks_mut::<LANES>();
     for lanes in whole {
         for (number, sum) in lanes.iter_mut().zip(&mut sums) {
             *number = exp_of_negative(*number - largest);
@@ -156,24 +164,30 @@ fn softmax_row(row: &mut [f32]) {
         *number = exp_of_negative(*number - largest);
         *sum += *number;
     }
-    let sum = sums.iter().sum::<f32>();
-    let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-    row.iter_mut().for_each(|number| *number *= scale);
+    sums.iter().sum()
 }
 
 const LANES: usize = 16;
 
-/// The largest number. A NaN is passed over: its exponential is one by itself.
+/// What is subtracted from scores of which `largest` is the largest: nothing from a row of
+/// −∞, whose weights are all 0 then.
 #[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; LANES];
+pub(super) fn subtrahend(largest: f32) -> f32 {
+    if largest == f32::NEG_INFINITY { 0.0 } else { largest }
+}
+
+/// The largest of `row` and `least`. A NaN is passed over: its exponential is one by itself.
+#[inline(always)]
+pub(super) fn maximum(row: &[f32], least: f32) -> f32 {
+    let larger = |one: f32, other: f32| if one > other { one } else { other };
+    let mut largest = [least; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
     for lanes in whole {
         for (number, largest) in lanes.iter().zip(&mut largest) {
-            *largest = if *number > *largest { *number } else { *largest };
+            *largest = larger(*number, *largest);
         }
     }
-    largest.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    largest.iter().chain(rest).fold(least, |largest, number| larger(*number, largest))
 }
 
 /// eˣ for x ≤ 0, to about one unit in the last place; 0 below −87; NaN for NaN.
@@ -187,10 +201,10 @@ pub(super) fn exp_of_negative(x: f32) -> f32 {
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     /// Adding it leaves a float no bits behind the point: rounds to whole numbers.
     const ROUNDER: f32 = 12_582_912.0; // 1.5 · 2²³
-    let is_number = !x.is_nan();
-    let visible = x > -87.0;
-    let x = if visible { x } else { -87.0 };
-    let n = (x * std::f32::consts::LOG2_E + ROUNDER) - ROUNDER;
+    let hidden = x <= -87.0;
+    let x = if hidden { -87.0 } else { x };
+    let rounded = x * std::f32::consts::LOG2_E + ROUNDER;
+    let n = rounded - ROUNDER;
     let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
     let series = 1.0 / 720.0;
     let series = series * r + 1.0 / 120.0;
@@ -198,10 +212,11 @@ pub(super) fn exp_of_negative(x: f32) -> f32 {
     let series = series * r + 1.0 / 6.0;
     let series = series * r + 0.5;
     let series = series * r * r + r + 1.0;
-    #[expect(clippy::cast_possible_truncation, reason = "a whole number between -126 and 0")]
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
-    let hidden = if is_number { 0.0 } else { f32::NAN };
-    if visible { series * power } else { hidden }
+    // The last bits of `rounded` are n; so they come into the exponent of 1. What they are
+    // of a NaN does not matter: the series is one. Conversions to whole numbers, which
+    // saturate, would take half of the time.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
+    if hidden { 0.0 } else { series * power }
 }
 
 #[cfg(test)]

@@ -13,9 +13,7 @@ use super::positions::{Grid, Segment, language_positions, language_rotations};
 use super::vision_tower::VisionTower;
 use crate::checkpoint::Weights;
 use crate::interruption;
-use crate::nn::{
-    AttentionMask, Linear, RmsNorm, attention, gated_silu, merge_heads, repeat_heads, split_heads,
-};
+use crate::nn::{AttentionMask, Linear, RmsNorm, attention, gated_silu, merge_heads, split_heads};
 
 /// The encoder with its weights.
 pub struct TextEncoder {
@@ -194,8 +192,6 @@ impl Attention {
         let q = rope(&split_heads(&self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
         let k = rope(&split_heads(&self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
         let v = split_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
-        let shared_by = self.heads / self.kv_heads;
-        let (k, v) = (repeat_heads(&k, shared_by)?, repeat_heads(&v, shared_by)?);
         let attended = attention(&q, &k, &v, AttentionMask::Causal)?;
         self.o_proj.forward(&merge_heads(&attended)?)
     }

@@ -1,7 +1,10 @@
 //! The one attention of all components.
 //!
-//! Scores are never held for more than a slice of the queries at a time, so
-//! memory grows with the number of tokens, not with its square.
+//! Scores are never held for more than some of the queries at a time, so memory grows
+//! with the number of tokens, not with its square: block by block on a CPU
+//! ([`blocks`]), by flash attention or in slices on a card.
+
+mod blocks;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -9,11 +12,8 @@ use super::fusion::Fusion;
 use super::softmax::{softmax, softmax_in_place};
 use crate::interruption;
 
-/// Scores held at a time on a CPU, in numbers: 4 MiB of f32, which stay in its
-/// caches.
-const CPU_SCORES_AT_A_TIME: usize = 1024 * 1024;
-/// Scores held at a time on a GPU: 256 MiB of f32, enough work for one launch.
-const GPU_SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
+/// Scores that a slice has, in numbers: 256 MiB of f32, enough work for one launch.
+const SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
 
 /// How heads lie in memory. Either way a tensor of heads is (batch, heads, tokens,
 /// size) for whoever looks at it.
@@ -53,30 +53,37 @@ pub enum AttentionMask<'a> {
 
 /// softmax(q · kᵀ / √size) · v, with 32-bit scores.
 ///
-/// `q`: (batch, heads, queries, size); `k`, `v`: (batch, heads, keys, size).
+/// `q`: (batch, heads, queries, size); `k`, `v`: (batch, kv heads, keys, size), where each
+/// of the kv heads is looked at by as many heads, one after another.
 /// Returns (batch, heads, queries, size) in the format of `q`.
 ///
 /// # Errors
 /// A candle error if the shapes do not fit, or out of memory.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
-    let dtype = q.dtype();
-    // Matrix products of 16-bit numbers are slow on a CPU, and round the scores.
-    let (compute, at_a_time) = if q.device().is_cpu() {
-        (DType::F32, CPU_SCORES_AT_A_TIME)
-    } else {
-        (dtype, GPU_SCORES_AT_A_TIME)
-    };
-    let (batch, heads, queries, size) = q.dims4()?;
+    if q.device().is_cpu() {
+        return blocks::attention(q, k, v, mask);
+    }
+    let shared_by = q.dim(1)? / k.dim(1)?.max(1);
+    if shared_by > 1 {
+        let [k, v] = [repeat_heads(k, shared_by)?, repeat_heads(v, shared_by)?];
+        return attention(q, &k, &v, mask);
+    }
     #[cfg(feature = "flash-attn")]
-    if matches!(mask, AttentionMask::None) && flashes(q, size) {
+    if matches!(mask, AttentionMask::None) && flashes(q, q.dim(3)?) {
         return super::flash::attention(q, k, v);
     }
-    let keys = k.dim(2)?;
-    let q = (q.to_dtype(compute)? * (1.0 / (size as f64).sqrt()))?;
-    let k_transposed = k.to_dtype(compute)?.transpose(2, 3)?.contiguous()?;
-    let v = v.to_dtype(compute)?.contiguous()?;
+    sliced(q, k, v, mask)
+}
 
-    let rows = (at_a_time / (batch * heads * keys)).clamp(1, queries);
+/// [`attention`] by matrix products, a slice of the queries at a time.
+fn sliced(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
+    let (batch, heads, queries, size) = q.dims4()?;
+    let keys = k.dim(2)?;
+    let q = (q * (1.0 / (size as f64).sqrt()))?;
+    let k_transposed = k.transpose(2, 3)?.contiguous()?;
+    let v = v.contiguous()?;
+
+    let rows = (SCORES_AT_A_TIME / (batch * heads * keys)).clamp(1, queries);
     let mut slices = Vec::with_capacity(queries.div_ceil(rows));
     for start in (0..queries).step_by(rows) {
         interruption::check()?;
@@ -96,7 +103,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Res
         };
         slices.push(slice);
     }
-    Tensor::cat(&slices, 2)?.to_dtype(dtype)
+    Tensor::cat(&slices, 2)
 }
 
 fn attend(q: &Tensor, k_transposed: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
@@ -128,7 +135,7 @@ fn causal_mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
 ///
 /// # Errors
 /// A candle error, such as out of memory.
-pub fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
+fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     let (batch, heads, tokens, size) = x.dims4()?;
     x.unsqueeze(2)?.expand((batch, heads, times, tokens, size))?.reshape((
         batch,
@@ -249,11 +256,13 @@ mod tests {
         for dtype in NUMBER_FORMATS {
             let inputs = [1, 2, 3].map(|seed| numbers(&[1, 1, tokens, size], seed, dtype));
             let forms = |inputs: &[Tensor]| {
-                let attended = |mask| attention(&inputs[0], &inputs[1], &inputs[2], mask).unwrap();
+                let [q, k, v] = inputs else { panic!("three") };
+                let attended = |mask| attention(q, k, v, mask).unwrap();
                 let nothing_hidden = Tensor::zeros((1, tokens), DType::F32, &Device::Cpu).unwrap();
                 vec![
                     ("without mask", attended(AttentionMask::None)),
                     ("with mask", attended(AttentionMask::Keys(&nothing_hidden))),
+                    ("in slices", sliced(q, k, v, AttentionMask::None).unwrap()),
                 ]
             };
             assert_passed_on(&inputs, forms, |inputs| exact(inputs, size));
@@ -261,20 +270,75 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_queries_give_what_a_single_query_gives() {
-        // 5000 queries of 5000 keys are 25 million scores: many slices. The last
-        // query lies in the last one, and sees every key under both masks.
-        let shape = (1, 1, 5000, 4);
-        let (q, k, v) = (ramp(shape, 0.01), ramp(shape, 0.02), ramp(shape, 0.03));
-        let last = |t: &Tensor| t.narrow(2, 4999, 1).unwrap().contiguous().unwrap();
-        let alone = attention(&last(&q), &k, &v, AttentionMask::None).unwrap();
-        let expected: Vec<f32> = alone.flatten_all().unwrap().to_vec1().unwrap();
+    fn blocks_of_queries_and_keys_give_what_whole_matrices_give() {
+        // Several blocks of either, the last ones ragged; and less than one.
+        for (batch, [heads, kv_heads], [queries, keys], size) in [
+            (1, [2, 2], [1100, 1100], 24),
+            (2, [4, 2], [70, 1030], 8),
+            (1, [3, 1], [5, 3], 40),
+            (3, [1, 1], [1, 513], 4),
+        ] {
+            let q = ramp((batch, heads, queries, size), 0.7);
+            let k = ramp((batch, kv_heads, keys, size), 1.3);
+            let v = ramp((batch, kv_heads, keys, size), 0.3);
+            let hidden: Vec<f32> =
+                (0..keys).map(|key| if key % 3 == 1 { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let hidden = Tensor::from_vec(hidden, (1, keys), &Device::Cpu).unwrap();
+            let mut masks = vec![AttentionMask::None, AttentionMask::Keys(&hidden)];
+            if queries == keys {
+                masks.push(AttentionMask::Causal);
+            }
+            for mask in masks {
+                let repeated = [&k, &v].map(|x| repeat_heads(x, heads / kv_heads).unwrap());
+                let expected = sliced(&q, &repeated[0], &repeated[1], mask).unwrap();
 
-        for mask in [AttentionMask::None, AttentionMask::Causal] {
-            let sliced = attention(&q, &k, &v, mask).unwrap();
+                let made = attention(&q, &k, &v, mask).unwrap();
 
-            assert_eq!(sliced.dims(), &[1, 1, 5000, 4]);
-            assert!(largest_difference(&last(&sliced), &expected) < 1e-5);
+                assert_eq!(made.dims(), expected.dims());
+                let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
+                // Means of numbers below one, summed in another order.
+                let difference = largest_difference(&made, &expected);
+                assert!(difference < 1e-5, "{difference} {:?} {mask:?}", q.dims());
+            }
+        }
+    }
+
+    #[test]
+    fn scores_that_grow_from_block_to_block_outweigh_those_before() {
+        // Of each block the last key matters most; of all keys, the last one alone.
+        let (tokens, size) = (1500, 4);
+        let q = Tensor::ones((1, 1, 1, size), DType::F32, &Device::Cpu).unwrap();
+        let rising = Tensor::arange(0_i64, tokens as i64, &Device::Cpu).unwrap();
+        let rising = rising.to_dtype(DType::F32).unwrap().reshape((1, 1, tokens, 1)).unwrap();
+        let k = rising.broadcast_as((1, 1, tokens, size)).unwrap();
+
+        let made = attention(&q, &k, &k, AttentionMask::None).unwrap();
+
+        // Two per key between scores: 1 + e⁻² + … of the weights, whose mean is the last key
+        // less e⁻² / (1 − e⁻²).
+        let expected = tokens as f64 - 1.0 - 1.0 / (2.0_f64.exp() - 1.0);
+        let made: Vec<f32> = made.flatten_all().unwrap().to_vec1().unwrap();
+        assert!(made.iter().all(|made| (f64::from(*made) - expected).abs() < 1e-3), "{made:?}");
+    }
+
+    #[test]
+    fn heads_are_read_wherever_they_lie() {
+        let (heads, tokens, size) = (3, 130, 8);
+        for dtype in NUMBER_FORMATS {
+            let x = ramp((2, tokens, heads, size), 0.9).to_dtype(dtype).unwrap();
+            let by_token = x.transpose(1, 2).unwrap().narrow(2, 7, 120).unwrap();
+            let by_number = ramp((2, heads, size, 120), 0.4).to_dtype(dtype).unwrap();
+            let by_number = by_number.transpose(2, 3).unwrap();
+            let [one, other] = [&by_token, &by_number].map(|x| x.contiguous().unwrap());
+
+            let viewed = attention(&by_token, &by_number, &by_token, AttentionMask::None).unwrap();
+            let copied = attention(&one, &other, &one, AttentionMask::None).unwrap();
+
+            let list = |x: &Tensor| {
+                let x = x.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+                x.to_vec1::<f32>().unwrap()
+            };
+            assert_eq!(list(&viewed), list(&copied), "{dtype:?}");
         }
     }
 }
