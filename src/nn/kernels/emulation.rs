@@ -131,7 +131,6 @@ pub(super) fn note_address(address: u64, x: &Tensor) {
 ///
 /// Panics if it hangs, touches what is not its own, computes with what does not fit a
 /// number, or is launched as no card could.
-#[expect(clippy::wildcard_enum_match_arm, reason = "kernels know three formats")]
 pub(in crate::nn) fn emulate<O: Operation>(operation: &O) -> Result<Tensor> {
     match (operation.format(), MAKER.get()) {
         (DType::F32, Maker::Ends) => emulate_ends::<f32, O>(operation, "F32"),
