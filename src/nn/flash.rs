@@ -13,12 +13,8 @@ use candle_core::{
 };
 use half::bf16;
 
+use super::flash_layout::{SIZE, is_readable, strides, sums, tokens_first};
 use super::kernels::length;
-
-/// The one head size that is compiled.
-const SIZE: usize = 128;
-/// Strides and addresses are multiples of 16 bytes: so the card copies tiles.
-const ALIGNED_NUMBERS: usize = 8;
 
 /// Whether heads of this `size` and format can be attended here.
 pub(super) fn fits(device: &Device, dtype: DType, size: usize) -> bool {
@@ -35,19 +31,13 @@ pub(super) fn fits(device: &Device, dtype: DType, size: usize) -> bool {
 /// # Errors
 /// A candle error if the shapes do not fit, or of the card.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let tokens_first = |x: &Tensor| -> Result<Tensor> {
-        let turned = x.transpose(1, 2)?;
-        if is_readable(turned.layout()) { Ok(turned) } else { turned.contiguous() }
-    };
     let (q, k, v) = (tokens_first(q)?, tokens_first(k)?, tokens_first(v)?);
+    for x in [&q, &k, &v] {
+        if !is_readable(x)? {
+            candle_core::bail!("flash attention cannot read {:?} where it lies", x.layout());
+        }
+    }
     q.apply_op3_no_bwd(&k, &v, &Flash)?.transpose(1, 2)
-}
-
-/// Whether the kernels can read a tensor as it lies.
-fn is_readable(layout: &Layout) -> bool {
-    let aligned = |number: &usize| number.is_multiple_of(ALIGNED_NUMBERS);
-    let [others @ .., last] = layout.stride() else { return false };
-    *last == 1 && others.iter().all(aligned) && aligned(&layout.start_offset())
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -130,20 +120,18 @@ impl CustomOp3 for Flash {
         let device = q.device.clone();
         let (batch, queries, heads, size) = q_layout.shape().dims4()?;
         let (_, keys, key_heads, _) = k_layout.shape().dims4()?;
-        let readable = [q_layout, k_layout, v_layout].into_iter().all(is_readable);
         let fitting = k_layout.dims() == [batch, keys, key_heads, SIZE]
             && v_layout.dims() == k_layout.dims()
             && heads.is_multiple_of(key_heads.max(1));
-        if !readable || !fitting || size != SIZE || keys == 0 {
+        if !fitting || size != SIZE || keys == 0 {
             candle_core::bail!("flash attention of {q_layout:?}, {k_layout:?}, {v_layout:?}");
         }
         let made_layout = Layout::contiguous((batch, queries, heads, SIZE));
         // SAFETY: the kernel writes all of both before anyone reads them.
         let (made, log_sums) = unsafe {
-            let rows = queries.next_multiple_of(SIZE);
             (
-                device.alloc::<bf16>(made_layout.shape().elem_count())?,
-                device.alloc::<f32>(batch * heads * rows)?,
+                device.alloc::<bf16>(made_layout.shape().elem_count().max(1))?,
+                device.alloc::<f32>(sums(batch, heads, queries).max(1))?,
             )
         };
         let made = CudaStorage::wrap_cuda_slice(made, device.clone());
@@ -162,6 +150,8 @@ impl CustomOp3 for Flash {
             keys: length(keys)?,
             scale,
         };
+        // The kernels count the sums in 32 bits.
+        length(sums(batch, heads, queries))?;
         if queries > 0 && batch > 0 {
             start(&call, &device)?;
         }
@@ -173,13 +163,9 @@ impl CustomOp3 for Flash {
 fn tensor(storage: &CudaStorage, layout: &Layout) -> Result<FlashTensor> {
     let numbers = storage.as_cuda_slice::<bf16>()?;
     let first = numbers.device_ptr(&storage.device.cuda_stream()).0;
-    let stride = |dim: usize| layout.stride()[dim] as i64;
-    Ok(FlashTensor {
-        first: first + (layout.start_offset() * size_of::<bf16>()) as u64,
-        batch_stride: stride(0),
-        token_stride: stride(1),
-        head_stride: stride(2),
-    })
+    let [batch_stride, token_stride, head_stride] = strides(layout)?.map(|stride| stride as i64);
+    let first = first + (layout.start_offset() * size_of::<bf16>()) as u64;
+    Ok(FlashTensor { first, batch_stride, token_stride, head_stride })
 }
 
 fn start(call: &FlashCall, device: &CudaDevice) -> Result<()> {

@@ -200,6 +200,9 @@ impl Operation for JointHeads<'_> {
             HeadLayout::TokensFirst => (size, heads * size),
         };
         let rows = self.batch * tokens * heads;
+        // The kernel counts these in 32 bits, too.
+        length(tokens)?;
+        length(heads * size)?;
         let call = JointHeadsCall {
             first: self.stream_call(0)?,
             second: self.stream_call(1)?,

@@ -15,6 +15,8 @@ mod conv;
 mod cublaslt;
 #[cfg(feature = "flash-attn")]
 mod flash;
+#[cfg(any(feature = "flash-attn", test))]
+mod flash_layout;
 mod fp8;
 pub mod fusion;
 mod gemm;

@@ -69,6 +69,10 @@ impl Fp8Rows {
     /// The address of the scales on the device.
     pub(super) fn scales_address(&self) -> Result<u64> {
         let first = super::kernels::address(&self.bytes)?;
+        // The numbers move in packs, the scales as a whole: a card faults elsewhere.
+        if !first.is_multiple_of(SCALES_ALIGNMENT as u64) {
+            candle_core::bail!("8-bit rows must begin at a multiple of {SCALES_ALIGNMENT}");
+        }
         Ok(first + scales_at(self.rows, self.width) as u64)
     }
 }
@@ -98,4 +102,10 @@ pub(super) fn product(x: &Fp8Rows, weight: &Fp8Rows, dtype: DType) -> Result<Ten
         }
     }
     x.widen(dtype)?.matmul(&weight.widen(dtype)?.t()?)
+}
+
+/// The product of the bare numbers `bare`, (tokens, outputs), scaled.
+#[cfg(test)]
+pub(super) fn scaled_product(bare: &Tensor, x: &Fp8Rows, weight: &Fp8Rows) -> Result<Tensor> {
+    run(&steps::ScaledProduct::new(bare, x, weight)?)
 }

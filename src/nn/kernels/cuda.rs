@@ -60,9 +60,10 @@ pub(super) fn make<O: Operation>(operation: &O, device: &CudaDevice) -> Result<C
 
 fn make_as<N: Number, O: Operation>(operation: &O, device: &CudaDevice) -> Result<CudaStorage> {
     let count = operation.shape().elem_count();
+    // The driver may refuse to give no bytes at all.
     // SAFETY: the kernel writes every number of it before anyone reads; later
     // readers are on the same stream.
-    let made = unsafe { device.alloc::<O::Made<N>>(count) }?;
+    let made = unsafe { device.alloc::<O::Made<N>>(count.max(1)) }?;
     if count > 0 {
         let launch = operation.launch(pointer(&made, device))?;
         start(&launch, operation.format(), device)?;
@@ -84,10 +85,10 @@ fn start<Call: Copy>(launch: &Launch<Call>, dtype: DType, device: &CudaDevice) -
     else {
         candle_core::bail!("{} is not compiled for {dtype:?}", launch.kernel);
     };
-    let sizes = [launch.blocks, launch.threads, launch.shared * size_of::<f32>()];
-    let [Ok(blocks), Ok(threads), Ok(shared)] = sizes.map(u32::try_from) else {
-        candle_core::bail!("{} would need {sizes:?} blocks, threads, bytes", launch.kernel);
-    };
+    launch.expect_launchable()?;
+    #[expect(clippy::cast_possible_truncation, reason = "launchable, so below 2^31")]
+    let [blocks, threads, shared] =
+        [launch.blocks, launch.threads, launch.shared * size_of::<f32>()].map(|size| size as u32);
     let function = device.get_or_load_custom_func(launch.kernel, module, text)?;
     let argument = Argument(launch.call);
     let mut builder = function.builder();

@@ -62,6 +62,16 @@ typedef struct
     unsigned char at[PACK];
 } byte_pack;
 
+INSIDE byte_pack load_bytes(const unsigned char *from) {
+    READS((const byte_pack *)from);
+    return *(const byte_pack *)from;
+}
+
+INSIDE void store_bytes(unsigned char *to, byte_pack bytes) {
+    WRITES((byte_pack *)to);
+    *(byte_pack *)to = bytes;
+}
+
 typedef struct {
     const number *x;  /* (rows, width) */
     unsigned char *y; /* (rows, width) */
@@ -81,12 +91,15 @@ KERNEL(fp8_round, fp8_rounding) {
     }
     int exponent = exponent_for(block_maximum(largest));
     float inverse = power_of_two(-exponent);
-    if (THREAD == 0) call.scales[BLOCK] = power_of_two(exponent);
+    if (THREAD == 0) {
+        WRITES(call.scales + BLOCK);
+        call.scales[BLOCK] = power_of_two(exponent);
+    }
     for (int i = THREAD * PACK; i < call.width; i += THREADS * PACK) {
         pack numbers = load(x + i);
         byte_pack bytes;
         for (int j = 0; j < PACK; ++j) bytes.at[j] = to_e4m3(wide(numbers.at[j]) * inverse);
-        *(byte_pack *)(y + i) = bytes;
+        store_bytes(y + i, bytes);
     }
 }
 
@@ -101,9 +114,9 @@ typedef struct {
 KERNEL(fp8_widen, fp8_widening) {
     const unsigned char *x = call.x + BLOCK * call.width;
     number *y = call.y + BLOCK * call.width;
-    float scale = call.scales[BLOCK];
+    float scale = load_float(call.scales + BLOCK);
     for (int i = THREAD * PACK; i < call.width; i += THREADS * PACK) {
-        byte_pack bytes = *(const byte_pack *)(x + i);
+        byte_pack bytes = load_bytes(x + i);
         pack numbers;
         for (int j = 0; j < PACK; ++j) numbers.at[j] = narrow(from_e4m3(bytes.at[j]) * scale);
         store(y + i, numbers);
@@ -121,11 +134,13 @@ typedef struct {
 KERNEL(fp8_scale, fp8_scaling) {
     const number *x = call.x + BLOCK * call.width;
     number *y = call.y + BLOCK * call.width;
-    float scale = call.rows[BLOCK];
+    float scale = load_float(call.rows + BLOCK);
     for (int i = THREAD * PACK; i < call.width; i += THREADS * PACK) {
         pack numbers = load(x + i);
-        for (int j = 0; j < PACK; ++j)
-            numbers.at[j] = narrow(wide(numbers.at[j]) * (scale * call.columns[i + j]));
+        for (int j = 0; j < PACK; ++j) {
+            float column = load_float(call.columns + i + j);
+            numbers.at[j] = narrow(wide(numbers.at[j]) * (scale * column));
+        }
         store(y + i, numbers);
     }
 }

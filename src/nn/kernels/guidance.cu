@@ -14,9 +14,9 @@ typedef struct {
 
 /* unconditional + scale * (conditional - unconditional), rounded after each. */
 INSIDE float combined(guided call, long long i) {
-    float conditional = wide(call.conditional[i]);
+    float conditional = load_one(call.conditional + i);
     if (!call.unconditional) return conditional;
-    float unconditional = wide(call.unconditional[i]);
+    float unconditional = load_one(call.unconditional + i);
     float difference = rounded(conditional - unconditional);
     return rounded(unconditional + rounded(difference * call.scale));
 }
@@ -32,7 +32,7 @@ KERNEL(guided_step, guided) {
     if (call.unconditional && call.keep_length) {
         float wanted = 0.0f, actual = 0.0f;
         for (int i = lane; i < call.width; i += WARP) {
-            float conditional = wide(call.conditional[first + i]);
+            float conditional = load_one(call.conditional + first + i);
             float flow = combined(call, first + i);
             wanted += conditional * conditional;
             actual += flow * flow;
@@ -46,10 +46,10 @@ KERNEL(guided_step, guided) {
     for (int i = lane; i < call.width; i += WARP) {
         float flow = combined(call, first + i);
         if (call.unconditional && call.keep_length) flow = rounded(flow * ratio);
-        if (call.flow) call.flow[first + i] = narrow(flow);
+        if (call.flow) store_one(call.flow + first + i, flow);
         if (call.next) {
             float change = rounded(flow * call.sigma_change);
-            call.next[first + i] = narrow(wide(call.latents[first + i]) + change);
+            store_one(call.next + first + i, load_one(call.latents + first + i) + change);
         }
     }
 }

@@ -81,7 +81,8 @@ KERNEL(joint_heads, joint) {
         if (s.cos) {
             for (int j = 0; j < STEP; j += 2) {
                 long long angle = (long long)own * (call.size / 2) + (i + j) / 2;
-                float cos = s.cos[angle], sin = s.sin[angle], even = numbers[j];
+                float cos = load_float(s.cos + angle), sin = load_float(s.sin + angle);
+                float even = numbers[j];
                 numbers[j] = even * cos - numbers[j + 1] * sin;
                 numbers[j + 1] = even * sin + numbers[j + 1] * cos;
             }

@@ -13,6 +13,8 @@ mod cuda;
 #[cfg(test)]
 pub(super) mod emulation;
 #[cfg(test)]
+mod every;
+#[cfg(test)]
 pub(super) mod non_finite;
 
 use std::marker::PhantomData;
@@ -24,8 +26,15 @@ use half::{bf16, f16};
 
 /// Threads of a warp.
 pub(super) const WARP: usize = 32;
-/// Most threads that a block of ours has.
+/// Most threads that a block of ours has; `platform.h` says the same, so that each
+/// finds its registers.
 const MOST_THREADS: usize = 512;
+/// Most blocks along a grid's first axis, of cards from compute capability 3.0 on.
+const MOST_BLOCKS: usize = 0x7fff_ffff;
+/// Shared memory of a block that need not be asked for, on every card.
+const MOST_SHARED_BYTES: usize = 48 * 1024;
+/// Bytes of a kernel's arguments, on every card.
+const MOST_ARGUMENT_BYTES: usize = 4096;
 /// Numbers that a thread moves at once where rows allow it.
 const PACK: usize = 4;
 
@@ -118,9 +127,33 @@ pub(super) struct Launch<Call> {
     pub(super) pack: usize,
 }
 
-/// A length as kernels take it.
+impl<Call> Launch<Call> {
+    /// Refuses what no card would start, in words that name the kernel. The limits are
+    /// those of compute capability 8.0 and 9.0, which are the same.
+    pub(super) fn expect_launchable(&self) -> Result<()> {
+        let Self { kernel, blocks, threads, .. } = self;
+        let shared = self.shared * size_of::<f32>();
+        let fits = (1..=MOST_BLOCKS).contains(blocks)
+            && (1..=MOST_THREADS).contains(threads)
+            && threads.is_multiple_of(WARP)
+            && shared <= MOST_SHARED_BYTES
+            && size_of::<Call>() <= MOST_ARGUMENT_BYTES;
+        if fits {
+            return Ok(());
+        }
+        candle_core::bail!(
+            "{kernel} cannot start {blocks} blocks of {threads} threads with {shared} bytes each"
+        )
+    }
+}
+
+/// A length as kernels take it: short enough for their loops to step past its end.
 pub(super) fn length(x: usize) -> Result<i32> {
-    i32::try_from(x).map_err(candle_core::Error::wrap)
+    const PAST_THE_END: usize = MOST_THREADS * PACK;
+    match i32::try_from(x + PAST_THE_END) {
+        Ok(_) => i32::try_from(x).map_err(candle_core::Error::wrap),
+        Err(_) => candle_core::bail!("{x} is more than kernels count in 32 bits"),
+    }
 }
 
 /// The widest moves that `addresses` and `lengths` (in numbers of `dtype`) allow.
@@ -204,6 +237,8 @@ pub(super) fn address(x: &Tensor) -> Result<u64> {
         Storage::Cuda(storage) => cuda::address(storage)?,
         _ => candle_core::bail!("no kernel reads {:?} on {:?}", x.dtype(), x.device()),
     };
+    #[cfg(test)]
+    emulation::note_address(first + offset, x);
     Ok(first + offset)
 }
 
@@ -245,6 +280,10 @@ impl<'a, N: Stored> Numbers<'a, N> {
 /// # Errors
 /// A candle error if its tensors do not fit, or out of memory.
 pub(super) fn run<O: Operation>(operation: &O) -> Result<Tensor> {
+    #[cfg(test)]
+    if let Some(made) = emulation::instead_of_loop(operation) {
+        return made;
+    }
     operation.subject().apply_op1_no_bwd(&Run(operation))
 }
 

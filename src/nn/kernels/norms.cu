@@ -63,7 +63,7 @@ KERNEL(rms_over_channels, channel_norm) {
 
     for (int channel = warp; channel < call.channels; channel += warps) {
         pack numbers = load(call.x + first + channel * call.pixels);
-        float scale = wide(call.scale[channel]);
+        float scale = load_one(call.scale + channel);
         for (int j = 0; j < PACK; ++j) {
             float normalised = rounded(wide(numbers.at[j]) / length[j]);
             float x = rounded(normalised * scale);

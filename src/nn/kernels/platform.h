@@ -8,9 +8,15 @@
  *   PACK=4 or PACK=1                        numbers that a thread moves at once
  *
  * With PACK=4 every row length is a multiple of four and every row starts at a
- * multiple of four numbers; who launches sees to that. */
+ * multiple of four numbers; who launches sees to that.
+ *
+ * Places in memory are counted in 64 bits, columns of a row in 32: who launches
+ * keeps rows so short that a loop over columns can step past their end. */
 #ifndef PLATFORM_H
 #define PLATFORM_H
+
+/* Most threads of a block: so many must find registers. mod.rs says the same. */
+#define MOST_THREADS 512
 
 #ifdef __CUDACC__
 
@@ -18,12 +24,15 @@
 #include <cuda_fp16.h>
 
 #define INSIDE static __device__ __forceinline__
-#define KERNEL(name, arguments) extern "C" __global__ void name(const arguments call)
+#define KERNEL(name, arguments)                                                          \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS) name(const arguments call)
 #define BLOCK ((long long)blockIdx.x)
 #define THREAD ((int)threadIdx.x)
 #define THREADS ((int)blockDim.x)
 #define BARRIER() __syncthreads()
-#define ALIGNED(address) /* a card faults by itself */
+/* The emulation holds every place that is read or written against the tensors. */
+#define READS(pointer)
+#define WRITES(pointer)
 
 extern __shared__ float shared[];
 
@@ -60,13 +69,29 @@ typedef struct
 } pack;
 
 INSIDE pack load(const number *from) {
-    ALIGNED(from);
+    READS((const pack *)from);
     return *(const pack *)from;
 }
 
 INSIDE void store(number *to, pack numbers) {
-    ALIGNED(to);
+    WRITES((pack *)to);
     *(pack *)to = numbers;
+}
+
+/* One number, and one that is stored in 32 bits. */
+INSIDE float load_one(const number *from) {
+    READS(from);
+    return wide(*from);
+}
+
+INSIDE void store_one(number *to, float x) {
+    WRITES(to);
+    *to = narrow(x);
+}
+
+INSIDE float load_float(const float *from) {
+    READS(from);
+    return *from;
 }
 
 /* `x` as it is after being stored. */

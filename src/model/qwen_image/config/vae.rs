@@ -91,6 +91,14 @@ impl VaeConfig {
         }
     }
 
+    /// Numbers of the largest tensor that a picture of this size becomes on its way: as
+    /// large as the picture, with the channels of the last stage but one, and padded.
+    #[must_use]
+    pub fn most_numbers(&self, width: usize, height: usize) -> usize {
+        let widest = self.dim_mult.iter().take(2).max().copied().unwrap_or(1) * self.base_dim;
+        widest.saturating_mul((width + 2).saturating_mul(height + 2))
+    }
+
     /// Image pixels of one latent pixel along each axis.
     #[must_use]
     pub fn spatial_factor(&self) -> usize {

@@ -8,6 +8,7 @@ use crate::domain::{
 };
 use crate::imaging::region::{self, Region};
 use crate::imaging::resample::{Resampler, resize, resize_grey, resize_picture};
+use crate::model::qwen_image::config::VaeConfig;
 use crate::model::{EditKind, ModelError};
 
 /// The most elongated picture that the encoder's processor accepts.
@@ -80,6 +81,20 @@ fn unsuitable(field: &'static str, reason: impl Into<String>) -> ModelError {
     ModelError::Unsuitable { field, reason: reason.into() }
 }
 
+/// The kernels that candle brings for a card count the numbers of a tensor in 32 bits:
+/// beyond that they leave out some, or never end.
+fn expect_countable(vae: &VaeConfig, size: PixelSize) -> Result<(), ModelError> {
+    let PixelSize { width, height } = size;
+    if u32::try_from(vae.most_numbers(width, height)).is_ok() {
+        return Ok(());
+    }
+    let most = u32::MAX as usize / vae.most_numbers(0, 0).max(1) * 4;
+    Err(unsuitable(
+        "size",
+        format!("{width}x{height} is too large for a card: about {most} pixels are the most."),
+    ))
+}
+
 impl Pipeline {
     /// Finds what `request` comes to.
     ///
@@ -118,6 +133,12 @@ impl Pipeline {
         let least = self.info.size_multiple;
         if job.output.width < least || job.output.height < least {
             return Err(unsuitable("size", format!("Both sides must be at least {least} pixels.")));
+        }
+        if !self.components.device.is_cpu() {
+            let sizes = job.references.iter().map(PixelSize::of).chain([job.output]);
+            sizes
+                .into_iter()
+                .try_for_each(|size| expect_countable(&self.components.vae_config, size))?;
         }
         Ok(job)
     }
@@ -295,4 +316,31 @@ impl Pipeline {
 
 fn scaled_mask(mask: &GreyImage, size: PixelSize) -> GreyImage {
     resize_grey(mask, size.width, size.height, Resampler::PillowLanczos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_of_more_numbers_than_candle_counts_on_a_card_are_refused() {
+        // As published: 192 channels at the picture's full size.
+        let vae = VaeConfig {
+            input_channels: 3,
+            base_dim: 96,
+            z_dim: 16,
+            dim_mult: vec![1, 2, 4, 4],
+            num_res_blocks: 2,
+            temperal_downsample: vec![false, true, true],
+            latents_mean: vec![0.0; 16],
+            latents_std: vec![1.0; 16],
+        };
+        let check = |width, height| expect_countable(&vae, PixelSize { width, height });
+
+        assert!(check(1024, 1024).is_ok() && check(4720, 4720).is_ok());
+        assert_eq!(vae.most_numbers(8192, 8192), 192 * 8194 * 8194);
+        let error = check(8192, 8192).unwrap_err().to_string();
+        assert!(error.contains("8192x8192") && error.contains("22369620 pixels"), "{error}");
+        assert!(check(4736, 4736).is_err());
+    }
 }
