@@ -237,7 +237,7 @@ API Result cublasLtMatmulAlgoGetHeuristic(void *handle, void *of, void *a, void 
     if (result->workspace > most) result->workspace = most;
     result->algorithm.workspace = result->workspace;
     *found = 1;
-    count(WAIT, 0, "for cublasLt's choice of an algorithm");
+    count(CHOICE, 0, "of an algorithm");
     return OK;
 }
 

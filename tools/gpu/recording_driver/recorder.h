@@ -57,7 +57,7 @@ void start_section_peak(void);
 
 /* === report.c: what was counted === */
 
-enum Kind { LAUNCH, PRODUCT, HTOD, HTOD_PINNED, DTOH, DTOD, FILL, ALLOCATION, FREE, WAIT, KINDS };
+enum Kind { LAUNCH, PRODUCT, HTOD, HTOD_PINNED, DTOH, DTOD, FILL, ALLOCATION, FREE, WAIT, CHOICE, KINDS };
 
 /* Counts something by its name; `bytes` of it. */
 void count(enum Kind kind, size_t bytes, const char *format, ...) __attribute__((format(printf, 3, 4)));

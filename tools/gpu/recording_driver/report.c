@@ -8,11 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOLD_FAULTS = 20, SLOTS = 4096 };
+enum { TOLD_FAULTS = 20, SLOTS = 4096, TOLD_SECTIONS = 1000 };
 
 static const char *const kinds[KINDS] = {
     "launches", "products", "copies_to_card", "copies_to_card_pinned", "copies_to_host", "copies_on_card",
-    "fills", "allocations", "frees", "waits",
+    "fills", "allocations", "frees", "waits", "choices",
 };
 
 typedef struct {
@@ -120,7 +120,7 @@ static void write_all_names(bool all) {
 
 void end_section(const char *why) {
     open_files();
-    if (report) {
+    if (report && sections < TOLD_SECTIONS) {
         fprintf(report, "{\"section\":%u,\"ended_by\":\"%s\",\"live_bytes\":%zu,\"peak_bytes\":%zu", sections, why,
                 live_bytes(), section_peak_bytes());
         write_sums(&section);
