@@ -10,9 +10,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define SPACE (16ull << 40)
+/* Where no other memory of a process is, and so high that two numbers of a kernel's
+ * arguments, side by side, are seldom an address: the upper one would have to be 16640
+ * to 20479. */
+#define FIRST_ADDRESS 0x410000000000ull
+#define SPACE (15ull << 40)
 #define ALIGNMENT 512 /* of the real pool's addresses, and what lengths are rounded to */
-#define GIB (1ull << 30)
 #define MOST_USERS 4
 
 typedef struct {
@@ -67,9 +70,9 @@ static size_t rounded(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT
 
 static bool reserve(void) {
     if (first_address) return true;
-    void *space = mmap(NULL, SPACE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (space == MAP_FAILED) return false;
-    first_address = next_address = ((uint64_t)space + (2 << 20)) & ~((2ull << 20) - 1);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+    if (mmap((void *)FIRST_ADDRESS, SPACE, PROT_NONE, flags, -1, 0) != (void *)FIRST_ADDRESS) return false;
+    first_address = next_address = FIRST_ADDRESS;
     return true;
 }
 
@@ -101,7 +104,10 @@ static Result allocate(uint64_t *address, size_t bytes, bool ordered, Moment mad
     blocks[block_count++] = (Block){.address = next_address, .bytes = bytes, .ordered = ordered, .made = made};
     *address = next_address;
     next_address += rounded(bytes) + ALIGNMENT;
-    if (next_address > first_address + SPACE) abort();
+    if (next_address > first_address + SPACE) {
+        fprintf(stderr, "recording driver: %llu TiB were allocated in all, and no address is left\n", SPACE >> 40);
+        abort();
+    }
     live += rounded(bytes);
     if (live > peak) peak = live;
     if (live > section_peak) section_peak = live;
