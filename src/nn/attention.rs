@@ -12,8 +12,12 @@ use crate::interruption;
 /// Scores held at a time on a CPU, in numbers: 4 MiB of f32, which stay in its
 /// caches.
 const CPU_SCORES_AT_A_TIME: usize = 1024 * 1024;
-/// Scores held at a time on a GPU: 256 MiB of f32, enough work for one launch.
-const GPU_SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
+/// Bytes of scores held at a time on a GPU, and as many of their softmax: so an
+/// attention over two pictures of 1024x1024 pixels in bfloat16 is three slices.
+const GPU_SCORE_BYTES_AT_A_TIME: usize = 3 << 29;
+/// Masked scores held at a time on a GPU, in numbers, of which there are several copies in
+/// 32 bits: 256 MiB each.
+const GPU_MASKED_SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
 
 /// How heads lie in memory. Either way a tensor of heads is (batch, heads, tokens,
 /// size) for whoever looks at it.
@@ -60,43 +64,99 @@ pub enum AttentionMask<'a> {
 /// A candle error if the shapes do not fit, or out of memory.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
     let dtype = q.dtype();
-    // Matrix products of 16-bit numbers are slow on a CPU, and round the scores.
-    let (compute, at_a_time) = if q.device().is_cpu() {
-        (DType::F32, CPU_SCORES_AT_A_TIME)
-    } else {
-        (dtype, GPU_SCORES_AT_A_TIME)
-    };
-    let (batch, heads, queries, size) = q.dims4()?;
+    let (_, _, _, size) = q.dims4()?;
     #[cfg(feature = "flash-attn")]
     if matches!(mask, AttentionMask::None) && flashes(q, size) {
         return super::flash::attention(q, k, v);
     }
-    let keys = k.dim(2)?;
+    // Matrix products of 16-bit numbers are slow on a CPU, and round the scores.
+    let (compute, slicing) = if q.device().is_cpu() {
+        (DType::F32, Slicing { at_a_time: CPU_SCORES_AT_A_TIME, operands: Operands::Copied })
+    } else {
+        let at_a_time = match mask {
+            AttentionMask::None => GPU_SCORE_BYTES_AT_A_TIME / dtype.size_in_bytes(),
+            AttentionMask::Causal | AttentionMask::Keys(_) => GPU_MASKED_SCORES_AT_A_TIME,
+        };
+        (dtype, Slicing { at_a_time, operands: Operands::Viewed })
+    };
     let q = (q.to_dtype(compute)? * (1.0 / (size as f64).sqrt()))?;
-    let k_transposed = k.to_dtype(compute)?.transpose(2, 3)?.contiguous()?;
-    let v = v.to_dtype(compute)?.contiguous()?;
+    let (k, v) = (k.to_dtype(compute)?, v.to_dtype(compute)?.contiguous()?);
+    sliced(&q, &k, &v, mask, slicing)?.to_dtype(dtype)
+}
 
-    let rows = (at_a_time / (batch * heads * keys)).clamp(1, queries);
+/// How queries are cut into slices.
+#[derive(Debug, Clone, Copy)]
+struct Slicing {
+    /// Scores held at a time, in numbers.
+    at_a_time: usize,
+    operands: Operands,
+}
+
+/// How parts of queries, keys and values are given to a matrix product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operands {
+    /// In a row, which a CPU's products are fastest with.
+    Copied,
+    /// As they lie, which costs a card nothing.
+    Viewed,
+}
+
+impl Operands {
+    /// The product takes a view of one batch entry, but not of several.
+    fn of(self, x: Tensor) -> Result<Tensor> {
+        if self == Self::Viewed && x.dim(0)? == 1 { Ok(x) } else { x.contiguous() }
+    }
+}
+
+/// softmax(q · kᵀ) · v, slice by slice. Shapes as [`attention`].
+fn sliced(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: AttentionMask,
+    Slicing { at_a_time, operands }: Slicing,
+) -> Result<Tensor> {
+    let (batch, heads, queries, _) = q.dims4()?;
+    let k_transposed = match operands {
+        Operands::Copied => k.transpose(2, 3)?.contiguous()?,
+        Operands::Viewed => k.contiguous()?.transpose(2, 3)?,
+    };
+    let most_rows = (at_a_time / (batch * heads * k.dim(2)?)).clamp(1, queries);
+    // Slices of one size, not a short one at the end.
+    let rows = queries.div_ceil(queries.div_ceil(most_rows));
     let mut slices = Vec::with_capacity(queries.div_ceil(rows));
     for start in (0..queries).step_by(rows) {
         interruption::check()?;
         let count = rows.min(queries - start);
-        let q = q.narrow(2, start, count)?.contiguous()?;
+        let q = operands.of(q.narrow(2, start, count)?)?;
         let slice = match mask {
-            AttentionMask::None => attend(&q, &k_transposed, &v, None)?,
-            AttentionMask::Keys(mask) => attend(&q, &k_transposed, &v, Some(mask))?,
+            AttentionMask::None => attend(&q, &k_transposed, v, None)?,
+            AttentionMask::Keys(mask) => attend(&q, &k_transposed, v, Some(mask))?,
             AttentionMask::Causal => {
                 // Keys after the slice's last query are out of sight for all of it.
                 let seen = start + count;
-                let k = k_transposed.narrow(3, 0, seen)?.contiguous()?;
-                let v = v.narrow(2, 0, seen)?.contiguous()?;
+                let k = operands.of(k_transposed.narrow(3, 0, seen)?)?;
+                let v = operands.of(v.narrow(2, 0, seen)?)?;
                 let mask = causal_mask(start, count, q.device())?;
                 attend(&q, &k, &v, Some(&mask))?
             }
         };
         slices.push(slice);
     }
-    Tensor::cat(&slices, 2)?.to_dtype(dtype)
+    joined(&slices, operands)
+}
+
+/// The slices of the queries, one after the other. On a card the heads of a token come
+/// to lie together, where [`merge_heads`] wants them: that takes the same copies.
+fn joined(slices: &[Tensor], operands: Operands) -> Result<Tensor> {
+    match slices {
+        [all] => Ok(all.clone()),
+        _ if operands == Operands::Copied => Tensor::cat(slices, 2),
+        _ => {
+            let turned = slices.iter().map(|slice| slice.transpose(1, 2));
+            Tensor::cat(&turned.collect::<Result<Vec<_>>>()?, 1)?.transpose(1, 2)
+        }
+    }
 }
 
 fn attend(q: &Tensor, k_transposed: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
@@ -113,6 +173,9 @@ fn attend(q: &Tensor, k_transposed: &Tensor, v: &Tensor, mask: Option<&Tensor>) 
 
 /// (count, start + count): query `start + row` sees the keys up to itself.
 fn causal_mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
+    if !device.is_cpu() {
+        return causal_mask_on_card(start, count, device);
+    }
     let keys = start + count;
     let mask: Vec<f32> = (0..count)
         .flat_map(|row| {
@@ -120,6 +183,18 @@ fn causal_mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
         })
         .collect();
     Tensor::from_vec(mask, (count, keys), device)
+}
+
+/// The same, made where it is used: megabytes for each layer are not uploaded.
+#[expect(clippy::cast_possible_truncation, reason = "fewer than 2^32 tokens")]
+fn causal_mask_on_card(start: usize, count: usize, device: &Device) -> Result<Tensor> {
+    let keys = start + count;
+    let shape = (count, keys);
+    let query = Tensor::arange(start as u32, keys as u32, device)?.reshape((count, 1))?;
+    let key = Tensor::arange(0, keys as u32, device)?.reshape((1, keys))?;
+    let everywhere = |number: f32| Tensor::new(number, device)?.broadcast_as(shape);
+    let hidden = key.broadcast_gt(&query)?;
+    hidden.where_cond(&everywhere(f32::NEG_INFINITY)?, &everywhere(0.0)?)
 }
 
 /// Repeats each of the key (or value) heads for the query heads that share it.
@@ -257,6 +332,37 @@ mod tests {
                 ]
             };
             assert_passed_on(&inputs, forms, |inputs| exact(inputs, size));
+        }
+    }
+
+    #[test]
+    fn a_mask_is_the_same_wherever_it_is_made() {
+        for (start, count) in [(0, 7), (5, 3), (9, 1)] {
+            let rows = |mask: Result<Tensor>| mask.unwrap().to_vec2::<f32>().unwrap();
+            let ours = rows(causal_mask_on_card(start, count, &Device::Cpu));
+            assert_eq!(ours, rows(causal_mask(start, count, &Device::Cpu)));
+        }
+    }
+
+    #[test]
+    fn views_give_what_copies_give() {
+        // One batch entry, which is viewed, and several, which are not.
+        for (batch, heads, tokens, size) in [(1, 3, 70, 8), (2, 3, 33, 4)] {
+            let shape = (batch, heads, tokens, size);
+            let (q, k, v) = (ramp(shape, 0.1), ramp(shape, 0.2), ramp(shape, 0.3));
+            let hidden: Vec<f32> =
+                (0..tokens).map(|key| if key % 3 == 1 { f32::NEG_INFINITY } else { 0.0 }).collect();
+            let hidden = Tensor::from_vec(hidden, (1, 1, 1, tokens), &Device::Cpu).unwrap();
+            for mask in [AttentionMask::None, AttentionMask::Causal, AttentionMask::Keys(&hidden)] {
+                let at_a_time = batch * heads * tokens * 16; // several slices
+                let made = |operands| sliced(&q, &k, &v, mask, Slicing { at_a_time, operands });
+                let (copied, viewed) =
+                    (made(Operands::Copied).unwrap(), made(Operands::Viewed).unwrap());
+
+                assert_eq!(viewed.dims(), copied.dims());
+                let expected: Vec<f32> = copied.flatten_all().unwrap().to_vec1().unwrap();
+                assert!(largest_difference(&viewed, &expected) < 1e-6, "{mask:?}");
+            }
         }
     }
 
