@@ -267,6 +267,7 @@ int main(void) {
     close(mkstemp(path));
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         int status;
+        fflush(stdout); /* else the child prints it, too */
         pid_t child = fork();
         if (child == 0) commit(cases[i].commit, path);
         waitpid(child, &status, 0);
