@@ -129,6 +129,14 @@ pub struct BenchArgs {
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub dtype: DtypeChoice,
 
+    /// With fp8: leave the layers that lose most by it in 16 bits
+    #[arg(long)]
+    pub spare_sensitive: bool,
+
+    /// With fp8 on an NVIDIA card: sum in its multiplying units, with fewer digits
+    #[arg(long)]
+    pub fast_sums: bool,
+
     /// Which weights stay on the device: auto, resident, offload, stream
     #[arg(long, value_name = "MEMORY", default_value = "resident")]
     pub memory: MemoryChoice,
@@ -209,6 +217,7 @@ impl BenchArgs {
                 dtype: self.dtype,
                 memory: self.memory,
                 cache_bytes: self.cache_bytes,
+                fp8_all_layers: !self.spare_sensitive,
                 ..ModelConfig::of(self.model.clone())
             },
         })

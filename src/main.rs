@@ -153,6 +153,9 @@ fn check(args: &BenchArgs) -> Result<()> {
 fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
     nn::fusion::disable(&args.without);
+    if args.fast_sums {
+        nn::Fp8Sums::Fast.choose();
+    }
     if args.kernels || args.check {
         return check(args);
     }

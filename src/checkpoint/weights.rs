@@ -53,6 +53,8 @@ pub struct Weights {
     prefix: String,
     dtype: DType,
     matrices: MatrixFormat,
+    /// Whether layers that lose most by that keep the format that they compute in.
+    spares_sensitive: bool,
     device: Device,
     /// Whether a card uploads tensors beside its work.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card"))]
@@ -157,6 +159,7 @@ impl Weights {
             prefix: String::new(),
             dtype,
             matrices: MatrixFormat::AsComputed,
+            spares_sensitive: false,
             device: device.clone(),
             beside: false,
             checked: None,
@@ -232,6 +235,23 @@ impl Weights {
     #[must_use]
     pub fn with_matrices(&self, matrices: MatrixFormat) -> Self {
         Self { matrices, ..self.clone() }
+    }
+
+    /// The same place, whose [`Weights::sensitive`] places keep the format that they
+    /// compute in, if that is `spared`.
+    #[must_use]
+    pub fn sparing_sensitive(&self, spared: bool) -> Self {
+        Self { spares_sensitive: spared, ..self.clone() }
+    }
+
+    /// The same place, of layers that lose most by fewer digits.
+    #[must_use]
+    pub fn sensitive(&self) -> Self {
+        if self.spares_sensitive {
+            self.with_matrices(MatrixFormat::AsComputed)
+        } else {
+            self.clone()
+        }
     }
 
     /// The format that layers shall keep their matrices in, if they can.

@@ -67,6 +67,7 @@ keys! {
     DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8 or fp8-weights";
     MEMORY: "model.memory", "DIFFUSER_MEMORY", "auto, resident, offload or stream";
     CACHE_BYTES: "model.cache_bytes", "DIFFUSER_CACHE_BYTES", "bytes of encoded pictures and prompts";
+    FP8_ALL_LAYERS: "model.fp8_all_layers", "DIFFUSER_FP8_ALL_LAYERS", "false spares layers that lose most by fp8";
     EXACT_TIMESTEPS: "model.exact_timesteps", "DIFFUSER_EXACT_TIMESTEPS", "false rounds them as diffusers does";
     IMAGE_AREA: "model.image_area", "DIFFUSER_IMAGE_AREA", "pixels of a picture for the VAE";
     CONDITION_AREA: "model.condition_area", "DIFFUSER_CONDITION_AREA", "pixels of a picture for the encoder";

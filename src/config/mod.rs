@@ -285,6 +285,7 @@ impl Layers {
                 .unwrap_or(MemoryChoice::Auto),
             cache_bytes: self.integer(keys::CACHE_BYTES, 0, 1 << 40).unwrap_or_default(),
             exact_timesteps: self.boolean(keys::EXACT_TIMESTEPS).unwrap_or(true),
+            fp8_all_layers: self.boolean(keys::FP8_ALL_LAYERS).unwrap_or(true),
         }
     }
 

@@ -65,6 +65,9 @@ pub struct ModelConfig {
     /// Whether a 16-bit model is told the noise level exactly; else it is rounded
     /// to 16 bits twice, as the reference does.
     pub exact_timesteps: bool,
+    /// Whether `dtype` fp8 and fp8-weights round all layers of the blocks, or spare
+    /// those that lose most by it.
+    pub fp8_all_layers: bool,
 }
 
 impl ModelConfig {
@@ -86,6 +89,7 @@ impl ModelConfig {
             memory: MemoryChoice::Auto,
             cache_bytes: 0,
             exact_timesteps: true,
+            fp8_all_layers: true,
         }
     }
 }

@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::fp8::{self, Fp8Rows};
 use super::{
-    After, AttentionMask, Factors, FlowLength, HeadStream, LayerNorm, Linear, RmsNorm, attention,
-    channel_norm, euler_step, gated_add, gated_silu, gelu_tanh, guide, joint_heads, modulated_norm,
-    silu,
+    After, AttentionMask, Conv2d, Factors, FlowLength, HeadStream, LayerNorm, Linear, Padding,
+    RmsNorm, attention, channel_norm, euler_step, gated_add, gated_silu, gelu_tanh, guide,
+    joint_heads, modulated_norm, silu,
 };
 
 /// How one step came out.
@@ -96,6 +96,12 @@ struct Inputs {
     /// (2 · width, width), so small that products are of about 1.
     matrix: Tensor,
     wide_bias: Tensor,
+    /// A part of a tensor that begins at no multiple of 256 bytes.
+    view: Tensor,
+    view_matrix: Tensor,
+    /// (20, 20, 3, 3), so small that sums are of about 1.
+    kernel: Tensor,
+    kernel_bias: Tensor,
 }
 
 impl Inputs {
@@ -129,6 +135,10 @@ impl Inputs {
             channel_scale: numbers(&[1, 20, 1, 1], 4.3)?,
             matrix: (numbers(&[2 * WIDTH, WIDTH], 4.7)? * (WIDTH as f64).powf(-0.5))?,
             wide_bias: numbers(&[2 * WIDTH], 5.3)?,
+            view: numbers(&[3, 8, 40], 5.9)?.narrow(0, 1, 2)?,
+            view_matrix: (numbers(&[2 * WIDTH, 40], 6.1)? * 0.2)?,
+            kernel: (numbers(&[20, 20, 3, 3], 6.7)? * 0.1)?,
+            kernel_bias: numbers(&[20], 7.1)?,
         })
     }
 
@@ -154,7 +164,7 @@ impl Inputs {
     }
 }
 
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 19] = [
     ("modulated norm", 4.0, |of| modulated_norm(&of.image, &of.norm, of.factors(0), of.factors(1))),
     ("gated add", 4.0, |of| gated_add(&of.image, &of.image, Some(&of.bias), of.factors(0))),
     ("joint heads", 4.0, |of| of.heads(Some(&of.head_norm))),
@@ -162,6 +172,19 @@ const STEPS: [Step; 16] = [
     ("bias, GELU", 2.0, |of| gelu_tanh(&of.image, Some(&of.bias))),
     ("layer, GELU", 4.0, |of| {
         Linear::from_weight(of.matrix.clone()).with_bias(of.wide_bias.clone()).gelu_tanh(&of.image)
+    }),
+    ("layer, GELU of a view", 4.0, |of| {
+        let layer = Linear::from_weight(of.view_matrix.clone()).with_bias(of.wide_bias.clone());
+        layer.gelu_tanh(&of.view.contiguous()?)?;
+        layer.gelu_tanh(&of.view)
+    }),
+    ("convolution", 4.0, |of| {
+        let conv = Conv2d::new(&of.kernel, &of.kernel_bias, Padding::Around(1), 1)?;
+        conv.forward(&of.picture)
+    }),
+    ("halving convolution", 4.0, |of| {
+        let conv = Conv2d::new(&of.kernel, &of.kernel_bias, Padding::RightBottom, 2)?;
+        conv.forward(&of.picture)
     }),
     ("8-bit rows", 0.0, |of| Fp8Rows::round(&of.image)?.widen(of.image.dtype())),
     ("8-bit product", 4.0, |of| {

@@ -1,25 +1,58 @@
 //! 2-D convolution that keeps its scratch memory bounded.
 //!
-//! On a GPU candle unfolds a convolution's whole input into a matrix before
-//! multiplying: nine times the input for a 3×3 kernel. Here large inputs are
-//! convolved strip by strip, so that the unfolded matrix stays below a fixed size.
+//! A convolution's input is unfolded into a matrix before it is multiplied: nine times
+//! the input for a 3×3 kernel. So large inputs are convolved strip by strip, and the
+//! matrix stays below a fixed size. candle unfolds for a CPU; for an NVIDIA card we do,
+//! so that padding, bias and the order of the result take no passes of their own. A
+//! program with feature `cudnn` leaves all of it to cuDNN where that is found.
 
+#[cfg(feature = "cudnn")]
+use std::sync::OnceLock;
+
+#[cfg(feature = "cudnn")]
+use candle_core::Device;
+#[cfg(feature = "cudnn")]
+use candle_core::cuda_backend::cudarc::cudnn::Cudnn;
 use candle_core::{DType, Result, Tensor};
 
+use super::fusion::Fusion;
+use super::unfold::{Window, lines, unfold};
 use crate::interruption;
 
 /// Numbers in an unfolded input at a time: 256 MiB of f32.
 const UNFOLDED_AT_A_TIME: usize = 64 * 1024 * 1024;
+/// The same where we unfold, for a card: 512 MiB of bfloat16.
+const UNFOLDED_AT_A_TIME_ON_CARD: usize = 256 * 1024 * 1024;
 
 /// A 2-D convolution with stride and zero padding.
 pub struct Conv2d {
-    /// (out channels, in channels, kernel, kernel), in the format it computes in.
-    weight: Tensor,
-    /// (1, out channels, 1, 1), likewise.
-    bias: Tensor,
+    method: Method,
     kernel: usize,
     padding: Padding,
     stride: usize,
+}
+
+enum Method {
+    /// By candle's unfolding, in strips.
+    Candle {
+        /// (out channels, in channels, kernel, kernel), in the format it computes in.
+        weight: Tensor,
+        /// (1, out channels, 1, 1), likewise.
+        bias: Tensor,
+    },
+    /// By cuDNN.
+    #[cfg(feature = "cudnn")]
+    Cudnn {
+        /// As candle's.
+        weight: Tensor,
+        /// Likewise.
+        bias: Tensor,
+    },
+    /// By a product with what we unfold.
+    Unfolded {
+        /// (out channels, lines): weight, bias, and zeros.
+        matrix: Tensor,
+    },
 }
 
 /// Zeros around the input, in pixels.
@@ -37,12 +70,8 @@ impl Conv2d {
     /// # Errors
     /// A candle error if the weight is not four-dimensional.
     pub fn new(weight: &Tensor, bias: &Tensor, padding: Padding, stride: usize) -> Result<Self> {
-        let (out_channels, _, kernel, _) = weight.dims4()?;
-        // candle's CPU convolution has no 16-bit arithmetic; torch sums in 32 bits, too.
-        let compute = if weight.device().is_cpu() { DType::F32 } else { weight.dtype() };
-        let weight = weight.to_dtype(compute)?.contiguous()?;
-        let bias = bias.to_dtype(compute)?.reshape((1, out_channels, 1, 1))?;
-        Ok(Self { weight, bias, kernel, padding, stride })
+        let method = Method::new(weight, bias)?;
+        Ok(Self { method, kernel: weight.dim(2)?, padding, stride })
     }
 
     /// `x`: (batch, in, height, width). Returns (batch, out, height', width') in
@@ -51,8 +80,17 @@ impl Conv2d {
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.method {
+            Method::Candle { weight, bias } => self.by_candle(x, weight, bias),
+            #[cfg(feature = "cudnn")]
+            Method::Cudnn { weight, bias } => self.by_cudnn(x, weight, bias),
+            Method::Unfolded { matrix } => self.by_unfolding(x, matrix, UNFOLDED_AT_A_TIME_ON_CARD),
+        }
+    }
+
+    fn by_candle(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let dtype = x.dtype();
-        let x = self.pad(&x.to_dtype(self.weight.dtype())?)?;
+        let x = self.pad(&x.to_dtype(weight.dtype())?)?;
         let (batch, in_channels, height, width) = x.dims4()?;
         let out_rows = (height - self.kernel) / self.stride + 1;
         let out_width = (width - self.kernel) / self.stride + 1;
@@ -64,27 +102,149 @@ impl Conv2d {
             let count = rows.min(out_rows - start);
             let in_rows = (count - 1) * self.stride + self.kernel;
             let strip = x.narrow(2, start * self.stride, in_rows)?.contiguous()?;
-            let strip = strip.conv2d(&self.weight, 0, self.stride, 1, 1)?;
-            strips.push(strip.broadcast_add(&self.bias)?.to_dtype(dtype)?);
+            let strip = strip.conv2d(weight, 0, self.stride, 1, 1)?;
+            strips.push(strip.broadcast_add(bias)?.to_dtype(dtype)?);
         }
         Tensor::cat(&strips, 2)
     }
 
-    fn pad(&self, x: &Tensor) -> Result<Tensor> {
-        let (before, after) = match self.padding {
-            Padding::Around(0) => return Ok(x.clone()),
-            Padding::Around(pixels) => (pixels, pixels),
-            Padding::RightBottom => (0, 1),
+    #[cfg(feature = "cudnn")]
+    fn by_cudnn(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        interruption::check()?;
+        let made = match self.padding {
+            Padding::Around(pixels) => x.contiguous()?.conv2d(weight, pixels, self.stride, 1, 1),
+            Padding::RightBottom => self.pad(x)?.conv2d(weight, 0, self.stride, 1, 1),
         };
+        made?.broadcast_add(bias)
+    }
+
+    /// `at_a_time`: numbers of an unfolded strip.
+    fn by_unfolding(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let (batch, channels, height, width) = x.dims4()?;
+        let (before, after) = self.padding.sides();
+        let places = |length: usize| (length + before + after - self.kernel) / self.stride + 1;
+        let (out_rows, row_length) = (places(height), places(width));
+        let Self { kernel, stride, .. } = *self;
+        let window = Window { kernel, stride, before, row_length };
+        let rows = (at_a_time / (lines(channels, kernel) * row_length)).clamp(1, out_rows);
+        let picture = |index| -> Result<Tensor> {
+            let x = x.narrow(0, index, 1)?;
+            let mut strips = Vec::with_capacity(out_rows.div_ceil(rows));
+            for start in (0..out_rows).step_by(rows) {
+                interruption::check()?;
+                let count = rows.min(out_rows - start);
+                let made = matrix.matmul(&unfold(&x, window, start..start + count)?)?;
+                strips.push(made.reshape((1, (), count, row_length))?);
+            }
+            Tensor::cat(&strips, 2)
+        };
+        Tensor::cat(&(0..batch).map(picture).collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    fn pad(&self, x: &Tensor) -> Result<Tensor> {
+        let (before, after) = self.padding.sides();
         x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)
     }
 }
 
+impl Padding {
+    /// Zeros left of and above the input, and right of and below it.
+    fn sides(self) -> (usize, usize) {
+        match self {
+            Self::Around(pixels) => (pixels, pixels),
+            Self::RightBottom => (0, 1),
+        }
+    }
+}
+
+impl Method {
+    fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        #[cfg(feature = "cudnn")]
+        if cudnn_is_there(weight.device()) {
+            let bias = bias.reshape((1, weight.dim(0)?, 1, 1))?;
+            return Ok(Self::Cudnn { weight: weight.contiguous()?, bias });
+        }
+        if !weight.device().is_cpu() && Fusion::Unfolding.applies_to(weight) {
+            return Self::unfolded(weight, bias);
+        }
+        Self::candle(weight, bias)
+    }
+
+    fn candle(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        // candle's CPU convolution has no 16-bit arithmetic; torch sums in 32 bits, too.
+        let compute = if weight.device().is_cpu() { DType::F32 } else { weight.dtype() };
+        let weight = weight.to_dtype(compute)?.contiguous()?;
+        let bias = bias.to_dtype(compute)?.reshape((1, weight.dim(0)?, 1, 1))?;
+        Ok(Self::Candle { weight, bias })
+    }
+
+    fn unfolded(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        let (outputs, channels, kernel, _) = weight.dims4()?;
+        let seen = weight.reshape((outputs, ()))?;
+        let rest = lines(channels, kernel) - seen.dim(1)? - 1;
+        let zeros = Tensor::zeros((outputs, rest), weight.dtype(), weight.device())?;
+        let matrix = Tensor::cat(&[seen, bias.reshape((outputs, 1))?, zeros], 1)?;
+        Ok(Self::Unfolded { matrix })
+    }
+}
+
+/// Whether cuDNN's library is found, and takes this card.
+#[cfg(feature = "cudnn")]
+fn cudnn_is_there(device: &Device) -> bool {
+    static THERE: OnceLock<bool> = OnceLock::new();
+    let Device::Cuda(device) = device else { return false };
+    *THERE.get_or_init(|| match Cudnn::new(device.cuda_stream()) {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::info!(%error, "cuDNN is not there: convolutions are products of matrices");
+            false
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::kernels::emulation::numbers;
+    use super::super::kernels::emulation::{assert_close, formats, numbers};
     use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
+
+    impl Conv2d {
+        /// As it is on a card, but where its numbers are.
+        fn unfolding(weight: &Tensor, bias: &Tensor, padding: Padding, stride: usize) -> Self {
+            let method = Method::unfolded(weight, bias).unwrap();
+            Self { method, kernel: weight.dim(2).unwrap(), padding, stride }
+        }
+    }
+
+    #[test]
+    fn what_we_unfold_is_convolved_as_candle_does() {
+        // On a CPU candle computes in 32 bits and rounds the sum with the bias once more.
+        for (dtype, tolerance) in
+            formats(64.0).into_iter().filter(|(dtype, _)| *dtype == DType::F32)
+        {
+            for (kernel, padding, stride) in [
+                (3, Padding::Around(1), 1),
+                (1, Padding::Around(0), 1),
+                (3, Padding::RightBottom, 2),
+                (3, Padding::Around(0), 1),
+            ] {
+                let x = numbers(&[2, 5, 9, 12], 1, dtype);
+                let weight = numbers(&[4, 5, kernel, kernel], 2, dtype);
+                let bias = numbers(&[4], 3, dtype);
+                let candle = Conv2d::new(&weight, &bias, padding, stride).unwrap();
+                let ours = Conv2d::unfolding(&weight, &bias, padding, stride);
+                let Method::Unfolded { matrix } = &ours.method else { unreachable!() };
+                let expected = candle.forward(&x).unwrap();
+
+                // In one strip, and in strips of one row each.
+                for at_a_time in [usize::MAX, 1] {
+                    let made = ours.by_unfolding(&x, matrix, at_a_time).unwrap();
+                    assert_close(&made, &expected, tolerance);
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_is_not_finite_reaches_every_pixel_that_a_kernel_brings_it_to() {
@@ -96,8 +256,13 @@ mod tests {
                 numbers(&[outputs], 3, dtype),
             ];
             let forms = |tensors: &[Tensor]| {
-                let conv = Conv2d::new(&tensors[1], &tensors[2], Padding::Around(1), 1).unwrap();
-                vec![("candle's", conv.forward(&tensors[0]).unwrap())]
+                let (weight, bias, padding) = (&tensors[1], &tensors[2], Padding::Around(1));
+                let candle = Conv2d::new(weight, bias, padding, 1).unwrap();
+                let ours = Conv2d::unfolding(weight, bias, padding, 1);
+                vec![
+                    ("candle's", candle.forward(&tensors[0]).unwrap()),
+                    ("ours", ours.forward(&tensors[0]).unwrap()),
+                ]
             };
             // What is padded is a zero times the kernel: NaN where that is not finite.
             let reference = |tensors: &[Vec<f64>]| {

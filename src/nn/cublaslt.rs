@@ -19,11 +19,14 @@ use candle_core::{
 };
 use half::bf16;
 
-use super::fp8::Fp8Rows;
+use super::fp8::{Fp8Rows, Fp8Sums};
 use super::kernels::address;
 
 /// Bytes that a product may use for itself: what NVIDIA advises for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
+/// What the addresses of fresh memory are multiples of at least, and what the library
+/// takes for granted if it is told nothing.
+const USUAL_ALIGNMENT: u32 = 256;
 /// Rows of 8-bit numbers begin at multiples of this.
 const FP8_ALIGNMENT: usize = 16;
 /// The first compute capability that multiplies 8-bit floats.
@@ -68,6 +71,8 @@ pub(super) fn gelu_product(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result
         format: Format::Bf16,
         scaling: Scaling::None,
         epilogue: Epilogue::BiasGelu,
+        alignment: USUAL_ALIGNMENT,
+        sums: Fp8Sums::Exact,
     };
     let operands = Operands {
         x: address(x)?,
@@ -108,6 +113,8 @@ pub(super) fn fp8_product(x: &Fp8Rows, weight: &Fp8Rows) -> Result<Option<Fp8Pro
         format: Format::Fp8,
         scaling: Scaling::OfRows,
         epilogue: Epilogue::None,
+        alignment: USUAL_ALIGNMENT,
+        sums: Fp8Sums::chosen(),
     };
     let bare =
         Operands { x: address(&x.bytes)?, weight: address(&weight.bytes)?, ..Operands::default() };
@@ -130,6 +137,16 @@ struct Problem {
     format: Format,
     scaling: Scaling,
     epilogue: Epilogue,
+    /// Bytes that the addresses of both matrices are multiples of. What is made is in
+    /// fresh memory.
+    alignment: u32,
+    sums: Fp8Sums,
+}
+
+/// The largest power of two, up to the usual one, that divides all `addresses`.
+fn alignment_of(addresses: [u64; 2]) -> u32 {
+    let zeros = addresses.map(u64::trailing_zeros).into_iter().min().unwrap_or_default();
+    1 << zeros.min(USUAL_ALIGNMENT.trailing_zeros())
 }
 
 /// Of both matrices; the product is in bfloat16.
@@ -174,6 +191,7 @@ fn make(
     if shape.elem_count() == 0 {
         return Ok(None);
     }
+    let problem = Problem { alignment: alignment_of([operands.x, operands.weight]), ..problem };
     with_library(device, |library| {
         let Some(algorithm) = library.algorithm(&problem, &operands)? else { return Ok(None) };
         let product = Product { problem, operands, algorithm, shape };
@@ -319,7 +337,7 @@ fn find(
     operands: &Operands,
 ) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
     let Ok(described) = Described::new(problem, operands) else { return Ok(None) };
-    let preference = Preference::new()?;
+    let preference = Preference::new(problem.alignment)?;
     // SAFETY: all of these live until the end of the call.
     let found = unsafe {
         result::get_matmul_algo_heuristic(
@@ -346,7 +364,7 @@ struct Described {
 
 impl Described {
     fn new(problem: &Problem, operands: &Operands) -> Result<Self> {
-        let Problem { tokens, inputs, outputs, format, scaling, epilogue } = *problem;
+        let Problem { tokens, inputs, outputs, format, scaling, epilogue, sums, .. } = *problem;
         let numbers = match format {
             Format::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
             Format::Fp8 => sys::cudaDataType_t::CUDA_R_8F_E4M3,
@@ -365,6 +383,10 @@ impl Described {
                 sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
                 &operands.x_scales,
             )?;
+        }
+        if sums == Fp8Sums::Fast {
+            description
+                .set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)?;
         }
         if epilogue == Epilogue::BiasGelu {
             // Its GELU is the tanh approximation.
@@ -455,22 +477,33 @@ impl Drop for MatrixLayout {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new() -> Result<Self> {
+    /// `alignment`: of the addresses of both matrices.
+    fn new(alignment: u32) -> Result<Self> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
         let handle = result::create_matmul_pref().map_err(|error| failed("preference", &error))?;
         let preference = Self(handle);
-        let attribute =
-            sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-        // SAFETY: cublasLt copies the number.
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE_BYTES)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &alignment)?;
+        Ok(preference)
+    }
+
+    /// `value`: of the type that cublasLt gives the attribute.
+    fn set<T>(
+        &self,
+        attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+        value: &T,
+    ) -> Result<()> {
+        // SAFETY: cublasLt copies as many bytes as the value has.
         let status = unsafe {
             result::set_matmul_pref_attribute(
-                preference.0,
+                self.0,
                 attribute,
-                std::ptr::from_ref(&WORKSPACE_BYTES).cast(),
-                size_of::<usize>(),
+                std::ptr::from_ref(value).cast(),
+                size_of::<T>(),
             )
         };
-        status.map_err(|error| failed("preference", &error))?;
-        Ok(preference)
+        status.map_err(|error| failed("preference", &error))
     }
 }
 
@@ -483,4 +516,22 @@ impl Drop for Preference {
 
 fn failed(what: &str, status: &impl std::fmt::Debug) -> Error {
     Error::msg(format!("cublasLt: {what}: {status:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alignment_is_what_both_addresses_share_and_never_more_than_the_usual() {
+        for (addresses, expected) in [
+            ([4096, 512], 256),
+            ([4096, 4096 + 128], 128),
+            ([4096 + 16, 4096 + 128], 16),
+            ([4096 + 2, 512], 2),
+            ([0, 512], 256),
+        ] {
+            assert_eq!(alignment_of(addresses), expected, "{addresses:?}");
+        }
+    }
 }

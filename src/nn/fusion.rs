@@ -35,11 +35,13 @@ pub enum Fusion {
     Softmax,
     /// Attention without a score matrix (on a GPU; feature `flash-attn`).
     FlashAttention,
+    /// A convolution's padding, unfolding, bias and order (on a GPU).
+    Unfolding,
 }
 
 impl Fusion {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LayerNormModulation,
         Self::GatedAdd,
         Self::JointHeads,
@@ -51,6 +53,7 @@ impl Fusion {
         Self::RmsNorm,
         Self::Softmax,
         Self::FlashAttention,
+        Self::Unfolding,
     ];
 
     /// Its name for people and command lines.
@@ -68,6 +71,7 @@ impl Fusion {
             Self::RmsNorm => "rms-norm",
             Self::Softmax => "softmax",
             Self::FlashAttention => "flash-attention",
+            Self::Unfolding => "unfolding",
         }
     }
 

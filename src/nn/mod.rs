@@ -28,12 +28,14 @@ mod modulation;
 mod norm;
 mod rows;
 mod softmax;
+mod unfold;
 
 pub use activation::{gated_silu, gelu_erf, gelu_tanh, silu};
 pub use attention::{AttentionMask, attention, merge_heads, split_heads};
 pub use check::{StepCheck, check};
 pub use clip::clip;
 pub use conv::{Conv2d, Padding};
+pub use fp8::Fp8Sums;
 pub use guidance::{FlowLength, euler_step, guide};
 pub use heads::{HeadStream, joint_heads};
 pub use linear::{LayerInput, Linear};

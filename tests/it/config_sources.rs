@@ -142,6 +142,7 @@ fn every_variable_works() {
         ("DIFFUSER_MEMORY", "Stream"),
         ("DIFFUSER_CACHE_BYTES", "0"),
         ("DIFFUSER_EXACT_TIMESTEPS", "false"),
+        ("DIFFUSER_FP8_ALL_LAYERS", "false"),
         ("DIFFUSER_MODEL_ALIASES", "one,two-*"),
         ("DIFFUSER_API_KEYS", "first, second"),
         ("DIFFUSER_QUALITY_LOW_NUM_INFERENCE_STEPS", "6"),
@@ -189,6 +190,7 @@ fn every_variable_works() {
     assert_eq!(config.model.memory, MemoryChoice::Stream);
     assert_eq!(config.model.cache_bytes, 0);
     assert!(!config.model.exact_timesteps);
+    assert!(!config.model.fp8_all_layers);
     assert_eq!(config.api.model_aliases, ["one", "two-*"]);
     assert_eq!(format!("{:?}", config.api.api_keys), "ApiKeys(2)");
     assert_eq!(config.api.quality.low.num_inference_steps.map(Steps::get), Some(6));

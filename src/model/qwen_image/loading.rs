@@ -26,7 +26,7 @@ const TRANSFORMERS_STEM: &str = "model";
 /// feature maps of the autoencoder in 32 bits.
 const WORKING_BYTES_PER_PIXEL: usize = 2048;
 /// Room for slices of attention scores and unfolded convolutions.
-const SCRATCH_BYTES: usize = 1 << 30;
+const SCRATCH_BYTES: usize = 3 << 30;
 
 /// Loads every component. Returns the bytes of those weights that stay, too.
 pub(super) fn load_components(
@@ -148,7 +148,8 @@ impl Opened {
             text_encoder: open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?,
             transformer: open("transformer", DIFFUSERS_STEM, unchanged)?
                 .merging(loras)
-                .with_matrices(crate::model::precision::matrix_format(context.config.dtype)),
+                .with_matrices(crate::model::precision::matrix_format(context.config.dtype))
+                .sparing_sensitive(!context.config.fp8_all_layers),
             vae: open("vae", DIFFUSERS_STEM, unchanged)?,
         })
     }

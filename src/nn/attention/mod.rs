@@ -2,18 +2,15 @@
 //!
 //! Scores are never held for more than some of the queries at a time, so memory grows
 //! with the number of tokens, not with its square: block by block on a CPU
-//! ([`blocks`]), by flash attention or in slices on a card.
+//! ([`blocks`]), by flash attention or slice by slice ([`slices`]) on a card.
 
 mod blocks;
+mod slices;
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::fusion::Fusion;
-use super::softmax::{softmax, softmax_in_place};
-use crate::interruption;
 
-/// Scores that a slice has, in numbers: 256 MiB of f32, enough work for one launch.
-const SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
 
 /// How heads lie in memory. Either way a tensor of heads is (batch, heads, tokens,
 /// size) for whoever looks at it.
@@ -72,61 +69,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Res
     if matches!(mask, AttentionMask::None) && flashes(q, q.dim(3)?) {
         return super::flash::attention(q, k, v);
     }
-    sliced(q, k, v, mask)
-}
-
-/// [`attention`] by matrix products, a slice of the queries at a time.
-fn sliced(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
-    let (batch, heads, queries, size) = q.dims4()?;
-    let keys = k.dim(2)?;
-    let q = (q * (1.0 / (size as f64).sqrt()))?;
-    let k_transposed = k.transpose(2, 3)?.contiguous()?;
-    let v = v.contiguous()?;
-
-    let rows = (SCORES_AT_A_TIME / (batch * heads * keys)).clamp(1, queries);
-    let mut slices = Vec::with_capacity(queries.div_ceil(rows));
-    for start in (0..queries).step_by(rows) {
-        interruption::check()?;
-        let count = rows.min(queries - start);
-        let q = q.narrow(2, start, count)?.contiguous()?;
-        let slice = match mask {
-            AttentionMask::None => attend(&q, &k_transposed, &v, None)?,
-            AttentionMask::Keys(mask) => attend(&q, &k_transposed, &v, Some(mask))?,
-            AttentionMask::Causal => {
-                // Keys after the slice's last query are out of sight for all of it.
-                let seen = start + count;
-                let k = k_transposed.narrow(3, 0, seen)?.contiguous()?;
-                let v = v.narrow(2, 0, seen)?.contiguous()?;
-                let mask = causal_mask(start, count, q.device())?;
-                attend(&q, &k, &v, Some(&mask))?
-            }
-        };
-        slices.push(slice);
-    }
-    Tensor::cat(&slices, 2)
-}
-
-fn attend(q: &Tensor, k_transposed: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let scores = q.matmul(k_transposed)?;
-    if mask.is_none() && !q.device().is_cpu() && Fusion::Softmax.applies_to(&scores) {
-        return softmax(&scores)?.matmul(v);
-    }
-    let mut scores = scores.to_dtype(DType::F32)?;
-    if let Some(mask) = mask {
-        scores = scores.broadcast_add(mask)?;
-    }
-    softmax_in_place(scores)?.to_dtype(v.dtype())?.matmul(v)
-}
-
-/// (count, start + count): query `start + row` sees the keys up to itself.
-fn causal_mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
-    let keys = start + count;
-    let mask: Vec<f32> = (0..count)
-        .flat_map(|row| {
-            (0..keys).map(move |key| if key <= start + row { 0.0 } else { f32::NEG_INFINITY })
-        })
-        .collect();
-    Tensor::from_vec(mask, (count, keys), device)
+    slices::attention(q, k, v, mask)
 }
 
 /// Repeats each of the key (or value) heads for the query heads that share it.
@@ -164,6 +107,8 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{DType, Device};
+
     use super::super::kernels::emulation::numbers;
     use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
@@ -262,7 +207,7 @@ mod tests {
                 vec![
                     ("without mask", attended(AttentionMask::None)),
                     ("with mask", attended(AttentionMask::Keys(&nothing_hidden))),
-                    ("in slices", sliced(q, k, v, AttentionMask::None).unwrap()),
+                    ("in slices", slices::attention(q, k, v, AttentionMask::None).unwrap()),
                 ]
             };
             assert_passed_on(&inputs, forms, |inputs| exact(inputs, size));
@@ -290,7 +235,7 @@ mod tests {
             }
             for mask in masks {
                 let repeated = [&k, &v].map(|x| repeat_heads(x, heads / kv_heads).unwrap());
-                let expected = sliced(&q, &repeated[0], &repeated[1], mask).unwrap();
+                let expected = slices::attention(&q, &repeated[0], &repeated[1], mask).unwrap();
 
                 let made = attention(&q, &k, &v, mask).unwrap();
 

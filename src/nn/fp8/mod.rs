@@ -9,6 +9,8 @@
 mod format;
 mod steps;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{D, DType, Device, Result, Tensor};
 
 #[cfg(feature = "cuda")]
@@ -20,6 +22,31 @@ use steps::{RoundedRows, WideRows};
 
 /// Where the scales begin is a multiple of this, in bytes.
 const SCALES_ALIGNMENT: usize = 16;
+
+/// How an NVIDIA card sums 8-bit products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fp8Sums {
+    /// In 32 bits.
+    Exact,
+    /// On Hopper in its multiplying units, which keep fewer digits and are faster.
+    Fast,
+}
+
+/// Whether sums are fast.
+static FAST_SUMS: AtomicBool = AtomicBool::new(false);
+
+impl Fp8Sums {
+    /// What [`Fp8Sums::choose`] was told; exact ones without that.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card"))]
+    pub(super) fn chosen() -> Self {
+        if FAST_SUMS.load(Ordering::Relaxed) { Self::Fast } else { Self::Exact }
+    }
+
+    /// Has all products of this process summed this way.
+    pub fn choose(self) {
+        FAST_SUMS.store(self == Self::Fast, Ordering::Relaxed);
+    }
+}
 
 /// A matrix in e4m3 with a scale for each row.
 #[derive(Clone)]

@@ -7,3 +7,4 @@
 #include "heads.cu"
 #include "modulation.cu"
 #include "norms.cu"
+#include "unfold.cu"
