@@ -7,6 +7,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::fusion::Fusion;
 use super::softmax::{softmax, softmax_in_place};
+use super::trace::{self, Kind};
 use crate::interruption;
 
 /// Scores held at a time on a CPU, in numbers: 4 MiB of f32, which stay in its
@@ -67,6 +68,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Res
         (dtype, GPU_SCORES_AT_A_TIME)
     };
     let (batch, heads, queries, size) = q.dims4()?;
+    let _span = trace::counted(Kind::Attention, "attention", || {
+        4.0 * q.elem_count() as f64 * k.dim(2).unwrap_or(0) as f64
+    });
     #[cfg(feature = "flash-attn")]
     if matches!(mask, AttentionMask::None) && flashes(q, size) {
         return super::flash::attention(q, k, v);
@@ -130,6 +134,7 @@ fn causal_mask(start: usize, count: usize, device: &Device) -> Result<Tensor> {
 /// A candle error, such as out of memory.
 pub fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     let (batch, heads, tokens, size) = x.dims4()?;
+    let _span = trace::span(Kind::Copy, "repeated heads");
     x.unsqueeze(2)?.expand((batch, heads, times, tokens, size))?.reshape((
         batch,
         heads * times,
@@ -144,6 +149,7 @@ pub fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
 /// A candle error if the last dimension does not divide by `heads`.
 pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
+    let _span = trace::span(Kind::Copy, "split heads");
     x.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()
 }
 
@@ -152,6 +158,7 @@ pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 /// # Errors
 /// A candle error, such as out of memory.
 pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let _span = trace::span(Kind::Copy, "merged heads");
     x.transpose(1, 2)?.contiguous()?.flatten_from(D::Minus2)
 }
 

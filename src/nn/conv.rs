@@ -6,6 +6,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
+use super::trace::{self, Kind};
 use crate::interruption;
 
 /// Numbers in an unfolded input at a time: 256 MiB of f32.
@@ -56,6 +57,9 @@ impl Conv2d {
         let (batch, in_channels, height, width) = x.dims4()?;
         let out_rows = (height - self.kernel) / self.stride + 1;
         let out_width = (width - self.kernel) / self.stride + 1;
+        let _span = trace::counted(Kind::Convolution, "convolution", || {
+            2.0 * (batch * out_rows * out_width * self.weight.elem_count()) as f64
+        });
         let unfolded_row = batch * in_channels * self.kernel * self.kernel * out_width;
         let rows = (UNFOLDED_AT_A_TIME / unfolded_row).clamp(1, out_rows);
         let mut strips = Vec::with_capacity(out_rows.div_ceil(rows));
