@@ -171,6 +171,10 @@ pub struct BenchArgs {
     #[arg(long, conflicts_with_all = ["kernels", "check"])]
     pub ceiling: bool,
 
+    /// Do not measure beside the pictures what a product reaches
+    #[arg(long)]
+    pub skip_ceiling: bool,
+
     /// File for a trace of one more picture, of two steps, as browsers show it (chrome://tracing)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernels", "check", "ceiling", "estimate"])]
     pub trace: Option<PathBuf>,
@@ -221,7 +225,7 @@ impl BenchArgs {
             steps: self.steps,
             guidance: self.guidance,
             repeats: self.repeats.into(),
-            ceiling: true,
+            ceiling: !self.skip_ceiling,
             trace: self.trace.is_some(),
             model: ModelConfig {
                 device: self.device,

@@ -242,7 +242,7 @@ def seen(report) -> str:
         peak = f", {report['peak_bytes'] / 2**30:.1f} GiB" if report.get("peak_bytes") else ""
         return f"{best_step_s(report):.4f} s a step{peak}"
     if report.get("products"):
-        return f"{max(product['tflops'] for product in report['products']):.1f} TFLOP/s"
+        return f"{max(product['tflops'] for product in report['products']):.3g} TFLOP/s"
     if report.get("stages"):
         return "; ".join(f"{stage['name']} {stage['ratio']:.2f}" for stage in report["stages"])
     return ""
