@@ -157,9 +157,9 @@ impl Linear {
         if let (Weight::Exact(layer), Some(bias)) = (&self.weight, &self.bias)
             && Fusion::GeluEpilogue.applies_to(x)
         {
-            let operations = || self.operations(&LayerInput::Exact(x));
-            let _span = trace::counted(Kind::Product, "product, bias, GELU", operations);
+            let span = trace::span(Kind::Product, "product, bias, GELU");
             if let Some(made) = super::cublaslt::gelu_product(x, layer.weight(), bias)? {
+                span.count(|| self.operations(&LayerInput::Exact(x)));
                 return Ok(made);
             }
         }

@@ -71,22 +71,24 @@ pub struct Span {
 
 /// A part of the picture.
 pub fn stage(name: &'static str) -> Span {
-    open(Kind::Stage, name, None, || 0.0)
+    open(Kind::Stage, name, None)
 }
 
 /// One of several parts that are alike.
 pub fn numbered(name: &'static str, number: usize) -> Span {
-    open(Kind::Stage, name, Some(number), || 0.0)
+    open(Kind::Stage, name, Some(number))
 }
 
 /// Work of a kind.
 pub fn span(kind: Kind, name: &'static str) -> Span {
-    open(kind, name, None, || 0.0)
+    open(kind, name, None)
 }
 
 /// Work whose floating-point operations are counted.
 pub fn counted(kind: Kind, name: &'static str, operations: impl FnOnce() -> f64) -> Span {
-    open(kind, name, None, operations)
+    let span = open(kind, name, None);
+    span.count(operations);
+    span
 }
 
 impl Span {
@@ -95,6 +97,15 @@ impl Span {
         self.end();
         let mut next = stage(name);
         self.index = next.index.take();
+    }
+
+    /// Counts floating-point operations, once it is certain that they are done here.
+    pub fn count(&self, operations: impl FnOnce() -> f64) {
+        let Some(index) = self.index else { return };
+        let operations = operations();
+        RECORDER.with_borrow_mut(|recorder| {
+            recorder.iter_mut().for_each(|it| it.spans[index].named.operations = operations);
+        });
     }
 
     fn end(&mut self) {
@@ -113,15 +124,9 @@ thread_local! {
     static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
 }
 
-fn open(
-    kind: Kind,
-    name: &'static str,
-    number: Option<usize>,
-    operations: impl FnOnce() -> f64,
-) -> Span {
+fn open(kind: Kind, name: &'static str, number: Option<usize>) -> Span {
     let index = RECORDER.with_borrow_mut(|recorder| {
-        let recorder = recorder.as_mut()?;
-        Some(recorder.open(Named { kind, name, number, operations: operations() }))
+        Some(recorder.as_mut()?.open(Named { kind, name, number, operations: 0.0 }))
     });
     Span { index, thread: PhantomData }
 }

@@ -46,6 +46,7 @@ DEATH_S = 5.0
 LEAST_S = 4.0
 BUDGETS_S = {"first": 470, "second": 230}
 PARENT_DEATH_SIGNAL = 1  # of prctl
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(Exception):
@@ -301,6 +302,8 @@ def parts_of(options: argparse.Namespace) -> list[Part]:
 
 
 def stop(number, _frame) -> None:
+    for other in STOPPING:
+        signal.signal(other, signal.SIG_IGN)  # once is enough: the results are written now
     raise Stopped(signal.Signals(number).name)
 
 
@@ -332,7 +335,7 @@ def main() -> int:
             dataclasses.replace(part, limit_s=float(seconds)) if fnmatch.fnmatch(part.name, pattern) else part
             for part in parts
         ]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOPPING:
         signal.signal(number, stop)
     return Flight(parts, options.out, options.budget or BUDGETS_S[options.plan], options.plan).fly()
 
