@@ -80,7 +80,8 @@ def first(settings: Settings) -> list[Part]:
     fp8 = ("--dtype", "fp8-weights" if settings.is_miniature else "fp8")
     parts += [
         Part("whole-fp8", 75, model(edit, *fp8, *some)),
-        Part("whole-without-flash", 60, model(edit, *bf16, *some, "--without", "flash-attention")),
+        Part("whole-without-flash", 75, model(edit, *bf16, *some, "--without", "flash-attention", "--trace", "{trace}")),
+        Part("whole-fp8-without-flash", 75, model(edit, *fp8, *some, "--without", "flash-attention"), if_failed="whole-fp8"),
         Part("whole-composed", 75, model(edit, *bf16, *some, "--without", ",".join(FUSIONS))),
         Part("check-float16", 30, [*bench, "--check", "--dtype", "float16", "--json", "{json}"]),
         Part("whole-512", 60, model(edit, *bf16, *some, *size_512)),
