@@ -85,9 +85,13 @@ cmp "$work/diffuser-api" "$unpacked"
 mib() { awk -v bytes="$1" 'BEGIN { printf "%.1f", bytes / 1048576 }'; }
 size_of() { stat -c %s "$1"; }
 bytes_in() { find "$1" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum + 0 }'; }
-# The tree: what git knows, and what it would know.
-tree=$(cd "$here" && git ls-files -z --cached --others --exclude-standard |
-  xargs -0 stat -c %s 2>/dev/null | awk '{ sum += $1 } END { print sum + 0 }')
+# The tree: what git knows, and what it would know; of a copy without git, all but what is built.
+if git -C "$here" rev-parse >/dev/null 2>&1; then
+  files() { (cd "$here" && git ls-files -z --cached --others --exclude-standard); }
+else
+  files() { (cd "$here" && find . \( -name target -o -name .cuda \) -prune -o -type f -print0); }
+fi
+tree=$(files | (cd "$here" && xargs -0 stat -c %s 2>/dev/null) | awk '{ sum += $1 } END { print sum + 0 }')
 for travelling in ${TRAVELS:-}; do tree=$((tree + $(bytes_in "$travelling"))); done
 packed=$(bytes_in "$folder")
 printf 'program %s MiB, stripped %s, packed %s; wheels %s\n' "$(mib "$(size_of "$program")")" \

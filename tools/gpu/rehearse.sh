@@ -3,7 +3,7 @@
 # program that crashes, hangs, writes without end and is wrong, each in one part. Then the
 # first call is killed at a bad moment. What comes back must be whole each time.
 #
-#   tools/gpu/rehearse.sh [PROGRAM]     # target/debug/diffuser-api; about a minute
+#   tools/gpu/rehearse.sh [PROGRAM]     # target/debug/diffuser-api; about a minute. Python 3.11, xz
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
