@@ -68,8 +68,8 @@ for number in TERM KILL; do
   wait $pid || true
 done
 
-step "the second call"
-OUT=$work/second "${call[@]}" --plan second --since "$work/first/results.json" --mended ceiling --limit 'diffusers=20' || true
+step "the second call, to which nobody listens for long"
+OUT=$work/second "${call[@]}" --plan second --since "$work/first/results.json" --mended ceiling --limit 'diffusers=20' | head -n 1 || true
 
 step "what came back"
 python3 "$here/rehearsal.py" "$work" "$here/fill_table.py" "$root/docs/performance.md"
