@@ -5,10 +5,11 @@ use std::path::Path;
 
 use crate::checkpoint::Snapshot;
 use crate::model::qwen_image::benchmark::{
-    BenchmarkReport, Configuration, Estimate, Published, Run,
+    BenchmarkReport, Ceiling, Configuration, Estimate, Published, Run,
 };
 use crate::model::{PictureCheck, find_embedded};
 use crate::nn::StepCheck;
+use crate::nn::trace::{Kind, OperationTime};
 
 /// No configuration of that name.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,10 @@ pub fn table(report: &BenchmarkReport) -> String {
     for (index, run) in report.runs.iter().enumerate() {
         _ = write!(text, "\npicture {}\n\n{}", index + 1, stages(run, report.ceiling_tflops));
     }
+    if !report.operations.is_empty() {
+        _ = write!(text, "\nwhere the time goes, in a picture of its own\n\n");
+        _ = write!(text, "{}", operation_table(&report.operations));
+    }
     text
 }
 
@@ -100,40 +105,83 @@ pub fn estimate_table(estimate: &Estimate, peak: Peak) -> String {
     text
 }
 
-/// How each picture came out, in Markdown.
+/// What each kind of operation takes in each stage, in Markdown.
 #[must_use]
-pub fn picture_table(checks: &[PictureCheck]) -> String {
+pub fn operation_table(operations: &[OperationTime]) -> String {
     let mut text = String::from(
-        "| model | format | largest difference | dB | at least | |\n|---|---|---|---|---|---|\n",
+        "| stage | operations | calls | seconds | of the stage | TFLOP/s |\n|---|---|---|---|---|---|\n",
     );
-    for check in checks {
-        let PictureCheck { model, dtype, largest_difference, decibels, least_decibels } = check;
-        let verdict = if check.passed() { "right" } else { "WRONG" };
-        // Writing to a String cannot fail.
+    let mut kinds: Vec<(&str, Kind)> = Vec::new();
+    for operation in operations {
+        if !kinds.contains(&(operation.stage, operation.kind)) {
+            kinds.push((operation.stage, operation.kind));
+        }
+    }
+    for (stage, kind) in kinds {
+        let of_stage = || operations.iter().filter(move |operation| operation.stage == stage);
+        let of_kind = || of_stage().filter(move |operation| operation.kind == kind);
+        let whole: f64 = of_stage().map(|operation| operation.seconds).sum();
+        let seconds: f64 = of_kind().map(|operation| operation.seconds).sum();
+        let calls: usize = of_kind().map(|operation| operation.calls).sum();
+        let tflop: f64 = of_kind().map(|operation| operation.tflop).sum();
+        let speed = if tflop > 0.0 { format!("{:.3}", tflop / seconds) } else { String::new() };
+        let share = 100.0 * seconds / whole;
+        let kind = kind.name();
         _ = writeln!(
             text,
-            "| {model} | {dtype:?} | {largest_difference} | {decibels:.1} | {least_decibels} | {verdict} |"
+            "| {stage} | {kind} | {calls} | {seconds:.4} | {share:.1} % | {speed} |"
         );
     }
     text
 }
 
-/// How each fused step came out, in Markdown.
+/// What a device reaches at most, in Markdown.
 #[must_use]
-pub fn kernel_table(checks: &[StepCheck]) -> String {
-    let mut text = String::from(
-        "| step | format | largest difference | tolerance | |\n|---|---|---|---|---|\n",
-    );
-    for check in checks {
-        let StepCheck { step, dtype, largest_difference, tolerance } = check;
-        let verdict = if check.passed() { "right" } else { "WRONG" };
-        // Writing to a String cannot fail.
-        _ = writeln!(
-            text,
-            "| {step} | {dtype} | {largest_difference:.1e} | {tolerance:.1e} | {verdict} |"
-        );
+pub fn ceiling_table(ceiling: &Ceiling) -> String {
+    let Ceiling { device, dtype, products, copy_gb_s } = ceiling;
+    let mut text = format!("{device} in {dtype}\n\n| product | TFLOP/s |\n|---|---|\n");
+    for product in products {
+        let (rows, inputs, outputs) = (product.rows, product.inputs, product.outputs);
+        _ = writeln!(text, "| {rows} x {inputs} x {outputs} | {:.3} |", product.tflops);
     }
+    _ = writeln!(text, "\na copy: {copy_gb_s:.0} GB/s");
     text
+}
+
+/// The head of a table of [`picture_row`]s.
+pub const PICTURE_HEAD: &str = "| model | format | largest difference | dB | at least | | differs first |\n\
+                                |---|---|---|---|---|---|---|\n";
+
+/// How a picture came out, in Markdown.
+#[must_use]
+pub fn picture_row(check: &PictureCheck) -> String {
+    let PictureCheck { model, dtype, largest_difference, decibels, least_decibels, .. } = check;
+    let verdict = if check.passed() { "right" } else { "WRONG" };
+    let first = check.first_difference().map_or_else(
+        || "nothing".to_owned(),
+        |first| format!("{} by {:.1e}", first.stage, first.difference),
+    );
+    format!(
+        "| {model} | {dtype} | {largest_difference} | {decibels:.1} | {least_decibels} | {verdict} | {first} |\n"
+    )
+}
+
+/// The head of a table of [`kernel_row`]s.
+pub const KERNEL_HEAD: &str =
+    "| step | format | shape | largest difference | tolerance | |\n|---|---|---|---|---|---|\n";
+
+/// How a fused step came out, in Markdown.
+#[must_use]
+pub fn kernel_row(check: &StepCheck) -> String {
+    let StepCheck { step, dtype, shape, largest_difference, tolerance, .. } = check;
+    let verdict = match (&check.refusal, &check.first_wrong) {
+        (Some(reason), _) => format!("REFUSED: {reason}"),
+        (None, Some(first)) => format!("WRONG: {} numbers, the first {first}", check.wrong),
+        (None, None) => "right".to_owned(),
+    };
+    format!(
+        "| {step} | {dtype} | {shape:?} | {largest_difference:.1e} | {tolerance:.1e} | {verdict} |\n"
+    )
 }
 
 fn stages(run: &Run, ceiling_tflops: Option<f64>) -> String {
@@ -170,6 +218,7 @@ fn stages(run: &Run, ceiling_tflops: Option<f64>) -> String {
 mod tests {
     use super::*;
     use crate::model::qwen_image::benchmark::{EstimatedStage, Stage};
+    use crate::nn::WrongNumber;
 
     #[test]
     fn a_configuration_is_a_published_one_an_embedded_one_or_a_folder() {
@@ -194,6 +243,52 @@ mod tests {
         assert!(table.contains("| computes | 10.000 | 1.00 | 2.0000 |"), "{table}");
         assert!(table.contains("| reads | 1.000 | 40.00 | 4.0000 |"), "{table}");
         assert!(table.contains("| in all | | | 6.0000 |"), "{table}");
+    }
+
+    #[test]
+    fn operations_are_summed_by_stage_and_kind() {
+        let time = |stage, kind, name, seconds, tflop| OperationTime {
+            stage,
+            kind,
+            name,
+            calls: 2,
+            seconds,
+            tflop,
+        };
+        let operations = [
+            time("steps", Kind::Product, "product", 1.0, 3.0),
+            time("steps", Kind::Norm, "modulated norm", 2.0, 0.0),
+            time("steps", Kind::Product, "product, bias, GELU", 1.0, 5.0),
+            time("vae decoder", Kind::Norm, "channel norm", 8.0, 0.0),
+        ];
+
+        let table = operation_table(&operations);
+
+        assert!(table.contains("| steps | product | 4 | 2.0000 | 50.0 % | 4.000 |"), "{table}");
+        assert!(table.contains("| steps | norm | 2 | 2.0000 | 50.0 % |  |"), "{table}");
+        assert!(table.contains("| vae decoder | norm | 2 | 8.0000 | 100.0 % |  |"), "{table}");
+    }
+
+    #[test]
+    fn a_wrong_step_is_told_with_the_first_number() {
+        let first = WrongNumber { index: vec![0, 7], expected: 1.5, seen: f32::NAN };
+        let check = StepCheck {
+            step: "gated sum",
+            dtype: "bf16",
+            shape: vec![2, 9],
+            largest_difference: f64::NAN,
+            tolerance: 0.0625,
+            wrong: 3,
+            first_wrong: Some(first),
+            refusal: None,
+        };
+
+        let row = kernel_row(&check);
+
+        let expected = "| WRONG: 3 numbers, the first at [0, 7] 1.5e0 is expected, NaN is seen |";
+        assert!(row.contains("| [2, 9] | NaN |") && row.contains(expected), "{row}");
+        let refused = StepCheck { refusal: Some("no kernel".to_owned()), ..check };
+        assert!(kernel_row(&refused).contains("| REFUSED: no kernel |"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::domain::{GuidanceScale, ImageSize, Steps};
 use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Published};
 use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice, ModelConfig};
 use crate::nn::fusion::Fusion;
+use crate::nn::{Family, Sizes};
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
@@ -161,9 +162,30 @@ pub struct BenchArgs {
     #[arg(long)]
     pub kernels: bool,
 
-    /// Measure nothing: hold pictures of the embedded models on the device against the CPU's
-    #[arg(long)]
+    /// One family of them: product, modulation, heads, activation, norm, guidance, attention, convolution, fp8
+    #[arg(long, value_name = "FAMILY", requires = "kernels")]
+    pub family: Option<Family>,
+
+    /// Of which sizes: small, odd, or full (an edit of a megapixel with two references, in bfloat16)
+    #[arg(long, value_name = "SIZES", default_value = "odd", requires = "kernels")]
+    pub sizes: Sizes,
+
+    /// Measure nothing: hold pictures of the embedded models on the device against the CPU's,
+    /// in the format of --dtype or in all
+    #[arg(long, conflicts_with = "kernels")]
     pub check: bool,
+
+    /// Measure only what products like the transformer's, and a copy, reach on the device
+    #[arg(long, conflicts_with_all = ["kernels", "check"])]
+    pub ceiling: bool,
+
+    /// Do not measure beside the pictures what a product reaches
+    #[arg(long)]
+    pub skip_ceiling: bool,
+
+    /// File for a trace of one more picture, of two steps, as browsers show it (chrome://tracing)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernels", "check", "ceiling", "estimate"])]
+    pub trace: Option<PathBuf>,
 
     /// Steps to make from several operations instead of in one, such as gated-add,rms-norm
     #[arg(long, value_name = "FUSIONS", value_delimiter = ',')]
@@ -211,7 +233,8 @@ impl BenchArgs {
             steps: self.steps,
             guidance: self.guidance,
             repeats: self.repeats.into(),
-            ceiling: true,
+            ceiling: !self.skip_ceiling,
+            trace: self.trace.is_some(),
             model: ModelConfig {
                 device: self.device,
                 dtype: self.dtype,

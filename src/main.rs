@@ -1,5 +1,6 @@
 //! The program: from flags to a server that answers, and to its end.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -131,27 +132,51 @@ fn pull(args: &PullArgs) -> Result<()> {
     Ok(())
 }
 
-/// Prints whether the device's steps, or whole pictures, are those of the CPU.
+/// Prints as they come which of the device's steps, or of whole pictures, are those of
+/// the CPU.
 fn check(args: &BenchArgs) -> Result<()> {
-    let (table, passed) = if args.kernels {
-        let checks = nn::check(&device::open(args.device)?)?;
-        (bench::kernel_table(&checks), checks.iter().all(nn::StepCheck::passed))
+    let mut rows = Rows { json: args.json.as_deref(), passed: true, checks: Vec::new() };
+    let mut failed = Ok(());
+    if args.kernels {
+        telemetry::init("warn,diffuser_api::nn::check=info")?;
+        print_now(bench::KERNEL_HEAD);
+        let device = device::open(args.device)?;
+        nn::check(&device, args.family, args.sizes, &mut |check| {
+            let written = rows.add(&bench::kernel_row(&check), check.passed(), &check);
+            failed = std::mem::replace(&mut failed, Ok(())).and(written);
+        })?;
     } else {
-        let checks = model::check_device(args.device)?;
-        (bench::picture_table(&checks), checks.iter().all(model::PictureCheck::passed))
-    };
-
-    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
-    {
-        print!("{table}");
+        telemetry::init("warn")?;
+        print_now(bench::PICTURE_HEAD);
+        model::check_device(args.device, args.dtype, &mut |check| {
+            let written = rows.add(&bench::picture_row(&check), check.passed(), &check);
+            failed = std::mem::replace(&mut failed, Ok(())).and(written);
+        })?;
     }
-    anyhow::ensure!(passed, "the device is wrong");
+    failed?;
+    anyhow::ensure!(!rows.checks.is_empty(), "there is nothing to check of that kind");
+    anyhow::ensure!(rows.passed, "the device is wrong");
     Ok(())
+}
+
+/// Rows of checks: printed and written at once, for the next one may end the program.
+struct Rows<'a> {
+    json: Option<&'a Path>,
+    passed: bool,
+    checks: Vec<serde_json::Value>,
+}
+
+impl Rows<'_> {
+    fn add(&mut self, row: &str, passed: bool, check: &impl serde::Serialize) -> Result<()> {
+        print_now(row);
+        self.passed &= passed;
+        self.checks.push(serde_json::to_value(check)?);
+        write_json(self.json, &self.checks)
+    }
 }
 
 /// Prints what a picture takes, measured or by arithmetic.
 fn measure(args: &BenchArgs) -> Result<()> {
-    telemetry::init("warn")?;
     nn::fusion::disable(&args.without);
     if args.fast_sums {
         nn::Fp8Sums::Fast.choose();
@@ -159,24 +184,47 @@ fn measure(args: &BenchArgs) -> Result<()> {
     if args.kernels || args.check {
         return check(args);
     }
+    telemetry::init("warn")?;
+    let json = args.json.as_deref();
+    if args.ceiling {
+        let ceiling = benchmark::ceiling(args.device, args.dtype)?;
+        print_now(&bench::ceiling_table(&ceiling));
+        return write_json(json, &ceiling);
+    }
     let plan = args.plan()?;
-    let (table, json) = if args.estimate {
+    if args.estimate {
         let estimate = benchmark::estimate(&plan)?;
         let peak = bench::Peak { tflops: args.peak_tflops, bytes_s: args.bandwidth * 1e9 };
-        (bench::estimate_table(&estimate, peak), serde_json::to_string_pretty(&estimate)?)
-    } else {
-        let report = benchmark::run(&plan)?;
-        (bench::table(&report), serde_json::to_string_pretty(&report)?)
-    };
-    if let Some(file) = &args.json {
-        std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
+        print_now(&bench::estimate_table(&estimate, peak));
+        return write_json(json, &estimate);
     }
+    let report = benchmark::run(&plan)?;
+    print_now(&bench::table(&report));
+    write_json(json, &report)?;
+    match (&args.trace, report.trace) {
+        (Some(file), Some(trace)) => write(file, &trace.to_chrome().to_string()),
+        _ => Ok(()),
+    }
+}
 
+fn print_now(text: &str) {
     #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
     {
-        print!("{table}");
+        print!("{text}");
     }
-    Ok(())
+}
+
+/// Writes `value` into `file`, if there is one.
+fn write_json(file: Option<&Path>, value: &impl serde::Serialize) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    write(file, &serde_json::to_string_pretty(value)?)
+}
+
+/// Replaces `file` at once: whoever ends this program in the middle has the one before.
+fn write(file: &Path, text: &str) -> Result<()> {
+    let part = file.with_extension("part");
+    let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, file));
+    written.with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Reads the picture before the model is loaded: if it is faulty, that is told

@@ -12,6 +12,7 @@ use super::linear::add_bias;
 use super::modulation::expect_bias;
 use super::rows::vectorised;
 use super::softmax::exp_of_negative;
+use super::trace::{self, Kind};
 
 /// Threads of a block that works number by number.
 const THREADS: usize = 256;
@@ -45,6 +46,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 }
 
 fn in_f32(x: &Tensor, function: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let _span = trace::span(Kind::Activation, "in 32 bits");
     if x.dtype() == DType::F32 {
         return function(x);
     }
@@ -57,7 +59,17 @@ enum Function {
     Silu,
 }
 
+impl Function {
+    fn name(self) -> &'static str {
+        match self {
+            Self::GeluTanh => "bias, GELU",
+            Self::Silu => "SiLU",
+        }
+    }
+}
+
 fn activate(x: &Tensor, bias: Option<&Tensor>, function: Function) -> Result<Tensor> {
+    let _span = trace::span(Kind::Activation, function.name());
     if !Fusion::BiasActivation.applies_to(x) {
         return activate_composed(x, bias, function);
     }

@@ -16,6 +16,7 @@ use candle_core::cuda_backend::cudarc::cudnn::Cudnn;
 use candle_core::{DType, Result, Tensor};
 
 use super::fusion::Fusion;
+use super::trace::{self, Kind};
 use super::unfold::{Window, lines, unfold};
 use crate::interruption;
 
@@ -80,12 +81,32 @@ impl Conv2d {
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _span =
+            trace::counted(Kind::Convolution, "convolution", || self.operations(x).unwrap_or(0.0));
         match &self.method {
             Method::Candle { weight, bias } => self.by_candle(x, weight, bias),
             #[cfg(feature = "cudnn")]
             Method::Cudnn { weight, bias } => self.by_cudnn(x, weight, bias),
             Method::Unfolded { matrix } => self.by_unfolding(x, matrix, UNFOLDED_AT_A_TIME_ON_CARD),
         }
+    }
+
+    /// Multiplications and additions.
+    fn operations(&self, x: &Tensor) -> Result<f64> {
+        let (batch, _, height, width) = x.dims4()?;
+        let weight = match &self.method {
+            #[cfg(feature = "cudnn")]
+            Method::Cudnn { weight, .. } => weight,
+            Method::Candle { weight, .. } | Method::Unfolded { matrix: weight } => weight,
+        };
+        let places = self.places(height) * self.places(width);
+        Ok(2.0 * (batch * places * weight.elem_count()) as f64)
+    }
+
+    /// Where the kernel stands on a side of `length` pixels.
+    fn places(&self, length: usize) -> usize {
+        let (before, after) = self.padding.sides();
+        (length + before + after - self.kernel) / self.stride + 1
     }
 
     fn by_candle(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
@@ -122,9 +143,8 @@ impl Conv2d {
     fn by_unfolding(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (batch, channels, height, width) = x.dims4()?;
-        let (before, after) = self.padding.sides();
-        let places = |length: usize| (length + before + after - self.kernel) / self.stride + 1;
-        let (out_rows, row_length) = (places(height), places(width));
+        let (before, _) = self.padding.sides();
+        let (out_rows, row_length) = (self.places(height), self.places(width));
         let Self { kernel, stride, .. } = *self;
         let window = Window { kernel, stride, before, row_length };
         let rows = (at_a_time / (lines(channels, kernel) * row_length)).clamp(1, out_rows);

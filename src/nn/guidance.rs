@@ -9,6 +9,7 @@ use super::kernels::{
     expect_contiguous, length, run,
 };
 use super::rows::vectorised;
+use super::trace::{self, Kind};
 
 /// Warps of a block: each takes a token.
 const WARPS: usize = 4;
@@ -36,6 +37,7 @@ pub fn guide(
     scale: f64,
     length: FlowLength,
 ) -> Result<Tensor> {
+    let _span = trace::span(Kind::Elementwise, "guidance");
     if !Fusion::Guidance.applies_to(conditional) {
         return guide_composed(conditional, unconditional, scale, length);
     }
@@ -73,6 +75,7 @@ fn token_lengths(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// A candle error if the shapes do not fit, or out of memory.
 pub fn euler_step(latents: &Tensor, flow: &Tensor, sigma_change: f32) -> Result<Tensor> {
+    let _span = trace::span(Kind::Elementwise, "Euler step");
     if !Fusion::Guidance.applies_to(latents) {
         return euler_step_composed(latents, flow, sigma_change);
     }

@@ -14,6 +14,7 @@ use super::linear::add_bias;
 use super::modulation::expect_bias;
 use super::norm::RmsNorm;
 use super::rows::{sum_of, vectorised};
+use super::trace::{self, Kind};
 
 /// Warps of a block: each takes a head of a token.
 const WARPS: usize = 4;
@@ -40,6 +41,7 @@ pub struct HeadStream<'a> {
 /// # Errors
 /// A candle error if the shapes do not fit, or out of memory.
 pub fn joint_heads(first: HeadStream, second: HeadStream, heads: usize) -> Result<Tensor> {
+    let _span = trace::span(Kind::Norm, "joint heads");
     if !Fusion::JointHeads.applies_to(first.x) {
         return joint_heads_composed(&first, &second, heads);
     }

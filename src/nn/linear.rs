@@ -6,6 +6,7 @@ use super::activation::gelu_tanh;
 use super::fp8::{self, Fp8Rows};
 #[cfg(feature = "cuda")]
 use super::fusion::Fusion;
+use super::trace::{self, Kind};
 use crate::checkpoint::{MatrixFormat, Weights};
 use crate::interruption;
 
@@ -115,6 +116,7 @@ impl Linear {
     pub fn input<'a>(&self, x: &'a Tensor) -> Result<LayerInput<'a>> {
         match &self.weight {
             Weight::Rounded { inputs: Inputs::Rounded, .. } => {
+                let _span = trace::span(Kind::Elementwise, "rounding to 8 bits");
                 Ok(LayerInput::Rounded(Fp8Rows::round(x)?, x.shape().clone()))
             }
             Weight::Exact(_) | Weight::Rounded { .. } => Ok(LayerInput::Exact(x)),
@@ -126,6 +128,7 @@ impl Linear {
     /// # Errors
     /// A candle error if the shapes do not fit, or the input is of another format.
     pub fn product_of(&self, input: &LayerInput) -> Result<Tensor> {
+        let _span = trace::counted(Kind::Product, "product", || self.operations(input));
         match (&self.weight, input) {
             (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer, x),
             (Weight::Rounded { rows, dtype, .. }, LayerInput::Exact(x)) => {
@@ -153,11 +156,27 @@ impl Linear {
         #[cfg(feature = "cuda")]
         if let (Weight::Exact(layer), Some(bias)) = (&self.weight, &self.bias)
             && Fusion::GeluEpilogue.applies_to(x)
-            && let Some(made) = super::cublaslt::gelu_product(x, layer.weight(), bias)?
         {
-            return Ok(made);
+            let span = trace::span(Kind::Product, "product, bias, GELU");
+            if let Some(made) = super::cublaslt::gelu_product(x, layer.weight(), bias)? {
+                span.count(|| self.operations(&LayerInput::Exact(x)));
+                return Ok(made);
+            }
         }
         gelu_tanh(&self.product(x)?, self.bias())
+    }
+
+    /// Floating-point operations of the product with `input`.
+    fn operations(&self, input: &LayerInput) -> f64 {
+        let outputs = match &self.weight {
+            Weight::Exact(layer) => layer.weight().dim(0).unwrap_or(0),
+            Weight::Rounded { rows, .. } => rows.rows,
+        };
+        let inputs = match input {
+            LayerInput::Exact(x) => x.elem_count(),
+            LayerInput::Rounded(_, shape) => shape.elem_count(),
+        };
+        2.0 * inputs as f64 * outputs as f64
     }
 
     /// What [`Self::product`] leaves out: (outputs).

@@ -11,6 +11,7 @@ use super::kernels::{
 use super::linear::add_bias;
 use super::norm::LayerNorm;
 use super::rows::{sum_of, vectorised};
+use super::trace::{self, Kind};
 
 /// A vector of factors for each entry of a batch, and another one for the tokens
 /// from a given one on.
@@ -77,6 +78,7 @@ pub fn modulated_norm(
     scale: Factors,
     shift: Factors,
 ) -> Result<Tensor> {
+    let _span = trace::span(Kind::Norm, "modulated norm");
     if !Fusion::LayerNormModulation.applies_to(x) {
         return modulated_norm_composed(x, norm, scale, shift);
     }
@@ -260,6 +262,7 @@ pub fn gated_add(
     bias: Option<&Tensor>,
     gate: Factors,
 ) -> Result<Tensor> {
+    let _span = trace::span(Kind::Elementwise, "gated sum");
     if !Fusion::GatedAdd.applies_to(x) {
         return gated_add_composed(x, update, bias, gate);
     }

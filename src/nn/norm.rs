@@ -11,6 +11,7 @@ use super::kernels::{
 };
 use super::modulation::expect_bias;
 use super::rows::{sum_of, vectorised};
+use super::trace::{self, Kind};
 use super::{activation::silu_of, silu};
 use crate::checkpoint::Weights;
 
@@ -52,6 +53,7 @@ impl RmsNorm {
     /// # Errors
     /// A candle error if the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _span = trace::span(Kind::Norm, "RMS norm");
         if !Fusion::RmsNorm.applies_to(x) {
             return self.forward_composed(x);
         }
@@ -157,6 +159,7 @@ impl LayerNorm {
     /// # Errors
     /// A candle error if the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let _span = trace::span(Kind::Norm, "layer norm");
         candle_nn::ops::layer_norm(&x.contiguous()?, &self.ones, &self.zeros, self.eps)
     }
 }
@@ -182,6 +185,7 @@ const MIN_LENGTH: f32 = 1e-12;
 /// # Errors
 /// A candle error if the shapes do not fit, or out of memory.
 pub fn channel_norm(x: &Tensor, scale: &Tensor, after: After) -> Result<Tensor> {
+    let _span = trace::span(Kind::Norm, "channel norm");
     if !Fusion::ChannelNorm.applies_to(x) {
         return channel_norm_composed(x, scale, after);
     }

@@ -266,8 +266,11 @@ fn assert_refused(output: &std::process::Output, what: &str, named: &str) {
     assert!(said.len() < 20_000, "{what}: {} letters", said.len());
 }
 
+/// Puts something at a path.
+type Put = fn(&Path);
+
 /// What else may stand in the place of a file, and what to call it.
-const INSTEAD_OF_A_FILE: [(&str, fn(&Path)); 4] = [
+const INSTEAD_OF_A_FILE: [(&str, Put); 4] = [
     ("an endless one", |path| std::os::unix::fs::symlink("/dev/zero", path).unwrap()),
     ("one that nobody writes to", |path| {
         assert!(Command::new("mkfifo").arg(path).status().unwrap().success());

@@ -7,21 +7,26 @@
 Needs requirements.txt, no checkpoint: both sides have random weights, made on the
 device. Ours is measured before and after diffusers, and the better of each is
 taken, so that neither has the quieter machine. CPU seconds (of all threads) are
-the steadier number where other programs run; on a GPU they say nothing.
+the steadier number where other programs run; on a GPU they say nothing. What fails on
+one side leaves the other's times, and --json FILE has at any moment what is known.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import pathlib
 import subprocess
 import tempfile
 import time
+import traceback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -121,79 +126,84 @@ class Clock:
             torch.cuda.synchronize(self.device)
 
 
-@torch.inference_mode()
-def theirs(options: argparse.Namespace, report: dict) -> dict[str, tuple[float, float]]:
-    """The least time of each stage: what a pipeline of diffusers does in it."""
-    device, dtype = torch.device(report["device"]), DTYPES[report["dtype"]]
-    width, height = map(int, options.size.split("x"))
-    clock, prompts = Clock(device), 2 if options.guidance > 1 else 1
-    grids = report["shown_patches"]
-    pictures = sum(rows * columns // 4 for rows, columns in grids)
-    words = report["text_tokens"] - pictures
-    random = lambda *shape: torch.randn(shape, device=device, dtype=dtype)
+class Reference:
+    """What a pipeline of diffusers does, component by component, with our run's sizes."""
 
-    encoder = text_encoder(options, device, dtype)
-    ids = torch.randint(0, 1000, (1, TEMPLATE_TOKENS + pictures + words), device=device)
-    ids[:, TEMPLATE_TOKENS : TEMPLATE_TOKENS + pictures] = IMAGE_TOKEN
-    shown = {}
-    if grids:
-        shown["pixel_values"] = random(sum(rows * columns for rows, columns in grids), 1176)
-        shown["image_grid_thw"] = torch.tensor([[1, rows, columns] for rows, columns in grids], device=device)
-        shown["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
+    def __init__(self, options: argparse.Namespace, report: dict) -> None:
+        self.options, self.report = options, report
+        self.device, self.dtype = torch.device(report["device"]), DTYPES[report["dtype"]]
+        self.width, self.height = map(int, options.size.split("x"))
+        self.clock, self.prompts = Clock(self.device), 2 if options.guidance > 1 else 1
 
-    def encode_prompts() -> None:
-        for _ in range(prompts):
-            encoder(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, **shown)
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype)
 
-    for _ in range(options.repeats):
-        clock.time("text encoder", encode_prompts)
-    del encoder
+    @torch.inference_mode()
+    def steps(self) -> None:
+        options, width, height = self.options, self.width, self.height
+        model = transformer(options, self.device, self.dtype)
+        grid = (1, height // 16, width // 16)
+        made, tokens = grid[1] * grid[2], self.report["image_tokens"]
+        # Reference pictures are alike; together they have the tokens that ours has.
+        shapes = [[grid] * (tokens // made)]
+        latents, references = self.random(1, made, 64), self.random(1, tokens - made, 64)
+        text = self.random(1, self.report["text_tokens"], TEXT_WIDTH)
 
-    vae = built(AutoencoderKLQwenImage, {}, device, dtype)
-    for _ in range(options.repeats):
-        if options.references:
-            picture = random(1, 3, 1, height, width)
-            encode = lambda: [vae.encode(picture).latent_dist.mode() for _ in range(options.references)]
-            clock.time("vae encoder", encode)
-        clock.time("vae decoder", lambda: vae.decode(random(1, 16, 1, height // 8, width // 8)).sample)
-    del vae
+        def step(scheduler, timestep) -> None:
+            nonlocal latents
+            every = torch.cat([latents, references], 1)
+            level = timestep.expand(1).to(self.dtype) / 1000
+            flows = []
+            for _ in range(self.prompts):
+                flow = model(
+                    hidden_states=every, encoder_hidden_states=text, timestep=level, img_shapes=shapes, return_dict=False
+                )[0]
+                flows.append(flow[:, :made])
+            flow = flows[0]
+            if self.prompts == 2:
+                combined = flows[1] + options.guidance * (flow - flows[1])
+                flow = combined * (flow.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+            latents = scheduler.step(flow, timestep, latents, return_dict=False)[0]
 
-    model = transformer(options, device, dtype)
-    grid = (1, height // 16, width // 16)
-    made = grid[1] * grid[2]
-    tokens = report["image_tokens"]
-    # Reference pictures are alike; together they have the tokens that ours has.
-    shapes = [[grid] * (tokens // made)]
-    latents, references = random(1, made, 64), random(1, tokens - made, 64)
-    text = random(1, report["text_tokens"], TEXT_WIDTH)
+        for _ in range(options.repeats):
+            scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+            sigmas = torch.linspace(1, 1 / options.steps, options.steps).tolist()
+            scheduler.set_timesteps(sigmas=sigmas, mu=0.69, device=self.device)
+            for timestep in scheduler.timesteps:
+                self.clock.time("a step", lambda: step(scheduler, timestep))
 
-    def denoise() -> None:
-        nonlocal latents
-        scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
-        sigmas = torch.linspace(1, 1 / options.steps, options.steps).tolist()
-        scheduler.set_timesteps(sigmas=sigmas, mu=0.69, device=device)
-        for timestep in scheduler.timesteps:
-            clock.time("a step", lambda: step(scheduler, timestep))
+    @torch.inference_mode()
+    def autoencoder(self) -> None:
+        options, width, height = self.options, self.width, self.height
+        vae = built(AutoencoderKLQwenImage, {}, self.device, self.dtype)
+        for _ in range(options.repeats):
+            if options.references:
+                picture = self.random(1, 3, 1, height, width)
+                encode = lambda: [vae.encode(picture).latent_dist.mode() for _ in range(options.references)]
+                self.clock.time("vae encoder", encode)
+            latents = self.random(1, 16, 1, height // 8, width // 8)
+            self.clock.time("vae decoder", lambda: vae.decode(latents).sample)
 
-    def step(scheduler, timestep) -> None:
-        nonlocal latents
-        every = torch.cat([latents, references], 1)
-        level = timestep.expand(1).to(dtype) / 1000
-        flows = []
-        for _ in range(prompts):
-            flow = model(
-                hidden_states=every, encoder_hidden_states=text, timestep=level, img_shapes=shapes, return_dict=False
-            )[0]
-            flows.append(flow[:, :made])
-        flow = flows[0]
-        if prompts == 2:
-            combined = flows[1] + options.guidance * (flow - flows[1])
-            flow = combined * (flow.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
-        latents = scheduler.step(flow, timestep, latents, return_dict=False)[0]
+    @torch.inference_mode()
+    def encoder(self) -> None:
+        grids = self.report["shown_patches"]
+        pictures = sum(rows * columns // 4 for rows, columns in grids)
+        words = self.report["text_tokens"] - pictures
+        encoder = text_encoder(self.options, self.device, self.dtype)
+        ids = torch.randint(0, 1000, (1, TEMPLATE_TOKENS + pictures + words), device=self.device)
+        ids[:, TEMPLATE_TOKENS : TEMPLATE_TOKENS + pictures] = IMAGE_TOKEN
+        shown = {}
+        if grids:
+            shown["pixel_values"] = self.random(sum(rows * columns for rows, columns in grids), 1176)
+            shown["image_grid_thw"] = torch.tensor([[1, rows, columns] for rows, columns in grids], device=self.device)
+            shown["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
 
-    for _ in range(options.repeats):
-        denoise()
-    return clock.stages
+        def encode_prompts() -> None:
+            for _ in range(self.prompts):
+                encoder(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, **shown)
+
+        for _ in range(self.options.repeats):
+            self.clock.time("text encoder", encode_prompts)
 
 
 def best(reports: list[dict]) -> dict[str, tuple[float, float]]:
@@ -223,24 +233,59 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the numbers")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
     before = ours(options)
-    reference = theirs(options, before)
-    reports = [before, ours(options)]
-    stages = best(reports)
+    reports, reference, failed = [before], Reference(options, before), []
     print(f"{before['device']} in {before['dtype']}, {options.size}, {before['image_tokens']} image and "
-          f"{before['text_tokens']} text tokens, torch {torch.__version__}, {options.threads} threads\n")
-    print("| stage | ours s | diffusers s | ratio | ours CPU s | diffusers CPU s | ratio |\n|---|---|---|---|---|---|---|")
-    for name, (seconds, cpu) in reference.items():
-        our_seconds, our_cpu = stages[name]
-        print(f"| {name} | {our_seconds:.3f} | {seconds:.3f} | {our_seconds / seconds:.2f} "
-              f"| {our_cpu:.2f} | {cpu:.2f} | {our_cpu / cpu:.2f} |")
-    if "modulation" in stages:
-        print(f"\nmodulation, ours only, once a schedule: {stages['modulation'][0]:.3f} s "
+          f"{before['text_tokens']} text tokens, torch {torch.__version__}, {options.threads} threads", flush=True)
+    # What is wanted most comes first.
+    for part in (reference.steps, reference.autoencoder, reference.encoder):
+        try:
+            part()
+        except Exception:  # whatever it is, the other parts and our side have their times
+            failed.append(part.__name__)
+            traceback.print_exc()
+        release(reference.device)
+        note(options.json, reports, reference, failed)
+    reports.append(ours(options))
+    stages = note(options.json, reports, reference, failed)
+    print("\n| stage | ours s | diffusers s | ratio | ours CPU s | diffusers CPU s | ratio |\n|---|---|---|---|---|---|---|")
+    for stage in stages:
+        print("| {name} | {ours_s:.3f} | {theirs_s:.3f} | {ratio:.2f} | {ours_cpu_s:.2f} | {theirs_cpu_s:.2f} "
+              "| {cpu_ratio:.2f} |".format(**stage))
+    if "modulation" in (of_ours := best(reports)):
+        print(f"\nmodulation, ours only, once a schedule: {of_ours['modulation'][0]:.3f} s "
               "(a part of every step of diffusers)")
+    if failed:
+        raise SystemExit(f"diffusers failed in: {', '.join(failed)}")
+
+
+def release(device: torch.device) -> None:
+    """Our program needs the memory that torch keeps."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def note(file: pathlib.Path | None, reports: list[dict], reference: Reference, failed: list[str]) -> list[dict]:
+    """The stages that both sides have, which `file` is told, too."""
+    of_ours, stages = best(reports), []
+    for name, (seconds, cpu) in reference.clock.stages.items():
+        our_seconds, our_cpu = of_ours[name]
+        stages.append(dict(
+            name=name, ours_s=our_seconds, theirs_s=seconds, ratio=our_seconds / seconds,
+            ours_cpu_s=our_cpu, theirs_cpu_s=cpu, cpu_ratio=our_cpu / max(cpu, 1e-9),
+        ))  # fmt: skip
+    if file:
+        versions = dict(torch=torch.__version__, diffusers=diffusers.__version__, transformers=transformers.__version__)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(dict(stages=stages, failed=failed, versions=versions, ours=reports)))
+        part.replace(file)
+    return stages
 
 
 if __name__ == "__main__":

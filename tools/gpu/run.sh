@@ -1,49 +1,34 @@
 #!/usr/bin/env bash
-# First light on a machine with an NVIDIA card: checks, then times. Under ten minutes.
+# On a machine with an NVIDIA card: checks, then times, each in a process of its own.
 #
-#   tools/gpu/run.sh PROGRAM [MODEL]
+#   tools/gpu/run.sh PROGRAM                                  # under eight minutes
+#   tools/gpu/run.sh PROGRAM --plan second --since FILE       # four: what failed, then diffusers
 #
-# PROGRAM: a build with feature `cuda` or `flash-attn`. MODEL: what its `bench` takes;
-# without one, Qwen-Image-Edit with random weights (60 GB of the card's memory). Never
-# run so far.
+# PROGRAM: a build with feature `cuda` or `flash-attn`, or what pack.sh made of one.
+# FILE: results.json of the first call. Further flags: flight.py. Results are written to
+# the folder $OUT as they come; flight.py says which. Never run on a card so far.
 set -euo pipefail
-program=${1:?usage: $0 PROGRAM [MODEL]}
-model=(${2:+--model "$2"})
-report=${OUT:-.}/gpu-report
-mkdir -p "$report"
+program=${1:?usage: $0 PROGRAM [FLAGS]}
+shift
+here=$(cd "$(dirname "$0")" && pwd)
+
+# What checks memory must be given the program itself, not what unpacks it.
+wheels=$(dirname "$program")/wheels
+if [ "$(head -c 2 "$program")" = '#!' ] && grep -aqm1 '^# A packed program' "$program"; then
+  program=$(sh "$program" --unpack)
+fi
 
 # Where PyTorch's wheels put CUDA's libraries, if there is a Python that has them.
-if folder=$(python3 -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null); then
+if folder=$(timeout 20 python3 -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null); then
   export CUDA_LIB_DIR=$folder/cu13/lib:$folder/cudnn/lib${CUDA_LIB_DIR:+:$CUDA_LIB_DIR}
 fi
 
-failed=()
-step() { # NAME SECONDS COMMAND...
-  local name=$1 limit=$2 status=0
-  shift 2
-  printf '\n== %s\n' "$name"
-  local start=$SECONDS
-  timeout "$limit" "$@" 2>&1 | tee "$report/$name.log" || status=$?
-  printf '   %s s, status %s\n' "$((SECONDS - start))" "$status"
-  [ "$status" = 0 ] || failed+=("$name")
-}
-
-step card 20 nvidia-smi --query-gpu=name,driver_version,memory.total,compute_cap --format=csv
-# Every kernel, and attention, against the CPU's numbers.
-step kernels 60 "$program" bench --kernels --device cuda
-# Whole edits by the embedded models, against the CPU's.
-step check 120 "$program" bench --check --device cuda
-bench=("$program" bench --device cuda --dtype bfloat16 --steps 3 "${model[@]}")
-step fused 120 "${bench[@]}" --json "$report/fused.json"
-# What each kind of fusion brings: the same without it.
-step fp8 120 "$program" bench --device cuda --dtype fp8 --steps 3 "${model[@]}" --json "$report/fp8.json"
-step without-flash 120 "${bench[@]}" --without flash-attention --json "$report/without-flash.json"
-step composed 120 "${bench[@]}" --json "$report/composed.json" --without "$(
-  echo flash-attention softmax layer-norm-modulation gated-add joint-heads bias-activation gelu-epilogue \
-    gated-silu guidance channel-norm rms-norm | tr ' ' ',')"
-
-printf '\nlogs are in %s\n' "$report"
-if [ ${#failed[@]} -gt 0 ]; then
-  printf 'failed: %s\n' "${failed[*]}"
-  exit 1
+# Packages of Python that travelled with the program.
+if ls "$wheels"/*.whl >/dev/null 2>&1; then
+  site=$(mktemp -d)
+  for wheel in "$wheels"/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
+  export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
+
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+exec python3 "$here/flight.py" "$program" "$@"

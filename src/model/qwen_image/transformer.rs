@@ -13,7 +13,7 @@ use crate::interruption;
 use crate::model::residency::{Held, Residency};
 use crate::nn::{
     AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention, clip,
-    joint_heads, merge_heads, modulated_norm, silu,
+    intermediate, joint_heads, merge_heads, modulated_norm, silu, trace,
 };
 
 /// Epsilon of all its normalisations; a constant of the reference.
@@ -78,11 +78,13 @@ struct Branch<'a> {
 impl Branch<'_> {
     fn through(self, block: &Block, index: usize, modulation: StepModulation) -> Result<Self> {
         interruption::check()?;
+        let _span = trace::numbered("block", index);
         let modulations = BlockModulations {
             image: modulation.of_image(index, self.positions.first_picture)?,
             text: modulation.of_text(index)?,
         };
         let (text, image) = block.forward(&self.text, &self.image, &modulations, self.positions)?;
+        intermediate::note("block", &image)?;
         Ok(Self { text, image, ..self })
     }
 }

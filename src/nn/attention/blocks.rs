@@ -37,6 +37,7 @@ const WATCHED_FROM: usize = 1 << 30;
 ///
 /// # Errors
 /// A candle error if the shapes do not fit, or [`interruption::Cancelled`].
+#[expect(clippy::wildcard_enum_match_arm, reason = "heads are in three formats")]
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
     match q.dtype() {
         DType::BF16 => attention_of::<bf16>(q, k, v, mask),
@@ -275,17 +276,17 @@ impl<N: Number> Work<'_, N> {
 
     /// Puts the mask on `scores`, those of queries from `first` on with `keys`.
     fn hide(&self, scores: &mut [f32], first: Token, keys: Range<usize>) {
-        let rows = scores.chunks_exact_mut(keys.len()).enumerate();
+        let rows = scores.chunks_exact_mut(keys.len());
         match &self.mask {
             Mask::Nothing => {}
-            Mask::Later => rows.for_each(|(row, scores)| {
+            Mask::Later => rows.enumerate().for_each(|(row, scores)| {
                 let seen = (first.token + row + 1).saturating_sub(keys.start);
                 scores.iter_mut().skip(seen).for_each(|score| *score = f32::NEG_INFINITY);
             }),
             Mask::Keys(mask) => {
                 let start = (first.batch * self.heads + first.head) * self.keys;
                 let mask = &mask[start + keys.start..start + keys.end];
-                rows.for_each(|(_, scores)| {
+                rows.for_each(|scores| {
                     scores.iter_mut().zip(mask).for_each(|(score, mask)| *score += mask);
                 });
             }

@@ -10,7 +10,7 @@ mod slices;
 use candle_core::{D, Result, Tensor};
 
 use super::fusion::Fusion;
-
+use super::trace::{self, Kind};
 
 /// How heads lie in memory. Either way a tensor of heads is (batch, heads, tokens,
 /// size) for whoever looks at it.
@@ -57,19 +57,19 @@ pub enum AttentionMask<'a> {
 /// # Errors
 /// A candle error if the shapes do not fit, or out of memory.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
+    let _span = trace::counted(Kind::Attention, "attention", || {
+        4.0 * q.elem_count() as f64 * k.dim(2).unwrap_or(0) as f64
+    });
     if q.device().is_cpu() {
         return blocks::attention(q, k, v, mask);
     }
     let shared_by = q.dim(1)? / k.dim(1)?.max(1);
-    if shared_by > 1 {
-        let [k, v] = [repeat_heads(k, shared_by)?, repeat_heads(v, shared_by)?];
-        return attention(q, &k, &v, mask);
-    }
+    let [k, v] = [repeat_heads(k, shared_by)?, repeat_heads(v, shared_by)?];
     #[cfg(feature = "flash-attn")]
     if matches!(mask, AttentionMask::None) && flashes(q, q.dim(3)?) {
-        return super::flash::attention(q, k, v);
+        return super::flash::attention(q, &k, &v);
     }
-    slices::attention(q, k, v, mask)
+    slices::attention(q, &k, &v, mask)
 }
 
 /// Repeats each of the key (or value) heads for the query heads that share it.
@@ -80,6 +80,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Res
 /// A candle error, such as out of memory.
 fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     let (batch, heads, tokens, size) = x.dims4()?;
+    let _span = trace::span(Kind::Copy, "repeated heads");
     x.unsqueeze(2)?.expand((batch, heads, times, tokens, size))?.reshape((
         batch,
         heads * times,
@@ -94,6 +95,7 @@ fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
 /// A candle error if the last dimension does not divide by `heads`.
 pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
+    let _span = trace::span(Kind::Copy, "split heads");
     x.reshape((batch, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()
 }
 
@@ -102,6 +104,7 @@ pub fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 /// # Errors
 /// A candle error, such as out of memory.
 pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let _span = trace::span(Kind::Copy, "merged heads");
     x.transpose(1, 2)?.contiguous()?.flatten_from(D::Minus2)
 }
 

@@ -8,6 +8,7 @@ use half::bf16;
 
 use super::super::fp8::{Fp8Rows, scaled_product};
 use super::super::softmax::softmax;
+use super::super::unfold::{Window, unfold};
 use super::super::{
     After, Factors, FlowLength, HeadStream, LayerNorm, RmsNorm, channel_norm, euler_step,
     gated_add, gated_silu, gelu_tanh, guide, joint_heads, modulated_norm, silu,
@@ -102,7 +103,7 @@ use Input::{
     Tokens, Vector,
 };
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 14] = [
     ("bias, GELU", &[Tokens, Vector], |of| gelu_tanh(&of[0], Some(&of[1]))),
     ("SiLU", &[Tokens], |of| silu(&of[0])),
     ("gated SiLU", &[Tokens, Tokens], |of| gated_silu(&of[0], &of[1])),
@@ -136,6 +137,11 @@ const CASES: [Case; 13] = [
     ("8-bit product", &[Tokens, ThinRows, Matrix], |of| {
         let (x, matrix) = (Fp8Rows::round(&of[1])?, Fp8Rows::round(&of[2])?);
         scaled_product(&of[0].squeeze(0)?, &x, &matrix)
+    }),
+    ("unfolding", &[Picture], |of| {
+        // A larger kernel sees more numbers than addresses are there for.
+        let window = Window { kernel: 1, stride: 1, before: 0, row_length: of[0].dim(3)? };
+        unfold(&of[0], window, 0..of[0].dim(2)?)
     }),
 ];
 

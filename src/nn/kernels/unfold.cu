@@ -21,7 +21,9 @@ INSIDE number seen_at(const unfolding *call, int line, int pixel) {
     int y = row * call->stride + place / call->kernel - call->before;
     int x = column * call->stride + place % call->kernel - call->before;
     if (y < 0 || y >= call->height || x < 0 || x >= call->width) return narrow(0.0f);
-    return call->x[((long long)channel * call->height + y) * call->width + x];
+    const number *from = call->x + ((long long)channel * call->height + y) * call->width + x;
+    READS(from);
+    return *from;
 }
 
 /* One block for each tile of a line. The line behind what is seen holds ones, which a
@@ -30,6 +32,9 @@ KERNEL(unfold, unfolding) {
     int line = (int)(BLOCK / call.tiles), first = (int)(BLOCK % call.tiles) * call.tile;
     int end = call.pixels - first < call.tile ? call.pixels : first + call.tile;
     number *y = call.y + (long long)line * call.pixels;
-    for (int pixel = first + THREAD; pixel < end; pixel += THREADS)
-        y[pixel] = line < call.seen ? seen_at(&call, line, pixel) : narrow(line == call.seen ? 1.0f : 0.0f);
+    for (int pixel = first + THREAD; pixel < end; pixel += THREADS) {
+        number seen = line < call.seen ? seen_at(&call, line, pixel) : narrow(line == call.seen ? 1.0f : 0.0f);
+        WRITES(y + pixel);
+        y[pixel] = seen;
+    }
 }

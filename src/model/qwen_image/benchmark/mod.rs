@@ -3,14 +3,16 @@
 //! The pipeline that serves requests is what is measured, stage by stage, through
 //! the observer that a request's client has, too.
 
+mod ceiling;
 mod published;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use serde::Serialize;
 
+pub use ceiling::{Ceiling, ProductSpeed};
 pub use published::{LayerCounts, Published};
 
 use super::pipeline::{Extent, Pipeline};
@@ -25,8 +27,10 @@ use crate::domain::{
 };
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::{
-    DiffusionModel, DtypeChoice, LoadError, ModelConfig, ModelError, StepObserver, StepProgress,
+    DeviceChoice, DiffusionModel, DtypeChoice, LoadError, ModelConfig, ModelError, StepObserver,
+    StepProgress, Unobserved,
 };
+use crate::nn::trace::{self, OperationTime, Trace};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -47,6 +51,9 @@ pub struct BenchmarkPlan {
     pub repeats: usize,
     /// Whether to measure what the device reaches at most, too.
     pub ceiling: bool,
+    /// Whether to make one more picture, of two steps at most, and to note what each
+    /// operation of it takes.
+    pub trace: bool,
     /// Device, number format, memory and cache.
     pub model: ModelConfig,
 }
@@ -84,6 +91,11 @@ pub struct BenchmarkReport {
     pub peak_bytes: Option<usize>,
     /// Every repetition.
     pub runs: Vec<Run>,
+    /// What each operation took in the traced picture; they add up to the whole.
+    pub operations: Vec<OperationTime>,
+    /// That picture's spans.
+    #[serde(skip)]
+    pub trace: Option<Trace>,
 }
 
 /// One picture.
@@ -178,6 +190,7 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
         text_tokens = words + extent.shown_tokens();
         runs.push(watch.into_run(&costs(&pipeline, &extent, plan, words)));
     }
+    let trace = plan.trace.then(|| traced(&mut pipeline, &device, request)).transpose()?;
     Ok(BenchmarkReport {
         device: crate::device::device_name(&device),
         dtype: pipeline.info.dtype.clone(),
@@ -186,10 +199,39 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
         image_tokens: extent.image_tokens,
         text_tokens,
         shown_patches: extent.shown.iter().map(|grid| (grid.height, grid.width)).collect(),
-        ceiling_tflops: plan.ceiling.then(|| ceiling_tflops(&device, dtype)).transpose()?,
+        ceiling_tflops: plan.ceiling.then(|| ceiling::tflops(&device, dtype)).transpose()?,
         peak_bytes: crate::device::peak_memory_bytes(&device),
         runs,
+        operations: trace.as_ref().map(Trace::operations).unwrap_or_default(),
+        trace,
     })
+}
+
+/// Steps of the picture that is traced: they are alike, and so is what they take.
+const TRACED_STEPS: usize = 2;
+
+/// Where the time of one more picture goes.
+fn traced(
+    pipeline: &mut Pipeline,
+    device: &Device,
+    mut request: ImageRequest,
+) -> Result<Trace, BenchmarkError> {
+    if request.steps.get() > TRACED_STEPS {
+        request.steps = Steps::new(TRACED_STEPS as i64)?;
+    }
+    let (made, trace) = trace::record(device, || pipeline.generate(&request, &mut Unobserved))?;
+    made?;
+    Ok(trace)
+}
+
+/// What `device` reaches at most in `dtype`.
+///
+/// # Errors
+/// [`BenchmarkError`]: no such device, out of memory.
+pub fn ceiling(device: DeviceChoice, dtype: DtypeChoice) -> Result<Ceiling, BenchmarkError> {
+    let device = crate::device::open(device).map_err(LoadError::from)?;
+    let dtype = crate::device::dtype(dtype, &device);
+    Ok(Ceiling::of(&device, dtype)?)
 }
 
 /// Counts what `plan` takes, without making any weight.
@@ -398,35 +440,6 @@ impl StepObserver for Stopwatch<'_> {
     }
 }
 
-/// Rows of the product that [`ceiling_tflops`] times: enough to keep a device busy.
-const CEILING_ROWS: usize = 4096;
-const CEILING_ROWS_ON_CPU: usize = 512;
-/// Its width, and its height: those of the transformer's feed-forward layers.
-const CEILING_SIDES: (usize, usize) = (3072, 12_288);
-/// For how long it is repeated, at least.
-const CEILING_SECONDS: f64 = 1.0;
-
-/// What the best of some products of random matrices reaches.
-fn ceiling_tflops(device: &Device, dtype: DType) -> Result<f64, BenchmarkError> {
-    let rows = if device.is_cpu() { CEILING_ROWS_ON_CPU } else { CEILING_ROWS };
-    let (inputs, outputs) = CEILING_SIDES;
-    let random = |rows, columns| Tensor::randn(0f32, 1.0, (rows, columns), device)?.to_dtype(dtype);
-    let (left, right) = (random(rows, inputs)?, random(outputs, inputs)?.t()?);
-    let product = || -> candle_core::Result<f64> {
-        let started = Instant::now();
-        let product = left.matmul(&right)?;
-        device.synchronize()?;
-        drop(product);
-        Ok(started.elapsed().as_secs_f64())
-    };
-    product()?;
-    let (started, mut least) = (Instant::now(), f64::INFINITY);
-    while started.elapsed().as_secs_f64() < CEILING_SECONDS {
-        least = least.min(product()?);
-    }
-    Ok(2.0 * (rows * inputs * outputs) as f64 / least / 1e12)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -444,6 +457,7 @@ mod tests {
             guidance: GuidanceScale::new(4.0).unwrap(),
             repeats: 2,
             ceiling: false,
+            trace: false,
             model: ModelConfig { device: DeviceChoice::Cpu, ..ModelConfig::of("benchmark") },
         }
     }
@@ -464,6 +478,49 @@ mod tests {
         }
         assert_eq!(report.image_tokens, 2 * 16);
         assert!(report.weight_bytes > 0);
+    }
+
+    #[test]
+    fn a_traced_picture_shows_what_its_steps_are_made_of() {
+        let report = run(&BenchmarkPlan { repeats: 1, trace: true, ..plan() }).unwrap();
+
+        let trace = report.trace.unwrap();
+        let text = trace.to_chrome().to_string();
+        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(parsed["traceEvents"].as_array().unwrap().len(), trace.spans.len());
+        for span in &trace.spans[1..] {
+            let parent = &trace.spans[span.parent.unwrap()];
+            let end = |span: &trace::TracedSpan| span.start_us + span.duration_us;
+            let inside = span.start_us >= parent.start_us && end(span) <= end(parent) + 1e-6;
+            assert!(inside, "{span:?} in {parent:?}");
+        }
+        let count = |name| trace.spans.iter().filter(|span| span.name == name).count();
+        // Two of three steps, two passes each, two blocks.
+        assert_eq!((count("step"), count("block")), (2, 2 * 2 * 2));
+        let stages: Vec<_> = trace
+            .spans
+            .iter()
+            .filter(|span| span.parent == Some(0))
+            .map(|span| span.name)
+            .collect();
+        assert_eq!(stages, STAGES);
+
+        // Each pass of a block has the same products and one attention.
+        let of_steps = |name| {
+            let of = |time: &&OperationTime| time.stage == "steps" && time.name == name;
+            report.operations.iter().find(of).unwrap()
+        };
+        assert_eq!(of_steps("attention").calls, count("block"));
+        assert_eq!(of_steps("joint heads").calls, 3 * count("block"));
+        assert_eq!(of_steps("modulated norm").calls, 4 * count("block") + 2 * 2);
+        // Two of three steps, by arithmetic of its own, which counts the layers at the ends
+        // of a pass for each prompt.
+        let counted: f64 =
+            report.operations.iter().filter(|of| of.stage == "steps").map(|of| of.tflop).sum();
+        let steps = report.runs[0].stages.iter().find(|stage| stage.name == "steps").unwrap();
+        assert!((counted / (steps.tflop * 2.0 / 3.0) - 1.0).abs() < 0.01, "{counted} {steps:?}");
+        let sum: f64 = report.operations.iter().map(|time| time.seconds).sum();
+        assert!((sum * 1e6 - trace.spans[0].duration_us).abs() < 1e-3 * sum * 1e6);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::model::qwen_image::positions::Grid;
 use crate::model::qwen_image::scheduler::Schedule;
 use crate::model::qwen_image::transformer::{PromptTokens, TokenPositions, Transformer};
 use crate::model::{ModelError, StepObserver, StepProgress};
-use crate::nn::{FlowLength, euler_step, guide};
+use crate::nn::trace::{self, Kind};
+use crate::nn::{FlowLength, euler_step, guide, intermediate};
 
 /// Whoever watches the steps of one picture.
 pub(super) struct Watch<'a> {
@@ -122,6 +123,7 @@ impl<'a> Denoising<'a> {
         watch.step(0, || Ok(latents.clone()))?;
         let mut sums = StepSums::default();
         for step in 0..self.schedule.steps() {
+            let _span = trace::numbered("step", step);
             let flow = self.predict(&latents, references.as_ref(), step)?;
             let next = self.advance(&latents, &flow, known.as_ref(), step)?;
             let predicted = || {
@@ -130,6 +132,7 @@ impl<'a> Denoising<'a> {
                 known.as_ref().map_or(Ok(clean.clone()), |known| known.keep(&clean, 0.0))
             };
             sums.note(&next)?;
+            intermediate::note("step", &next)?;
             watch.step(step + 1, predicted)?;
             latents = next;
         }
@@ -156,10 +159,12 @@ impl<'a> Denoising<'a> {
         references: Option<&Tensor>,
         step: usize,
     ) -> TensorResult<Tensor> {
+        let copy = trace::span(Kind::Copy, "latents beside references");
         let tokens = match references {
             Some(references) => Tensor::cat(&[latents, references], 1)?,
             None => latents.clone(),
         };
+        drop(copy);
         let made = latents.dim(1)?;
         let Steering { guidance, guided_length, modulations } = self.steering;
         let modulation = modulations.at(step);

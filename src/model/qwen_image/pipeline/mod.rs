@@ -41,6 +41,7 @@ use crate::model::{
     DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver, StepProgress,
     TokenUsage,
 };
+use crate::nn::{intermediate, trace};
 use cache::PipelineCache;
 use denoise::{Denoising, Known, Start, Steering, Watch};
 use job::{Job, Source};
@@ -151,21 +152,27 @@ impl Pipeline {
         observer: &mut dyn StepObserver,
     ) -> Result<Generation, ModelError> {
         // 1. Sizes, pictures at those sizes, and the schedule.
+        let mut stage = trace::stage("plan");
         let job = self.plan(request)?;
         let grids = self.grids(&job);
         let schedule = self.schedule(&job, &grids, request.steps.get())?;
         let total_steps = schedule.steps();
         // 2. Pictures and prompts → what steers the transformer.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        stage.next("text encoder");
         let mut guidance = self.encode_prompts(&job.shown, request, &grids)?;
+        intermediate::note("text encoder", &guidance.positive.embeds)?;
         let mut warnings = std::mem::take(&mut guidance.warnings);
         // 3. Pictures → latents.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        stage.next("vae encoder");
         let inputs = self.encode_pictures(&job)?;
+        inputs.references.iter().try_for_each(|x| intermediate::note("vae encoder", x))?;
         let dtype = self.components.dtype;
         inputs.arithmetic.tell(&mut warnings, VaeHalf::Encoder, dtype);
         // 4. What the steps have in common.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        stage.next("modulation");
         let transformer = &self.components.transformer;
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
         let guided_length = self.variant.guided_length;
@@ -175,6 +182,7 @@ impl Pipeline {
         for index in 0..request.count.get() {
             let seed = request.seed.of_image(index);
             // 5. Noise from the seed, over what the picture is made from.
+            stage.next("steps");
             let start = self.start(seed.get(), &job, &inputs, &schedule)?;
             // 6. Noise → latents.
             let mut watch = Watch {
@@ -185,6 +193,7 @@ impl Pipeline {
             };
             let latents = denoising.run(start, &mut watch)?;
             // 7. Latents → pictures.
+            stage.next("vae decoder");
             let (pictures, arithmetic) = self.decode(&latents, &job, job.made_frames())?;
             arithmetic.tell(&mut warnings, VaeHalf::Decoder, dtype);
             images.extend(pictures.into_iter().map(|image| GeneratedImage { image, seed }));
