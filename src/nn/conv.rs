@@ -2,9 +2,9 @@
 //!
 //! A convolution's input is unfolded into a matrix before it is multiplied: nine times
 //! the input for a 3×3 kernel. So large inputs are convolved strip by strip, and the
-//! matrix stays below a fixed size. candle unfolds for a CPU; for an NVIDIA card we do,
-//! so that padding, bias and the order of the result take no passes of their own. A
-//! program with feature `cudnn` leaves all of it to cuDNN where that is found.
+//! matrix stays below a fixed size. We unfold, not candle, so that padding, bias and the
+//! order of the result take no passes of their own. A program with feature `cudnn` leaves
+//! all of it to cuDNN where that is found.
 
 #[cfg(feature = "cudnn")]
 use std::sync::OnceLock;
@@ -22,7 +22,9 @@ use crate::interruption;
 
 /// Numbers in an unfolded input at a time: 256 MiB of f32.
 const UNFOLDED_AT_A_TIME: usize = 64 * 1024 * 1024;
-/// The same where we unfold, for a card: 512 MiB of bfloat16.
+/// The same where we unfold, on a CPU: 16 MiB, which its last cache may hold.
+const UNFOLDED_AT_A_TIME_ON_CPU: usize = 4 * 1024 * 1024;
+/// ... and for a card: 512 MiB of bfloat16.
 const UNFOLDED_AT_A_TIME_ON_CARD: usize = 256 * 1024 * 1024;
 
 /// A 2-D convolution with stride and zero padding.
@@ -87,7 +89,12 @@ impl Conv2d {
             Method::Candle { weight, bias } => self.by_candle(x, weight, bias),
             #[cfg(feature = "cudnn")]
             Method::Cudnn { weight, bias } => self.by_cudnn(x, weight, bias),
-            Method::Unfolded { matrix } => self.by_unfolding(x, matrix, UNFOLDED_AT_A_TIME_ON_CARD),
+            Method::Unfolded { matrix } => {
+                let on_cpu = x.device().is_cpu();
+                let at_a_time =
+                    if on_cpu { UNFOLDED_AT_A_TIME_ON_CPU } else { UNFOLDED_AT_A_TIME_ON_CARD };
+                self.by_unfolding(x, matrix, at_a_time)
+            }
         }
     }
 
@@ -141,7 +148,8 @@ impl Conv2d {
 
     /// `at_a_time`: numbers of an unfolded strip.
     fn by_unfolding(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
-        let x = x.contiguous()?;
+        let dtype = x.dtype();
+        let x = x.to_dtype(matrix.dtype())?.contiguous()?;
         let (batch, channels, height, width) = x.dims4()?;
         let (before, _) = self.padding.sides();
         let (out_rows, row_length) = (self.places(height), self.places(width));
@@ -155,7 +163,7 @@ impl Conv2d {
                 interruption::check()?;
                 let count = rows.min(out_rows - start);
                 let made = matrix.matmul(&unfold(&x, window, start..start + count)?)?;
-                strips.push(made.reshape((1, (), count, row_length))?);
+                strips.push(made.reshape((1, (), count, row_length))?.to_dtype(dtype)?);
             }
             Tensor::cat(&strips, 2)
         };
@@ -185,18 +193,19 @@ impl Method {
             let bias = bias.reshape((1, weight.dim(0)?, 1, 1))?;
             return Ok(Self::Cudnn { weight: weight.contiguous()?, bias });
         }
-        if !weight.device().is_cpu() && Fusion::Unfolding.applies_to(weight) {
+        // On a CPU sums are in 32 bits, as torch's are.
+        if weight.device().is_cpu() {
+            return Self::unfolded(&weight.to_dtype(DType::F32)?, &bias.to_dtype(DType::F32)?);
+        }
+        if Fusion::Unfolding.applies_to(weight) {
             return Self::unfolded(weight, bias);
         }
         Self::candle(weight, bias)
     }
 
     fn candle(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        // candle's CPU convolution has no 16-bit arithmetic; torch sums in 32 bits, too.
-        let compute = if weight.device().is_cpu() { DType::F32 } else { weight.dtype() };
-        let weight = weight.to_dtype(compute)?.contiguous()?;
-        let bias = bias.to_dtype(compute)?.reshape((1, weight.dim(0)?, 1, 1))?;
-        Ok(Self::Candle { weight, bias })
+        let bias = bias.reshape((1, weight.dim(0)?, 1, 1))?;
+        Ok(Self::Candle { weight: weight.contiguous()?, bias })
     }
 
     fn unfolded(weight: &Tensor, bias: &Tensor) -> Result<Self> {
@@ -230,16 +239,16 @@ mod tests {
     use super::*;
 
     impl Conv2d {
-        /// As it is on a card, but where its numbers are.
-        fn unfolding(weight: &Tensor, bias: &Tensor, padding: Padding, stride: usize) -> Self {
-            let method = Method::unfolded(weight, bias).unwrap();
+        /// As a card does it with that fusion off.
+        fn by_strips(weight: &Tensor, bias: &Tensor, padding: Padding, stride: usize) -> Self {
+            let method = Method::candle(weight, bias).unwrap();
             Self { method, kernel: weight.dim(2).unwrap(), padding, stride }
         }
     }
 
     #[test]
     fn what_we_unfold_is_convolved_as_candle_does() {
-        // On a CPU candle computes in 32 bits and rounds the sum with the bias once more.
+        // candle's convolution on a CPU is one of 32 bits.
         for (dtype, tolerance) in
             formats(64.0).into_iter().filter(|(dtype, _)| *dtype == DType::F32)
         {
@@ -252,8 +261,8 @@ mod tests {
                 let x = numbers(&[2, 5, 9, 12], 1, dtype);
                 let weight = numbers(&[4, 5, kernel, kernel], 2, dtype);
                 let bias = numbers(&[4], 3, dtype);
-                let candle = Conv2d::new(&weight, &bias, padding, stride).unwrap();
-                let ours = Conv2d::unfolding(&weight, &bias, padding, stride);
+                let candle = Conv2d::by_strips(&weight, &bias, padding, stride);
+                let ours = Conv2d::new(&weight, &bias, padding, stride).unwrap();
                 let Method::Unfolded { matrix } = &ours.method else { unreachable!() };
                 let expected = candle.forward(&x).unwrap();
 
@@ -277,12 +286,13 @@ mod tests {
             ];
             let forms = |tensors: &[Tensor]| {
                 let (weight, bias, padding) = (&tensors[1], &tensors[2], Padding::Around(1));
-                let candle = Conv2d::new(weight, bias, padding, 1).unwrap();
-                let ours = Conv2d::unfolding(weight, bias, padding, 1);
-                vec![
-                    ("candle's", candle.forward(&tensors[0]).unwrap()),
-                    ("ours", ours.forward(&tensors[0]).unwrap()),
-                ]
+                let ours = Conv2d::new(weight, bias, padding, 1).unwrap();
+                let mut made = vec![("ours", ours.forward(&tensors[0]).unwrap())];
+                if tensors[0].dtype() == DType::F32 {
+                    let candle = Conv2d::by_strips(weight, bias, padding, 1);
+                    made.push(("candle's", candle.forward(&tensors[0]).unwrap()));
+                }
+                made
             };
             // What is padded is a zero times the kernel: NaN where that is not finite.
             let reference = |tensors: &[Vec<f64>]| {

@@ -71,15 +71,30 @@ impl<'a> Unfolding<'a> {
         self.rows.len() * self.window.row_length
     }
 
-    /// Where the kernel's number of `line` falls at `place`, if that is in the picture.
-    fn seen_at(&self, line: usize, place: usize) -> Option<usize> {
-        let Window { kernel, stride, before, row_length } = self.window;
+    /// Writes what the kernel's number of `line` sees at the places of `row`.
+    fn fill_row<N: Number>(&self, made: &mut [N], x: &[N], line: usize, row: usize) {
+        let Window { kernel, stride, before, .. } = self.window;
         let (channel, within) = (line / (kernel * kernel), line % (kernel * kernel));
-        let row = self.rows.start + place / row_length;
-        let y = (row * stride + within / kernel).checked_sub(before)?;
-        let x = (place % row_length * stride + within % kernel).checked_sub(before)?;
-        let inside = y < self.height && x < self.width;
-        inside.then(|| (channel * self.height + y) * self.width + x)
+        let zero = N::narrow(0.0);
+        let y = (row * stride + within / kernel).checked_sub(before).filter(|y| *y < self.height);
+        let Some(y) = y else { return made.fill(zero) };
+        let x = &x[(channel * self.height + y) * self.width..][..self.width];
+        // The first place whose number is in the picture, and that number.
+        let column = within % kernel;
+        let first = before.saturating_sub(column).div_ceil(stride).min(made.len());
+        let start = (first * stride + column).saturating_sub(before).min(x.len());
+        let (outside, inside) = made.split_at_mut(first);
+        outside.fill(zero);
+        let x = &x[start..];
+        let count = x.len().div_ceil(stride).min(inside.len());
+        let (inside, beyond) = inside.split_at_mut(count);
+        if stride == 1 {
+            inside.copy_from_slice(&x[..count]);
+        } else {
+            let seen = x.iter().step_by(stride);
+            inside.iter_mut().zip(seen).for_each(|(made, x)| *made = *x);
+        }
+        beyond.fill(zero);
     }
 }
 
@@ -125,9 +140,8 @@ impl Operation for Unfolding<'_> {
                 made.fill(N::narrow(if line == seen { 1.0 } else { 0.0 }));
                 return;
             }
-            for (place, made) in made.iter_mut().enumerate() {
-                *made = self.seen_at(line, place).map_or(N::narrow(0.0), |at| x[at]);
-            }
+            let rows = made.chunks_exact_mut(self.window.row_length).zip(self.rows.clone());
+            rows.for_each(|(made, row)| self.fill_row(made, x, line, row));
         });
         Ok(())
     }
@@ -164,9 +178,14 @@ mod tests {
     fn the_kernel_makes_the_very_matrix_that_the_loop_makes() {
         for (dtype, _) in formats(1.0) {
             // A kernel of one pixel, padding on all sides, a step of two, several tiles.
-            for (side, channels, kernel, stride, before) in
-                [(5, 2, 1, 1, 0), (6, 3, 3, 1, 1), (9, 2, 3, 2, 0), (70, 1, 3, 1, 1)]
-            {
+            for (side, channels, kernel, stride, before) in [
+                (5, 2, 1, 1, 0),
+                (6, 3, 3, 1, 1),
+                (9, 2, 3, 2, 0),
+                (7, 2, 3, 2, 1),
+                (70, 1, 3, 1, 1),
+                (1, 2, 3, 1, 1),
+            ] {
                 let x = numbers(&[1, channels, side, side + 2], 1, dtype);
                 let row_length = (side + 2 + 2 * before - kernel) / stride + 1;
                 let window = Window { kernel, stride, before, row_length };
