@@ -10,14 +10,14 @@
 use std::sync::OnceLock;
 
 #[cfg(feature = "cudnn")]
-use candle_core::Device;
-#[cfg(feature = "cudnn")]
 use candle_core::cuda_backend::cudarc::cudnn::Cudnn;
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::fusion::Fusion;
+use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
+use super::kernels::Numbers;
 use super::trace::{self, Kind};
-use super::unfold::{Window, lines, unfold};
+use super::unfold::{View, Window, lines, unfold};
 use crate::interruption;
 
 /// Numbers in an unfolded input at a time: 256 MiB of f32.
@@ -89,12 +89,10 @@ impl Conv2d {
             Method::Candle { weight, bias } => self.by_candle(x, weight, bias),
             #[cfg(feature = "cudnn")]
             Method::Cudnn { weight, bias } => self.by_cudnn(x, weight, bias),
-            Method::Unfolded { matrix } => {
-                let on_cpu = x.device().is_cpu();
-                let at_a_time =
-                    if on_cpu { UNFOLDED_AT_A_TIME_ON_CPU } else { UNFOLDED_AT_A_TIME_ON_CARD };
-                self.by_unfolding(x, matrix, at_a_time)
+            Method::Unfolded { matrix } if x.device().is_cpu() => {
+                self.on_cpu(x, matrix, UNFOLDED_AT_A_TIME_ON_CPU)
             }
+            Method::Unfolded { matrix } => self.by_unfolding(x, matrix, UNFOLDED_AT_A_TIME_ON_CARD),
         }
     }
 
@@ -148,32 +146,76 @@ impl Conv2d {
 
     /// `at_a_time`: numbers of an unfolded strip.
     fn by_unfolding(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
-        let dtype = x.dtype();
-        let x = x.to_dtype(matrix.dtype())?.contiguous()?;
+        let x = x.contiguous()?;
         let (batch, channels, height, width) = x.dims4()?;
-        let (before, _) = self.padding.sides();
-        let (out_rows, row_length) = (self.places(height), self.places(width));
-        let Self { kernel, stride, .. } = *self;
-        let window = Window { kernel, stride, before, row_length };
-        let rows = (at_a_time / (lines(channels, kernel) * row_length)).clamp(1, out_rows);
+        let view = self.view([channels, height, width]);
         let picture = |index| -> Result<Tensor> {
             let x = x.narrow(0, index, 1)?;
-            let mut strips = Vec::with_capacity(out_rows.div_ceil(rows));
-            for start in (0..out_rows).step_by(rows) {
+            let strips = strips(&view, at_a_time).map(|View { window, rows, .. }| {
                 interruption::check()?;
-                let count = rows.min(out_rows - start);
-                let made = matrix.matmul(&unfold(&x, window, start..start + count)?)?;
-                strips.push(made.reshape((1, (), count, row_length))?.to_dtype(dtype)?);
-            }
-            Tensor::cat(&strips, 2)
+                let count = rows.len();
+                let made = matrix.matmul(&unfold(&x, window, rows)?)?;
+                made.reshape((1, (), count, window.row_length))
+            });
+            Tensor::cat(&strips.collect::<Result<Vec<_>>>()?, 2)
         };
-        Tensor::cat(&(0..batch).map(picture).collect::<Result<Vec<_>>>()?, 0)
+        let made = (0..batch).map(picture).collect::<Result<Vec<_>>>()?;
+        Tensor::cat(&made, 0)
+    }
+
+    /// The same in a CPU's memory, 32 bits inside: each strip is unfolded where the one before
+    /// it was, and multiplied to where it belongs.
+    fn on_cpu(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
+        let dtype = x.dtype();
+        let x = x.to_dtype(DType::F32)?.contiguous()?;
+        let (batch, channels, height, width) = x.dims4()?;
+        let view = self.view([channels, height, width]);
+        let (outputs, lines) = matrix.dims2()?;
+        let (picture, matrix) = (view.places(), Numbers::<f32>::of(matrix)?);
+        let kernels = Matrix::new(matrix.all(), (outputs, lines), lines)?;
+        let numbers = Numbers::<f32>::of(&x)?;
+        let mut made = vec![0.0; batch * outputs * picture];
+        let mut room = Vec::new();
+        let pictures = made.chunks_exact_mut((outputs * picture).max(1));
+        let inputs = numbers.all().chunks_exact((channels * height * width).max(1));
+        for (made, x) in pictures.zip(inputs) {
+            for strip in strips(&view, at_a_time) {
+                interruption::check()?;
+                let places = strip.places();
+                room.resize(lines * places, 0.0);
+                strip.unfold(&mut room, x);
+                let seen = Matrix::new(&room, (lines, places), places)?;
+                let made = &mut made[strip.rows.start * strip.window.row_length..];
+                let made = MatrixMut::new(made, (outputs, places), picture)?;
+                multiply(made, Previous::Replaced, (kernels, seen), Threads::All)?;
+            }
+        }
+        let shape = (batch, outputs, view.rows.len(), view.window.row_length);
+        Tensor::from_vec(made, shape, &Device::Cpu)?.to_dtype(dtype)
+    }
+
+    /// A whole picture of (channels, height, width).
+    fn view(&self, [channels, height, width]: [usize; 3]) -> View {
+        let Self { kernel, stride, .. } = *self;
+        let (before, _) = self.padding.sides();
+        let window = Window { kernel, stride, before, row_length: self.places(width) };
+        View { channels, height, width, window, rows: 0..self.places(height) }
     }
 
     fn pad(&self, x: &Tensor) -> Result<Tensor> {
         let (before, after) = self.padding.sides();
         x.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)
     }
+}
+
+/// Parts of `view` whose matrices have `at_a_time` numbers each, or one row.
+fn strips(view: &View, at_a_time: usize) -> impl Iterator<Item = View> {
+    let row = (view.lines() * view.window.row_length).max(1);
+    let rows = (at_a_time / row).clamp(1, view.rows.len().max(1));
+    let end = view.rows.end;
+    (view.rows.start..end)
+        .step_by(rows)
+        .map(move |start| View { rows: start..end.min(start + rows), ..view.clone() })
 }
 
 impl Padding {
@@ -266,10 +308,15 @@ mod tests {
                 let Method::Unfolded { matrix } = &ours.method else { unreachable!() };
                 let expected = candle.forward(&x).unwrap();
 
-                // In one strip, and in strips of one row each.
-                for at_a_time in [usize::MAX, 1] {
-                    let made = ours.by_unfolding(&x, matrix, at_a_time).unwrap();
-                    assert_close(&made, &expected, tolerance);
+                // In one strip, in strips of two rows, and in strips of one row each.
+                for at_a_time in [usize::MAX, 2 * 48 * 12, 1] {
+                    let as_on_card = ours.by_unfolding(&x, matrix, at_a_time).unwrap();
+                    assert_close(&as_on_card, &expected, tolerance);
+                    assert_close(
+                        &ours.on_cpu(&x, matrix, at_a_time).unwrap(),
+                        &expected,
+                        tolerance,
+                    );
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Products of f32 matrices that lie in slices, on the thread that asks for them.
+//! Products of f32 matrices that lie in slices, in a CPU's memory.
 
 use candle_core::Result;
 
@@ -49,6 +49,42 @@ fn fits(count: usize, (rows, columns): (usize, usize), row_stride: usize) -> boo
     rows == 0 || columns == 0 || end.is_some_and(|end| end <= count)
 }
 
+/// Where a product is put.
+#[derive(Debug)]
+pub(super) struct MatrixMut<'a> {
+    numbers: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// As [`Matrix::new`].
+    ///
+    /// # Errors
+    /// As [`Matrix::new`], or if rows would lie in one another.
+    pub(super) fn new(
+        numbers: &'a mut [f32],
+        (rows, columns): (usize, usize),
+        row_stride: usize,
+    ) -> Result<Self> {
+        Matrix::new(numbers, (rows, columns), row_stride)?;
+        if rows > 1 && row_stride < columns {
+            candle_core::bail!("rows of {columns} numbers do not lie {row_stride} apart");
+        }
+        Ok(Self { numbers, rows, columns, row_stride })
+    }
+}
+
+/// Who computes a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Threads {
+    /// The thread that asks: there are others with work of their own.
+    This,
+    /// All that there are.
+    All,
+}
+
 /// What becomes of the numbers that are in the place of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Previous {
@@ -58,47 +94,52 @@ pub(super) enum Previous {
     AddedTo,
 }
 
-/// left · right, in `made`: rows without gaps.
+/// left · right, in `made`.
 ///
 /// # Errors
 /// If the shapes do not fit.
 pub(super) fn multiply(
-    made: &mut [f32],
+    made: MatrixMut,
     previous: Previous,
-    left: Matrix,
-    right: Matrix,
+    (left, right): (Matrix, Matrix),
+    threads: Threads,
 ) -> Result<()> {
-    if left.columns != right.rows || made.len() != left.rows * right.columns {
+    let fits = (left.rows, left.columns, right.columns) == (made.rows, right.rows, made.columns);
+    if !fits {
         candle_core::bail!(
-            "({}, {}) times ({}, {}) does not make {} numbers",
+            "({}, {}) times ({}, {}) is not ({}, {})",
             left.rows,
             left.columns,
             right.rows,
             right.columns,
-            made.len()
+            made.rows,
+            made.columns
         );
     }
-    if made.is_empty() {
-        return Ok(());
+    if made.rows > 0 && made.columns > 0 {
+        call(made, previous, (left, right), threads);
     }
-    call(made, previous, left, right);
     Ok(())
 }
 
 #[expect(unsafe_code, reason = "the one call of a crate whose interface is of pointers")]
-fn call(made: &mut [f32], previous: Previous, left: Matrix, right: Matrix) {
+fn call(made: MatrixMut, previous: Previous, (left, right): (Matrix, Matrix), threads: Threads) {
     // Strides are within slices, whose lengths fit.
     let stride = |stride: usize| stride.cast_signed();
-    // SAFETY: `made` has left.rows · right.columns numbers and is nobody else's; `Matrix`
-    // has checked that its rows lie in its slice; the inner lengths are alike.
+    let parallelism = match threads {
+        Threads::This => gemm::Parallelism::None,
+        Threads::All => gemm::Parallelism::Rayon(rayon::current_num_threads()),
+    };
+    // SAFETY: `MatrixMut` and `Matrix` have checked that their rows lie in their slices, and
+    // the first of them apart; the slice of `made` is nobody else's; the lengths are alike.
     unsafe {
         gemm::gemm(
-            left.rows,
-            right.columns,
+            made.rows,
+            made.columns,
             left.columns,
-            made.as_mut_ptr(),
+            made.numbers.as_mut_ptr(),
             1,
-            stride(right.columns),
+            stride(made.row_stride),
             previous == Previous::AddedTo,
             left.numbers.as_ptr(),
             stride(left.column_stride),
@@ -111,7 +152,7 @@ fn call(made: &mut [f32], previous: Previous, left: Matrix, right: Matrix) {
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }
@@ -127,21 +168,28 @@ mod tests {
     #[test]
     fn products_of_views_are_what_sums_of_products_are() {
         // Larger than the crate's kernels and not a multiple of them; rows with gaps.
-        let (rows, inner, columns, gap) = (37, 19, 53, 3);
+        let (rows, inner, columns, gap) = (137, 119, 153, 3);
         let (left, right) = (ramp(rows * (inner + gap)), ramp(columns * (inner + gap)));
         let expected = |row: usize, column: usize| {
             let term = |at| left[row * (inner + gap) + at] * right[column * (inner + gap) + at];
             (0..inner).map(term).sum::<f32>()
         };
         let view = |numbers, rows| Matrix::new(numbers, (rows, inner), inner + gap).unwrap();
-        let mut made = vec![f32::NAN; rows * columns];
-        for (previous, times) in [(Previous::Replaced, 1.0), (Previous::AddedTo, 2.0)] {
-            let right = view(&right, columns).transposed();
-            multiply(&mut made, previous, view(&left, rows), right).unwrap();
+        for threads in [Threads::This, Threads::All] {
+            let mut made = vec![7.0; rows * (columns + gap)];
+            for (previous, times) in [(Previous::Replaced, 1.0), (Previous::AddedTo, 2.0)] {
+                let into = MatrixMut::new(&mut made, (rows, columns), columns + gap).unwrap();
+                let factors = (view(&left, rows), view(&right, columns).transposed());
+                multiply(into, previous, factors, threads).unwrap();
 
-            for (at, made) in made.iter().enumerate() {
-                // Sums of 19 products below one, in whatever order.
-                assert!((made - times * expected(at / columns, at % columns)).abs() < 1e-5);
+                for (at, made) in made.iter().enumerate() {
+                    let (row, column) = (at / (columns + gap), at % (columns + gap));
+                    // What is between rows stays.
+                    let expected =
+                        if column < columns { times * expected(row, column) } else { 7.0 };
+                    // Sums of some hundred products below one, in whatever order.
+                    assert!((made - expected).abs() < 1e-4, "{made} {expected}");
+                }
             }
         }
     }
@@ -152,12 +200,18 @@ mod tests {
         for (shape, stride) in [((4, 4), 4), ((3, 4), 5), ((2, 1), usize::MAX), ((1, 13), 1)] {
             assert!(Matrix::new(&numbers, shape, stride).is_err(), "{shape:?} {stride}");
         }
-        let matrix = Matrix::new(&numbers, (3, 4), 4).unwrap();
         let mut made = vec![0.0; 9];
-        assert!(multiply(&mut made, Previous::Replaced, matrix, matrix).is_err());
-        assert!(multiply(&mut made[..8], Previous::Replaced, matrix, matrix.transposed()).is_err());
-        multiply(&mut made, Previous::Replaced, matrix, matrix.transposed()).unwrap();
+        assert!(MatrixMut::new(&mut made, (3, 3), 2).is_err());
+        assert!(MatrixMut::new(&mut made, (3, 3), 4).is_err());
+        let matrix = Matrix::new(&numbers, (3, 4), 4).unwrap();
+        let mut of = |shape, left, right| {
+            let made = MatrixMut::new(&mut made, shape, 3).unwrap();
+            multiply(made, Previous::Replaced, (left, right), Threads::This)
+        };
+        assert!(of((3, 3), matrix, matrix).is_err());
+        assert!(of((2, 3), matrix, matrix.transposed()).is_err());
+        of((3, 3), matrix, matrix.transposed()).unwrap();
         let empty = Matrix::new(&[], (0, 4), 4).unwrap();
-        multiply(&mut [], Previous::Replaced, empty, matrix.transposed()).unwrap();
+        of((0, 3), empty, matrix.transposed()).unwrap();
     }
 }

@@ -1,11 +1,13 @@
 //! A dense layer.
 
-use candle_core::{D, DType, Module, Result, Shape, Tensor};
+use candle_core::{D, DType, Device, Module, Result, Shape, Tensor};
 
 use super::activation::gelu_tanh;
 use super::fp8::{self, Fp8Rows};
 #[cfg(feature = "cuda")]
 use super::fusion::Fusion;
+use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
+use super::kernels::Numbers;
 use super::trace::{self, Kind};
 use crate::checkpoint::{MatrixFormat, Weights};
 use crate::interruption;
@@ -199,6 +201,9 @@ fn multiplied_in_strips(layer: &candle_nn::Linear, x: &Tensor, at_a_time: usize)
     let (outputs, inputs) = layer.weight().dims2()?;
     let rows = (at_a_time / (outputs * inputs).max(1)).max(1);
     let count = x.elem_count() / inputs.max(1);
+    if x.dtype() == DType::F32 && layer.weight().dtype() == DType::F32 && layer.bias().is_none() {
+        return multiplied_in_place(layer.weight(), x, rows);
+    }
     if count <= rows {
         return layer.forward(x);
     }
@@ -212,6 +217,30 @@ fn multiplied_in_strips(layer: &candle_nn::Linear, x: &Tensor, at_a_time: usize)
     dims.pop();
     dims.push(outputs);
     Tensor::cat(&strips, 0)?.reshape(dims)
+}
+
+/// The same of f32, `rows` rows at a time, each put where it belongs.
+fn multiplied_in_place(weight: &Tensor, x: &Tensor, rows: usize) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let (weight, x) = (weight.contiguous()?, x.contiguous()?);
+    let (weights, numbers) = (Numbers::<f32>::of(&weight)?, Numbers::<f32>::of(&x)?);
+    let weights = Matrix::new(weights.all(), (outputs, inputs), inputs)?.transposed();
+    let mut dims = x.dims().to_vec();
+    let width = dims.pop();
+    if width != Some(inputs) {
+        candle_core::bail!("rows of {width:?} numbers for a layer of {inputs}");
+    }
+    dims.push(outputs);
+    let mut made = vec![0.0; dims.iter().product()];
+    let strips = made.chunks_mut((rows * outputs).max(1));
+    for (made, x) in strips.zip(numbers.all().chunks((rows * inputs).max(1))) {
+        interruption::check()?;
+        let count = made.len() / outputs;
+        let x = Matrix::new(x, (count, inputs), inputs)?;
+        let made = MatrixMut::new(made, (count, outputs), outputs)?;
+        multiply(made, Previous::Replaced, (x, weights), Threads::All)?;
+    }
+    Tensor::from_vec(made, dims, &Device::Cpu)
 }
 
 /// x + bias; `x`: (…, width), `bias`: (width).

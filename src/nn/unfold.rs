@@ -50,11 +50,7 @@ pub(super) fn unfold(x: &Tensor, window: Window, rows: Range<usize>) -> Result<T
 
 struct Unfolding<'a> {
     x: &'a Tensor,
-    channels: usize,
-    height: usize,
-    width: usize,
-    window: Window,
-    rows: Range<usize>,
+    view: View,
 }
 
 impl<'a> Unfolding<'a> {
@@ -64,11 +60,42 @@ impl<'a> Unfolding<'a> {
         if batch != 1 {
             candle_core::bail!("one picture at a time is unfolded, not {batch}");
         }
-        Ok(Self { x, channels, height, width, window, rows })
+        Ok(Self { x, view: View { channels, height, width, window, rows } })
+    }
+}
+
+/// A picture and the places in it that a kernel comes to.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    pub(super) channels: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) window: Window,
+    /// Rows of places.
+    pub(super) rows: Range<usize>,
+}
+
+impl View {
+    pub(super) fn places(&self) -> usize {
+        self.rows.len() * self.window.row_length
     }
 
-    fn places(&self) -> usize {
-        self.rows.len() * self.window.row_length
+    /// Lines of the matrix.
+    pub(super) fn lines(&self) -> usize {
+        lines(self.channels, self.window.kernel)
+    }
+
+    /// Writes the matrix of the picture `x` ([`Self::lines`], [`Self::places`]).
+    pub(super) fn unfold<N: Number>(&self, made: &mut [N], x: &[N]) {
+        let seen = seen_lines(self.channels, self.window.kernel);
+        made.par_chunks_mut(self.places()).enumerate().for_each(|(line, made)| {
+            if line >= seen {
+                made.fill(N::narrow(if line == seen { 1.0 } else { 0.0 }));
+                return;
+            }
+            let rows = made.chunks_exact_mut(self.window.row_length).zip(self.rows.clone());
+            rows.for_each(|(made, row)| self.fill_row(made, x, line, row));
+        });
     }
 
     /// Writes what the kernel's number of `line` sees at the places of `row`.
@@ -128,43 +155,34 @@ impl Operation for Unfolding<'_> {
     }
 
     fn shape(&self) -> Shape {
-        (lines(self.channels, self.window.kernel), self.places()).into()
+        (self.view.lines(), self.view.places()).into()
     }
 
     fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        let x = Numbers::<N>::of(self.x)?;
-        let x = x.all();
-        let seen = seen_lines(self.channels, self.window.kernel);
-        made.par_chunks_mut(self.places()).enumerate().for_each(|(line, made)| {
-            if line >= seen {
-                made.fill(N::narrow(if line == seen { 1.0 } else { 0.0 }));
-                return;
-            }
-            let rows = made.chunks_exact_mut(self.window.row_length).zip(self.rows.clone());
-            rows.for_each(|(made, row)| self.fill_row(made, x, line, row));
-        });
+        self.view.unfold(made, Numbers::<N>::of(self.x)?.all());
         Ok(())
     }
 
     fn launch(&self, made: u64) -> Result<Launch<UnfoldingCall>> {
-        let Window { kernel, stride, before, row_length } = self.window;
-        let tiles = self.places().div_ceil(TILE);
+        let View { channels, height, width, window, rows } = &self.view;
+        let Window { kernel, stride, before, row_length } = *window;
+        let tiles = self.view.places().div_ceil(TILE);
         let call = UnfoldingCall {
             x: address(self.x)?,
             y: made,
-            height: length(self.height)?,
-            width: length(self.width)?,
+            height: length(*height)?,
+            width: length(*width)?,
             kernel: length(kernel)?,
             stride: length(stride)?,
             before: length(before)?,
-            first_row: length(self.rows.start)?,
+            first_row: length(rows.start)?,
             row_length: length(row_length)?,
-            pixels: length(self.places())?,
-            seen: length(seen_lines(self.channels, kernel))?,
+            pixels: length(self.view.places())?,
+            seen: length(seen_lines(*channels, kernel))?,
             tile: length(TILE)?,
             tiles: length(tiles)?,
         };
-        let blocks = lines(self.channels, kernel) * tiles;
+        let blocks = self.view.lines() * tiles;
         Ok(Launch { kernel: "unfold", blocks, threads: THREADS, shared: 0, call, pack: 1 })
     }
 }

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::AttentionMask;
 use crate::interruption::{self, Watch};
-use crate::nn::gemm::{Matrix, Previous, multiply};
+use crate::nn::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
 use crate::nn::kernels::{Number, Numbers};
 use crate::nn::rows::vectorised;
 use crate::nn::softmax::{exp_of_negative, maximum, subtrahend, weigh};
@@ -264,12 +264,14 @@ impl<N: Number> Work<'_, N> {
             let first = Token { batch: block.first.batch, head, token: start };
             answer.scores.resize(block.queries * count, 0.0);
             let keys = self.k.matrix(first, count, keys)?.transposed();
-            multiply(&mut answer.scores, Previous::Replaced, queries, keys)?;
+            let scores = MatrixMut::new(&mut answer.scores, (block.queries, count), count)?;
+            multiply(scores, Previous::Replaced, (queries, keys), Threads::This)?;
             self.hide(&mut answer.scores, block.first, start..start + count);
             answer.weigh(count, self.size);
             let weights = Matrix::new(&answer.scores, (block.queries, count), count)?;
             let values = self.v.matrix(first, count, values)?;
-            multiply(&mut answer.made, Previous::AddedTo, weights, values)?;
+            let made = MatrixMut::new(&mut answer.made, (block.queries, self.size), self.size)?;
+            multiply(made, Previous::AddedTo, (weights, values), Threads::This)?;
         }
         Ok(())
     }
