@@ -124,6 +124,29 @@ async fn every_form_and_every_example_works_as_it_stands_with_every_class() {
 }
 
 #[tokio::test]
+async fn what_the_page_asks_for_first_is_what_every_class_can_send() {
+    for matrix in MATRICES {
+        let server = server_of(matrix.checkpoint).await;
+        let bodies = Bodies::of(&server).await;
+        for path in bodies.paths().into_iter().filter(|path| !path.ends_with("replay")) {
+            if bodies.content(&path, "multipart/form-data").is_none() {
+                continue;
+            }
+            let sent = &bodies.document["paths"][&path]["post"]["responses"]["200"]["content"];
+            let media_type = sent.as_object().unwrap().keys().next().unwrap();
+            let form = bodies.form(&path, Filling::Examples, &[]);
+
+            let request = server.post(&path).header("accept", media_type).multipart(form);
+            let response = request.send().await.unwrap();
+
+            assert_eq!(response.status(), 200, "{} {path}: {media_type}", matrix.checkpoint);
+            let came = response.headers()["content-type"].to_str().unwrap();
+            assert!(came.starts_with(media_type), "{path}: {came}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_example_of_an_error_is_one_of_its_own_status() {
     let server = TestServer::start().await;
     let bodies = Bodies::of(&server).await;

@@ -150,6 +150,7 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, model, &prefix);
+    leave_out_single_files(&mut document, model);
     fill_in_examples(&mut document, model);
     tell_defaults(&mut document, model);
     fill_in_bodies(&mut document);
@@ -193,6 +194,19 @@ fn leave_out_what_is_not_offered(document: &mut Value, model: &ModelInfo, prefix
         };
         for (name, _) in fields.iter().filter(|(_, is_offered)| !is_offered) {
             properties.shift_remove(*name);
+        }
+    }
+}
+
+/// Leaves out that one file may be asked for, where every reply has several pictures.
+fn leave_out_single_files(document: &mut Value, model: &ModelInfo) {
+    if model.edit_kind != EditKind::Layers {
+        return;
+    }
+    for (_, operations) in paths(document) {
+        let content = operations.pointer_mut("/post/responses/200/content");
+        if let Some(content) = content.and_then(Value::as_object_mut) {
+            content.shift_remove("image/png");
         }
     }
 }

@@ -1,6 +1,15 @@
 // Starts the page. What is done besides the usual makes the forms work as they stand:
 // optional fields begin empty and are not sent, a change of the body's media type begins
-// anew, and files in lists are chosen like any other.
+// anew, files in lists are chosen like any other, and pictures in JSON are shown.
+const picturesOf = (reply) => {
+  try {
+    const { data, output_format: format } = JSON.parse(reply);
+    return data.map(({ b64_json: base64, url }) => url ?? `data:image/${format ?? "png"};base64,${base64}`);
+  } catch {
+    return [];
+  }
+};
+
 window.onload = () => {
   const forms = (system) => {
     const h = system.React.createElement;
@@ -10,6 +19,8 @@ window.onload = () => {
         JsonSchema_string_binary: (props) => h(props.getComponent("JsonSchema_string"), props),
       },
       wrapComponents: {
+        responseBody: (Original) => (props) =>
+          h("div", null, ...picturesOf(props.content).map((src) => h("img", { src })), h(Original, props)),
         ParameterIncludeEmpty: (Original) => (props) =>
           h(Original, { ...props, isIncludedOptions: { ...props.isIncludedOptions, defaultValue: false } }),
       },
