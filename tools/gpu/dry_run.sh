@@ -28,7 +28,7 @@ bench() { # LABEL [READER'S ARGUMENTS] -- ARGUMENTS...
   shift
   while [ "$1" != -- ]; do reader+=("$1"); shift; done
   shift
-  if ! timeout 300 "$program" bench --device cuda --steps $steps --repeats 1 "${layers[@]}" "$@" > "$folder/out" 2>&1; then
+  if ! timeout 300 "$program" bench --device cuda --steps $steps --repeats 1 --skip-ceiling "${layers[@]}" "$@" > "$folder/out" 2>&1; then
     echo "$label: the program failed" >&2
     tail -n 5 "$folder/out" >&2
     failed=1

@@ -15,6 +15,9 @@
  * to 20479. */
 #define FIRST_ADDRESS 0x410000000000ull
 #define SPACE (15ull << 40)
+/* Nothing begins within so many bytes of a multiple of 2^32: the last four bytes of a
+ * kernel's arguments may be what is left of an address's upper half, beside a small number. */
+#define LOW_GAP (16ull << 20)
 #define ALIGNMENT 512 /* of the real pool's addresses, and what lengths are rounded to */
 #define MOST_USERS 4
 
@@ -63,7 +66,8 @@ static size_t total_bytes(void) { return setting("RECORDING_DRIVER_MIB", 81559) 
 static size_t reserved_bytes(void) { return 600ull << 20; }
 
 bool is_device_address(uint64_t address) {
-    return first_address && address >= first_address && address < first_address + SPACE;
+    bool is_in_gap = (address & UINT32_MAX) < LOW_GAP;
+    return first_address && !is_in_gap && address >= first_address && address < first_address + SPACE;
 }
 
 static size_t rounded(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
@@ -89,6 +93,15 @@ static Block *find_block(uint64_t address) {
     return address < block->address + (block->bytes ? block->bytes : 1) ? block : NULL;
 }
 
+/* The next address at which `bytes` lie beside the gaps, if they are fewer than 2^32. */
+static uint64_t place_for(size_t bytes) {
+    uint64_t low = next_address & UINT32_MAX;
+    bool reaches_gap = low + bytes > UINT32_MAX && bytes < UINT32_MAX - LOW_GAP;
+    uint64_t from = next_address - low;
+    if (reaches_gap) from += 1ull << 32;
+    return reaches_gap || low < LOW_GAP ? from + LOW_GAP : next_address;
+}
+
 static Result allocate(uint64_t *address, size_t bytes, bool ordered, Moment made) {
     if (!reserve()) return OUT_OF_MEMORY;
     if (live + rounded(bytes) + reserved_bytes() > total_bytes()) {
@@ -100,6 +113,7 @@ static Result allocate(uint64_t *address, size_t bytes, bool ordered, Moment mad
         blocks = realloc(blocks, block_room * sizeof(Block));
         if (!blocks) abort();
     }
+    next_address = place_for(rounded(bytes));
     /* A gap after each block: what is beside it belongs to nobody. */
     blocks[block_count++] = (Block){.address = next_address, .bytes = bytes, .ordered = ordered, .made = made};
     *address = next_address;
