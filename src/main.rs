@@ -20,6 +20,10 @@ use diffuser_api::{api, bench, device, nn, telemetry};
 use tokio::net::TcpSocket;
 use tracing::info;
 
+/// Threads that decode and encode end when they have had nothing to do for so long: what
+/// they keep of freed memory goes back to the system with them.
+const IDLE_THREADS_END_AFTER: Duration = Duration::from_secs(2);
+
 /// Letters of what the program says at its end.
 const LONGEST_MESSAGE: usize = 4000;
 
@@ -51,7 +55,12 @@ fn serve(args: ServeArgs) -> Result<()> {
     telemetry::init(&config.log_filter)?;
     let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
 
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_keep_alive(IDLE_THREADS_END_AFTER)
+        .on_thread_stop(give_memory_back)
+        .build()
+        .context("cannot start the runtime")?;
     let result = runtime.block_on(run(config, picture));
     // Whoever stops the program while it loads does not want to wait for that.
     runtime.shutdown_background();
@@ -95,13 +104,22 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     Ok(())
 }
 
+/// Has the allocator return what the calling thread has freed. It does so by itself, but
+/// only while the thread goes on allocating.
+#[expect(unsafe_code, reason = "a call of a C library")]
+fn give_memory_back() {
+    // SAFETY: it concerns memory that nobody holds, and may be called at any time.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
 /// Loads the model on the thread that will own it, and warms it up.
 async fn start(config: &Config, picture: Option<Picture>) -> Result<(ImageService, WorkerHandle)> {
     info!(model = config.model.id, device = ?config.model.device, dtype = ?config.model.dtype, "loading");
     let (model, hub) = (config.model.clone(), config.hub.clone());
     let settings = config.service.clone();
     let started = Instant::now();
-    let load = move || ImageService::start(settings, move || model::load(&model, &hub));
+    let load =
+        move || ImageService::start(settings, move || model::load(&model, &hub), give_memory_back);
     let loaded = tokio::task::spawn_blocking(load).await?;
     let (service, worker) =
         loaded.with_context(|| format!("cannot load the model '{}'", config.model.id))?;

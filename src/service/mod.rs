@@ -103,7 +103,8 @@ impl WorkerHandle {
 
 impl ImageService {
     /// Starts the thread `model`, has `load` make a model there (a CUDA stream
-    /// belongs to a thread) and waits until it has.
+    /// belongs to a thread) and waits until it has. That thread calls `at_rest` whenever it
+    /// has made what it was asked for and nobody waits: what it has freed can go back then.
     ///
     /// # Errors
     /// What `load` gives back, or [`LoadError::Thread`] if the system gives no
@@ -114,6 +115,7 @@ impl ImageService {
     pub fn start(
         config: ServiceConfig,
         load: impl FnOnce() -> Result<Box<dyn DiffusionModel>, LoadError> + Send + 'static,
+        at_rest: fn(),
     ) -> Result<(Self, WorkerHandle), LoadError> {
         let places = config.queue_capacity.min(Semaphore::MAX_PERMITS - 1) + 1;
         let (queue, arriving) = mpsc::channel(places);
@@ -129,7 +131,7 @@ impl ImageService {
                 match load() {
                     Ok(mut model) => {
                         let _ = tell_loaded.send(Ok(model.info().clone()));
-                        worker.run(model.as_mut());
+                        worker.run(model.as_mut(), at_rest);
                     }
                     Err(error) => {
                         let _ = tell_loaded.send(Err(error));

@@ -53,9 +53,10 @@ impl Worker {
         Self { arriving, waiting: VecDeque::new(), busy }
     }
 
-    /// Serves until the service shuts down; whoever waits then is refused.
-    pub(super) fn run(mut self, model: &mut dyn DiffusionModel) {
-        while let Some(job) = self.next() {
+    /// Serves until the service shuts down; whoever waits then is refused. Calls `at_rest`
+    /// whenever nothing is left to do.
+    pub(super) fn run(mut self, model: &mut dyn DiffusionModel, at_rest: fn()) {
+        while let Some(job) = self.next(at_rest) {
             if self.arriving.is_closed() {
                 refuse(job);
             } else if !job.reply.is_closed() {
@@ -66,8 +67,12 @@ impl Worker {
         }
     }
 
-    fn next(&mut self) -> Option<Job> {
-        self.waiting.pop_front().or_else(|| self.arriving.blocking_recv())
+    fn next(&mut self, at_rest: fn()) -> Option<Job> {
+        if let Some(job) = self.waiting.pop_front().or_else(|| self.arriving.try_recv().ok()) {
+            return Some(job);
+        }
+        at_rest();
+        self.arriving.blocking_recv()
     }
 
     /// Makes the pictures of one job. A panic fails this job only.

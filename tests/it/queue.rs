@@ -214,12 +214,13 @@ async fn warm_up_makes_one_small_picture() {
 fn a_model_that_does_not_load_is_reported_to_the_starter() {
     let config = ServiceConfig { queue_capacity: 1 };
 
-    let error = ImageService::start(config, || {
+    let load = || {
         Err(LoadError::UnknownModel {
             id: "nobody/nothing".to_owned(),
             reason: "it is a test".to_owned(),
         })
-    });
+    };
+    let error = ImageService::start(config, load, || {});
 
     let error = error.unwrap_err().to_string();
     assert_eq!(error, "no model 'nobody/nothing': it is a test");

@@ -83,7 +83,7 @@ impl Setup {
         let (_, events) = mpsc::unbounded_channel();
         let (release, _) = std::sync::mpsc::channel();
         let service_config = ServiceConfig { queue_capacity: self.queue_capacity };
-        let (service, worker) = ImageService::start(service_config, load).unwrap();
+        let (service, worker) = ImageService::start(service_config, load, || {}).unwrap();
         let mut api_config = ApiConfig {
             app_name: "Test Service".to_owned(),
             app_version: "1.2.3".to_owned(),
