@@ -1,30 +1,31 @@
 //! 2-D convolution that keeps its scratch memory bounded.
 //!
-//! A convolution's input is unfolded into a matrix before it is multiplied: nine times
-//! the input for a 3×3 kernel. So large inputs are convolved strip by strip, and the
-//! matrix stays below a fixed size. We unfold, not candle, so that padding, bias and the
-//! order of the result take no passes of their own. A program with feature `cudnn` leaves
-//! all of it to cuDNN where that is found.
+//! On a CPU it needs next to none ([`direct`]). On a card its input is unfolded into a
+//! matrix before it is multiplied: nine times the input for a 3×3 kernel. So large inputs
+//! are convolved strip by strip, and the matrix stays below a fixed size. We unfold, not
+//! candle, so that padding, bias and the order of the result take no passes of their own.
+//! A program with feature `cudnn` leaves all of it to cuDNN where that is found.
+
+mod direct;
 
 #[cfg(feature = "cudnn")]
 use std::sync::OnceLock;
 
 #[cfg(feature = "cudnn")]
+use candle_core::Device;
+#[cfg(feature = "cudnn")]
 use candle_core::cuda_backend::cudarc::cudnn::Cudnn;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
+use self::direct::Kernels;
 use super::fusion::Fusion;
-use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
-use super::kernels::Numbers;
 use super::trace::{self, Kind};
 use super::unfold::{View, Window, lines, unfold};
 use crate::interruption;
 
 /// Numbers in an unfolded input at a time: 256 MiB of f32.
 const UNFOLDED_AT_A_TIME: usize = 64 * 1024 * 1024;
-/// The same where we unfold, on a CPU: 16 MiB, which its last cache may hold.
-const UNFOLDED_AT_A_TIME_ON_CPU: usize = 4 * 1024 * 1024;
-/// ... and for a card: 512 MiB of bfloat16.
+/// The same where we unfold: 512 MiB of bfloat16.
 const UNFOLDED_AT_A_TIME_ON_CARD: usize = 256 * 1024 * 1024;
 
 /// A 2-D convolution with stride and zero padding.
@@ -51,6 +52,8 @@ enum Method {
         /// Likewise.
         bias: Tensor,
     },
+    /// On a CPU, sums in 32 bits, as torch's are.
+    Direct(Kernels),
     /// By a product with what we unfold.
     Unfolded {
         /// (out channels, lines): weight, bias, and zeros.
@@ -89,9 +92,7 @@ impl Conv2d {
             Method::Candle { weight, bias } => self.by_candle(x, weight, bias),
             #[cfg(feature = "cudnn")]
             Method::Cudnn { weight, bias } => self.by_cudnn(x, weight, bias),
-            Method::Unfolded { matrix } if x.device().is_cpu() => {
-                self.on_cpu(x, matrix, UNFOLDED_AT_A_TIME_ON_CPU)
-            }
+            Method::Direct(kernels) => self.directly(x, kernels),
             Method::Unfolded { matrix } => self.by_unfolding(x, matrix, UNFOLDED_AT_A_TIME_ON_CARD),
         }
     }
@@ -99,13 +100,16 @@ impl Conv2d {
     /// Multiplications and additions.
     fn operations(&self, x: &Tensor) -> Result<f64> {
         let (batch, _, height, width) = x.dims4()?;
-        let weight = match &self.method {
+        let numbers = match &self.method {
             #[cfg(feature = "cudnn")]
-            Method::Cudnn { weight, .. } => weight,
-            Method::Candle { weight, .. } | Method::Unfolded { matrix: weight } => weight,
+            Method::Cudnn { weight, .. } => weight.elem_count(),
+            Method::Candle { weight, .. } | Method::Unfolded { matrix: weight } => {
+                weight.elem_count()
+            }
+            Method::Direct(kernels) => kernels.count(self.kernel),
         };
         let places = self.places(height) * self.places(width);
-        Ok(2.0 * (batch * places * weight.elem_count()) as f64)
+        Ok(2.0 * (batch * places * numbers) as f64)
     }
 
     /// Where the kernel stands on a side of `length` pixels.
@@ -163,35 +167,11 @@ impl Conv2d {
         Tensor::cat(&made, 0)
     }
 
-    /// The same in a CPU's memory, 32 bits inside: each strip is unfolded where the one before
-    /// it was, and multiplied to where it belongs.
-    fn on_cpu(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
-        let dtype = x.dtype();
-        let x = x.to_dtype(DType::F32)?.contiguous()?;
-        let (batch, channels, height, width) = x.dims4()?;
-        let view = self.view([channels, height, width]);
-        let (outputs, lines) = matrix.dims2()?;
-        let (picture, matrix) = (view.places(), Numbers::<f32>::of(matrix)?);
-        let kernels = Matrix::new(matrix.all(), (outputs, lines), lines)?;
-        let numbers = Numbers::<f32>::of(&x)?;
-        let mut made = vec![0.0; batch * outputs * picture];
-        let mut room = Vec::new();
-        let pictures = made.chunks_exact_mut((outputs * picture).max(1));
-        let inputs = numbers.all().chunks_exact((channels * height * width).max(1));
-        for (made, x) in pictures.zip(inputs) {
-            for strip in strips(&view, at_a_time) {
-                interruption::check()?;
-                let places = strip.places();
-                room.resize(lines * places, 0.0);
-                strip.unfold(&mut room, x);
-                let seen = Matrix::new(&room, (lines, places), places)?;
-                let made = &mut made[strip.rows.start * strip.window.row_length..];
-                let made = MatrixMut::new(made, (outputs, places), picture)?;
-                multiply(made, Previous::Replaced, (kernels, seen), Threads::All)?;
-            }
-        }
-        let shape = (batch, outputs, view.rows.len(), view.window.row_length);
-        Tensor::from_vec(made, shape, &Device::Cpu)?.to_dtype(dtype)
+    fn directly(&self, x: &Tensor, kernels: &Kernels) -> Result<Tensor> {
+        interruption::check()?;
+        let (_, channels, height, width) = x.dims4()?;
+        let View { window, rows, .. } = self.view([channels, height, width]);
+        kernels.convolve(x, window, rows.len())
     }
 
     /// A whole picture of (channels, height, width).
@@ -235,9 +215,8 @@ impl Method {
             let bias = bias.reshape((1, weight.dim(0)?, 1, 1))?;
             return Ok(Self::Cudnn { weight: weight.contiguous()?, bias });
         }
-        // On a CPU sums are in 32 bits, as torch's are.
         if weight.device().is_cpu() {
-            return Self::unfolded(&weight.to_dtype(DType::F32)?, &bias.to_dtype(DType::F32)?);
+            return Ok(Self::Direct(Kernels::new(weight, bias)?));
         }
         if Fusion::Unfolding.applies_to(weight) {
             return Self::unfolded(weight, bias);
@@ -276,6 +255,8 @@ fn cudnn_is_there(device: &Device) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::super::kernels::emulation::{assert_close, formats, numbers};
     use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
@@ -304,19 +285,17 @@ mod tests {
                 let weight = numbers(&[4, 5, kernel, kernel], 2, dtype);
                 let bias = numbers(&[4], 3, dtype);
                 let candle = Conv2d::by_strips(&weight, &bias, padding, stride);
-                let ours = Conv2d::new(&weight, &bias, padding, stride).unwrap();
+                let method = Method::unfolded(&weight, &bias).unwrap();
+                let ours = Conv2d { method, kernel, padding, stride };
                 let Method::Unfolded { matrix } = &ours.method else { unreachable!() };
                 let expected = candle.forward(&x).unwrap();
+                let on_cpu = Conv2d::new(&weight, &bias, padding, stride).unwrap();
+                assert_close(&on_cpu.forward(&x).unwrap(), &expected, tolerance);
 
                 // In one strip, in strips of two rows, and in strips of one row each.
                 for at_a_time in [usize::MAX, 2 * 48 * 12, 1] {
                     let as_on_card = ours.by_unfolding(&x, matrix, at_a_time).unwrap();
                     assert_close(&as_on_card, &expected, tolerance);
-                    assert_close(
-                        &ours.on_cpu(&x, matrix, at_a_time).unwrap(),
-                        &expected,
-                        tolerance,
-                    );
                 }
             }
         }
