@@ -31,7 +31,15 @@ const LONGEST_MESSAGE: usize = 4000;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long freed memory is kept for who asks next, unless it is asked for back: a network
+/// makes hundreds of large tensors a second, and each page that comes anew is cleared first.
+const FREED_MEMORY_IS_KEPT_MS: std::ffi::c_long = 60_000;
+/// mimalloc's number for that (`mi_option_purge_delay` of mimalloc.h), which its crate does
+/// not name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 fn main() -> ExitCode {
+    keep_freed_memory();
     let result = match Cli::parse().into_command() {
         Command::Serve(args) => serve(args),
         Command::Pull(args) => pull(&args),
@@ -104,8 +112,15 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     Ok(())
 }
 
-/// Has the allocator return what the calling thread has freed. It does so by itself, but
-/// only while the thread goes on allocating.
+/// Has the allocator wait before it returns what is freed, unless the environment tells it
+/// how long.
+#[expect(unsafe_code, reason = "a call of a C library")]
+fn keep_freed_memory() {
+    // SAFETY: it stores a number.
+    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, FREED_MEMORY_IS_KEPT_MS) }
+}
+
+/// Has the allocator return what is freed now, and not some time after.
 #[expect(unsafe_code, reason = "a call of a C library")]
 fn give_memory_back() {
     // SAFETY: it concerns memory that nobody holds, and may be called at any time.
