@@ -74,6 +74,8 @@ pub struct BenchmarkReport {
     pub device: String,
     /// In which number format.
     pub dtype: String,
+    /// Threads that compute on a CPU.
+    pub threads: usize,
     /// Bytes of the weights that stay on the device.
     pub weight_bytes: usize,
     /// Seconds until all weights were there.
@@ -194,6 +196,7 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
     Ok(BenchmarkReport {
         device: crate::device::device_name(&device),
         dtype: pipeline.info.dtype.clone(),
+        threads: rayon::current_num_threads(),
         weight_bytes: pipeline.info.weight_bytes,
         load_s,
         image_tokens: extent.image_tokens,
