@@ -63,6 +63,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<String>,
 
+    /// Threads that compute on a CPU: auto, or a number
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
+    threads: Option<String>,
+
     /// Address or host name to listen on
     #[arg(long, value_name = "HOST")]
     host: Option<String>,
@@ -129,6 +133,10 @@ pub struct BenchArgs {
     /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub dtype: DtypeChoice,
+
+    /// Threads that compute on a CPU: auto, or a number [env: DIFFUSER_THREADS]
+    #[arg(long, value_name = "COUNT")]
+    pub threads: Option<String>,
 
     /// With fp8: leave the layers that lose most by it in 16 bits
     #[arg(long)]
@@ -262,6 +270,7 @@ impl From<ServeArgs> for Flags {
             model: args.model,
             device: args.device,
             dtype: args.dtype,
+            threads: args.threads,
             host: args.host,
             port: args.port,
         }
@@ -291,7 +300,8 @@ Settings in the file, and in the environment:
         help += &format!("  {:width$}    {}\n", "", key.help);
     }
     help += "\
-Capabilities work without their DIFFUSER_, too; RUST_LOG is read for log.filter.
+Capabilities work without their DIFFUSER_, too; RUST_LOG is read for log.filter,
+RAYON_NUM_THREADS for model.threads.
 
 Downloads: HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.
 SIGTERM or ctrl-c finishes the running picture and leaves; a second one leaves at once.";
@@ -319,8 +329,20 @@ mod tests {
     #[test]
     fn the_bare_program_serves_with_the_same_flags() {
         let typed = [
-            "--config", "a.toml", "--model", "m", "--device", "cpu", "--dtype", "f32", "--host",
-            "::1", "--port", "80",
+            "--config",
+            "a.toml",
+            "--model",
+            "m",
+            "--device",
+            "cpu",
+            "--dtype",
+            "f32",
+            "--threads",
+            "3",
+            "--host",
+            "::1",
+            "--port",
+            "80",
         ];
 
         let bare = flags(&typed);
@@ -328,6 +350,7 @@ mod tests {
         assert_eq!(bare, flags(&[&["serve"], typed.as_slice()].concat()));
         assert_eq!(bare.config, Some(PathBuf::from("a.toml")));
         assert_eq!(bare.port.as_deref(), Some("80"));
+        assert_eq!(bare.threads.as_deref(), Some("3"));
         assert_eq!(flags(&[]), Flags::default());
     }
 

@@ -13,7 +13,7 @@
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
 //! - [`interruption`] breaks off work that nobody waits for;
-//! - [`telemetry`] sets up the logs.
+//! - [`telemetry`] sets up the logs, [`threads`] the threads that compute on a CPU.
 
 pub mod api;
 pub mod bench;
@@ -29,3 +29,4 @@ pub mod model;
 pub mod nn;
 pub mod service;
 pub mod telemetry;
+pub mod threads;

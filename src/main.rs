@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::cli::{BenchArgs, Cli, Command, PullArgs, ServeArgs};
 use diffuser_api::config::{
-    Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub,
+    Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub, load_threads,
 };
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::{Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, qwen_image::benchmark};
 use diffuser_api::service::{ImageService, WorkerHandle};
-use diffuser_api::{api, bench, device, nn, telemetry};
+use diffuser_api::{api, bench, device, nn, telemetry, threads};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -60,6 +60,7 @@ fn main() -> ExitCode {
 fn serve(args: ServeArgs) -> Result<()> {
     let config =
         Config::load(&Sources { environment: Environment::of_process(), flags: args.into() })?;
+    threads::start(config.threads).context("cannot start the threads that compute")?;
     telemetry::init(&config.log_filter)?;
     let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
 
@@ -210,6 +211,8 @@ impl Rows<'_> {
 
 /// Prints what a picture takes, measured or by arithmetic.
 fn measure(args: &BenchArgs) -> Result<()> {
+    let wanted = load_threads(&Environment::of_process(), args.threads.as_deref())?;
+    threads::start(wanted).context("cannot start the threads that compute")?;
     nn::fusion::disable(&args.without);
     if args.fast_sums {
         nn::Fp8Sums::Fast.choose();

@@ -212,6 +212,7 @@ async fn fulfil(
         steps,
         quality: parameters.quality,
         format,
+        png_compression: state.config.png_compression,
         recipe,
         software: format!("{} {}", state.config.app_name, state.config.app_version),
         mask_convention,

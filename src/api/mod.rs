@@ -46,6 +46,7 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
+pub use crate::imaging::codec::PngCompression;
 pub use auth::ApiKeys;
 pub use parameters::DefaultResponseFormat;
 pub use peer::PeerLimits;
@@ -90,6 +91,8 @@ pub struct ApiConfig {
     pub quality: QualityOverrides,
     /// How pictures come back whose request names no `response_format`.
     pub response_format: DefaultResponseFormat,
+    /// How much time goes into making PNG files small.
+    pub png_compression: PngCompression,
     /// The pictures of `response_format=url`.
     pub picture_store: StoreConfig,
     /// Scheme, host and port in the addresses of pictures; those of the request if

@@ -15,7 +15,7 @@ use super::request_log::WorkDone;
 use super::state::{AppState, unix_seconds};
 use super::wire::{self, Background, ImageData, ImagesResponse, MaskConvention};
 use crate::domain::{Picture, Seed, ValidationError};
-use crate::imaging::codec::{self, OutputFormat};
+use crate::imaging::codec::{self, OutputFormat, PngCompression};
 use crate::imaging::provenance;
 use crate::model::{GeneratedImage, Generation};
 use crate::service::Ticket;
@@ -27,6 +27,7 @@ pub(super) struct ReplyFacts {
     pub(super) steps: usize,
     pub(super) quality: Quality,
     pub(super) format: OutputFormat,
+    pub(super) png_compression: PngCompression,
     pub(super) recipe: Recipe,
     pub(super) software: String,
     pub(super) mask_convention: Option<MaskConvention>,
@@ -41,7 +42,8 @@ impl ReplyFacts {
     /// [`ApiError::Internal`] if the format cannot hold the picture.
     pub(super) fn file_of(&self, picture: &Picture, seed: Seed) -> Result<Vec<u8>, ApiError> {
         let internal = |error: &dyn std::error::Error| ApiError::Internal(chain(error));
-        let file = codec::encode(picture, self.format).map_err(|error| internal(&error))?;
+        let file = codec::encode_with(picture, self.format, self.png_compression)
+            .map_err(|error| internal(&error))?;
         let recipe = self.recipe.text(&size_of(picture), seed);
         provenance::attach(file, &recipe, &self.software).map_err(|error| internal(&error))
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::error::Fault;
+use super::keys::Key;
 use super::values::parse_boolean;
 use crate::hub::HubConfig;
 
@@ -40,6 +41,12 @@ impl Environment {
     /// The value of `name`, unless it is empty.
     pub(super) fn non_empty(&self, name: &str) -> Option<&str> {
         self.get(name).filter(|value| !value.is_empty())
+    }
+
+    /// What is said of one setting.
+    pub(super) fn of_setting(&self, key: Key) -> Self {
+        let names = [Some(key.variable), key.alias].into_iter().flatten();
+        names.filter_map(|name| Some((name, self.get(name)?))).collect()
     }
 
     /// All variables, by name.

@@ -57,6 +57,7 @@ keys! {
     RESPONSE_FORMAT: "pictures.response_format", "DIFFUSER_RESPONSE_FORMAT", "auto, b64_json or url where a request names none";
     STORE_LIFETIME: "pictures.lifetime_s", "DIFFUSER_PICTURES_LIFETIME_S", "seconds that a picture by url is kept";
     STORE_BYTES: "pictures.max_bytes", "DIFFUSER_PICTURES_MAX_BYTES", "bytes of all pictures by url";
+    PNG_COMPRESSION: "pictures.png_compression", "DIFFUSER_PNG_COMPRESSION", "fast, balanced or best";
 
     MODEL_ID: "model.id", "DIFFUSER_MODEL_ID" flag "--model", "embedded model, folder or repository";
     MODEL_NAME: "model.name", "DIFFUSER_MODEL_NAME", "the name that clients see";
@@ -65,6 +66,7 @@ keys! {
     LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
     DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal";
     DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8 or fp8-weights";
+    THREADS: "model.threads", "DIFFUSER_THREADS" or "RAYON_NUM_THREADS" flag "--threads", "threads that compute on a CPU";
     MEMORY: "model.memory", "DIFFUSER_MEMORY", "auto, resident, offload or stream";
     CACHE_BYTES: "model.cache_bytes", "DIFFUSER_CACHE_BYTES", "bytes of encoded pictures and prompts";
     FP8_ALL_LAYERS: "model.fp8_all_layers", "DIFFUSER_FP8_ALL_LAYERS", "false spares layers that lose most by fp8";

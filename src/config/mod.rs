@@ -23,6 +23,7 @@ mod keys;
 mod layers;
 mod values;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub service: ServiceConfig,
     /// The model.
     pub model: ModelConfig,
+    /// Threads that compute on a CPU; without it: as many as the process may use.
+    pub threads: Option<NonZeroUsize>,
     /// Where weights come from.
     pub hub: HubConfig,
     /// What to do between loading and listening.
@@ -104,6 +107,8 @@ pub struct Flags {
     pub device: Option<String>,
     /// `--dtype`
     pub dtype: Option<String>,
+    /// `--threads`
+    pub threads: Option<String>,
     /// `--host`
     pub host: Option<String>,
     /// `--port`
@@ -123,6 +128,7 @@ impl Config {
             listen: layers.listen(),
             api: layers.api(),
             model: layers.model(),
+            threads: layers.threads(),
             service: layers.service(),
             warmup: layers.warmup(),
             log_filter: layers.log_filter(),
@@ -146,6 +152,25 @@ pub fn load_hub(environment: &Environment) -> Result<HubConfig, ConfigError> {
     if faults.is_empty() { Ok(hub) } else { Err(ConfigError { faults }) }
 }
 
+/// How many threads compute on a CPU, for commands that need no other setting: what the
+/// flag says, or the environment.
+///
+/// # Errors
+/// [`ConfigError`] if that is no number of threads.
+pub fn load_threads(
+    environment: &Environment,
+    flag: Option<&str>,
+) -> Result<Option<NonZeroUsize>, ConfigError> {
+    let mut layers = Layers::defaults();
+    layers.add_environment(&environment.of_setting(keys::THREADS));
+    layers.add_flag(keys::THREADS, flag);
+    let threads = layers.threads();
+    match layers.faults {
+        faults if faults.is_empty() => Ok(threads),
+        faults => Err(ConfigError { faults }),
+    }
+}
+
 fn layers_of(sources: &Sources) -> Layers {
     let mut layers = Layers::defaults();
     let named_by_variable = sources.environment.non_empty(CONFIG_FILE_VARIABLE);
@@ -160,6 +185,7 @@ fn layers_of(sources: &Sources) -> Layers {
         (keys::MODEL_ID, &sources.flags.model),
         (keys::DEVICE, &sources.flags.device),
         (keys::DTYPE, &sources.flags.dtype),
+        (keys::THREADS, &sources.flags.threads),
         (keys::HOST, &sources.flags.host),
         (keys::PORT, &sources.flags.port),
     ] {
@@ -208,6 +234,11 @@ impl Layers {
                     value.as_str()?.parse().ok()
                 })
                 .unwrap_or(DefaultResponseFormat::ByModelName),
+            png_compression: self
+                .read(keys::PNG_COMPRESSION, values::PNG_COMPRESSIONS, |value| {
+                    value.as_str()?.parse().ok()
+                })
+                .unwrap_or_default(),
             picture_store: StoreConfig {
                 lifetime: self.seconds(keys::STORE_LIFETIME),
                 max_bytes: self.integer(keys::STORE_BYTES, 1, 1 << 40).unwrap_or_default(),
@@ -287,6 +318,10 @@ impl Layers {
             exact_timesteps: self.boolean(keys::EXACT_TIMESTEPS).unwrap_or(true),
             fp8_all_layers: self.boolean(keys::FP8_ALL_LAYERS).unwrap_or(true),
         }
+    }
+
+    fn threads(&mut self) -> Option<NonZeroUsize> {
+        self.read(keys::THREADS, values::THREADS, values::parse_threads).flatten()
     }
 
     fn defaults_of_requests(&mut self) -> DefaultOverrides {

@@ -1,9 +1,12 @@
 //! How the choices of the settings are written.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::api::DefaultResponseFormat;
+use figment::value::Value;
+
+use crate::api::{DefaultResponseFormat, PngCompression};
 use crate::model::{DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice};
 
 /// A text that names none of the choices.
@@ -38,6 +41,37 @@ impl FromStr for DefaultResponseFormat {
             _ => Err(UnknownChoice { expected: RESPONSE_FORMATS }),
         }
     }
+}
+
+/// The ways to write a [`PngCompression`].
+pub(super) const PNG_COMPRESSIONS: &str = "fast, balanced or best";
+
+impl FromStr for PngCompression {
+    type Err = UnknownChoice;
+
+    /// Reads the choice's name, in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "fast" => Ok(Self::Fast),
+            "balanced" => Ok(Self::Balanced),
+            "best" => Ok(Self::Best),
+            _ => Err(UnknownChoice { expected: PNG_COMPRESSIONS }),
+        }
+    }
+}
+
+/// The ways to write a number of threads.
+pub(super) const THREADS: &str = "auto, or a whole number from 1 to 1024";
+
+/// Reads a number of threads, or `auto`, which is none. rayon's variable has 0 for that.
+pub(super) fn parse_threads(value: &Value) -> Option<Option<NonZeroUsize>> {
+    const MOST: usize = 1024;
+    let threads = match value.as_str() {
+        Some(text) if text.eq_ignore_ascii_case("auto") => 0,
+        Some(text) => text.parse().ok()?,
+        None => usize::try_from(value.to_i128()?).ok()?,
+    };
+    (threads <= MOST).then(|| NonZeroUsize::new(threads))
 }
 
 impl FromStr for MemoryChoice {

@@ -1,8 +1,10 @@
 //! Settings: where they come from, which one wins, and what is refused.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use diffuser_api::api::PngCompression;
 use diffuser_api::config::{
     Config, ConfigError, Environment, Fault, Flags, KEYS, Sources, load_hub,
 };
@@ -52,6 +54,8 @@ fn without_any_source_the_documented_defaults_hold() {
     assert_eq!(config.model.dtype, DtypeChoice::Auto);
     assert_eq!(config.model.defaults, Default::default());
     assert_eq!(config.model.capabilities, Default::default());
+    assert_eq!(config.threads, None);
+    assert_eq!(config.api.png_compression, PngCompression::Fast);
     assert_eq!(config.service.queue_capacity, 64);
     assert!(!config.warmup.enabled);
     assert_eq!(config.log_filter, "info");
@@ -142,6 +146,8 @@ fn every_variable_works() {
         ("DIFFUSER_MEMORY", "Stream"),
         ("DIFFUSER_CACHE_BYTES", "0"),
         ("DIFFUSER_EXACT_TIMESTEPS", "false"),
+        ("DIFFUSER_THREADS", "3"),
+        ("DIFFUSER_PNG_COMPRESSION", "Best"),
         ("DIFFUSER_FP8_ALL_LAYERS", "false"),
         ("DIFFUSER_MODEL_ALIASES", "one,two-*"),
         ("DIFFUSER_API_KEYS", "first, second"),
@@ -190,6 +196,8 @@ fn every_variable_works() {
     assert_eq!(config.model.memory, MemoryChoice::Stream);
     assert_eq!(config.model.cache_bytes, 0);
     assert!(!config.model.exact_timesteps);
+    assert_eq!(config.threads.map(NonZeroUsize::get), Some(3));
+    assert_eq!(config.api.png_compression, PngCompression::Best);
     assert!(!config.model.fp8_all_layers);
     assert_eq!(config.api.model_aliases, ["one", "two-*"]);
     assert_eq!(format!("{:?}", config.api.api_keys), "ApiKeys(2)");
@@ -269,6 +277,24 @@ fn the_environment_of_the_original_system_starts_this_one() {
     assert_eq!(config.model.device, DeviceChoice::Metal);
     assert_eq!(config.warmup.image_path, None);
     assert!(load(&[("DIFFUSER_WORKERS", "4")]).is_err());
+}
+
+#[test]
+fn threads_are_a_number_in_a_file_and_the_pools_own_variable_sets_them() {
+    let threads = |config: Config| config.threads.map(NonZeroUsize::get);
+    for (text, expected) in [("4", Some(4)), ("\"7\"", Some(7)), ("\"auto\"", None), ("0", None)] {
+        let (config, _) = load_file(&format!("[model]\nthreads = {text}\n"), &[]);
+        assert_eq!(threads(config.unwrap()), expected, "{text}");
+    }
+    assert_eq!(threads(load(&[("RAYON_NUM_THREADS", "6")]).unwrap()), Some(6));
+    let both = [("RAYON_NUM_THREADS", "6"), ("DIFFUSER_THREADS", "auto")];
+    assert_eq!(threads(load(&both).unwrap()), None, "ours wins");
+    let flags = Flags { threads: Some("2".to_owned()), ..Flags::default() };
+    assert_eq!(threads(load_with(&both, flags).unwrap()), Some(2));
+    for text in ["-1", "1.5", "1025", "\"many\"", "true"] {
+        let (config, _) = load_file(&format!("[model]\nthreads = {text}\n"), &[]);
+        assert_eq!(faults(config)[0].key, "model.threads", "{text}");
+    }
 }
 
 #[test]

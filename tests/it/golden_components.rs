@@ -463,7 +463,9 @@ fn a_block_that_does_not_stay_is_read_once_for_two_prompts() {
         streaming.forward(&latents, prompts[0], modulations.at(0)).unwrap();
     });
     let for_two = read_by(&|| {
-        let flows = streaming.forward_each(&latents, prompts, modulations.at(0)).unwrap();
+        let flows = streaming
+            .forward_each((&latents, latents.dim(1).unwrap()), prompts, modulations.at(0))
+            .unwrap();
         for (flow, prompt) in flows.iter().zip(prompts) {
             let alone = resident.forward(&latents, prompt, modulations.at(0)).unwrap();
             crate::support::golden::assert_close("alone", flow, &alone, 0.0);
@@ -472,6 +474,28 @@ fn a_block_that_does_not_stay_is_read_once_for_two_prompts() {
 
     assert!(for_one > 0);
     assert_eq!(for_one, for_two);
+}
+
+#[test]
+fn the_flow_of_some_tokens_is_that_of_all_where_they_are() {
+    for name in ["qwen-image-edit", "qwen-image-edit-2511"] {
+        let TransformerCase { golden, transformer, grids, .. } =
+            TransformerCase::load(name, DType::F32);
+        let latents = golden.tensor("hidden_states").narrow(0, 0, 1).unwrap();
+        let text = golden.tensor("encoder_hidden_states").narrow(0, 0, 1).unwrap();
+        let positions = transformer.positions(&grids, text.dim(1).unwrap()).unwrap();
+        let prompt = PromptTokens { embeds: &text, positions: &positions };
+        let modulations = transformer.modulations(&[0.7]).unwrap();
+        let read = grids[0].len();
+        assert!(read < latents.dim(1).unwrap(), "{name} has no reference picture");
+
+        let [some] =
+            transformer.forward_each((&latents, read), [prompt], modulations.at(0)).unwrap();
+
+        let all = transformer.forward(&latents, prompt, modulations.at(0)).unwrap();
+        let all = all.narrow(1, 0, read).unwrap();
+        crate::support::golden::assert_close(name, &some, &all, 1e-6);
+    }
 }
 
 #[test]

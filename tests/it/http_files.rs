@@ -1,11 +1,12 @@
 //! Pictures as files: for clients that say so in `Accept`.
 
+use diffuser_api::api::{ApiConfig, PngCompression};
 use reqwest::Response;
 use reqwest::multipart::Form;
 use serde_json::Value;
 
 use crate::support::files::{decode, png};
-use crate::support::server::{TestServer, edit_form, error_of, file_part, json_of};
+use crate::support::server::{Setup, TestServer, edit_form, error_of, file_part, json_of};
 
 async fn edit_accepting(server: &TestServer, accept: &str, form: Form) -> Response {
     let request = server.post("/v1/images/edits").header("accept", accept).multipart(form);
@@ -97,4 +98,25 @@ async fn all_of_the_strength_is_what_an_edit_by_instruction_does_anyway() {
     let refused = server.edit(edit_form().text("strength", "0.5")).await;
 
     error_of(refused, 400, Some("strength")).await;
+}
+
+#[tokio::test]
+async fn the_servers_png_compression_acts_on_files_and_on_json_alike() {
+    let sizes = [PngCompression::Fast, PngCompression::Best].map(async |level| {
+        let adjust: fn(&mut ApiConfig) = match level {
+            PngCompression::Best => |config| config.png_compression = PngCompression::Best,
+            PngCompression::Fast | PngCompression::Balanced => |_| {},
+        };
+        let server = Setup { adjust, ..Setup::default() }.start().await;
+        let sent = edit_accepting(&server, "image/png", edit_form().text("seed", "7")).await;
+        let file = sent.bytes().await.unwrap();
+        let sent = edit_accepting(&server, "*/*", edit_form().text("seed", "7")).await;
+        let base64 = json_of(sent).await["data"][0]["b64_json"].as_str().unwrap().len();
+        (decode(&file), file.len(), base64)
+    });
+    let [fast, best] = sizes;
+    let ((fast, fast_file, fast_text), (best, best_file, best_text)) = (fast.await, best.await);
+
+    assert_eq!(fast, best);
+    assert!(best_file < fast_file && best_text < fast_text, "{best_file} {fast_file}");
 }

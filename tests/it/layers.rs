@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("service", &["model", "imaging", "domain"]),
     ("api", &["service", "model", "imaging", "domain"]),
     ("telemetry", &[]),
+    ("threads", &[]),
     ("config", &["api", "service", "model", "hub", "device", "domain"]),
     ("bench", &["model", "nn", "checkpoint"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),

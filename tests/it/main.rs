@@ -36,3 +36,4 @@ mod regions;
 mod resaved;
 mod sizes;
 mod support;
+mod threads;

@@ -1,7 +1,7 @@
 //! Pictures to files: PNG, JPEG and WebP.
 
 use image::codecs::jpeg::JpegEncoder;
-use image::codecs::png::PngEncoder;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
@@ -25,6 +25,28 @@ pub enum OutputFormat {
         /// From 0 (smallest file) to 100 (the very pixels).
         quality: u8,
     },
+}
+
+/// How much time goes into making a PNG small. The pixels are the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PngCompression {
+    /// Hardly any.
+    #[default]
+    Fast,
+    /// Ten times as much.
+    Balanced,
+    /// As much as ever helps.
+    Best,
+}
+
+impl PngCompression {
+    fn level(self) -> CompressionType {
+        match self {
+            Self::Fast => CompressionType::Fast,
+            Self::Balanced => CompressionType::Level(4),
+            Self::Best => CompressionType::Best,
+        }
+    }
 }
 
 impl OutputFormat {
@@ -59,16 +81,28 @@ pub struct EncodeError {
     source: image::ImageError,
 }
 
-/// Writes a picture as a file of `format`. JPEG knows no transparency: there it
+/// Writes a picture as a file of `format`, a PNG as fast as can be.
+///
+/// # Errors
+/// As [`encode_with`].
+pub fn encode(image: &Picture, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
+    encode_with(image, format, PngCompression::Fast)
+}
+
+/// Writes a picture as a file of `format`, a PNG compressed as `png` says. JPEG knows no transparency: there it
 /// lies on white.
 ///
 /// # Errors
 /// [`EncodeError`] if the format cannot hold it: a side of WebP has at most
 /// 16,384 pixels, of JPEG 65,535.
-pub fn encode(image: &Picture, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
+pub fn encode_with(
+    image: &Picture,
+    format: OutputFormat,
+    png: PngCompression,
+) -> Result<Vec<u8>, EncodeError> {
     let mut bytes = Vec::new();
     let written = match format {
-        OutputFormat::Png => write(image, PngEncoder::new(&mut bytes)),
+        OutputFormat::Png => write_png(image, png, &mut bytes),
         OutputFormat::Jpeg { quality } => write(
             &image.over(BACKGROUND).into(),
             JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100)),
@@ -85,6 +119,27 @@ pub fn encode(image: &Picture, format: OutputFormat) -> Result<Vec<u8>, EncodeEr
         source,
     })?;
     Ok(bytes)
+}
+
+/// Of noisy pictures the fast way makes the smaller file: whoever pays for more than that
+/// gets the smaller of two.
+fn write_png(
+    image: &Picture,
+    compression: PngCompression,
+    bytes: &mut Vec<u8>,
+) -> Result<(), image::ImageError> {
+    let encoder = |bytes, level: PngCompression| {
+        PngEncoder::new_with_quality(bytes, level.level(), FilterType::Adaptive)
+    };
+    write(image, encoder(&mut *bytes, PngCompression::Fast))?;
+    if compression != PngCompression::Fast {
+        let mut small = Vec::new();
+        write(image, encoder(&mut small, compression))?;
+        if small.len() < bytes.len() {
+            *bytes = small;
+        }
+    }
+    Ok(())
 }
 
 /// The `image` crate writes WebP without loss only; this is libwebp.

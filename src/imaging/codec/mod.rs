@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::metadata::Orientation;
 
-pub use encode::{EncodeError, OutputFormat, encode};
+pub use encode::{EncodeError, OutputFormat, PngCompression, encode, encode_with};
 pub use error::{DecodeError, DroppedProfile, ProfileFault};
 
 use crate::domain::Picture;

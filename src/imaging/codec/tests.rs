@@ -36,6 +36,40 @@ fn lossless_formats_give_back_the_very_pixels() {
 }
 
 #[test]
+fn more_work_on_a_png_makes_it_smaller_and_changes_no_pixel() {
+    let wave = |index: usize| u8::try_from((index * index / 700 + index / 3) % 256).unwrap();
+    let pixels = (0..96 * 80 * 3).map(wave).collect();
+    let image = Picture::from(RgbImage::new(96, 80, pixels).unwrap());
+
+    let levels = [PngCompression::Fast, PngCompression::Balanced, PngCompression::Best];
+    let sizes = levels.map(|level| {
+        let bytes = encode_with(&image, OutputFormat::Png, level).unwrap();
+        assert_eq!(decode(&bytes, LIMITS).unwrap().picture, image, "{level:?}");
+        bytes.len()
+    });
+
+    assert!(sizes[0] > sizes[1] && sizes[1] > sizes[2], "{sizes:?}");
+    let unsaid = encode(&image, OutputFormat::Png).unwrap();
+    assert_eq!(unsaid.len(), sizes[0]);
+}
+
+#[test]
+fn more_work_on_noise_does_not_make_a_png_larger() {
+    let mut state = 1u32;
+    let mut uniform = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        u8::try_from(state >> 30).unwrap()
+    };
+    let pixels = (0..200 * 200 * 3).map(|_| 60 + (0..4).map(|_| uniform()).sum::<u8>()).collect();
+    let image = Picture::from(RgbImage::new(200, 200, pixels).unwrap());
+
+    let levels = [PngCompression::Fast, PngCompression::Balanced, PngCompression::Best];
+    let sizes = levels.map(|level| encode_with(&image, OutputFormat::Png, level).unwrap().len());
+
+    assert!(sizes[1] <= sizes[0] && sizes[2] <= sizes[0], "{sizes:?}");
+}
+
+#[test]
 fn quality_trades_size_for_likeness() {
     let image = gradient(64, 64);
     let jpeg: fn(u8) -> OutputFormat = |quality| OutputFormat::Jpeg { quality };

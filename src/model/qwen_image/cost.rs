@@ -32,23 +32,26 @@ impl std::ops::Add for Operations {
     }
 }
 
-/// One pass of the transformer.
+/// One pass of the transformer, of which the flow at `read` of the image tokens is read.
 #[must_use]
 pub fn transformer(
     config: &TransformerConfig,
-    image_tokens: usize,
+    (image_tokens, read): (usize, usize),
     text_tokens: usize,
 ) -> Operations {
     let width = config.inner_dim() as f64;
-    let (image, text) = (image_tokens as f64, text_tokens as f64);
-    // Queries, keys, values, the way back, and two layers four times as wide.
-    let block = 2.0 * (image + text) * (4.0 + 8.0) * width * width;
-    let ends = 2.0 * width * (2.0 * image * config.in_channels as f64)
-        + 2.0 * width * text * config.joint_attention_dim as f64;
+    let (image, text, read) = (image_tokens as f64, text_tokens as f64, read as f64);
+    let all = image + text;
+    // Queries, keys, values; the way back, and two layers four times as wide, which the
+    // last block has for the tokens that are read.
+    let (gather, spread) = (2.0 * 3.0 * width * width, 2.0 * (1.0 + 8.0) * width * width);
     let layers = config.num_layers as f64;
+    let through = (layers - 1.0) * all + read;
+    let ends = 2.0 * width * ((image + read) * config.in_channels as f64)
+        + 2.0 * width * text * config.joint_attention_dim as f64;
     Operations {
-        linear: layers * block + ends,
-        attention: layers * 4.0 * (image + text).powi(2) * width,
+        linear: layers * all * gather + through * spread + ends,
+        attention: 4.0 * through * all * width,
     }
 }
 
@@ -181,7 +184,7 @@ mod tests {
     fn an_edit_of_a_megapixel_costs_what_was_estimated_for_it_elsewhere() {
         // 115 TFLOP of linear layers and 53 of attention for 4096 + 4096 image and
         // about 260 text tokens: an estimate from the architecture, not ours.
-        let cost = transformer(&TransformerConfig::published(), 8192, 260);
+        let cost = transformer(&TransformerConfig::published(), (8192, 8192), 260);
 
         assert!((cost.linear / TERA - 115.0).abs() < 1.0, "{}", cost.linear / TERA);
         assert!((cost.attention / TERA - 53.0).abs() < 1.0, "{}", cost.attention / TERA);
@@ -190,7 +193,7 @@ mod tests {
     #[test]
     fn each_token_meets_each_weight_of_its_stream_once() {
         let config = TransformerConfig::published();
-        let one = transformer(&config, 1, 0).linear;
+        let one = transformer(&config, (1, 1), 0).linear;
 
         // 6.8 billion weights act on an image token: a third of the transformer's.
         assert!((one / 2.0 / 1e9 - 6.8).abs() < 0.05, "{one}");

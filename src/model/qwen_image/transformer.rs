@@ -75,17 +75,33 @@ struct Branch<'a> {
     positions: &'a TokenPositions,
 }
 
+/// Which block it is that tokens go through.
+#[derive(Clone, Copy)]
+struct BlockPlace {
+    index: usize,
+    /// In the last one, the image tokens at the beginning that are read afterwards.
+    read: Option<usize>,
+}
+
 impl Branch<'_> {
-    fn through(self, block: &Block, index: usize, modulation: StepModulation) -> Result<Self> {
+    fn through(self, block: &Block, place: BlockPlace, modulation: StepModulation) -> Result<Self> {
         interruption::check()?;
+        let BlockPlace { index, read } = place;
         let _span = trace::numbered("block", index);
         let modulations = BlockModulations {
             image: modulation.of_image(index, self.positions.first_picture)?,
             text: modulation.of_text(index)?,
         };
-        let (text, image) = block.forward(&self.text, &self.image, &modulations, self.positions)?;
+        let (text, image, positions) = (&self.text, &self.image, self.positions);
+        let (text, image) = match read {
+            None => block.forward(text, image, &modulations, positions)?,
+            Some(read) => {
+                let image = block.forward_last((text, image), read, &modulations, positions)?;
+                (self.text, image)
+            }
+        };
         intermediate::note("block", &image)?;
-        Ok(Self { text, image, ..self })
+        Ok(Self { text, image, positions })
     }
 }
 
@@ -233,18 +249,21 @@ impl Transformer {
         prompt: PromptTokens,
         modulation: StepModulation,
     ) -> Result<Tensor> {
-        let [flow] = self.forward_each(latents, [prompt], modulation)?;
+        let all = latents.dim(1)?;
+        let [flow] = self.forward_each((latents, all), [prompt], modulation)?;
         Ok(flow)
     }
 
     /// The same for several prompts, block by block: so a block that does not stay is
-    /// loaded once for all of them. Prompts of different lengths need no padding.
+    /// loaded once for all of them. Prompts of different lengths need no padding. Returns
+    /// the flow at the first `read` tokens; of the others, nothing is computed that only
+    /// their own flow would need.
     ///
     /// # Errors
     /// As [`Transformer::forward`].
     pub fn forward_each<const PROMPTS: usize>(
         &self,
-        latents: &Tensor,
+        (latents, read): (&Tensor, usize),
         prompts: [PromptTokens; PROMPTS],
         modulation: StepModulation,
     ) -> Result<[Tensor; PROMPTS]> {
@@ -258,8 +277,9 @@ impl Transformer {
             let Some(block) = loading.take() else { break };
             let next = self.transformer_blocks.get(index + 1);
             next.inspect(|next| next.read_ahead());
+            let place = BlockPlace { index, read: next.is_none().then_some(read) };
             let through = |block: &Block| {
-                try_each(branches, |branch| branch.through(block, index, modulation))
+                try_each(branches, |branch| branch.through(block, place, modulation))
             };
             (branches, loading) =
                 block.with(through, || next.map(Held::start_loading).transpose())?;
@@ -394,6 +414,24 @@ impl Block {
         let text = self.txt.feed_forward(&text, text_mlp)?;
         Ok((clip_f16(text)?, clip_f16(image)?))
     }
+
+    /// The first `read` image tokens of what [`Block::forward`] returns, and nothing else:
+    /// of the other tokens, after the last block, nobody reads more than keys and values.
+    fn forward_last(
+        &self,
+        (text, image): (&Tensor, &Tensor),
+        read: usize,
+        modulations: &BlockModulations,
+        positions: &TokenPositions,
+    ) -> Result<Tensor> {
+        let (image_attn, image_mlp) = &modulations.image;
+        let image_modulated = image_attn.modulated_norm(&self.img.norm, image)?;
+        let text_modulated = modulations.text.0.modulated_norm(&self.txt.norm, text)?;
+        let attended = self.attn.of_image(&text_modulated, &image_modulated, read, positions)?;
+        let image = image.narrow(1, 0, read)?.contiguous()?;
+        let image = image_attn.gated_add(&image, &self.attn.image.out, &attended)?;
+        clip_f16(self.img.feed_forward(&image, image_mlp)?)
+    }
 }
 
 /// Keeps half-precision hidden states from infinity, as the reference does.
@@ -454,14 +492,38 @@ impl JointAttention {
         positions: &TokenPositions,
     ) -> Result<(Tensor, Tensor)> {
         let (text_tokens, image_tokens) = (text.dim(1)?, image.dim(1)?);
-        let (text, image) = (&self.text.q.input(text)?, &self.image.q.input(image)?);
-        let q = self.join(text, image, |of| (&of.q, Some(&of.norm_q)), positions)?;
-        let k = self.join(text, image, |of| (&of.k, Some(&of.norm_k)), positions)?;
-        let v = self.join(text, image, |of| (&of.v, None), positions)?;
+        let [q, k, v] = self.queries_keys_values(text, image, positions)?;
         let attended = attention(&q, &k, &v, AttentionMask::None)?;
         let text_half = merge_heads(&attended.narrow(2, 0, text_tokens)?)?;
         let image_half = merge_heads(&attended.narrow(2, text_tokens, image_tokens)?)?;
         Ok((text_half, image_half))
+    }
+
+    /// What the first `read` tokens of the image have gathered.
+    fn of_image(
+        &self,
+        text: &Tensor,
+        image: &Tensor,
+        read: usize,
+        positions: &TokenPositions,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.queries_keys_values(text, image, positions)?;
+        let q = q.narrow(2, text.dim(1)?, read)?.contiguous()?;
+        merge_heads(&attention(&q, &k, &v, AttentionMask::None)?)
+    }
+
+    /// Each (batch, heads, tokens of text and image, size).
+    fn queries_keys_values(
+        &self,
+        text: &Tensor,
+        image: &Tensor,
+        positions: &TokenPositions,
+    ) -> Result<[Tensor; 3]> {
+        let (text, image) = (&self.text.q.input(text)?, &self.image.q.input(image)?);
+        let q = self.join(text, image, |of| (&of.q, Some(&of.norm_q)), positions)?;
+        let k = self.join(text, image, |of| (&of.k, Some(&of.norm_k)), positions)?;
+        let v = self.join(text, image, |of| (&of.v, None), positions)?;
+        Ok([q, k, v])
     }
 
     /// (batch, heads, tokens of text and image, size) of one projection of either

@@ -20,6 +20,8 @@ pub mod tokenizer;
 pub mod unet;
 pub mod vae;
 
+use std::cell::RefCell;
+
 use candle_core::DType;
 
 use config::{TextEncoderConfig, UnetConfig, VaeConfig};
@@ -30,6 +32,7 @@ use tokenizer::ClipTokenizer;
 use unet::Unet;
 use vae::Vae;
 
+use super::cache::ContentCache;
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
 use super::residency::{Held, Residency};
 use super::{
@@ -158,7 +161,8 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         dtype: crate::device::dtype_name(context.dtype).to_owned(),
         weight_bytes,
     };
-    Ok(Pipeline { info, components })
+    let encoded = RefCell::new(ContentCache::new(context.config.cache_bytes));
+    Ok(Pipeline { info, components, encoded })
 }
 
 /// Pixels of a side of the pictures that the network was trained with.

@@ -4,6 +4,7 @@
 //! `StableDiffusionXLPipeline` and their `Img2Img` siblings. Latents are float32
 //! between the steps whatever the model's format; the first noise is drawn so, too.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
@@ -17,6 +18,7 @@ use super::tokenizer::ClipTokenizer;
 use super::unet::{Conditioning, Unet};
 use super::vae::{Posterior, Vae};
 use crate::domain::{ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Strength, Task};
+use crate::model::cache::{ContentCache, ContentHash};
 use crate::model::finite::{Arithmetic, StepSums, VaeHalf, expect_finite, finite_or_in_float32};
 use crate::model::noise::TorchGenerator;
 use crate::model::residency::Held;
@@ -75,14 +77,24 @@ pub struct Components {
 pub struct Pipeline {
     pub(super) info: ModelInfo,
     pub(super) components: Components,
+    /// Texts that were encoded before. The model's thread is its only user.
+    pub(super) encoded: RefCell<ContentCache<EncodedPrompt>>,
 }
 
 /// A text as its encoders return it.
-struct EncodedPrompt {
+#[derive(Clone)]
+pub(super) struct EncodedPrompt {
     embeds: Tensor,
     pooled: Option<Tensor>,
     tokens: usize,
     cut: Option<CutTokens>,
+}
+
+impl EncodedPrompt {
+    fn bytes(&self) -> usize {
+        let tensors = std::iter::once(&self.embeds).chain(&self.pooled);
+        tensors.map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
 }
 
 /// The prompts of one request.
@@ -297,7 +309,18 @@ impl Pipeline {
         Ok(EncodedPrompt { embeds: positive.embeds.zeros_like()?, pooled, tokens: 0, cut: None })
     }
 
+    /// What the encoders make of `prompt`, or made of it before.
     fn encode_prompt(&self, prompt: &str) -> Result<EncodedPrompt, ModelError> {
+        let key = ContentHash::of("prompt").bytes(prompt.as_bytes()).finish();
+        if let Some(known) = self.encoded.borrow_mut().get(&key) {
+            return Ok(known);
+        }
+        let encoded = self.encode_new(prompt)?;
+        self.encoded.borrow_mut().insert(key, encoded.clone(), encoded.bytes());
+        Ok(encoded)
+    }
+
+    fn encode_new(&self, prompt: &str) -> Result<EncodedPrompt, ModelError> {
         let mut states = Vec::new();
         let (mut pooled, mut tokens, mut cut) = (None, 0, None::<CutTokens>);
         for side in &self.components.texts {

@@ -74,6 +74,8 @@ pub struct BenchmarkReport {
     pub device: String,
     /// In which number format.
     pub dtype: String,
+    /// Threads that compute on a CPU.
+    pub threads: usize,
     /// Bytes of the weights that stay on the device.
     pub weight_bytes: usize,
     /// Seconds until all weights were there.
@@ -194,6 +196,7 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
     Ok(BenchmarkReport {
         device: crate::device::device_name(&device),
         dtype: pipeline.info.dtype.clone(),
+        threads: rayon::current_num_threads(),
         weight_bytes: pipeline.info.weight_bytes,
         load_s,
         image_tokens: extent.image_tokens,
@@ -361,8 +364,8 @@ fn costs(pipeline: &Pipeline, extent: &Extent, plan: &BenchmarkPlan, words: usiz
     let vision = |grid: &Grid| cost::vision_tower(&encoder.vision, *grid).total();
     let autoencoder =
         |size: &PixelSize| cost::autoencoder(&components.vae_config, size.width, size.height);
-    let pass =
-        |words: &usize| cost::transformer(transformer, extent.image_tokens, shown + words).total();
+    let image_tokens = (extent.image_tokens, extent.made_tokens);
+    let pass = |words: &usize| cost::transformer(transformer, image_tokens, shown + words).total();
     let steps = plan.steps.get();
     [
         0.0,
@@ -505,14 +508,14 @@ mod tests {
             .collect();
         assert_eq!(stages, STAGES);
 
-        // Each pass of a block has the same products and one attention.
+        // Each pass of a block has one attention; after the last, no text is read.
         let of_steps = |name| {
             let of = |time: &&OperationTime| time.stage == "steps" && time.name == name;
             report.operations.iter().find(of).unwrap()
         };
         assert_eq!(of_steps("attention").calls, count("block"));
         assert_eq!(of_steps("joint heads").calls, 3 * count("block"));
-        assert_eq!(of_steps("modulated norm").calls, 4 * count("block") + 2 * 2);
+        assert_eq!(of_steps("modulated norm").calls, 4 * count("block") - 2 * 2 + 2 * 2);
         // Two of three steps, by arithmetic of its own, which counts the layers at the ends
         // of a pass for each prompt.
         let counted: f64 =

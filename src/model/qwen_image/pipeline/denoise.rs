@@ -1,6 +1,6 @@
 //! Noise → latents: the steps of one picture.
 
-use candle_core::{IndexOp, Result as TensorResult, Tensor};
+use candle_core::{Result as TensorResult, Tensor};
 
 use super::conditioning::{Conditioning, Guidance};
 use super::observe;
@@ -165,7 +165,7 @@ impl<'a> Denoising<'a> {
             None => latents.clone(),
         };
         drop(copy);
-        let made = latents.dim(1)?;
+        let tokens = (&tokens, latents.dim(1)?);
         let Steering { guidance, guided_length, modulations } = self.steering;
         let modulation = modulations.at(step);
         let positive =
@@ -174,11 +174,14 @@ impl<'a> Denoising<'a> {
             (Some(negative), Some(positions)) => {
                 let negative = PromptTokens { embeds: &negative.embeds, positions };
                 let prompts = [positive, negative];
-                let flows = self.transformer.forward_each(&tokens, prompts, modulation)?;
-                let [conditional, unconditional] = flows.map(|flow| flow.i((.., ..made)));
-                guide(&conditional?, &unconditional?, guidance.scale, guided_length)
+                let flows = self.transformer.forward_each(tokens, prompts, modulation)?;
+                let [conditional, unconditional] = flows;
+                guide(&conditional, &unconditional, guidance.scale, guided_length)
             }
-            _ => self.transformer.forward(&tokens, positive, modulation)?.i((.., ..made)),
+            _ => {
+                let [flow] = self.transformer.forward_each(tokens, [positive], modulation)?;
+                Ok(flow)
+            }
         }
     }
 }

@@ -101,6 +101,8 @@ pub(super) struct Extent {
     patches_per_token: usize,
     /// Image tokens of a pass of the transformer.
     pub(super) image_tokens: usize,
+    /// Those of them that are of what is made.
+    pub(super) made_tokens: usize,
 }
 
 impl Extent {
@@ -237,6 +239,7 @@ impl Pipeline {
             shown: self.components.processor.as_ref().map(patches).unwrap_or_default(),
             patches_per_token: vision.patches_per_token(),
             image_tokens: self.grids(&job).iter().map(|grid| grid.len()).sum(),
+            made_tokens: self.grids(&job)[..job.frames()].iter().map(|grid| grid.len()).sum(),
         })
     }
 

@@ -164,6 +164,42 @@ fn a_vae_that_overflows_decodes_in_float32_and_says_so_or_makes_no_picture() {
     );
 }
 
+/// The first case of a checkpoint, with guidance, and its pipeline that keeps `bytes`.
+fn guided(checkpoint: &str, variant: &Variant, bytes: usize) -> (Pipeline, ImageRequest) {
+    let golden = std::fs::read_to_string(folder(checkpoint).join("golden.json")).unwrap();
+    let golden: Value = serde_json::from_str(&golden).unwrap();
+    let case = &golden["cases"][0];
+    let mut request = request(case, &HashMap::new());
+    request.negative_prompt = Some(Prompt::negative("dull").unwrap());
+    request.guidance = GuidanceScale::new(3.0).unwrap();
+    let pipeline = pipeline(checkpoint, variant, &case["scheduler"]);
+    let encoded = RefCell::new(ContentCache::new(bytes));
+    (Pipeline { encoded, ..pipeline }, request)
+}
+
+#[test]
+fn prompts_that_were_there_before_are_not_encoded_again() {
+    for (checkpoint, variant) in [("sd", &ONE_TEXT), ("sdxl", &TWO_TEXTS)] {
+        let (mut pipeline, mut request) = guided(checkpoint, variant, 1 << 20);
+        let first = pipeline.generate(&request, &mut Unobserved).unwrap();
+        pipeline.components.texts.clear();
+
+        let again = pipeline.generate(&request, &mut Unobserved).unwrap();
+
+        assert!(again.images[0].image == first.images[0].image, "{checkpoint}");
+        request.guidance = GuidanceScale::new(1.0).unwrap();
+        request.negative_prompt = Some(Prompt::negative("nobody reads this").unwrap());
+        assert!(pipeline.generate(&request, &mut Unobserved).is_ok(), "{checkpoint}");
+        request.prompt = Prompt::new("another prompt").unwrap();
+        assert!(pipeline.generate(&request, &mut Unobserved).is_err(), "{checkpoint}");
+
+        let (mut pipeline, request) = guided(checkpoint, variant, 0);
+        pipeline.generate(&request, &mut Unobserved).unwrap();
+        pipeline.components.texts.clear();
+        assert!(pipeline.generate(&request, &mut Unobserved).is_err(), "nothing is kept");
+    }
+}
+
 #[test]
 fn stable_diffusion_arrives_at_the_latents_of_the_reference() {
     compare("sd", &ONE_TEXT);
