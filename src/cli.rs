@@ -59,7 +59,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights
+    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights, q8_0
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<String>,
 
@@ -130,7 +130,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
-    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights
+    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights, q8_0
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub dtype: DtypeChoice,
 

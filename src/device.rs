@@ -33,6 +33,9 @@ pub enum DtypeChoice {
     Fp8,
     /// As `Auto`, and the matrices of the transformer's blocks are kept in 8-bit floats.
     Fp8Weights,
+    /// As `Float32`, on a CPU, and the matrices of the transformer's blocks and of the text
+    /// encoder are kept, and multiplied, in 8-bit integers.
+    Q8_0,
 }
 
 /// No such device in this build or on this machine.
@@ -103,7 +106,7 @@ fn first_line(error: &candle_core::Error) -> String {
 #[must_use]
 pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     match choice {
-        DtypeChoice::Float32 => DType::F32,
+        DtypeChoice::Float32 | DtypeChoice::Q8_0 => DType::F32,
         DtypeChoice::Bfloat16 => DType::BF16,
         DtypeChoice::Float16 => DType::F16,
         DtypeChoice::Auto | DtypeChoice::Fp8 | DtypeChoice::Fp8Weights if device.is_cpu() => {

@@ -43,6 +43,9 @@ pub enum MatrixFormat {
     Fp8,
     /// In 8-bit floats with a scale for each output; inputs stay as they are.
     Fp8Weights,
+    /// In 8-bit integers with a scale for 32 of them, on a CPU; inputs are rounded to that,
+    /// too, where the processor multiplies such integers.
+    Q8_0,
 }
 
 /// A place in a component's tree of tensors. Cheap to clone.

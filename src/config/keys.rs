@@ -65,7 +65,7 @@ keys! {
     MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
     LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
     DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal";
-    DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8 or fp8-weights";
+    DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0";
     THREADS: "model.threads", "DIFFUSER_THREADS" or "RAYON_NUM_THREADS" flag "--threads", "threads that compute on a CPU";
     MEMORY: "model.memory", "DIFFUSER_MEMORY", "auto, resident, offload or stream";
     CACHE_BYTES: "model.cache_bytes", "DIFFUSER_CACHE_BYTES", "bytes of encoded pictures and prompts";

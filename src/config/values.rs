@@ -21,7 +21,7 @@ pub struct UnknownChoice {
 pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N or metal";
 
 /// The ways to write a [`DtypeChoice`].
-pub(super) const DTYPES: &str = "auto, float32, bfloat16, float16, fp8 or fp8-weights";
+pub(super) const DTYPES: &str = "auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0";
 
 /// The ways to write a [`MemoryChoice`].
 pub(super) const MEMORIES: &str = "auto, resident, offload or stream";
@@ -122,6 +122,7 @@ impl FromStr for DtypeChoice {
             "float16" | "fp16" | "f16" | "half" => Ok(Self::Float16),
             "fp8" | "float8_e4m3fn" => Ok(Self::Fp8),
             "fp8-weights" => Ok(Self::Fp8Weights),
+            "q8_0" => Ok(Self::Q8_0),
             _ => Err(UnknownChoice { expected: DTYPES }),
         }
     }
@@ -200,6 +201,7 @@ mod tests {
             ("f16", DtypeChoice::Float16),
             ("fp8", DtypeChoice::Fp8),
             ("FP8-weights", DtypeChoice::Fp8Weights),
+            ("Q8_0", DtypeChoice::Q8_0),
         ] {
             assert_eq!(text.parse(), Ok(dtype), "{text}");
         }

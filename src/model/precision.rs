@@ -1,8 +1,8 @@
 //! What a choice of number format means for the layers of a model.
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
-use super::DtypeChoice;
+use super::{DtypeChoice, LoadError, ModelConfig};
 use crate::checkpoint::MatrixFormat;
 use crate::device::dtype_name;
 
@@ -12,10 +12,35 @@ pub(super) fn matrix_format(choice: DtypeChoice) -> MatrixFormat {
     match choice {
         DtypeChoice::Fp8 => MatrixFormat::Fp8,
         DtypeChoice::Fp8Weights => MatrixFormat::Fp8Weights,
+        DtypeChoice::Q8_0 => MatrixFormat::Q8_0,
         DtypeChoice::Auto | DtypeChoice::Float32 | DtypeChoice::Bfloat16 | DtypeChoice::Float16 => {
             MatrixFormat::AsComputed
         }
     }
+}
+
+/// The same for a text encoder, which is not asked for as often.
+#[must_use]
+pub(super) fn text_encoder_matrices(choice: DtypeChoice) -> MatrixFormat {
+    match matrix_format(choice) {
+        MatrixFormat::Q8_0 => MatrixFormat::Q8_0,
+        MatrixFormat::AsComputed | MatrixFormat::Fp8 | MatrixFormat::Fp8Weights => {
+            MatrixFormat::AsComputed
+        }
+    }
+}
+
+/// The device that the settings name, if it computes in their number format.
+///
+/// # Errors
+/// A [`DeviceError`](crate::device::DeviceError), or a setting that the device cannot follow.
+pub(super) fn open_device(config: &ModelConfig) -> Result<Device, LoadError> {
+    let device = crate::device::open(config.device)?;
+    if matrix_format(config.dtype) == MatrixFormat::Q8_0 && !device.is_cpu() {
+        let reason = "q8_0 is for CPUs: use fp8 or fp8-weights on a GPU, or device cpu";
+        return Err(LoadError::Setting { setting: "model.dtype", reason: reason.to_owned() });
+    }
+    Ok(device)
 }
 
 /// What a model computes in, for people: torch's name of the number format, and what
@@ -27,5 +52,6 @@ pub(super) fn precision_name(dtype: DType, matrices: MatrixFormat) -> String {
         MatrixFormat::AsComputed => name.to_owned(),
         MatrixFormat::Fp8 => format!("{name} with fp8 layers"),
         MatrixFormat::Fp8Weights => format!("{name} with fp8 weights"),
+        MatrixFormat::Q8_0 => format!("{name} with q8_0 layers"),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
 use super::location::find;
-use super::precision::matrix_format;
+use super::precision::{matrix_format, open_device};
 use super::{
     Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError,
     MemoryChoice, ModelConfig,
@@ -47,7 +47,7 @@ pub(super) fn load_from(
     }
     let config = &with_dtype_of(snapshot, config)?;
     check_settings(config, entry)?;
-    let device = crate::device::open(config.device)?;
+    let device = open_device(config)?;
     let dtype = crate::device::dtype(config.dtype, &device);
     let id = config.name.clone().unwrap_or(id);
     let weights = WeightSource::Stored;

@@ -8,7 +8,9 @@ use super::fp8::{self, Fp8Rows};
 use super::fusion::Fusion;
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
 use super::kernels::Numbers;
+use super::q8::{self, Q8Matrix, Q8Rows};
 use super::trace::{self, Kind};
+use super::widened;
 use crate::checkpoint::{MatrixFormat, Weights};
 use crate::interruption;
 
@@ -24,6 +26,7 @@ pub struct Linear {
 enum Weight {
     Exact(candle_nn::Linear),
     Rounded { rows: Fp8Rows, inputs: Inputs, dtype: DType },
+    Integers { matrix: Q8Matrix, dtype: DType },
 }
 
 /// What becomes of the inputs of a layer whose matrix is rounded.
@@ -40,6 +43,8 @@ pub enum LayerInput<'a> {
     Exact(&'a Tensor),
     /// Rounded, with the shape that it had.
     Rounded(Fp8Rows, Shape),
+    /// As integers, with the shape that it had.
+    Integers(Q8Rows, Shape),
 }
 
 impl Linear {
@@ -59,21 +64,20 @@ impl Linear {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load_tolerant(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        let rounded_inputs = match weights.matrices() {
-            MatrixFormat::AsComputed => return Self::load(weights, inputs, outputs),
-            MatrixFormat::Fp8 => Inputs::Rounded,
-            MatrixFormat::Fp8Weights => Inputs::Exact,
-        };
-        let bytes = Fp8Rows::byte_count(outputs, inputs);
-        // Rounded, and dropped, at once.
-        let weight = weights.in_turn().get_kept_in("weight", (outputs, inputs), bytes)?;
-        let rows = if weights.is_hollow() {
-            Fp8Rows::placeholder(outputs, inputs)?
-        } else {
-            Fp8Rows::round(&weight)?
-        };
-        let weight = Weight::Rounded { rows, inputs: rounded_inputs, dtype: weights.dtype() };
+        let weight = Weight::load(weights, inputs, outputs)?;
         Ok(Self { weight, bias: Some(weights.get("bias", outputs)?) })
+    }
+
+    /// The same without a bias.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn load_tolerant_without_bias(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self> {
+        Ok(Self { weight: Weight::load(weights, inputs, outputs)?, bias: None })
     }
 
     /// Takes `weight` (outputs, inputs) alone.
@@ -121,7 +125,13 @@ impl Linear {
                 let _span = trace::span(Kind::Elementwise, "rounding to 8 bits");
                 Ok(LayerInput::Rounded(Fp8Rows::round(x)?, x.shape().clone()))
             }
-            Weight::Exact(_) | Weight::Rounded { .. } => Ok(LayerInput::Exact(x)),
+            Weight::Integers { .. } if Q8Rows::are_wanted() => {
+                let _span = trace::span(Kind::Elementwise, "rounding to integers");
+                Ok(LayerInput::Integers(Q8Rows::round(x)?, x.shape().clone()))
+            }
+            Weight::Exact(_) | Weight::Rounded { .. } | Weight::Integers { .. } => {
+                Ok(LayerInput::Exact(x))
+            }
         }
     }
 
@@ -133,6 +143,13 @@ impl Linear {
         let _span = trace::counted(Kind::Product, "product", || self.operations(input));
         match (&self.weight, input) {
             (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer, x),
+            (Weight::Integers { matrix, .. }, LayerInput::Exact(x)) => matrix.widened_product(x),
+            (Weight::Integers { matrix, dtype }, LayerInput::Integers(x, shape)) => {
+                q8::product(x, shape, matrix, *dtype)
+            }
+            (Weight::Rounded { rows, .. }, LayerInput::Exact(x)) if x.device().is_cpu() => {
+                rows.widened_product(x)
+            }
             (Weight::Rounded { rows, dtype, .. }, LayerInput::Exact(x)) => {
                 multiplied(&candle_nn::Linear::new(rows.widen(*dtype)?, None), x)
             }
@@ -143,10 +160,18 @@ impl Linear {
                 dims.push(product.dim(D::Minus1)?);
                 product.reshape(dims)
             }
-            (Weight::Exact(_), LayerInput::Rounded(..)) => {
-                candle_core::bail!("an input of 8 bits is for layers of 8 bits")
+            (_, LayerInput::Rounded(..) | LayerInput::Integers(..)) => {
+                candle_core::bail!("an input of 8 bits is for layers of the same 8 bits")
             }
         }
+    }
+
+    /// As [`Self::forward`], of what [`Self::input`] made of x.
+    ///
+    /// # Errors
+    /// As [`Self::product_of`].
+    pub fn forward_of(&self, input: &LayerInput) -> Result<Tensor> {
+        add_bias(self.product_of(input)?, self.bias())
     }
 
     /// gelu(x · weightᵀ + bias), with GELU's tanh approximation. Shapes as
@@ -173,10 +198,11 @@ impl Linear {
         let outputs = match &self.weight {
             Weight::Exact(layer) => layer.weight().dim(0).unwrap_or(0),
             Weight::Rounded { rows, .. } => rows.rows,
+            Weight::Integers { matrix, .. } => matrix.outputs,
         };
         let inputs = match input {
             LayerInput::Exact(x) => x.elem_count(),
-            LayerInput::Rounded(_, shape) => shape.elem_count(),
+            LayerInput::Rounded(_, shape) | LayerInput::Integers(_, shape) => shape.elem_count(),
         };
         2.0 * inputs as f64 * outputs as f64
     }
@@ -185,6 +211,39 @@ impl Linear {
     #[must_use]
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
+    }
+}
+
+impl Weight {
+    /// `weight` (outputs, inputs) in the format of [`Weights::matrices`], which is rounded,
+    /// and dropped, at once.
+    fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
+        let kept_in = |bytes| weights.in_turn().get_kept_in("weight", (outputs, inputs), bytes);
+        let (hollow, dtype) = (weights.is_hollow(), weights.dtype());
+        let rounded = |inputs_are| {
+            let weight = kept_in(Fp8Rows::byte_count(outputs, inputs))?;
+            let rows = match hollow {
+                true => Fp8Rows::placeholder(outputs, inputs)?,
+                false => Fp8Rows::round(&weight)?,
+            };
+            Ok(Self::Rounded { rows, inputs: inputs_are, dtype })
+        };
+        match weights.matrices() {
+            MatrixFormat::AsComputed => {
+                let weight = weights.get("weight", (outputs, inputs))?;
+                Ok(Self::Exact(candle_nn::Linear::new(weight, None)))
+            }
+            MatrixFormat::Fp8 => rounded(Inputs::Rounded),
+            MatrixFormat::Fp8Weights => rounded(Inputs::Exact),
+            MatrixFormat::Q8_0 => {
+                let weight = kept_in(Q8Matrix::byte_count(outputs, inputs))?;
+                let matrix = match hollow {
+                    true => Q8Matrix::placeholder(outputs, inputs),
+                    false => Q8Matrix::round(&weight)?,
+                };
+                Ok(Self::Integers { matrix, dtype })
+            }
+        }
     }
 }
 
@@ -200,23 +259,10 @@ fn multiplied(layer: &candle_nn::Linear, x: &Tensor) -> Result<Tensor> {
 fn multiplied_in_strips(layer: &candle_nn::Linear, x: &Tensor, at_a_time: usize) -> Result<Tensor> {
     let (outputs, inputs) = layer.weight().dims2()?;
     let rows = (at_a_time / (outputs * inputs).max(1)).max(1);
-    let count = x.elem_count() / inputs.max(1);
-    if x.dtype() == DType::F32 && layer.weight().dtype() == DType::F32 && layer.bias().is_none() {
+    if x.dtype() == DType::F32 && layer.weight().dtype() == DType::F32 {
         return multiplied_in_place(layer.weight(), x, rows);
     }
-    if count <= rows {
-        return layer.forward(x);
-    }
-    let flat = x.reshape(((), inputs))?;
-    let strip = |start| {
-        interruption::check()?;
-        layer.forward(&flat.narrow(0, start, rows.min(count - start))?)
-    };
-    let strips = (0..count).step_by(rows).map(strip).collect::<Result<Vec<_>>>()?;
-    let mut dims = x.dims().to_vec();
-    dims.pop();
-    dims.push(outputs);
-    Tensor::cat(&strips, 0)?.reshape(dims)
+    widened::product_with_tensor(x, layer.weight())
 }
 
 /// The same of f32, `rows` rows at a time, each put where it belongs.

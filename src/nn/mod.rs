@@ -27,10 +27,12 @@ mod kernels;
 mod linear;
 mod modulation;
 mod norm;
+mod q8;
 mod rows;
 mod softmax;
 pub mod trace;
 mod unfold;
+mod widened;
 
 pub use activation::{gated_silu, gelu_erf, gelu_tanh, silu};
 pub use attention::{AttentionMask, attention, merge_heads, split_heads};

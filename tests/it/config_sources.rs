@@ -595,7 +595,7 @@ fn the_program_tells_its_faults_on_standard_error_and_fails() {
         "diffuser-api: 3 faulty settings:
   server.port: expected a whole number from 0 to 65535, got '-1' (flag --port)
   model.device: expected auto, cpu, cuda, cuda:N or metal, got 'gpu' (flag --device)
-  model.dtype: expected auto, float32, bfloat16, float16, fp8 or fp8-weights, got 'int4' \
+  model.dtype: expected auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0, got 'int4' \
 (environment variable DIFFUSER_TORCH_DTYPE)
 "
     );

@@ -14,6 +14,7 @@ use super::vae::Vae;
 use super::variant::{Shown, Variant};
 use crate::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
 use crate::model::loading::{LoadContext, WeightSource};
+use crate::model::precision::{matrix_format, text_encoder_matrices};
 use crate::model::residency::{Held, Residency};
 use crate::model::{EditKind, LoadError, LoraConfig};
 
@@ -145,10 +146,11 @@ impl Opened {
         let unchanged: fn(&str) -> String = str::to_owned;
         let loras = open_loras(context)?;
         Ok(Self {
-            text_encoder: open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?,
+            text_encoder: open("text_encoder", TRANSFORMERS_STEM, TextEncoder::canonical_name)?
+                .with_matrices(text_encoder_matrices(context.config.dtype)),
             transformer: open("transformer", DIFFUSERS_STEM, unchanged)?
                 .merging(loras)
-                .with_matrices(crate::model::precision::matrix_format(context.config.dtype))
+                .with_matrices(matrix_format(context.config.dtype))
                 .sparing_sensitive(!context.config.fp8_all_layers),
             vae: open("vae", DIFFUSERS_STEM, unchanged)?,
         })

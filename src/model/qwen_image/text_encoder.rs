@@ -179,19 +179,20 @@ impl Attention {
         let width = config.hidden_size;
         let kv_width = config.num_key_value_heads * config.head_dim();
         Ok(Self {
-            q_proj: Linear::load(&weights.at("q_proj"), width, width)?,
-            k_proj: Linear::load(&weights.at("k_proj"), width, kv_width)?,
-            v_proj: Linear::load(&weights.at("v_proj"), width, kv_width)?,
-            o_proj: Linear::load_without_bias(&weights.at("o_proj"), width, width)?,
+            q_proj: Linear::load_tolerant(&weights.at("q_proj"), width, width)?,
+            k_proj: Linear::load_tolerant(&weights.at("k_proj"), width, kv_width)?,
+            v_proj: Linear::load_tolerant(&weights.at("v_proj"), width, kv_width)?,
+            o_proj: Linear::load_tolerant_without_bias(&weights.at("o_proj"), width, width)?,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
         })
     }
 
     fn forward(&self, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-        let q = rope(&split_heads(&self.q_proj.forward(x)?, self.heads)?, cos, sin)?;
-        let k = rope(&split_heads(&self.k_proj.forward(x)?, self.kv_heads)?, cos, sin)?;
-        let v = split_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
+        let x = &self.q_proj.input(x)?;
+        let q = rope(&split_heads(&self.q_proj.forward_of(x)?, self.heads)?, cos, sin)?;
+        let k = rope(&split_heads(&self.k_proj.forward_of(x)?, self.kv_heads)?, cos, sin)?;
+        let v = split_heads(&self.v_proj.forward_of(x)?, self.kv_heads)?;
         let attended = attention(&q, &k, &v, AttentionMask::Causal)?;
         self.o_proj.forward(&merge_heads(&attended)?)
     }
@@ -207,14 +208,15 @@ impl Mlp {
     fn load(weights: &Weights, config: &TextConfig) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
-            gate_proj: Linear::load_without_bias(&weights.at("gate_proj"), width, inner)?,
-            up_proj: Linear::load_without_bias(&weights.at("up_proj"), width, inner)?,
-            down_proj: Linear::load_without_bias(&weights.at("down_proj"), inner, width)?,
+            gate_proj: Linear::load_tolerant_without_bias(&weights.at("gate_proj"), width, inner)?,
+            up_proj: Linear::load_tolerant_without_bias(&weights.at("up_proj"), width, inner)?,
+            down_proj: Linear::load_tolerant_without_bias(&weights.at("down_proj"), inner, width)?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = gated_silu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
+        let x = &self.gate_proj.input(x)?;
+        let gated = gated_silu(&self.gate_proj.forward_of(x)?, &self.up_proj.forward_of(x)?)?;
         self.down_proj.forward(&gated)
     }
 }

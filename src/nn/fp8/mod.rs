@@ -15,7 +15,8 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cublaslt::Fp8Product;
-use super::kernels::run;
+use super::kernels::{Numbers, run};
+use super::widened::{self, Narrow};
 #[cfg(feature = "cuda")]
 use steps::ScaledProduct;
 use steps::{RoundedRows, WideRows};
@@ -91,6 +92,18 @@ impl Fp8Rows {
     /// A candle error, such as out of memory.
     pub fn widen(&self, dtype: DType) -> Result<Tensor> {
         run(&WideRows::new(self, dtype))
+    }
+
+    /// x · rowsᵀ on a CPU, with `x` as it is: (…, width). Returns (…, rows) in its format.
+    ///
+    /// # Errors
+    /// As [`widened::product`].
+    pub(super) fn widened_product(&self, x: &Tensor) -> Result<Tensor> {
+        let numbers = Numbers::<u8>::of(&self.bytes)?;
+        let bytes = numbers.all();
+        let widen_row = |row: usize, made: &mut [f32]| steps::widen_row(bytes, self, row, made);
+        let (outputs, inputs) = (self.rows, self.width);
+        widened::product(x, &Narrow { outputs, inputs, widen_row: &widen_row })
     }
 
     /// The address of the scales on the device.

@@ -110,6 +110,24 @@ impl<'a> WideRows<'a> {
     }
 }
 
+/// One row of [`WideRows`]; `bytes` are those of `of`, on a CPU.
+pub(super) fn widen_row(bytes: &[u8], of: &Fp8Rows, row: usize, made: &mut [f32]) {
+    let (codes, scales) = bytes.split_at(scales_at(of.rows, of.width));
+    let (scales, _) = scales.as_chunks::<{ size_of::<f32>() }>();
+    widen_codes(&codes[row * of.width..], f32::from_ne_bytes(scales[row]), made);
+}
+
+fn widen_codes<N: Number>(codes: &[u8], scale: f32, made: &mut [N]) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (made, code) in made.iter_mut().zip(codes) {
+                *made = N::narrow(from_e4m3(*code) * scale);
+            }
+        },
+    );
+}
+
 /// As `fp8.cu` declares it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -148,12 +166,7 @@ impl Operation for WideRows<'_> {
             .zip(scales)
             .with_min_len(FEWEST_ROWS)
             .for_each(|((made, codes), scale)| {
-                let scale = f32::from_ne_bytes(*scale);
-                vectorised(|| {
-                    for (made, code) in made.iter_mut().zip(codes) {
-                        *made = N::narrow(from_e4m3(*code) * scale);
-                    }
-                });
+                widen_codes(codes, f32::from_ne_bytes(*scale), made)
             });
         Ok(())
     }

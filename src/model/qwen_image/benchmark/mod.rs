@@ -26,6 +26,7 @@ use crate::domain::{
     Task, ValidationError,
 };
 use crate::model::loading::{LoadContext, WeightSource};
+use crate::model::precision::open_device;
 use crate::model::{
     DeviceChoice, DiffusionModel, DtypeChoice, LoadError, ModelConfig, ModelError, StepObserver,
     StepProgress, Unobserved,
@@ -172,7 +173,7 @@ pub enum BenchmarkError {
 /// # Errors
 /// [`BenchmarkError`]: no such device, a faulty configuration, out of memory.
 pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
-    let device = crate::device::open(plan.model.device).map_err(LoadError::from)?;
+    let device = open_device(&plan.model)?;
     let dtype = crate::device::dtype(plan.model.dtype, &device);
     let started = Instant::now();
     let source = (WeightSource::Random, &device, dtype);
@@ -248,7 +249,8 @@ pub fn estimate(plan: &BenchmarkPlan) -> Result<Estimate, BenchmarkError> {
         choice @ (DtypeChoice::Auto
         | DtypeChoice::Float32
         | DtypeChoice::Bfloat16
-        | DtypeChoice::Float16) => crate::device::dtype(choice, &Device::Cpu),
+        | DtypeChoice::Float16
+        | DtypeChoice::Q8_0) => crate::device::dtype(choice, &Device::Cpu),
     };
     let source = (WeightSource::Placeholders, &Device::Cpu, dtype);
     let (pipeline, bytes) = with_context(plan, source, |context, variant| {

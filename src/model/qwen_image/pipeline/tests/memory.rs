@@ -56,6 +56,32 @@ fn matrices_of_8_bits_take_a_quarter_and_may_come_and_go() {
 }
 
 #[test]
+fn matrices_of_8_bit_integers_are_those_of_the_text_encoder_too() {
+    let case = Case::read("edit_cfg");
+    let pipeline = |dtype, memory| {
+        case.pipeline_with(|config| (config.dtype, config.memory) = (dtype, memory))
+    };
+    let exact = pipeline(DtypeChoice::Float32, MemoryChoice::Resident);
+    let mut resident = pipeline(DtypeChoice::Q8_0, MemoryChoice::Resident);
+    let mut streamed = pipeline(DtypeChoice::Q8_0, MemoryChoice::Stream);
+    let config = exact.components.transformer.config();
+    let width = config.inner_dim();
+    // Blocks of 32 numbers for 16 outputs: 512 bytes, 16 scales and 16 sums.
+    let saved = |inputs: usize, outputs: usize| {
+        4 * inputs * outputs - outputs.div_ceil(16) * inputs.div_ceil(32) * (512 + 32 + 32)
+    };
+    let of_stream = 4 * saved(width, width) + saved(width, 4 * width) + saved(4 * width, width);
+    let of_blocks = config.num_layers * 2 * of_stream;
+
+    let bytes = exact.info.weight_bytes - resident.info.weight_bytes;
+
+    // More than the blocks' layers can save.
+    assert!(bytes > of_blocks, "{bytes} of {of_blocks}");
+    let picture = colours(&mut resident, &case.request());
+    assert!(picture == colours(&mut streamed, &case.request()));
+}
+
+#[test]
 fn what_is_wrong_with_weights_that_do_not_stay_is_told_at_once() {
     let weights = Weights::recording("vae", DType::F32);
     let refused = Held::<()>::new(Residency::OnDemand, &weights, |_| candle_core::bail!("no"));
