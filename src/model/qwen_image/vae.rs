@@ -210,10 +210,10 @@ impl ResidualBlock {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         interruption::check()?;
         let hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
+        let hidden = self.norm2.forward_silu(&hidden)?;
         match &self.conv_shortcut {
-            Some(conv) => conv.forward(x)? + hidden,
-            None => x + hidden,
+            Some(conv) => conv.forward_onto(&self.conv2.forward(&hidden)?, x),
+            None => self.conv2.forward_onto(x, &hidden),
         }
     }
 }
@@ -373,11 +373,10 @@ impl UpBlock {
         for block in &self.resnets {
             x = block.forward(&x)?;
         }
-        let Some(conv) = &self.upsampler else {
-            return Ok(x);
-        };
-        let (_, _, height, width) = x.dims4()?;
-        conv.forward(&x.upsample_nearest2d(2 * height, 2 * width)?)
+        match &self.upsampler {
+            Some(conv) => conv.forward_doubled(&x),
+            None => Ok(x),
+        }
     }
 }
 

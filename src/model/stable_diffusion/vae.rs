@@ -202,10 +202,7 @@ impl Level {
         }
         match &self.resample {
             Some((Resampling::Halve, conv)) => conv.forward(&x),
-            Some((Resampling::Double, conv)) => {
-                let (_, _, rows, columns) = x.dims4()?;
-                conv.forward(&x.upsample_nearest2d(2 * rows, 2 * columns)?)
-            }
+            Some((Resampling::Double, conv)) => conv.forward_doubled(&x),
             None => Ok(x),
         }
     }

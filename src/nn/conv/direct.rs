@@ -6,6 +6,8 @@
 //! are summed in the processor's registers from the first number of the kernel to the
 //! last. Threads share the bands.
 
+use std::iter::repeat_n;
+
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
@@ -62,22 +64,33 @@ impl Kernels {
         self.bias.len() * self.inputs * kernel * kernel
     }
 
-    /// `x`: (batch, inputs, height, width), of any format; `rows`: of places. Returns
-    /// (batch, outputs, rows, row length) in the format of `x`.
+    /// `x`: (batch, inputs, height, width), of any format. Returns (batch, outputs, rows,
+    /// row length) in the format of `x`, added to `residual` of that shape if there is one.
     ///
     /// # Errors
     /// A candle error if the shapes do not fit, or [`interruption::Cancelled`].
-    pub(super) fn convolve(&self, x: &Tensor, window: Window, rows: usize) -> Result<Tensor> {
-        self.convolve_by(x, window, rows, BAND)
+    pub(super) fn convolve(
+        &self,
+        x: &Tensor,
+        places: Places,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.convolve_by(x, places, residual, BAND)
     }
 
     /// `band`: numbers of a band, if it is more than a row of places.
     #[expect(clippy::wildcard_enum_match_arm, reason = "pictures are in three formats")]
-    fn convolve_by(&self, x: &Tensor, window: Window, rows: usize, band: usize) -> Result<Tensor> {
+    fn convolve_by(
+        &self,
+        x: &Tensor,
+        places: Places,
+        residual: Option<&Tensor>,
+        band: usize,
+    ) -> Result<Tensor> {
         match x.dtype() {
-            DType::BF16 => self.convolve_numbers::<bf16>(x, window, rows, band),
-            DType::F16 => self.convolve_numbers::<f16>(x, window, rows, band),
-            DType::F32 => self.convolve_numbers::<f32>(x, window, rows, band),
+            DType::BF16 => self.convolve_numbers::<bf16>(x, places, residual, band),
+            DType::F16 => self.convolve_numbers::<f16>(x, places, residual, band),
+            DType::F32 => self.convolve_numbers::<f32>(x, places, residual, band),
             dtype => candle_core::bail!("no convolution of {dtype:?}"),
         }
     }
@@ -85,10 +98,11 @@ impl Kernels {
     fn convolve_numbers<N: Number>(
         &self,
         x: &Tensor,
-        window: Window,
-        rows: usize,
+        places: Places,
+        residual: Option<&Tensor>,
         band: usize,
     ) -> Result<Tensor> {
+        let Places { window, rows, .. } = places;
         let x = x.contiguous()?;
         let (batch, channels, height, width) = x.dims4()?;
         if channels != self.inputs {
@@ -96,24 +110,67 @@ impl Kernels {
         }
         let (numbers, outputs) = (Numbers::<N>::of(&x)?, self.bias.len());
         let shape = (batch, outputs, rows, window.row_length);
-        let mut made = vec![N::narrow(0.0); batch * outputs * rows * window.row_length];
+        let mut made = match residual {
+            None => vec![N::narrow(0.0); batch * outputs * rows * window.row_length],
+            Some(residual) if residual.dims4()? == shape => residual.flatten_all()?.to_vec1()?,
+            Some(other) => candle_core::bail!("{:?} added to {shape:?}", other.dims()),
+        };
         let pictures = made.chunks_exact_mut((outputs * rows * window.row_length).max(1));
         let inputs = numbers.all().chunks_exact((channels * height * width).max(1));
         for (made, x) in pictures.zip(inputs) {
             let layout = BandLayout::new(window, rows, channels, band);
-            let picture = Picture { numbers: x, height, width };
-            Convolution { kernels: self, picture, layout }.run(made)?;
+            let picture = Picture { numbers: x, height, width, zoom: places.sides.zoom() };
+            let is_added = residual.is_some();
+            Convolution { kernels: self, picture, layout, is_added }.run(made)?;
         }
         Tensor::from_vec(made, shape, &Device::Cpu)
     }
 }
 
-/// (channels, height, width).
+/// Where kernels stand on a picture.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Places {
+    pub(super) window: Window,
+    /// Rows of places.
+    pub(super) rows: usize,
+    pub(super) sides: Sides,
+}
+
+/// How large the picture is that kernels see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sides {
+    /// As it is.
+    AsTheyAre,
+    /// Each pixel is there four times.
+    Doubled,
+}
+
+impl Sides {
+    /// How often a pixel is in its row, and its row in the picture.
+    pub(super) fn zoom(self) -> usize {
+        match self {
+            Self::AsTheyAre => 1,
+            Self::Doubled => 2,
+        }
+    }
+}
+
+/// (channels, height, width), which is seen `zoom` times as high and wide.
 #[derive(Debug, Clone, Copy)]
 struct Picture<'a, N> {
     numbers: &'a [N],
     height: usize,
     width: usize,
+    zoom: usize,
+}
+
+impl<N: Number> Picture<'_, N> {
+    /// A row of what is seen, if it is in the picture.
+    fn row(&self, channel: usize, row: usize) -> Option<&[N]> {
+        let row = row / self.zoom;
+        let start = (channel * self.height + row) * self.width;
+        (row < self.height).then(|| &self.numbers[start..start + self.width])
+    }
 }
 
 /// How the rows of a picture that some rows of places see lie in memory: by channel, row,
@@ -167,18 +224,24 @@ impl BandLayout {
     /// Copies what `rows` of places from `first` on see.
     fn fill<N: Number>(&self, band: &mut Vec<f32>, x: &Picture<N>, first: usize, rows: usize) {
         let Window { stride, before, .. } = self.window;
-        let rows_seen = self.rows_seen(rows);
+        let (rows_seen, mut zoomed) = (self.rows_seen(rows), Vec::new());
         band.resize(self.channels * rows_seen * self.row(), 0.0);
         for (index, made) in band.chunks_exact_mut(self.row()).enumerate() {
             let (channel, row) = (index / rows_seen, index % rows_seen);
-            let y = (first * stride + row).checked_sub(before).filter(|y| *y < x.height);
-            let Some(y) = y else {
+            let y = (first * stride + row).checked_sub(before);
+            let Some(row) = y.and_then(|y| x.row(channel, y)) else {
                 made.fill(0.0);
                 continue;
             };
-            let row = &x.numbers[(channel * x.height + y) * x.width..][..x.width];
+            if x.zoom > 1 {
+                zoomed.clear();
+                zoomed.extend(row.iter().flat_map(|x_| repeat_n(x_.wide(), x.zoom)));
+            }
             for (column, made) in made.chunks_exact_mut(self.pitch).enumerate() {
-                self.fill_columns(made, row, column);
+                match x.zoom {
+                    1 => self.fill_columns(made, row, column),
+                    _ => self.fill_columns(made, &zoomed, column),
+                }
             }
         }
     }
@@ -209,6 +272,8 @@ struct Convolution<'a, N> {
     kernels: &'a Kernels,
     picture: Picture<'a, N>,
     layout: BandLayout,
+    /// To what is there already.
+    is_added: bool,
 }
 
 /// Some outputs of a band.
@@ -262,7 +327,7 @@ impl<N: Number> Convolution<'_, N> {
     }
 
     fn fill_part(&self, room: &mut Vec<f32>, part: &mut Part<N>) {
-        let Self { kernels, picture, layout } = self;
+        let Self { kernels, picture, layout, is_added } = self;
         let rows = part.made.first().map_or(0, |made| made.len() / layout.window.row_length);
         layout.fill(room, picture, part.first_row, rows);
         let offsets = layout.offsets(rows);
@@ -271,7 +336,8 @@ impl<N: Number> Convolution<'_, N> {
         let biases = kernels.bias[part.first_output..].chunks(PANEL);
         for ((made, panel), bias) in part.made.chunks_mut(PANEL).zip(panels).zip(biases) {
             let offsets = &offsets;
-            let sums = PanelSums { panel, bias, seen: room, offsets, layout, made };
+            let is_added = *is_added;
+            let sums = PanelSums { panel, bias, seen: room, offsets, layout, made, is_added };
             pulp::Arch::new().dispatch(sums);
         }
     }
@@ -286,6 +352,7 @@ struct PanelSums<'a, 'b, N> {
     layout: &'a BandLayout,
     /// Of each of at most [`PANEL`] outputs: (rows, row length).
     made: &'a mut [&'b mut [N]],
+    is_added: bool,
 }
 
 impl<N: Number> WithSimd for PanelSums<'_, '_, N> {
@@ -351,7 +418,7 @@ impl<N: Number> PanelSums<'_, '_, N> {
             }
         }
         for (made, sums) in self.made[at.first..].iter_mut().zip(sums) {
-            store(simd, &mut made[at.start..][..count], sums);
+            store(simd, &mut made[at.start..][..count], sums, self.is_added);
         }
     }
 }
@@ -365,17 +432,23 @@ struct Tile {
     start: usize,
 }
 
-/// Writes as many sums as `made` has room for.
+/// Writes as many sums as `made` has room for, or adds them as they are after being written.
 #[inline(always)]
 fn store<S: Simd, N: Number, const VECTORS: usize>(
     simd: S,
     made: &mut [N],
     sums: [S::f32s; VECTORS],
+    is_added: bool,
 ) {
     let mut room = [0.0; MOST_LANES];
     for (made, sums) in made.chunks_mut(S::F32_LANES).zip(sums) {
         simd.partial_store_f32s(&mut room[..S::F32_LANES], sums);
-        made.iter_mut().zip(room).for_each(|(made, sum)| *made = N::narrow(sum));
+        if is_added {
+            let added = |made: &N, sum: f32| N::narrow(made.wide() + N::rounded(sum));
+            made.iter_mut().zip(room).for_each(|(made, sum)| *made = added(made, sum));
+        } else {
+            made.iter_mut().zip(room).for_each(|(made, sum)| *made = N::narrow(sum));
+        }
     }
 }
 
@@ -437,11 +510,16 @@ mod tests {
                 let kernels = Kernels::new(&weight, &bias).unwrap();
                 for (threads, band) in [(1, usize::MAX), (1, 2000), (3, BAND), (64, 1)] {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-                    let convolve =
-                        || kernels.convolve_by(&x, window, height.div_ceil(stride), band);
-                    let made = pool.build().unwrap().install(convolve).unwrap();
+                    let pool = pool.build().unwrap();
+                    let rows = height.div_ceil(stride);
+                    let places = Places { window, rows, sides: Sides::AsTheyAre };
+                    let convolve = |onto| kernels.convolve_by(&x, places, onto, band).unwrap();
+                    let made = pool.install(|| convolve(None));
                     assert_eq!(made.dtype(), dtype);
                     assert_close(&made, &expected, tolerance);
+
+                    let onto = pool.install(|| convolve(Some(&made)));
+                    assert_close(&onto, &(&made + &made).unwrap(), 0.0);
                 }
             }
         }
@@ -455,13 +533,16 @@ mod tests {
         let bias = Tensor::zeros(64, DType::F32, &Device::Cpu).unwrap();
         let kernels = Kernels::new(&weight, &bias).unwrap();
         let window = Window { kernel: 3, stride: 1, before: 1, row_length: 64 };
-        let convolve = || kernels.convolve(&x, window, 64);
+        let places = Places { window, rows: 64, sides: Sides::AsTheyAre };
+        let convolve = || kernels.convolve(&x, places, None);
 
         let error = interruption::watched(&|| true, convolve).unwrap_err();
 
         assert!(error.to_string().contains("cancelled"), "{error}");
         let other = x.narrow(1, 0, 9).unwrap();
-        let error = kernels.convolve(&other, window, 64).unwrap_err().to_string();
+        let error = kernels.convolve(&other, places, None).unwrap_err().to_string();
         assert!(error.contains("9 channels"), "{error}");
+        let error = kernels.convolve(&x, places, Some(&other)).unwrap_err().to_string();
+        assert!(error.contains("added to"), "{error}");
     }
 }

@@ -17,7 +17,7 @@ use candle_core::Device;
 use candle_core::cuda_backend::cudarc::cudnn::Cudnn;
 use candle_core::{Result, Tensor};
 
-use self::direct::Kernels;
+use self::direct::{Kernels, Places, Sides};
 use super::fusion::Fusion;
 use super::trace::{self, Kind};
 use super::unfold::{View, Window, lines, unfold};
@@ -86,20 +86,49 @@ impl Conv2d {
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let _span =
-            trace::counted(Kind::Convolution, "convolution", || self.operations(x).unwrap_or(0.0));
+        let span = || self.operations(x.dims4()?);
+        let _span = trace::counted(Kind::Convolution, "convolution", || span().unwrap_or(0.0));
         match &self.method {
             Method::Candle { weight, bias } => self.by_candle(x, weight, bias),
             #[cfg(feature = "cudnn")]
             Method::Cudnn { weight, bias } => self.by_cudnn(x, weight, bias),
-            Method::Direct(kernels) => self.directly(x, kernels),
+            Method::Direct(kernels) => self.directly(kernels, x, Sides::AsTheyAre, None),
             Method::Unfolded { matrix } => self.by_unfolding(x, matrix, UNFOLDED_AT_A_TIME_ON_CARD),
         }
     }
 
+    /// As [`Self::forward`] of a picture with each pixel four times: twice as high, and as
+    /// wide.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_doubled(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, channels, height, width) = x.dims4()?;
+        let Method::Direct(kernels) = &self.method else {
+            return self.forward(&x.upsample_nearest2d(2 * height, 2 * width)?);
+        };
+        let _span = trace::counted(Kind::Convolution, "convolution of doubled sides", || {
+            self.operations((batch, channels, 2 * height, 2 * width)).unwrap_or(0.0)
+        });
+        self.directly(kernels, x, Sides::Doubled, None)
+    }
+
+    /// residual + [`Self::forward`] of x. `residual` has the shape of that.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let Method::Direct(kernels) = &self.method else {
+            return residual + self.forward(x)?;
+        };
+        let span = || self.operations(x.dims4()?);
+        let _span = trace::counted(Kind::Convolution, "convolution, sum", || span().unwrap_or(0.0));
+        self.directly(kernels, x, Sides::AsTheyAre, Some(residual))
+    }
+
     /// Multiplications and additions.
-    fn operations(&self, x: &Tensor) -> Result<f64> {
-        let (batch, _, height, width) = x.dims4()?;
+    fn operations(&self, x: (usize, usize, usize, usize)) -> Result<f64> {
+        let (batch, _, height, width) = x;
         let numbers = match &self.method {
             #[cfg(feature = "cudnn")]
             Method::Cudnn { weight, .. } => weight.elem_count(),
@@ -167,11 +196,18 @@ impl Conv2d {
         Tensor::cat(&made, 0)
     }
 
-    fn directly(&self, x: &Tensor, kernels: &Kernels) -> Result<Tensor> {
+    fn directly(
+        &self,
+        kernels: &Kernels,
+        x: &Tensor,
+        sides: Sides,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         interruption::check()?;
         let (_, channels, height, width) = x.dims4()?;
-        let View { window, rows, .. } = self.view([channels, height, width]);
-        kernels.convolve(x, window, rows.len())
+        let zoom = sides.zoom();
+        let View { window, rows, .. } = self.view([channels, zoom * height, zoom * width]);
+        kernels.convolve(x, Places { window, rows: rows.len(), sides }, residual)
     }
 
     /// A whole picture of (channels, height, width).
@@ -297,6 +333,29 @@ mod tests {
                     let as_on_card = ours.by_unfolding(&x, matrix, at_a_time).unwrap();
                     assert_close(&as_on_card, &expected, tolerance);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn doubled_sides_and_a_sum_are_what_they_are_step_by_step() {
+        for (dtype, _) in formats(1.0) {
+            for (kernel, padding, stride) in [
+                (3, Padding::Around(1), 1),
+                (1, Padding::Around(0), 1),
+                (3, Padding::RightBottom, 2),
+            ] {
+                let x = numbers(&[2, 5, 9, 31], 1, dtype);
+                let weight = numbers(&[4, 5, kernel, kernel], 2, dtype);
+                let conv = Conv2d::new(&weight, &numbers(&[4], 3, dtype), padding, stride).unwrap();
+
+                let doubled = conv.forward(&x.upsample_nearest2d(18, 62).unwrap()).unwrap();
+                assert_close(&conv.forward_doubled(&x).unwrap(), &doubled, 0.0);
+
+                let plain = conv.forward(&x).unwrap();
+                let residual = numbers(plain.dims(), 4, dtype);
+                let sum = (&residual + plain).unwrap();
+                assert_close(&conv.forward_onto(&residual, &x).unwrap(), &sum, 0.0);
             }
         }
     }

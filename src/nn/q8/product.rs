@@ -156,7 +156,7 @@ impl Work<'_> {
         first: usize,
     ) {
         let row = |index: usize| self.row(first_row + index);
-        match (&*panels, made.len()) {
+        match (panels, made.len()) {
             (&[one, two], TILE_ROWS) => {
                 store(made, first, sums::<TILE_ROWS, 2>(std::array::from_fn(row), [one, two]));
             }
