@@ -1,11 +1,14 @@
 //! `diffuser-api bench`: what a picture takes, as a table and as JSON.
 
+mod progress;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::checkpoint::Snapshot;
 use crate::model::qwen_image::benchmark::{
-    BenchmarkReport, Ceiling, Configuration, Estimate, Published, Run,
+    self, BenchmarkError, BenchmarkPlan, BenchmarkReport, Ceiling, Configuration, Estimate,
+    Published, Run,
 };
 use crate::model::{PictureCheck, find_embedded};
 use crate::nn::StepCheck;
@@ -40,6 +43,15 @@ pub fn configuration(name: &str) -> Result<Configuration, UnknownConfiguration> 
     Err(UnknownConfiguration { name: name.to_owned() })
 }
 
+/// Measures what `plan` says, and shows on standard error how far it is.
+///
+/// # Errors
+/// As [`benchmark::run`].
+pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
+    let mut progress = progress::Progress::for_terminal();
+    benchmark::run(plan, &mut |work| progress.tell(work))
+}
+
 /// The report as lines for people, in Markdown.
 #[must_use]
 pub fn table(report: &BenchmarkReport) -> String {
@@ -63,7 +75,8 @@ pub fn table(report: &BenchmarkReport) -> String {
         _ = writeln!(text, "peak memory: {:.2} GiB", gib(bytes));
     }
     for (index, run) in report.runs.iter().enumerate() {
-        _ = write!(text, "\npicture {}\n\n{}", index + 1, stages(run, report.ceiling_tflops));
+        let known = (report.ceiling_tflops, report.loaded_bytes);
+        _ = write!(text, "\npicture {}\n\n{}", index + 1, stages(run, known));
     }
     if !report.operations.is_empty() {
         _ = write!(text, "\nwhere the time goes, in a picture of its own\n\n");
@@ -184,23 +197,29 @@ pub fn kernel_row(check: &StepCheck) -> String {
     )
 }
 
-fn stages(run: &Run, ceiling_tflops: Option<f64>) -> String {
+/// `loaded_bytes`: what the program had before the picture.
+fn stages(run: &Run, (ceiling_tflops, loaded_bytes): (Option<f64>, Option<usize>)) -> String {
     let mut text = String::from(
-        "| stage | seconds | CPU seconds | TFLOP | TFLOP/s | of the ceiling |\n|---|---|---|---|---|---|\n",
+        "| stage | seconds | CPU seconds | TFLOP | TFLOP/s | of the ceiling | GiB beside the weights |\n\
+         |---|---|---|---|---|---|---|\n",
     );
     for stage in &run.stages {
         let (seconds, tflop) = (stage.seconds, stage.tflop);
         _ = write!(text, "| {} | {seconds:.3} | {:.2} |", stage.name, stage.cpu_s);
+        let memory = stage.peak_bytes.zip(loaded_bytes).map(|(peak, loaded)| {
+            format!("{:.2}", peak.saturating_sub(loaded) as f64 / (1u64 << 30) as f64)
+        });
+        let memory = memory.unwrap_or_default();
         _ = if tflop > 0.0 {
             let speed = tflop / seconds;
             let share = |ceiling| format!("{:.0} %", 100.0 * speed / ceiling);
             let share = ceiling_tflops.map(share).unwrap_or_default();
-            writeln!(text, " {tflop:.3} | {speed:.3} | {share} |")
+            writeln!(text, " {tflop:.3} | {speed:.3} | {share} | {memory} |")
         } else {
-            writeln!(text, " | | |")
+            writeln!(text, " | | | {memory} |")
         };
     }
-    _ = writeln!(text, "| in all | {:.3} | {:.2} | | | |", run.total_s, run.total_cpu_s);
+    _ = writeln!(text, "| in all | {:.3} | {:.2} | | | | |", run.total_s, run.total_cpu_s);
     let mut steps = run.steps_s.clone();
     steps.sort_by(f64::total_cmp);
     if let (Some(least), Some(most)) = (steps.first(), steps.last()) {
@@ -234,6 +253,7 @@ mod tests {
         let estimate = Estimate {
             image_tokens: 1,
             text_tokens: 1,
+            shown_patches: Vec::new(),
             weight_bytes: 1 << 30,
             stages: vec![stage("computes", 10.0, 1e9), stage("reads", 1.0, 40e9)],
         };
@@ -293,18 +313,22 @@ mod tests {
 
     #[test]
     fn the_table_has_speeds_only_where_products_were_counted() {
-        let stage = |name, tflop| Stage { name, seconds: 2.0, cpu_s: 4.0, tflop };
+        let stage =
+            |name, tflop, peak_bytes| Stage { name, seconds: 2.0, cpu_s: 4.0, tflop, peak_bytes };
         let run = Run {
             total_s: 4.0,
             total_cpu_s: 8.0,
-            stages: vec![stage("plan", 0.0), stage("steps", 3.0)],
+            stages: vec![stage("plan", 0.0, None), stage("steps", 3.0, Some(7 << 29))],
             steps_s: vec![0.9, 1.1],
         };
 
-        let table = stages(&run, Some(3.0));
+        let table = stages(&run, (Some(3.0), Some(3 << 30)));
 
-        assert!(table.contains("| plan | 2.000 | 4.00 | | | |"), "{table}");
-        assert!(table.contains("| steps | 2.000 | 4.00 | 3.000 | 1.500 | 50 % |"), "{table}");
+        assert!(table.contains("| plan | 2.000 | 4.00 | | | |  |"), "{table}");
+        assert!(
+            table.contains("| steps | 2.000 | 4.00 | 3.000 | 1.500 | 50 % | 0.50 |"),
+            "{table}"
+        );
         assert!(table.contains("a step: 1.100 s (median of 2; 0.900 to 1.100)"), "{table}");
     }
 }

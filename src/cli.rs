@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::{self, UnknownConfiguration};
 use crate::config::{Flags, KEYS};
 use crate::domain::{GuidanceScale, ImageSize, Steps};
-use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Published};
+use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Part, Published};
 use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice, ModelConfig};
 use crate::nn::fusion::Fusion;
 use crate::nn::{Family, Sizes};
@@ -121,6 +121,16 @@ pub struct BenchArgs {
     /// Strength of true guidance; above 1 every step takes two passes
     #[arg(long, value_name = "SCALE", default_value = "4", value_parser = parse_guidance)]
     pub guidance: GuidanceScale,
+
+    /// Tokens of the words of both prompts, the template's among them; without it an
+    /// instruction of usual length, and as a negative prompt a space
+    #[arg(long, value_name = "COUNT")]
+    pub words: Option<usize>,
+
+    /// Parts of a picture to measure: text-encoder, vae-encoder, transformer, vae-decoder;
+    /// weights of the others are not made
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', default_values_t = Part::ALL)]
+    pub stages: Vec<Part>,
 
     /// Pictures to make; the first pays for what is set up once
     #[arg(long, value_name = "COUNT", default_value = "2", value_parser = clap::value_parser!(u16).range(1..))]
@@ -240,6 +250,8 @@ impl BenchArgs {
             references: self.references.unwrap_or(usize::from(edits)),
             steps: self.steps,
             guidance: self.guidance,
+            words: self.words,
+            parts: self.stages.clone(),
             repeats: self.repeats.into(),
             ceiling: !self.skip_ceiling,
             trace: self.trace.is_some(),
@@ -390,6 +402,15 @@ mod tests {
         let plan = args.plan().unwrap();
         assert_eq!((plan.size.width(), plan.size.height()), (512, 768));
         assert_eq!((plan.steps.get(), plan.references, plan.repeats), (3, 1, 2));
+        assert_eq!((plan.parts, plan.words), (Part::ALL.to_vec(), None));
+        let Ok(Command::Bench(args)) =
+            parse(&["--stages", "vae-decoder,transformer", "--words", "41"])
+        else {
+            panic!("not bench");
+        };
+        let plan = args.plan().unwrap();
+        assert_eq!((plan.parts.len(), plan.parts[0], plan.words), (2, Part::VaeDecoder, Some(41)));
+        assert!(parse(&["--stages", "steps"]).is_err());
         for faulty in [["--size", "512"], ["--steps", "0"], ["--guidance", "-1"], ["--dtype", "x"]]
         {
             assert!(parse(&faulty).is_err(), "{faulty:?}");

@@ -145,9 +145,25 @@ pub fn peak_memory_bytes(device: &Device) -> Option<usize> {
     if !device.is_cpu() {
         return None;
     }
-    // Linux tells it in KiB; other systems have no such file.
+    told_by_system("VmHWM:")
+}
+
+/// Bytes of memory that this process has on `device` now, if that can be told.
+#[must_use]
+pub fn held_memory_bytes(device: &Device) -> Option<usize> {
+    if device.is_cpu() { told_by_system("VmRSS:") } else { None }
+}
+
+/// Has [`peak_memory_bytes`] begin anew with what the process has now. Says whether
+/// this system can.
+pub fn forget_peak_memory(device: &Device) -> bool {
+    device.is_cpu() && std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Bytes of what Linux calls `name`; other systems have no such file.
+fn told_by_system(name: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: usize = line.trim().trim_end_matches(" kB").parse().ok()?;
     Some(kibibytes * 1024)
 }

@@ -234,7 +234,7 @@ fn measure(args: &BenchArgs) -> Result<()> {
         print_now(&bench::estimate_table(&estimate, peak));
         return write_json(json, &estimate);
     }
-    let report = benchmark::run(&plan)?;
+    let report = bench::run(&plan)?;
     print_now(&bench::table(&report));
     write_json(json, &report)?;
     match (&args.trace, report.trace) {

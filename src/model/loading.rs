@@ -27,11 +27,12 @@ pub(super) struct ModelEntry {
 
 /// Where a model's numbers come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WeightSource {
+pub(super) enum WeightSource<'a> {
     /// The checkpoint's files.
     Stored,
-    /// A generator of random numbers: to measure speed without files.
-    Random,
+    /// A generator of random numbers, for the components of these names: to measure speed
+    /// without files. The others are placeholders.
+    Random(&'a [&'static str]),
     /// Nowhere: to count what a model needs without making it.
     Placeholders,
 }
@@ -44,7 +45,7 @@ pub(super) struct LoadContext<'a> {
     pub(super) id: String,
     pub(super) device: Device,
     pub(super) dtype: DType,
-    pub(super) weights: WeightSource,
+    pub(super) weights: WeightSource<'a>,
 }
 
 impl Capabilities {

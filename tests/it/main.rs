@@ -8,6 +8,7 @@
 )]
 
 mod absurd_numbers;
+mod bench;
 mod capabilities;
 mod checkpoint;
 mod config_sources;

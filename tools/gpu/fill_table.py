@@ -57,7 +57,7 @@ def table(parts: dict[str, dict]) -> str:
     lines.append(row("a product of matrices at best, TFLOP/s", [number(ceiling, 0)]))
     lines.append(row("a copy on the card, GB/s", [number(copy, 0)]))
     stages = {stage["name"]: stage for stage in parts.get("diffusers", {}).get("stages", [])}
-    for name in ("a step", "text encoder", "vae encoder", "vae decoder"):
+    for name in ("transformer pass", "text encoder", "vae encoder", "vae decoder"):
         ratio = stages.get(name, {}).get("ratio")
         cut = ", two layers" if name == "text encoder" else ""
         lines.append(row(f"{name}{cut}: ours over diffusers'", [number(ratio, 2)]))

@@ -106,10 +106,10 @@ def second(settings: Settings, again: set[str]) -> list[Part]:
     theirs = [
         settings.python, str(TOOLS.parent / "bench/diffusers_bench.py"), "--binary", settings.program,
         "--model", "qwen-image-edit-2511", "--device", settings.device,
-        "--dtype", "float32" if settings.is_miniature else "bfloat16",
-        "--steps", "3", "--repeats", "2", "--text-layers", "2", "--vision-layers", "2", "--json", "{json}",
+        "--dtypes", "float32" if settings.is_miniature else "bfloat16",
+        "--passes", "3", "--repeats", "2", "--rounds", "1", "--text-layers", "2", "--vision-layers", "2", "--json", "{json}",
     ]  # fmt: skip
     if settings.is_miniature:
-        theirs += ["--layers", "1", "--size", "64x64"]
+        theirs += ["--layers", "1", "--sizes", "64x64"]
     parts = [part for part in first(settings) if part.name in again]
     return [*parts, Part("diffusers", 130, theirs, reserved_s=110)]

@@ -132,7 +132,7 @@ def filled(work: pathlib.Path, script: str, doc: str) -> None:
     ]}  # fmt: skip
     after = {"parts": [
         part("whole", {"runs": [cold, warm], "operations": operations, "peak_bytes": 3 * 2**30}),
-        part("diffusers", {"stages": [{"name": "a step", "ratio": 0.512}]}),
+        part("diffusers", {"stages": [{"name": "transformer pass", "ratio": 0.512}]}),
     ]}  # fmt: skip
     text = table(before, after)
     for line in (
@@ -142,7 +142,7 @@ def filled(work: pathlib.Path, script: str, doc: str) -> None:
         "| the same in fp8 | not measured | not measured | not measured | not measured | not measured |",
         "| a product of matrices at best, TFLOP/s | 600 |",
         "| a copy on the card, GB/s | 4300 |",
-        "| a step: ours over diffusers' | 0.51 |",
+        "| transformer pass: ours over diffusers' | 0.51 |",
         "| rms-norm | 25.0 % |",
         "| guidance | not measured |",
         "| product | 75.0 % |",

@@ -55,6 +55,13 @@ pub fn transformer(
     }
 }
 
+/// What two passes of a step with guidance have in common: the image tokens' way in.
+#[must_use]
+pub fn image_input(config: &TransformerConfig, image_tokens: usize) -> Operations {
+    let linear = 2.0 * (image_tokens * config.in_channels * config.inner_dim()) as f64;
+    Operations { linear, attention: 0.0 }
+}
+
 /// The modulation of all blocks for `levels` noise levels.
 #[must_use]
 pub fn modulation(config: &TransformerConfig, levels: usize) -> Operations {

@@ -139,8 +139,12 @@ impl Opened {
                 WeightSource::Stored => {
                     Weights::open(context.snapshot, component, stem, kind, canonical)
                 }
-                WeightSource::Random => Ok(Weights::random(component, kind)),
-                WeightSource::Placeholders => Ok(Weights::recording(component, context.dtype)),
+                WeightSource::Random(components) if components.contains(&component) => {
+                    Ok(Weights::random(component, kind))
+                }
+                WeightSource::Random(_) | WeightSource::Placeholders => {
+                    Ok(Weights::recording(component, context.dtype))
+                }
             }
         };
         let unchanged: fn(&str) -> String = str::to_owned;

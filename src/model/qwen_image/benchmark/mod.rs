@@ -4,9 +4,10 @@
 //! the observer that a request's client has, too.
 
 mod ceiling;
+mod prompts;
 mod published;
+mod stopwatch;
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use candle_core::{DType, Device};
@@ -14,6 +15,12 @@ use serde::Serialize;
 
 pub use ceiling::{Ceiling, ProductSpeed};
 pub use published::{LayerCounts, Published};
+pub use stopwatch::Work;
+
+pub use super::pipeline::parts::Part;
+
+use prompts::Prompts;
+use stopwatch::{Order, Stopwatch};
 
 use super::pipeline::{Extent, Pipeline};
 use super::positions::Grid;
@@ -22,14 +29,14 @@ use super::variant::{self, Variant};
 use super::{cost, loading};
 use crate::checkpoint::Snapshot;
 use crate::domain::{
-    GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Seed, Steps,
-    Task, ValidationError,
+    GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, RgbImage, Seed, Steps, Task,
+    ValidationError,
 };
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::precision::open_device;
 use crate::model::{
     DeviceChoice, DiffusionModel, DtypeChoice, LoadError, ModelConfig, ModelError, StepObserver,
-    StepProgress, Unobserved,
+    Unobserved,
 };
 use crate::nn::trace::{self, OperationTime, Trace};
 
@@ -48,6 +55,11 @@ pub struct BenchmarkPlan {
     pub steps: Steps,
     /// Above 1 every step takes two passes.
     pub guidance: GuidanceScale,
+    /// Tokens of the words of each prompt; without it an instruction of usual length, and
+    /// the negative prompt that Qwen recommends.
+    pub words: Option<usize>,
+    /// What of the picture's way to go; weights of the rest are not made.
+    pub parts: Vec<Part>,
     /// How often; the first time pays for what is set up once.
     pub repeats: usize,
     /// Whether to measure what the device reaches at most, too.
@@ -79,6 +91,8 @@ pub struct BenchmarkReport {
     pub threads: usize,
     /// Bytes of the weights that stay on the device.
     pub weight_bytes: usize,
+    /// Bytes that this process had once the weights were there, if that can be told.
+    pub loaded_bytes: Option<usize>,
     /// Seconds until all weights were there.
     pub load_s: f64,
     /// Image tokens of a pass of the transformer.
@@ -125,6 +139,8 @@ pub struct Stage {
     pub cpu_s: f64,
     /// Tera floating-point operations of its products, by arithmetic.
     pub tflop: f64,
+    /// The most memory that this process had during it, in bytes, if that can be told.
+    pub peak_bytes: Option<usize>,
 }
 
 /// What a picture takes by arithmetic alone.
@@ -134,6 +150,8 @@ pub struct Estimate {
     pub image_tokens: usize,
     /// Text tokens of a pass, those of shown pictures among them.
     pub text_tokens: usize,
+    /// Rows and columns of patches of each picture that the text encoder sees.
+    pub shown_patches: Vec<(usize, usize)>,
     /// Bytes of all weights.
     pub weight_bytes: usize,
     /// Each stage; all steps are one.
@@ -160,6 +178,14 @@ pub enum BenchmarkError {
     /// What was asked for cannot be.
     #[error(transparent)]
     Request(#[from] ValidationError),
+    /// No prompt has so many tokens.
+    #[error("{asked} tokens of words cannot be: the template alone has {least}")]
+    Words {
+        /// How many were asked for.
+        asked: usize,
+        /// What there is without a word.
+        least: usize,
+    },
     /// A picture was not made.
     #[error("no picture was made")]
     Model(#[from] ModelError),
@@ -168,43 +194,56 @@ pub enum BenchmarkError {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Builds the model with random weights and makes `plan.repeats` pictures.
+/// Builds the model with random weights and makes `plan.repeats` pictures, or those
+/// parts of them that are wanted. `told` hears what is begun with.
 ///
 /// # Errors
 /// [`BenchmarkError`]: no such device, a faulty configuration, out of memory.
-pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
+pub fn run(
+    plan: &BenchmarkPlan,
+    told: &mut dyn FnMut(Work),
+) -> Result<BenchmarkReport, BenchmarkError> {
     let device = open_device(&plan.model)?;
     let dtype = crate::device::dtype(plan.model.dtype, &device);
     let started = Instant::now();
-    let source = (WeightSource::Random, &device, dtype);
-    let mut pipeline = with_context(plan, source, super::load_pipeline)?;
+    told(Work::Loading);
+    let components: Vec<&str> = plan.parts.iter().map(|part| part.component()).collect();
+    let source = (WeightSource::Random(&components), &device, dtype);
+    let pipeline = with_context(plan, source, super::load_pipeline)?;
     device.synchronize()?;
     let load_s = started.elapsed().as_secs_f64();
+    let mut bench = Bench::new(pipeline, plan)?;
+    let loaded_bytes = crate::device::held_memory_bytes(&device);
 
-    let request = request(plan)?;
-    let extent = pipeline.extent(&request)?;
+    let mut peak_bytes = crate::device::peak_memory_bytes(&device);
     let mut runs = Vec::with_capacity(plan.repeats);
-    let mut text_tokens = 0;
-    for _ in 0..plan.repeats {
-        let mut watch = Stopwatch::start(&device);
-        let generation = pipeline.generate(&request, &mut watch)?;
-        watch.mark();
-        let words = generation.usage.input_text_tokens;
-        text_tokens = words + extent.shown_tokens();
-        runs.push(watch.into_run(&costs(&pipeline, &extent, plan, words)));
+    for picture in 1..=plan.repeats {
+        let order = Order { picture, pictures: plan.repeats, parts: &plan.parts };
+        let mut watch = Stopwatch::start((&device, order), told);
+        bench.make(&bench.request.clone(), &mut watch)?;
+        peak_bytes = peak_bytes.max(watch.stop());
+        runs.push(watch.into_run(&bench.costs()));
     }
-    let trace = plan.trace.then(|| traced(&mut pipeline, &device, request)).transpose()?;
+    if plan.trace {
+        told(Work::Trace);
+    }
+    let trace = plan.trace.then(|| bench.traced(&device)).transpose()?;
+    if plan.ceiling {
+        told(Work::Ceiling);
+    }
+    let Bench { pipeline, extent, prompts, .. } = bench;
     Ok(BenchmarkReport {
         device: crate::device::device_name(&device),
         dtype: pipeline.info.dtype.clone(),
         threads: rayon::current_num_threads(),
         weight_bytes: pipeline.info.weight_bytes,
+        loaded_bytes,
         load_s,
         image_tokens: extent.image_tokens,
-        text_tokens,
+        text_tokens: prompts.words[0] + extent.shown_tokens(),
         shown_patches: extent.shown.iter().map(|grid| (grid.height, grid.width)).collect(),
         ceiling_tflops: plan.ceiling.then(|| ceiling::tflops(&device, dtype)).transpose()?,
-        peak_bytes: crate::device::peak_memory_bytes(&device),
+        peak_bytes: peak_bytes.max(crate::device::peak_memory_bytes(&device)),
         runs,
         operations: trace.as_ref().map(Trace::operations).unwrap_or_default(),
         trace,
@@ -214,18 +253,83 @@ pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
 /// Steps of the picture that is traced: they are alike, and so is what they take.
 const TRACED_STEPS: usize = 2;
 
-/// Where the time of one more picture goes.
-fn traced(
-    pipeline: &mut Pipeline,
-    device: &Device,
-    mut request: ImageRequest,
-) -> Result<Trace, BenchmarkError> {
-    if request.steps.get() > TRACED_STEPS {
-        request.steps = Steps::new(TRACED_STEPS as i64)?;
+/// A model, and what is asked of it.
+struct Bench<'a> {
+    pipeline: Pipeline,
+    plan: &'a BenchmarkPlan,
+    request: ImageRequest,
+    extent: Extent,
+    prompts: Prompts,
+}
+
+impl<'a> Bench<'a> {
+    fn new(pipeline: Pipeline, plan: &'a BenchmarkPlan) -> Result<Self, BenchmarkError> {
+        let usual = request(plan)?;
+        let extent = pipeline.extent(&usual)?;
+        let prompts = Prompts::of(&pipeline, &extent, plan)?;
+        let request = ImageRequest {
+            prompt: prompts.positive.clone(),
+            negative_prompt: Some(prompts.negative.clone()),
+            ..usual
+        };
+        Ok(Self { pipeline, plan, request, extent, prompts })
     }
-    let (made, trace) = trace::record(device, || pipeline.generate(&request, &mut Unobserved))?;
-    made?;
-    Ok(trace)
+
+    /// Makes the picture of `request`, or the parts of it that are wanted.
+    fn make(
+        &mut self,
+        request: &ImageRequest,
+        observer: &mut dyn StepObserver,
+    ) -> Result<(), ModelError> {
+        let parts = &self.plan.parts;
+        if Part::ALL.iter().all(|part| parts.contains(part)) {
+            return self.pipeline.generate(request, observer).map(drop);
+        }
+        let shown = self.extent.shown_tokens();
+        let tokens: Vec<usize> = self.prompts.words.iter().map(|words| shown + words).collect();
+        self.pipeline.make_parts(request, parts, &tokens, observer)
+    }
+
+    /// Where the time of one more picture goes.
+    fn traced(&mut self, device: &Device) -> Result<Trace, BenchmarkError> {
+        let mut request = self.request.clone();
+        if request.steps.get() > TRACED_STEPS {
+            request.steps = Steps::new(TRACED_STEPS as i64)?;
+        }
+        let (made, trace) = trace::record(device, || self.make(&request, &mut Unobserved))?;
+        made?;
+        Ok(trace)
+    }
+
+    /// Operations of each of [`STAGES`].
+    fn costs(&self) -> [f64; 6] {
+        let components = &self.pipeline.components;
+        let transformer = components.transformer.config();
+        let encoder = &components.text_encoder_config;
+        let (extent, prompts) = (&self.extent, &self.prompts.words);
+        let shown = extent.shown_tokens();
+        let template = self.pipeline.variant.template.drop_tokens;
+        let language =
+            |words: &usize| cost::language_model(&encoder.text, template + shown + words).total();
+        let vision = |grid: &Grid| cost::vision_tower(&encoder.vision, *grid).total();
+        let autoencoder =
+            |size: &PixelSize| cost::autoencoder(&components.vae_config, size.width, size.height);
+        let pass = |words: &usize| {
+            cost::transformer(transformer, (extent.image_tokens, extent.made_tokens), shown + words)
+                .total()
+        };
+        let shared = cost::image_input(transformer, extent.image_tokens).total();
+        let step = prompts.iter().map(pass).sum::<f64>() - (prompts.len() - 1) as f64 * shared;
+        let steps = self.plan.steps.get();
+        [
+            0.0,
+            prompts.iter().map(language).chain(extent.shown.iter().map(vision)).sum(),
+            extent.encoded.iter().fold(0.0, |sum, size| sum + autoencoder(size).encode.total()),
+            cost::modulation(transformer, steps).total(),
+            steps as f64 * step,
+            autoencoder(&extent.output).decode.total(),
+        ]
+    }
 }
 
 /// What `device` reaches at most in `dtype`.
@@ -256,9 +360,9 @@ pub fn estimate(plan: &BenchmarkPlan) -> Result<Estimate, BenchmarkError> {
     let (pipeline, bytes) = with_context(plan, source, |context, variant| {
         Ok((super::load_pipeline(context, variant)?, loading::weight_bytes(context, variant)?))
     })?;
-    let extent = pipeline.extent(&request(plan)?)?;
-    let words = words_of(&pipeline, PROMPT);
-    let passes = if plan.guidance.get() > 1.0 { 2 } else { 1 };
+    let bench = Bench::new(pipeline, plan)?;
+    let extent = &bench.extent;
+    let passes = bench.prompts.words.len();
     let blocks = bytes.transformer - bytes.modulation;
     let reads = [
         0,
@@ -268,11 +372,11 @@ pub fn estimate(plan: &BenchmarkPlan) -> Result<Estimate, BenchmarkError> {
         plan.steps.get() * passes * blocks,
         bytes.vae / 2,
     ];
-    let costs = costs(&pipeline, &extent, plan, words);
-    let stages = STAGES.iter().zip(costs).zip(reads).skip(1);
+    let stages = STAGES.iter().zip(bench.costs()).zip(reads).skip(1);
     Ok(Estimate {
         image_tokens: extent.image_tokens,
-        text_tokens: words + extent.shown_tokens(),
+        text_tokens: bench.prompts.words[0] + extent.shown_tokens(),
+        shown_patches: extent.shown.iter().map(|grid| (grid.height, grid.width)).collect(),
         weight_bytes: bytes.total(),
         stages: stages
             .map(|((name, cost), read)| EstimatedStage {
@@ -319,11 +423,7 @@ fn variant_of(snapshot: &Snapshot) -> Result<&'static Variant, LoadError> {
     })
 }
 
-/// As long as people's instructions are.
-const PROMPT: &str = "Replace the background with a quiet beach at sunset, and keep the person.";
-/// The one that Qwen recommends.
-const NEGATIVE_PROMPT: &str = " ";
-
+/// What `plan` asks for, with its usual prompts.
 fn request(plan: &BenchmarkPlan) -> Result<ImageRequest, ValidationError> {
     let (width, height) = (plan.size.width(), plan.size.height());
     let picture = |index: usize| {
@@ -334,8 +434,8 @@ fn request(plan: &BenchmarkPlan) -> Result<ImageRequest, ValidationError> {
     let images: Vec<_> = (0..plan.references).map(picture).collect();
     Ok(ImageRequest {
         task: if images.is_empty() { Task::Generate } else { Task::Edit { images } },
-        prompt: Prompt::new(PROMPT)?,
-        negative_prompt: Some(Prompt::negative(NEGATIVE_PROMPT)?),
+        prompt: prompts::usual()?,
+        negative_prompt: None,
         count: ImageCount::new(1)?,
         size: OutputSize::Exact(plan.size),
         steps: plan.steps,
@@ -347,103 +447,6 @@ fn request(plan: &BenchmarkPlan) -> Result<ImageRequest, ValidationError> {
 /// The stages of a picture, in the order of `Pipeline::generate`.
 const STAGES: [&str; 6] =
     ["plan", "text encoder", "vae encoder", "modulation", "steps", "vae decoder"];
-/// Marks before the first step: at the start, and after each stage before the steps.
-const MARKS_BEFORE_STEPS: usize = 5;
-
-/// Operations of each of [`STAGES`]; `words`: tokens of the prompt.
-fn costs(pipeline: &Pipeline, extent: &Extent, plan: &BenchmarkPlan, words: usize) -> [f64; 6] {
-    let components = &pipeline.components;
-    let transformer = components.transformer.config();
-    let encoder = &components.text_encoder_config;
-    let shown = extent.shown_tokens();
-    let mut prompts = vec![words];
-    if plan.guidance.get() > 1.0 {
-        prompts.push(words_of(pipeline, NEGATIVE_PROMPT));
-    }
-    let template = pipeline.variant.template.drop_tokens;
-    let language =
-        |words: &usize| cost::language_model(&encoder.text, template + shown + words).total();
-    let vision = |grid: &Grid| cost::vision_tower(&encoder.vision, *grid).total();
-    let autoencoder =
-        |size: &PixelSize| cost::autoencoder(&components.vae_config, size.width, size.height);
-    let image_tokens = (extent.image_tokens, extent.made_tokens);
-    let pass = |words: &usize| cost::transformer(transformer, image_tokens, shown + words).total();
-    let steps = plan.steps.get();
-    [
-        0.0,
-        prompts.iter().map(language).chain(extent.shown.iter().map(vision)).sum(),
-        extent.encoded.iter().fold(0.0, |sum, size| sum + autoencoder(size).encode.total()),
-        cost::modulation(transformer, steps).total(),
-        steps as f64 * prompts.iter().map(pass).sum::<f64>(),
-        autoencoder(&extent.output).decode.total(),
-    ]
-}
-
-/// Tokens of `prompt`; none if it makes none.
-fn words_of(pipeline: &Pipeline, prompt: &str) -> usize {
-    let template = &pipeline.variant.template;
-    let tokens = pipeline.components.tokenizer.tokenise(template, prompt, &[]);
-    tokens
-        .ok()
-        .and_then(Result::ok)
-        .map_or(0, |tokens| tokens.token_ids.len() - template.drop_tokens)
-}
-
-/// Notes when each stage and each step ended, once the device is done with it.
-struct Stopwatch<'a> {
-    device: &'a Device,
-    marks: Vec<Mark>,
-}
-
-#[derive(Clone, Copy)]
-struct Mark {
-    instant: Instant,
-    cpu_s: f64,
-}
-
-impl<'a> Stopwatch<'a> {
-    fn start(device: &'a Device) -> Self {
-        let mut watch = Self { device, marks: Vec::new() };
-        watch.mark();
-        watch
-    }
-
-    fn mark(&mut self) {
-        // What fails on the device fails again in the pipeline, which tells it.
-        _ = self.device.synchronize();
-        let cpu_s = crate::device::process_cpu_s().unwrap_or(f64::NAN);
-        self.marks.push(Mark { instant: Instant::now(), cpu_s });
-    }
-
-    fn into_run(self, costs: &[f64; 6]) -> Run {
-        let between = |from: usize, to: usize| {
-            let (from, to) = (self.marks[from], self.marks[to]);
-            (to.instant.duration_since(from.instant).as_secs_f64(), to.cpu_s - from.cpu_s)
-        };
-        let last = self.marks.len() - 1;
-        // The start, four stages, all steps, the end.
-        let ends = [0, 1, 2, 3, 4, last - 1, last];
-        let stages = STAGES.iter().zip(costs).zip(ends.windows(2)).map(|((name, cost), ends)| {
-            let (seconds, cpu_s) = between(ends[0], ends[1]);
-            Stage { name, seconds, cpu_s, tflop: cost / 1e12 }
-        });
-        let (total_s, total_cpu_s) = between(0, last);
-        let steps = MARKS_BEFORE_STEPS - 1..last - 1;
-        Run {
-            total_s,
-            total_cpu_s,
-            stages: stages.collect(),
-            steps_s: steps.map(|step| between(step, step + 1).0).collect(),
-        }
-    }
-}
-
-impl StepObserver for Stopwatch<'_> {
-    fn on_step(&mut self, _progress: StepProgress) -> ControlFlow<()> {
-        self.mark();
-        ControlFlow::Continue(())
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -460,6 +463,8 @@ mod tests {
             references: 1,
             steps: Steps::new(3).unwrap(),
             guidance: GuidanceScale::new(4.0).unwrap(),
+            words: None,
+            parts: Part::ALL.to_vec(),
             repeats: 2,
             ceiling: false,
             trace: false,
@@ -469,7 +474,7 @@ mod tests {
 
     #[test]
     fn stages_and_steps_add_up_to_the_whole() {
-        let report = run(&plan()).unwrap();
+        let report = run(&plan(), &mut |_| ()).unwrap();
 
         assert_eq!(report.runs.len(), 2);
         for run in &report.runs {
@@ -485,9 +490,90 @@ mod tests {
         assert!(report.weight_bytes > 0);
     }
 
+    /// Names of the stages that a run of `parts` has, and of what was told.
+    fn stages_of(parts: &[Part]) -> (Vec<&'static str>, Vec<&'static str>) {
+        let mut told = Vec::new();
+        let plan = BenchmarkPlan { parts: parts.to_vec(), repeats: 1, ..plan() };
+        let report = run(&plan, &mut |work| match work {
+            Work::Stage { name, picture: 1, pictures: 1, .. } => told.push(name),
+            Work::Loading => {}
+            other @ (Work::Stage { .. } | Work::Trace | Work::Ceiling) => panic!("{other:?}"),
+        });
+        let run = report.unwrap().runs.remove(0);
+        let sum: f64 = run.stages.iter().map(|stage| stage.seconds).sum();
+        assert!(sum <= run.total_s, "{run:?}");
+        assert_eq!(run.steps_s.len(), 3 * usize::from(parts.contains(&Part::Transformer)));
+        (run.stages.iter().map(|stage| stage.name).collect(), told)
+    }
+
+    #[test]
+    fn parts_are_made_alone_and_every_stage_and_step_is_told_when_it_begins() {
+        let (made, told) = stages_of(&[Part::Transformer]);
+        assert_eq!(made, ["plan", "modulation", "steps"]);
+        assert_eq!(told, ["plan", "modulation", "steps", "steps", "steps"]);
+
+        let (made, told) = stages_of(&[Part::VaeEncoder, Part::VaeDecoder]);
+        assert_eq!(made, ["plan", "vae encoder", "vae decoder"]);
+        assert_eq!(told, made);
+
+        let (made, _) = stages_of(&[Part::TextEncoder]);
+        assert_eq!(made, ["plan", "text encoder"]);
+
+        let (made, told) = stages_of(&Part::ALL);
+        assert_eq!(made, STAGES);
+        let (steps, others): (Vec<_>, Vec<_>) = told.into_iter().partition(|name| *name == "steps");
+        assert_eq!((steps.len(), others.len()), (3, STAGES.len() - 1));
+    }
+
+    #[test]
+    fn the_transformer_alone_has_the_tokens_and_the_operations_that_it_has_in_a_picture() {
+        let traced = |parts: &[Part]| {
+            let parts = parts.to_vec();
+            let plan = BenchmarkPlan { parts, repeats: 1, trace: true, ..plan() };
+            let report = run(&plan, &mut |_| ()).unwrap();
+            let of_steps = report.operations.iter().filter(|of| of.stage == "steps");
+            let tflop: f64 = of_steps.map(|of| of.tflop).sum();
+            (report.image_tokens, report.text_tokens, tflop, report.weight_bytes)
+        };
+
+        let (whole, alone) = (traced(&Part::ALL), traced(&[Part::Transformer]));
+
+        assert_eq!((alone.0, alone.1), (whole.0, whole.1));
+        assert!((alone.2 / whole.2 - 1.0).abs() < 1e-9, "{alone:?} {whole:?}");
+        assert!(alone.3 < whole.3);
+    }
+
+    #[test]
+    fn prompts_have_the_words_that_are_asked_for_and_fewer_than_a_template_are_refused() {
+        let asked = |words| BenchmarkPlan { words, repeats: 1, ..plan() };
+        let of = |words| estimate(&asked(words)).map(|estimate| estimate.text_tokens);
+        let usual = of(None).unwrap();
+
+        let report = run(&asked(Some(50)), &mut |_| ()).unwrap();
+
+        assert_eq!(of(Some(50)).unwrap(), report.text_tokens);
+        assert_eq!(of(Some(51)).unwrap(), of(Some(50)).unwrap() + 1);
+        assert_ne!(report.text_tokens, usual);
+        let refused = of(Some(1)).unwrap_err().to_string();
+        assert!(refused.starts_with("1 tokens of words cannot be"), "{refused}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn memory_is_told_for_each_stage_and_the_most_of_all_is_the_most() {
+        let report = run(&plan(), &mut |_| ()).unwrap();
+
+        let stages = report.runs.iter().flat_map(|run| &run.stages);
+        let peaks: Vec<usize> = stages.filter_map(|stage| stage.peak_bytes).collect();
+        assert_eq!(peaks.len(), 2 * STAGES.len());
+        assert!(peaks.iter().max() <= report.peak_bytes.as_ref());
+        assert!(report.loaded_bytes.is_some_and(|loaded| loaded > report.weight_bytes));
+    }
+
     #[test]
     fn a_traced_picture_shows_what_its_steps_are_made_of() {
-        let report = run(&BenchmarkPlan { repeats: 1, trace: true, ..plan() }).unwrap();
+        let report =
+            run(&BenchmarkPlan { repeats: 1, trace: true, ..plan() }, &mut |_| ()).unwrap();
 
         let trace = report.trace.unwrap();
         let text = trace.to_chrome().to_string();
@@ -518,12 +604,11 @@ mod tests {
         assert_eq!(of_steps("attention").calls, count("block"));
         assert_eq!(of_steps("joint heads").calls, 3 * count("block"));
         assert_eq!(of_steps("modulated norm").calls, 4 * count("block") - 2 * 2 + 2 * 2);
-        // Two of three steps, by arithmetic of its own, which counts the layers at the ends
-        // of a pass for each prompt.
+        // Two of three steps, by arithmetic of its own.
         let counted: f64 =
             report.operations.iter().filter(|of| of.stage == "steps").map(|of| of.tflop).sum();
         let steps = report.runs[0].stages.iter().find(|stage| stage.name == "steps").unwrap();
-        assert!((counted / (steps.tflop * 2.0 / 3.0) - 1.0).abs() < 0.01, "{counted} {steps:?}");
+        assert!((counted / (steps.tflop * 2.0 / 3.0) - 1.0).abs() < 1e-6, "{counted} {steps:?}");
         let sum: f64 = report.operations.iter().map(|time| time.seconds).sum();
         assert!((sum * 1e6 - trace.spans[0].duration_us).abs() < 1e-3 * sum * 1e6);
     }

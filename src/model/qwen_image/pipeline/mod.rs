@@ -12,6 +12,7 @@ pub(super) mod cache;
 mod conditioning;
 mod denoise;
 mod job;
+pub(super) mod parts;
 
 use std::ops::{ControlFlow, Range};
 
@@ -97,8 +98,8 @@ pub(super) struct Extent {
     pub(super) encoded: Vec<PixelSize>,
     /// Patches of each picture that the text encoder sees.
     pub(super) shown: Vec<Grid>,
-    /// Patches that are merged into one of its tokens.
-    patches_per_token: usize,
+    /// Tokens of the text encoder for each.
+    pub(super) shown_grids: Vec<Grid>,
     /// Image tokens of a pass of the transformer.
     pub(super) image_tokens: usize,
     /// Those of them that are of what is made.
@@ -108,7 +109,7 @@ pub(super) struct Extent {
 impl Extent {
     /// Tokens that the shown pictures become.
     pub(super) fn shown_tokens(&self) -> usize {
-        self.shown.iter().map(|grid| grid.len() / self.patches_per_token).sum()
+        self.shown_grids.iter().map(|grid| grid.len()).sum()
     }
 }
 
@@ -233,11 +234,15 @@ impl Pipeline {
             job.shown.iter().map(grid).collect()
         };
         let sources = job.source.iter().map(|source| &source.picture);
+        let shown: Vec<Grid> = self.components.processor.as_ref().map(patches).unwrap_or_default();
+        let merge = vision.spatial_merge_size;
+        let merged =
+            |patches: &Grid| Grid { height: patches.height / merge, width: patches.width / merge };
         Ok(Extent {
             output: job.output,
             encoded: job.references.iter().chain(sources).map(PixelSize::of).collect(),
-            shown: self.components.processor.as_ref().map(patches).unwrap_or_default(),
-            patches_per_token: vision.patches_per_token(),
+            shown_grids: shown.iter().map(merged).collect(),
+            shown,
             image_tokens: self.grids(&job).iter().map(|grid| grid.len()).sum(),
             made_tokens: self.grids(&job)[..job.frames()].iter().map(|grid| grid.len()).sum(),
         })

@@ -1,0 +1,188 @@
+//! Some parts of a picture's way alone, to measure them: what the others would have made
+//! is drawn at random.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{Result as TensorResult, Tensor};
+
+use super::conditioning::{Conditioning, Guidance};
+use super::denoise::{Denoising, Steering, Watch};
+use super::job::Job;
+use super::{InputLatents, Pipeline, observe};
+use crate::domain::ImageRequest;
+use crate::model::finite::Arithmetic;
+use crate::model::noise::TorchGenerator;
+use crate::model::{ModelError, StepObserver, StepProgress};
+use crate::nn::trace;
+
+/// A part of a picture's way that can be measured alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Prompts, and the pictures shown with them, to hidden states.
+    TextEncoder,
+    /// Reference pictures to latents.
+    VaeEncoder,
+    /// All steps, with the modulation that they have in common.
+    Transformer,
+    /// Latents to a picture.
+    VaeDecoder,
+}
+
+impl Part {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] =
+        [Self::TextEncoder, Self::VaeEncoder, Self::Transformer, Self::VaeDecoder];
+
+    /// The name that asks for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TextEncoder => "text-encoder",
+            Self::VaeEncoder => "vae-encoder",
+            Self::Transformer => "transformer",
+            Self::VaeDecoder => "vae-decoder",
+        }
+    }
+
+    /// The component that it needs.
+    pub(in crate::model::qwen_image) fn component(self) -> &'static str {
+        match self {
+            Self::TextEncoder => "text_encoder",
+            Self::VaeEncoder | Self::VaeDecoder => "vae",
+            Self::Transformer => "transformer",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// There is no part of this name.
+#[derive(Debug, thiserror::Error)]
+#[error("no part is called '{name}'; there are {}", Part::ALL.map(Part::name).join(", "))]
+pub struct UnknownPart {
+    name: String,
+}
+
+impl FromStr for Part {
+    type Err = UnknownPart;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPart> {
+        let found = Self::ALL.into_iter().find(|part| part.name() == name);
+        found.ok_or_else(|| UnknownPart { name: name.to_owned() })
+    }
+}
+
+impl Pipeline {
+    /// The way of `request` as [`Pipeline::make`] goes it, but only `parts` of it.
+    /// `text_tokens`: of each prompt that the transformer sees.
+    pub(in crate::model::qwen_image) fn make_parts(
+        &self,
+        request: &ImageRequest,
+        parts: &[Part],
+        text_tokens: &[usize],
+        observer: &mut dyn StepObserver,
+    ) -> Result<(), ModelError> {
+        let mut stage = trace::stage("plan");
+        let job = self.plan(request)?;
+        let grids = self.grids(&job);
+        let total_steps = self.schedule(&job, &grids, request.steps.get())?.steps();
+        let progress = StepProgress { image: 0, step: 0, total_steps };
+        observe(observer, progress)?;
+        stage.next("text encoder");
+        if parts.contains(&Part::TextEncoder) {
+            self.encode_prompts(&job.shown, request, &grids)?;
+        }
+        observe(observer, progress)?;
+        stage.next("vae encoder");
+        if parts.contains(&Part::VaeEncoder) {
+            self.encode_pictures(&job)?;
+        }
+        observe(observer, progress)?;
+        stage.next("modulation");
+        if parts.contains(&Part::Transformer) {
+            let guidance = self.random_guidance(request, text_tokens)?;
+            self.denoise_random((request, &job), &guidance, &mut stage, observer)?;
+        } else {
+            observe(observer, progress)?;
+        }
+        stage.next("vae decoder");
+        if parts.contains(&Part::VaeDecoder) {
+            let noise =
+                self.noise(&mut TorchGenerator::new(0), self.grid(job.output), job.frames())?;
+            self.decode(&Self::pack_frames(&noise)?, &job, job.made_frames())?;
+        }
+        Ok(())
+    }
+
+    fn denoise_random(
+        &self,
+        (request, job): (&ImageRequest, &Job),
+        guidance: &Guidance,
+        stage: &mut trace::Span,
+        observer: &mut dyn StepObserver,
+    ) -> Result<(), ModelError> {
+        let grids = self.grids(job);
+        let schedule = self.schedule(job, &grids, request.steps.get())?;
+        let transformer = &self.components.transformer;
+        let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
+        let guided_length = self.variant.guided_length;
+        let steering = Steering { guidance, guided_length, modulations: &modulations };
+        let denoising = Denoising::new(transformer, steering, &grids, &schedule)?;
+        stage.next("steps");
+        let tokens = grids[job.frames()..].iter().map(|grid| grid.len()).sum();
+        let width = transformer.config().in_channels;
+        let references = (tokens > 0).then(|| self.random(tokens, width)).transpose()?;
+        let inputs = InputLatents { references, source: None, arithmetic: Arithmetic::OfModel };
+        let start = self.start(request.seed.get(), job, &inputs, &schedule)?;
+        let decode = &|latents: &Tensor| self.preview(latents, job);
+        let total_steps = schedule.steps();
+        let mut watch = Watch { observer, image: 0, total_steps, decode };
+        denoising.run(start, &mut watch).map(drop)
+    }
+
+    fn random_guidance(
+        &self,
+        request: &ImageRequest,
+        text_tokens: &[usize],
+    ) -> TensorResult<Guidance> {
+        let width = self.components.transformer.config().joint_attention_dim;
+        let conditioning = |tokens: usize| {
+            Ok::<_, candle_core::Error>(Conditioning {
+                embeds: self.random(tokens, width)?,
+                words: tokens,
+            })
+        };
+        let mut prompts = text_tokens.iter().map(|tokens| conditioning(*tokens));
+        Ok(Guidance {
+            positive: prompts.next().unwrap_or_else(|| conditioning(1))?,
+            negative: prompts.next().transpose()?,
+            scale: request.guidance.get(),
+            warnings: Vec::new(),
+        })
+    }
+
+    /// (1, tokens, width)
+    fn random(&self, tokens: usize, width: usize) -> TensorResult<Tensor> {
+        let (dtype, device) = self.tensor_kind();
+        Tensor::randn(0f32, 1.0, (1, tokens, width), device)?.to_dtype(dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_is_found_by_its_name_and_others_are_refused_with_all_names() {
+        for part in Part::ALL {
+            assert_eq!(part.name().parse::<Part>().unwrap(), part);
+        }
+        let refused = "steps".parse::<Part>().unwrap_err().to_string();
+        assert!(refused.contains("'steps'") && refused.contains("vae-decoder"), "{refused}");
+    }
+}
