@@ -8,7 +8,8 @@ Needs torch, diffusers and transformers (tools/demo-model/requirements.txt), no 
 weights. What is compared is what a picture needs on both sides:
 
 - a pass of the transformer, however many a step has; the modulation is a part of it in diffusers, ours has it once
-  for all steps, in a row of its own;
+  for all steps, in a row of its own. Of its last block ours computes what is read and diffusers all: with few
+  --layers that is much of a pass, so compare TFLOP/s, or two runs that differ by a layer;
 - the text encoder up to its hidden states: without the words' probabilities, which diffusers computes and drops;
   pictures are encoded once for both prompts (--prompts 2), which have as many words;
 - the VAE as diffusers has it, over two frames of zeros, and "folded" to two dimensions as ours is.
@@ -131,8 +132,8 @@ class Bench:
         """What a run of our program writes."""
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "report.json"
-            command = [str(self.options.binary), "bench", "--json", str(file), *arguments]
-            self.process(command, os.environ | {"RAYON_NUM_THREADS": str(threads)})
+            command = [str(self.options.binary), "bench", "--threads", str(threads), "--json", str(file), *arguments]
+            self.process(command)
             return json.loads(file.read_text())
 
     def process(self, command: list[str], environment: dict | None = None) -> str:
