@@ -19,7 +19,7 @@ pub(super) fn matrix_format(choice: DtypeChoice) -> MatrixFormat {
     }
 }
 
-/// The same for a text encoder, which is not asked for as often.
+/// The same for the text encoder: 8-bit floats are for the transformer's blocks alone.
 #[must_use]
 pub(super) fn text_encoder_matrices(choice: DtypeChoice) -> MatrixFormat {
     match matrix_format(choice) {

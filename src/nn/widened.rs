@@ -2,11 +2,10 @@
 //! at a time are widened, multiplied, and forgotten. So no wide matrix is ever whole.
 
 use candle_core::{DType, Device, Result, Tensor};
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
-use super::kernels::{Number, Numbers};
+use super::kernels::{Number, Numbers, in_format};
 use super::rows::vectorised;
 use crate::interruption;
 
@@ -26,28 +25,16 @@ pub(super) struct Narrow<'a> {
 ///
 /// # Errors
 /// A candle error if the shapes do not fit, or [`interruption::Cancelled`].
-#[expect(clippy::wildcard_enum_match_arm, reason = "layers compute in three formats")]
 pub(super) fn product(x: &Tensor, matrix: &Narrow) -> Result<Tensor> {
-    match x.dtype() {
-        DType::BF16 => product_of::<bf16>(x, matrix),
-        DType::F16 => product_of::<f16>(x, matrix),
-        DType::F32 => product_of::<f32>(x, matrix),
-        dtype => candle_core::bail!("no product of {dtype:?}"),
-    }
+    in_format!(x.dtype(), "a product", N => product_of::<N>(x, matrix))
 }
 
 /// The same with a `matrix` of 16 bits, or 32, that lies in memory.
 ///
 /// # Errors
 /// As [`product`].
-#[expect(clippy::wildcard_enum_match_arm, reason = "layers compute in three formats")]
 pub(super) fn product_with_tensor(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
-    match matrix.dtype() {
-        DType::BF16 => product_with::<bf16>(x, matrix),
-        DType::F16 => product_with::<f16>(x, matrix),
-        DType::F32 => product_with::<f32>(x, matrix),
-        dtype => candle_core::bail!("no product with {dtype:?}"),
-    }
+    in_format!(matrix.dtype(), "a product", N => product_with::<N>(x, matrix))
 }
 
 fn product_with<W: Number>(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {

@@ -8,14 +8,13 @@
 
 use std::ops::Range;
 
-use candle_core::{D, DType, Device, Result, Tensor};
-use half::{bf16, f16};
+use candle_core::{D, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::AttentionMask;
 use crate::interruption::{self, Watch};
 use crate::nn::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
-use crate::nn::kernels::{Number, Numbers};
+use crate::nn::kernels::{Number, Numbers, in_format};
 use crate::nn::rows::vectorised;
 use crate::nn::softmax::{exp_of_negative, maximum, subtrahend, weigh};
 
@@ -37,14 +36,8 @@ const WATCHED_FROM: usize = 1 << 30;
 ///
 /// # Errors
 /// A candle error if the shapes do not fit, or [`interruption::Cancelled`].
-#[expect(clippy::wildcard_enum_match_arm, reason = "heads are in three formats")]
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask) -> Result<Tensor> {
-    match q.dtype() {
-        DType::BF16 => attention_of::<bf16>(q, k, v, mask),
-        DType::F16 => attention_of::<f16>(q, k, v, mask),
-        DType::F32 => attention_of::<f32>(q, k, v, mask),
-        dtype => candle_core::bail!("attention knows no {dtype:?}"),
-    }
+    in_format!(q.dtype(), "attention", N => attention_of::<N>(q, k, v, mask))
 }
 
 fn attention_of<N: Number>(

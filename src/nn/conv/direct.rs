@@ -9,12 +9,11 @@
 use std::iter::repeat_n;
 
 use candle_core::{DType, Device, Result, Tensor};
-use half::{bf16, f16};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::interruption::{self, Watch};
-use crate::nn::kernels::{Number, Numbers};
+use crate::nn::kernels::{Number, Numbers, in_format};
 use crate::nn::unfold::Window;
 
 /// Outputs whose numbers lie side by side.
@@ -79,7 +78,6 @@ impl Kernels {
     }
 
     /// `band`: numbers of a band, if it is more than a row of places.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "pictures are in three formats")]
     fn convolve_by(
         &self,
         x: &Tensor,
@@ -87,12 +85,7 @@ impl Kernels {
         residual: Option<&Tensor>,
         band: usize,
     ) -> Result<Tensor> {
-        match x.dtype() {
-            DType::BF16 => self.convolve_numbers::<bf16>(x, places, residual, band),
-            DType::F16 => self.convolve_numbers::<f16>(x, places, residual, band),
-            DType::F32 => self.convolve_numbers::<f32>(x, places, residual, band),
-            dtype => candle_core::bail!("no convolution of {dtype:?}"),
-        }
+        in_format!(x.dtype(), "a convolution", N => self.convolve_numbers::<N>(x, places, residual, band))
     }
 
     fn convolve_numbers<N: Number>(

@@ -70,6 +70,27 @@ number!(f32, std::convert::identity, std::convert::identity);
 number!(bf16, Self::to_f32, Self::from_f32);
 number!(f16, Self::to_f32, Self::from_f32);
 
+/// `$made`, in which `$number` is the [`Number`] that tensors of `$dtype` consist of; an error
+/// for `$what` if they consist of none.
+macro_rules! in_format {
+    ($dtype:expr, $what:literal, $number:ident => $made:expr) => {{
+        let dtype = $dtype;
+        if dtype == candle_core::DType::F32 {
+            type $number = f32;
+            $made
+        } else if dtype == candle_core::DType::BF16 {
+            type $number = half::bf16;
+            $made
+        } else if dtype == candle_core::DType::F16 {
+            type $number = half::f16;
+            $made
+        } else {
+            candle_core::bail!("{} knows no {dtype:?}", $what)
+        }
+    }};
+}
+pub(super) use in_format;
+
 /// What tensors that are made consist of.
 #[cfg(not(feature = "cuda"))]
 pub(super) trait Stored: WithDType {}

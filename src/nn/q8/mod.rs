@@ -10,13 +10,13 @@ mod product;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
-use candle_core::{D, DType, Result, Tensor};
-use half::{bf16, f16};
+use candle_core::{D, Result, Tensor};
+use half::f16;
 use rayon::prelude::*;
 
 pub(super) use product::product;
 
-use super::kernels::{Number, Numbers};
+use super::kernels::{Number, Numbers, in_format};
 use super::rows::vectorised;
 use super::widened::{self, Narrow};
 
@@ -67,14 +67,8 @@ impl Q8Matrix {
     ///
     /// # Errors
     /// A candle error if it is elsewhere.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "layers compute in three formats")]
     pub(super) fn round(weight: &Tensor) -> Result<Self> {
-        match weight.dtype() {
-            DType::BF16 => Self::round_numbers::<bf16>(weight),
-            DType::F16 => Self::round_numbers::<f16>(weight),
-            DType::F32 => Self::round_numbers::<f32>(weight),
-            dtype => candle_core::bail!("no rounding of {dtype:?}"),
-        }
+        in_format!(weight.dtype(), "rounding", N => Self::round_numbers::<N>(weight))
     }
 
     fn round_numbers<N: Number>(weight: &Tensor) -> Result<Self> {
@@ -188,14 +182,8 @@ impl Q8Rows {
     ///
     /// # Errors
     /// A candle error if it is elsewhere.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "layers compute in three formats")]
     pub(super) fn round(x: &Tensor) -> Result<Self> {
-        match x.dtype() {
-            DType::BF16 => Self::round_numbers::<bf16>(x),
-            DType::F16 => Self::round_numbers::<f16>(x),
-            DType::F32 => Self::round_numbers::<f32>(x),
-            dtype => candle_core::bail!("no rounding of {dtype:?}"),
-        }
+        in_format!(x.dtype(), "rounding", N => Self::round_numbers::<N>(x))
     }
 
     fn round_numbers<N: Number>(x: &Tensor) -> Result<Self> {

@@ -2,12 +2,11 @@
 //! of blocks in 32-bit floats. Threads share strips of rows and ranges of outputs.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{BLOCK, GROUP, PANEL, PanelBlock, Q8Matrix, Q8Rows};
 use crate::interruption::{self, Watch};
-use crate::nn::kernels::Number;
+use crate::nn::kernels::{Number, in_format};
 
 /// Bytes of a strip of rows: half of a second cache.
 const STRIP_BYTES: usize = 1 << 20;
@@ -47,7 +46,6 @@ pub(super) fn is_native() -> bool {
 ///
 /// # Errors
 /// A candle error if the shapes do not fit, or [`interruption::Cancelled`].
-#[expect(clippy::wildcard_enum_match_arm, reason = "layers compute in three formats")]
 pub(in crate::nn) fn product(
     x: &Q8Rows,
     shape: &Shape,
@@ -57,12 +55,7 @@ pub(in crate::nn) fn product(
     if x.width != matrix.inputs {
         candle_core::bail!("rows of {} for a layer of {} inputs", x.width, matrix.inputs);
     }
-    match dtype {
-        DType::BF16 => product_in::<bf16>(x, shape, matrix),
-        DType::F16 => product_in::<f16>(x, shape, matrix),
-        DType::F32 => product_in::<f32>(x, shape, matrix),
-        dtype => candle_core::bail!("no product in {dtype:?}"),
-    }
+    in_format!(dtype, "a product", N => product_in::<N>(x, shape, matrix))
 }
 
 fn product_in<N: Number>(x: &Q8Rows, shape: &Shape, matrix: &Q8Matrix) -> Result<Tensor> {
