@@ -19,6 +19,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Result, Tensor};
+use diffuser_api::allocator::{MiMalloc, keep_freed_memory};
 use diffuser_api::nn::fusion::{Fusion, disable};
 use diffuser_api::nn::{self, After, Factors, FlowLength, HeadStream, LayerNorm, RmsNorm};
 
@@ -31,7 +32,11 @@ const TEXT_TOKENS: usize = 64;
 const RUNS: usize = 7;
 const CHILD: &str = "--without-fusions";
 
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() {
+    keep_freed_memory();
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let dtype = if arguments.iter().any(|a| a == "bf16") { DType::BF16 } else { DType::F32 };

@@ -29,6 +29,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use diffuser_api::allocator::{MiMalloc, keep_freed_memory};
 use diffuser_api::domain::{Picture, RgbImage};
 use diffuser_api::imaging::codec::{
     DecodeLimits, OutputFormat, PngCompression, decode, encode, encode_with,
@@ -40,7 +41,11 @@ const RUNS: usize = 3;
 const LEVELS: [PngCompression; 3] =
     [PngCompression::Fast, PngCompression::Balanced, PngCompression::Best];
 
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 fn main() {
+    keep_freed_memory();
     let folder = std::env::args().skip(1).find(|argument| argument != "--bench");
     println!("| picture | PNG | ms | bytes |\n|---|---|---|---|");
     for side in SIDES {

@@ -15,6 +15,7 @@
 //! - [`interruption`] breaks off work that nobody waits for;
 //! - [`telemetry`] sets up the logs, [`threads`] the threads that compute on a CPU.
 
+pub mod allocator;
 pub mod api;
 pub mod bench;
 pub mod checkpoint;

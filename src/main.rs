@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
 use diffuser_api::cli::{BenchArgs, Cli, Command, PullArgs, ServeArgs};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub, load_threads,
@@ -27,16 +28,8 @@ const IDLE_THREADS_END_AFTER: Duration = Duration::from_secs(2);
 /// Letters of what the program says at its end.
 const LONGEST_MESSAGE: usize = 4000;
 
-/// glibc's keeps what large bodies took; this one gives it back.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// How long freed memory is kept for who asks next, unless it is asked for back: a network
-/// makes hundreds of large tensors a second, and each page that comes anew is cleared first.
-const FREED_MEMORY_IS_KEPT_MS: std::ffi::c_long = 60_000;
-/// mimalloc's number for that (`mi_option_purge_delay` of mimalloc.h), which its crate does
-/// not name.
-const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     keep_freed_memory();
@@ -111,21 +104,6 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     }
     info!("leaving");
     Ok(())
-}
-
-/// Has the allocator wait before it returns what is freed, unless the environment tells it
-/// how long.
-#[expect(unsafe_code, reason = "a call of a C library")]
-fn keep_freed_memory() {
-    // SAFETY: it stores a number.
-    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, FREED_MEMORY_IS_KEPT_MS) }
-}
-
-/// Has the allocator return what is freed now, and not some time after.
-#[expect(unsafe_code, reason = "a call of a C library")]
-fn give_memory_back() {
-    // SAFETY: it concerns memory that nobody holds, and may be called at any time.
-    unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
 /// Loads the model on the thread that will own it, and warms it up.
