@@ -5,8 +5,8 @@
 //! cargo run --example edit_image -- photo.png "make the sky pink" pink.png Qwen/Qwen-Image-Edit
 //! ```
 //!
-//! Without a model's name it is the embedded one, whose weights are random: it
-//! shows the way, not a picture. A downloaded model is looked for in the cache
+//! Without a model's name it is the embedded one, which knows a few instructions (it prints
+//! them). A downloaded model is looked for in the cache
 //! that `diffuser-api pull` fills, and fetched if it is not there.
 #![expect(clippy::print_stdout, reason = "an example tells the person who runs it what it does")]
 
@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
 use diffuser_api::config::{Environment, load_hub};
-use diffuser_api::domain::{ImageCount, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Task};
+use diffuser_api::domain::{ImageRequest, Prompt, RgbImage, Seed, Task};
 use diffuser_api::model::{ModelConfig, StepObserver, StepProgress};
 
 fn main() -> Result<()> {
@@ -27,17 +27,17 @@ fn main() -> Result<()> {
     let mut model = diffuser_api::model::load(&ModelConfig::of(id), &hub)?;
     let info = model.info().clone();
     println!("loaded {} on {} in {}", info.id, info.device, info.dtype);
+    for instruction in &info.instructions {
+        println!("it knows, for example: {instruction}");
+    }
 
     let negative_prompt = info.defaults.negative_prompt.map(Prompt::negative);
     let request = ImageRequest {
-        task: Task::Edit { images: vec![read(&input)?.into()] },
-        prompt: Prompt::new(prompt)?,
         negative_prompt: negative_prompt.transpose()?,
-        count: ImageCount::new(1)?,
-        size: OutputSize::Reference,
         steps: info.defaults.num_inference_steps,
         guidance: info.defaults.guidance,
         seed: Seed::new(42),
+        ..ImageRequest::new(Task::Edit { images: vec![read(&input)?.into()] }, Prompt::new(prompt)?)
     };
     let generation = model.generate(&request, &mut PrintedSteps)?;
 

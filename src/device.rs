@@ -3,7 +3,11 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
+use std::str::FromStr;
+
 use candle_core::{DType, Device, DeviceLocation};
+
+use crate::domain::UnknownChoice;
 
 /// Where a model shall run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,55 @@ pub enum DtypeChoice {
     /// As `Float32`, on a CPU, and the matrices of the transformer's blocks and of the text
     /// encoder are kept, and multiplied, in 8-bit integers.
     Q8_0,
+}
+
+impl DeviceChoice {
+    /// The ways to write one.
+    pub const CHOICES: &str = "auto, cpu, cuda, cuda:N or metal";
+}
+
+impl FromStr for DeviceChoice {
+    type Err = UnknownChoice;
+
+    /// Reads `auto`, `cpu`, `cuda` (the first card), `cuda:N`, or `metal`, which
+    /// torch calls `mps`; in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unknown = UnknownChoice { expected: Self::CHOICES };
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "metal" | "mps" => Ok(Self::Metal),
+            other => {
+                let number = other.strip_prefix("cuda:").ok_or(unknown.clone())?;
+                number.parse().map(Self::Cuda).map_err(|_| unknown)
+            }
+        }
+    }
+}
+
+impl DtypeChoice {
+    /// The ways to write one.
+    pub const CHOICES: &str = "auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0";
+}
+
+impl FromStr for DtypeChoice {
+    type Err = UnknownChoice;
+
+    /// Reads torch's names and their short forms, in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let lower = text.to_ascii_lowercase();
+        match lower.strip_prefix("torch.").unwrap_or(&lower) {
+            "auto" => Ok(Self::Auto),
+            "float32" | "fp32" | "f32" | "float" => Ok(Self::Float32),
+            "bfloat16" | "bf16" => Ok(Self::Bfloat16),
+            "float16" | "fp16" | "f16" | "half" => Ok(Self::Float16),
+            "fp8" | "float8_e4m3fn" => Ok(Self::Fp8),
+            "fp8-weights" => Ok(Self::Fp8Weights),
+            "q8_0" => Ok(Self::Q8_0),
+            _ => Err(UnknownChoice { expected: Self::CHOICES }),
+        }
+    }
 }
 
 /// No such device in this build or on this machine.
@@ -198,6 +251,44 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_named_as_torch_names_them() {
+        for (text, device) in [
+            ("auto", DeviceChoice::Auto),
+            ("CPU", DeviceChoice::Cpu),
+            ("cuda", DeviceChoice::Cuda(0)),
+            ("cuda:3", DeviceChoice::Cuda(3)),
+            ("metal", DeviceChoice::Metal),
+            ("mps", DeviceChoice::Metal),
+        ] {
+            assert_eq!(text.parse(), Ok(device), "{text}");
+        }
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", " cpu"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn dtypes_have_long_and_short_names() {
+        for (text, dtype) in [
+            ("auto", DtypeChoice::Auto),
+            ("float32", DtypeChoice::Float32),
+            ("fp32", DtypeChoice::Float32),
+            ("f32", DtypeChoice::Float32),
+            ("torch.bfloat16", DtypeChoice::Bfloat16),
+            ("BF16", DtypeChoice::Bfloat16),
+            ("float16", DtypeChoice::Float16),
+            ("fp16", DtypeChoice::Float16),
+            ("f16", DtypeChoice::Float16),
+            ("fp8", DtypeChoice::Fp8),
+            ("FP8-weights", DtypeChoice::Fp8Weights),
+            ("Q8_0", DtypeChoice::Q8_0),
+        ] {
+            assert_eq!(text.parse(), Ok(dtype), "{text}");
+        }
+        assert!("float64".parse::<DtypeChoice>().is_err());
+    }
 
     #[test]
     fn auto_means_float32_on_a_cpu_and_words_are_kept() {

@@ -7,13 +7,15 @@
 //! - [`mod@bench`] prints what a picture takes;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
+//! - [`requests`] says what a request means, apart from HTTP;
 //! - [`service`] owns the queue and the thread on which the model lives;
 //! - [`model`] holds the models, behind [`model::DiffusionModel`];
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
 //! - [`interruption`] breaks off work that nobody waits for;
-//! - [`telemetry`] sets up the logs, [`threads`] the threads that compute on a CPU.
+//! - [`telemetry`] sets up the logs, [`threads`] the threads that compute on a CPU, and
+//!   [`allocator`] how long freed memory is kept.
 
 pub mod allocator;
 pub mod api;
@@ -28,6 +30,7 @@ pub mod imaging;
 pub mod interruption;
 pub mod model;
 pub mod nn;
+pub mod requests;
 pub mod service;
 pub mod telemetry;
 pub mod threads;

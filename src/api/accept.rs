@@ -3,33 +3,22 @@
 use axum::http::{HeaderMap, header};
 
 use crate::imaging::codec::OutputFormat;
+use crate::requests::Accepted;
 
-/// What the `Accept` header of a request asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Accepted {
-    /// A JSON object, or events: what OpenAI's clients read, and what anybody gets who
-    /// says nothing.
-    Json,
-    /// The picture as a file, of this format where the request names none.
-    File(OutputFormat),
-}
-
-impl Accepted {
-    /// What the client likes best of what there is; of several alike, the first.
-    ///
-    /// Source: RFC 9110, section 12.5.1, but for `*/*`, which stands for JSON.
-    pub(super) fn by(headers: &HeaderMap) -> Self {
-        let values = headers.get_all(header::ACCEPT).into_iter();
-        let texts = values.filter_map(|value| value.to_str().ok());
-        let ranges = texts.flat_map(|text| text.split(',')).filter_map(weighed);
-        let mut best = (Self::Json, 0.0);
-        for (accepted, weight) in ranges {
-            if weight > best.1 {
-                best = (accepted, weight);
-            }
+/// What the client likes best of what there is; of several alike, the first.
+///
+/// Source: RFC 9110, section 12.5.1, but for `*/*`, which stands for JSON.
+pub(super) fn accepted_by(headers: &HeaderMap) -> Accepted {
+    let values = headers.get_all(header::ACCEPT).into_iter();
+    let texts = values.filter_map(|value| value.to_str().ok());
+    let ranges = texts.flat_map(|text| text.split(',')).filter_map(weighed);
+    let mut best = (Accepted::Json, 0.0);
+    for (accepted, weight) in ranges {
+        if weight > best.1 {
+            best = (accepted, weight);
         }
-        best.0
     }
+    best.0
 }
 
 /// A media range that stands for something that there is, with its weight.
@@ -71,8 +60,8 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, accept.parse().unwrap());
-            assert_eq!(Accepted::by(&headers), expected, "{accept}");
+            assert_eq!(accepted_by(&headers), expected, "{accept}");
         }
-        assert_eq!(Accepted::by(&HeaderMap::new()), Accepted::Json);
+        assert_eq!(accepted_by(&HeaderMap::new()), Accepted::Json);
     }
 }

@@ -14,6 +14,7 @@ use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
 use super::state::AppState;
+use crate::requests::RequestError;
 
 /// The deployment in the address of a request: the model that is asked for. In the
 /// request's extensions.
@@ -93,8 +94,8 @@ pub(super) async fn require_known_deployment(
     next: Next,
 ) -> Response {
     match request.extensions().get::<Deployment>() {
-        Some(Deployment(name)) if !state.names.include(name) => {
-            ApiError::unknown_model(name, &state).into_response()
+        Some(Deployment(name)) if !state.requests.names.include(name) => {
+            ApiError::from(RequestError::unknown_model(name, &state.requests)).into_response()
         }
         Some(_) | None => next.run(request).await,
     }

@@ -7,40 +7,24 @@
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::fields::quote;
-use super::state::AppState;
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
-use crate::domain::ValidationError;
+use crate::domain::{FaultKind, ValidationError};
 use crate::model::ModelError;
+use crate::requests::RequestError;
 use crate::service::{ErrorKind, MemoryError, ServiceError};
 
 /// Why a request gets no 2xx.
 #[derive(Debug)]
 pub(super) enum ApiError {
-    /// The service refused or failed.
-    Service(ServiceError),
-    /// The bytes of a picture are no picture, or too large a one.
-    BadPicture {
-        field: &'static str,
-        message: String,
-    },
+    /// The request was not understood, or the service refused it or failed.
+    Request(RequestError),
     /// The body is not what its media type says.
     Malformed(String),
-    /// A file was asked for, and the request makes something else.
-    NotOneFile {
-        field: &'static str,
-        what: &'static str,
-    },
     UnsupportedMediaType {
         accepted: &'static str,
     },
     BodyTooLarge {
         max_upload_bytes: usize,
-    },
-    UnknownModel {
-        asked: String,
-        /// A name that would do.
-        served: String,
     },
     /// No key, or not one of ours.
     Unauthorised,
@@ -88,135 +72,133 @@ enum Retry {
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
+const FAILED: &str = "The server failed. Its log says why.";
+
+impl Row {
+    /// A fault of ours.
+    const FAILED: Self = Self {
+        status: StatusCode::INTERNAL_SERVER_ERROR,
+        kind: SERVER,
+        code: None,
+        param: None,
+        retry: Retry::Never,
+    };
+
+    /// A fault of the client's.
+    fn refused(status: StatusCode, code: Option<&'static str>) -> Self {
+        Self { status, kind: INVALID, code, param: None, retry: Retry::AsUsual }
+    }
+
+    /// What has no room or time now.
+    fn unavailable(code: &'static str, retry: Retry) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self { status, kind: SERVER, code: Some(code), param: None, retry }
+    }
+
+    fn of_request(error: &RequestError) -> Self {
+        match error {
+            RequestError::Service(error) => Self::of_service(error.kind()),
+            RequestError::BadPicture { field, .. } => Self {
+                kind: "image_generation_user_error",
+                param: Some(field),
+                ..Self::refused(StatusCode::BAD_REQUEST, Some("invalid_image_file"))
+            },
+            RequestError::NotOneFile { field, .. } => Self {
+                param: Some(field),
+                ..Self::refused(StatusCode::NOT_ACCEPTABLE, Some("not_acceptable"))
+            },
+            RequestError::UnknownModel { .. } => Self {
+                param: Some("model"),
+                ..Self::refused(StatusCode::NOT_FOUND, Some("model_not_found"))
+            },
+            RequestError::Interrupted(_) | RequestError::LostPicture => Self::FAILED,
+        }
+    }
+
+    fn of_service(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::InvalidRequest { field, fault } => {
+                let refused = Self::refused(StatusCode::BAD_REQUEST, Some(code_of(fault)));
+                Self { param: Some(field), ..refused }
+            }
+            ErrorKind::NotImplemented { field } => Self {
+                status: StatusCode::NOT_IMPLEMENTED,
+                kind: "not_implemented_error",
+                code: Some("not_implemented"),
+                param: field,
+                retry: Retry::Never,
+            },
+            ErrorKind::Busy => Self {
+                kind: "rate_limit_error",
+                retry: Retry::After(5),
+                ..Self::refused(StatusCode::TOO_MANY_REQUESTS, Some("server_busy"))
+            },
+            ErrorKind::OutOfMemory => Self::unavailable("out_of_memory", Retry::After(5)),
+            ErrorKind::NeverFits => {
+                Self::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
+            }
+            ErrorKind::ShuttingDown => Self::unavailable("shutting_down", Retry::After(10)),
+            ErrorKind::Cancelled => Self::unavailable("cancelled", Retry::AsUsual),
+            ErrorKind::Internal => Self::FAILED,
+        }
+    }
+}
+
+/// OpenAI's word for a fault.
+fn code_of(fault: FaultKind) -> &'static str {
+    match fault {
+        FaultKind::Missing => "missing_required_parameter",
+        FaultKind::WrongType => "invalid_type",
+        FaultKind::Invalid => "invalid_value",
+        FaultKind::IntegerTooSmall => "integer_below_min_value",
+        FaultKind::IntegerTooLarge => "integer_above_max_value",
+        FaultKind::DecimalTooSmall => "decimal_below_min_value",
+        FaultKind::DecimalTooLarge => "decimal_above_max_value",
+        FaultKind::TextTooShort => "string_below_min_length",
+        FaultKind::TextTooLong => "string_above_max_length",
+        FaultKind::ListTooLong => "array_above_max_length",
+        FaultKind::Unsupported => "unsupported_parameter",
+    }
+}
 
 impl ApiError {
     fn row(&self) -> Row {
-        let row = |status, kind, code, param, retry| Row { status, kind, code, param, retry };
-        let refused = |status, code| row(status, INVALID, code, None, Retry::AsUsual);
         match self {
-            Self::Service(error) => match error.kind() {
-                ErrorKind::InvalidRequest { field, code } => {
-                    row(StatusCode::BAD_REQUEST, INVALID, Some(code), Some(field), Retry::AsUsual)
-                }
-                ErrorKind::NotImplemented { field } => row(
-                    StatusCode::NOT_IMPLEMENTED,
-                    "not_implemented_error",
-                    Some("not_implemented"),
-                    field,
-                    Retry::Never,
-                ),
-                ErrorKind::Busy => row(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "rate_limit_error",
-                    Some("server_busy"),
-                    None,
-                    Retry::After(5),
-                ),
-                ErrorKind::OutOfMemory => row(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    SERVER,
-                    Some("out_of_memory"),
-                    None,
-                    Retry::After(5),
-                ),
-                ErrorKind::NeverFits => {
-                    refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
-                }
-                ErrorKind::ShuttingDown => row(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    SERVER,
-                    Some("shutting_down"),
-                    None,
-                    Retry::After(10),
-                ),
-                ErrorKind::Cancelled => row(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    SERVER,
-                    Some("cancelled"),
-                    None,
-                    Retry::AsUsual,
-                ),
-                ErrorKind::Internal => {
-                    row(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, None, Retry::Never)
-                }
-            },
-            Self::BadPicture { field, .. } => row(
-                StatusCode::BAD_REQUEST,
-                "image_generation_user_error",
-                Some("invalid_image_file"),
-                Some(field),
-                Retry::AsUsual,
-            ),
-            Self::Malformed(_) => refused(StatusCode::BAD_REQUEST, None),
-            Self::NotOneFile { field, .. } => row(
-                StatusCode::NOT_ACCEPTABLE,
-                INVALID,
-                Some("not_acceptable"),
-                Some(field),
-                Retry::AsUsual,
-            ),
+            Self::Request(error) => Row::of_request(error),
+            Self::Malformed(_) => Row::refused(StatusCode::BAD_REQUEST, None),
             Self::UnsupportedMediaType { .. } => {
-                refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_type"))
+                Row::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, Some("unsupported_content_type"))
             }
             Self::BodyTooLarge { .. } => {
-                refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
+                Row::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
-            Self::UnknownModel { .. } => row(
-                StatusCode::NOT_FOUND,
-                INVALID,
-                Some("model_not_found"),
-                Some("model"),
-                Retry::AsUsual,
-            ),
-            Self::Unauthorised => refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
+            Self::Unauthorised => Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
             // Trying again would take as long.
-            Self::UploadTooSlow => row(
-                StatusCode::REQUEST_TIMEOUT,
-                INVALID,
-                Some("request_timeout"),
-                None,
-                Retry::Never,
-            ),
+            Self::UploadTooSlow => Row {
+                retry: Retry::Never,
+                ..Row::refused(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"))
+            },
             Self::UnknownPicture | Self::UnknownRoute { .. } => {
-                refused(StatusCode::NOT_FOUND, None)
+                Row::refused(StatusCode::NOT_FOUND, None)
             }
             Self::WrongMethod { .. } => {
-                refused(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_supported"))
+                Row::refused(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_supported"))
             }
-            Self::Internal(_) => {
-                row(StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, None, Retry::Never)
-            }
+            Self::Internal(_) => Row::FAILED,
         }
     }
 
     /// What the client reads. Never a cause from below: those may hold paths.
     fn message(&self) -> String {
         match self {
-            Self::Service(error) => match error.kind() {
-                ErrorKind::Internal => internal_message(error),
-                ErrorKind::InvalidRequest { .. } => error.to_string(),
-                ErrorKind::NotImplemented { .. }
-                | ErrorKind::Busy
-                | ErrorKind::OutOfMemory
-                | ErrorKind::NeverFits
-                | ErrorKind::ShuttingDown
-                | ErrorKind::Cancelled => sentence(&error.to_string()),
-            },
-            Self::BadPicture { message, .. } | Self::Malformed(message) => message.clone(),
-            Self::NotOneFile { field, what } => format!(
-                "Invalid '{field}': {what} do not go into one file. Ask for one picture, or for \
-                 'Accept: application/json'."
-            ),
+            Self::Request(error) => request_message(error),
+            Self::Malformed(message) => message.clone(),
             Self::UnsupportedMediaType { accepted } => {
                 format!("Unsupported Content-Type: this endpoint takes {accepted}.")
             }
             Self::BodyTooLarge { max_upload_bytes } => {
                 format!("The request body is larger than {max_upload_bytes} bytes.")
             }
-            Self::UnknownModel { asked, served } => format!(
-                "The model '{asked}' does not exist: this server has '{served}'. The list of \
-                 models has its other names."
-            ),
             Self::Unauthorised => {
                 "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY' or as \
                  'api-key: KEY'."
@@ -235,24 +217,26 @@ impl ApiError {
                 "Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different \
                  HTTP method?)"
             ),
-            Self::Internal(_) => "The server failed. Its log says why.".to_owned(),
+            Self::Internal(_) => FAILED.to_owned(),
         }
     }
 
     /// The causes, outermost first, where the log should have them.
     fn cause(&self) -> Option<Cause> {
         match self {
-            Self::Service(error) if error.kind() == ErrorKind::Internal => {
-                Some(Cause(chain(error)))
+            Self::Request(RequestError::Service(error)) if error.kind() != ErrorKind::Internal => {
+                None
             }
+            Self::Request(
+                error @ (RequestError::Service(_)
+                | RequestError::Interrupted(_)
+                | RequestError::LostPicture),
+            ) => Some(Cause(chain(error))),
             Self::Internal(cause) => Some(Cause(cause.clone())),
-            Self::Service(_)
-            | Self::BadPicture { .. }
+            Self::Request(_)
             | Self::Malformed(_)
-            | Self::NotOneFile { .. }
             | Self::UnsupportedMediaType { .. }
             | Self::BodyTooLarge { .. }
-            | Self::UnknownModel { .. }
             | Self::Unauthorised
             | Self::UploadTooSlow
             | Self::UnknownPicture
@@ -278,25 +262,18 @@ fn sentence(text: &str) -> String {
 }
 
 impl ApiError {
-    /// The loaded model has no such name.
-    pub(super) fn unknown_model(asked: &str, state: &AppState) -> Self {
-        Self::UnknownModel { asked: quote(asked), served: state.images.info().id.clone() }
-    }
-}
-
-impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
     pub(super) fn examples() -> [(Self, &'static str); 13] {
         let missing = "Missing required parameter: 'prompt'.";
-        let missing = ValidationError::new("prompt", "missing_required_parameter", missing);
+        let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), "demo".to_owned());
         let offered = ServiceError::NotOffered { what: "pictures from words alone", field: None };
         [
             (missing.into(), "A field is missing or wrong; `param` names it"),
             (Self::Unauthorised, "No key, or a wrong one"),
-            (Self::UnknownModel { asked, served }, "No such model"),
+            (RequestError::UnknownModel { asked, served }.into(), "No such model"),
             (
-                Self::NotOneFile { field: "n", what: "several pictures" },
+                RequestError::NotOneFile { field: "n", what: "several pictures" }.into(),
                 "A file was asked for (`Accept: image/png`), and more than one picture",
             ),
             (Self::UploadTooSlow, "The request took too long to arrive"),
@@ -324,21 +301,27 @@ impl ApiError {
     }
 }
 
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        Self::Request(error)
+    }
+}
+
 impl From<ServiceError> for ApiError {
     fn from(error: ServiceError) -> Self {
-        Self::Service(error)
+        Self::Request(error.into())
     }
 }
 
 impl From<MemoryError> for ApiError {
     fn from(error: MemoryError) -> Self {
-        Self::Service(error.into())
+        Self::Request(error.into())
     }
 }
 
 impl From<ValidationError> for ApiError {
     fn from(error: ValidationError) -> Self {
-        Self::Service(ServiceError::Invalid(error))
+        Self::Request(error.into())
     }
 }
 
@@ -427,6 +410,32 @@ pub(super) async fn wrap_foreign(response: Response) -> Response {
         }
     }
     wrapped
+}
+
+/// What the client reads of a request that was refused or failed.
+fn request_message(error: &RequestError) -> String {
+    match error {
+        RequestError::Service(error) => match error.kind() {
+            ErrorKind::Internal => internal_message(error),
+            ErrorKind::InvalidRequest { .. } => error.to_string(),
+            ErrorKind::NotImplemented { .. }
+            | ErrorKind::Busy
+            | ErrorKind::OutOfMemory
+            | ErrorKind::NeverFits
+            | ErrorKind::ShuttingDown
+            | ErrorKind::Cancelled => sentence(&error.to_string()),
+        },
+        RequestError::BadPicture { message, .. } => message.clone(),
+        RequestError::NotOneFile { field, what } => format!(
+            "Invalid '{field}': {what} do not go into one file. Ask for one picture, or for \
+             'Accept: application/json'."
+        ),
+        RequestError::UnknownModel { asked, served } => format!(
+            "The model '{asked}' does not exist: this server has '{served}'. The list of models \
+             has its other names."
+        ),
+        RequestError::Interrupted(_) | RequestError::LostPicture => FAILED.to_owned(),
+    }
 }
 
 /// What the client reads of a fault of ours: where numbers overflowed, for that is

@@ -7,11 +7,11 @@ use axum::http::header;
 
 use super::ApiConfig;
 use super::error::ApiError;
-use super::fields::Fields;
 use super::incoming::Incoming;
 use super::state::AppState;
 use super::unread::UnreadBody;
 use super::{json, multipart};
+use crate::requests::{Endpoint, Fields};
 use crate::service::{MemoryShare, ServiceError};
 
 /// How often a body of JSON is held while it is taken apart: as it came, and its texts.
@@ -29,6 +29,15 @@ pub(super) enum Encodings {
 }
 
 impl Encodings {
+    /// Those of `endpoint`.
+    pub(super) fn of(endpoint: Endpoint) -> Self {
+        match endpoint {
+            Endpoint::Edits => Self::JsonOrMultipart,
+            Endpoint::Generations => Self::Json,
+            Endpoint::Variations => Self::Multipart,
+        }
+    }
+
     fn describe(self) -> &'static str {
         match self {
             Self::Json => "application/json",
@@ -94,7 +103,7 @@ async fn stalled(unread: Option<&UnreadBody>, config: &ApiConfig) {
 
 /// Completes once the server is stopping, and what has not arrived will not be waited for.
 async fn too_late(state: &AppState) {
-    state.images.until_shut_down().await;
+    state.requests.images.until_shut_down().await;
     tokio::time::sleep(LAST_UPLOADS).await;
 }
 
@@ -121,7 +130,7 @@ async fn read_form(
     let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
     let boundary = multer::parse_boundary(content_type)
         .map_err(|error| ApiError::Malformed(format!("Invalid multipart body: {error}.")))?;
-    let (memory, max_bytes) = (state.memory.share(), state.config.max_upload_bytes);
+    let (memory, max_bytes) = (state.requests.memory.share(), state.config.max_upload_bytes);
     let incoming = Incoming::begin(request.into_body(), declared, max_bytes, 1, memory);
     let mut incoming = incoming.await?;
     let fields = multipart::read(&mut incoming, &boundary).await?;
@@ -133,7 +142,7 @@ async fn read_json(
     declared: Option<usize>,
     state: &AppState,
 ) -> Result<(Fields, MemoryShare), ApiError> {
-    let (memory, max_bytes) = (state.memory.share(), state.config.max_upload_bytes);
+    let (memory, max_bytes) = (state.requests.memory.share(), state.config.max_upload_bytes);
     let body = request.into_body();
     let mut incoming = Incoming::begin(body, declared, max_bytes, JSON_COPIES, memory).await?;
     let bytes = incoming.all(declared).await?;

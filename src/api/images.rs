@@ -1,32 +1,25 @@
 //! Pictures: edits, generations and variations.
 //!
-//! All three go the same way: body → fields → parameters → pictures → the
-//! queue → files → reply. Whatever can be refused is refused before a picture
+//! All three go the same way: body → fields (`form`) → what is to be done
+//! ([`prepare`]) → the queue → files → reply. Whatever can be refused is refused before a picture
 //! is decoded, and decoded before a place in the queue is taken.
 
 use axum::extract::{Path, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 
-use super::docs::{
-    EditForm, EditJson, GenerationJson, MadePictures, PictureFile, ReplayForm, VariationForm,
-};
-use super::endpoint::Endpoint;
+use super::accept;
+use super::address::Deployment;
+use super::docs::{MadePictures, PictureFile};
 use super::error::ApiError;
-use super::fields::{Fields, RawValue, wrong_type};
 use super::form::{self, Encodings};
-use super::origin::Asked;
-use super::parameters::{Delivery, Output, Parameters};
-use super::pictures::{DecodedInputs, Inputs};
-use super::recipe::Recipe;
+use super::origin::Origin;
 use super::reply::{self, ReplyFacts};
 use super::state::AppState;
 use super::stream;
 use super::wire::ErrorEnvelope;
-use crate::domain::{Task, ValidationError};
-use crate::imaging::provenance;
-use crate::model::{EditKind, ModelInfo};
-use crate::service::{MemoryShare, Offer};
+use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
+use crate::requests::{Asked, Delivery, Endpoint, Prepared, Recipe, RequestError, prepare};
 
 /// Edit pictures as a prompt says
 ///
@@ -99,41 +92,22 @@ pub(super) async fn replay(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let asked = Asked::by(&request, &state.config);
+    let (origin, asked) = outside_of(&request, &state);
     let (mut fields, mut memory) = form::read(request, Encodings::Multipart, &state).await?;
     // Looking for the recipe takes a copy.
     memory.grow_by(fields.held_bytes()).await?;
     let (recipe, mut fields, memory) = tokio::task::spawn_blocking(move || {
-        recipe_of(&mut fields).map(|recipe| (recipe, fields, memory))
+        Recipe::take(&mut fields).map(|recipe| (recipe, fields, memory))
     })
     .await??;
-    if !state.names.include(&recipe.model) {
-        return Err(ApiError::unknown_model(&recipe.model, &state));
+    if !state.requests.names.include(&recipe.model) {
+        return Err(RequestError::unknown_model(&recipe.model, &state.requests).into());
     }
     let endpoint = recipe.endpoint;
-    state.images.check_offered(endpoint.offer())?;
+    state.requests.images.check_offered(endpoint.task_kind())?;
     recipe.fill(&mut fields);
-    fulfil(state, (fields, memory), endpoint, asked).await
-}
-
-/// The recipe in the file that a replay is about.
-fn recipe_of(fields: &mut Fields) -> Result<Recipe, ValidationError> {
-    let refuse = |code, message: &str| Err(ValidationError::new("picture", code, message));
-    let text = match fields.take_all(&["picture"]).pop() {
-        Some(RawValue::File(file)) => provenance::read(&file),
-        Some(other) => return Err(wrong_type("picture", "a file", other.describe())),
-        None => {
-            let message = "Missing required parameter: 'picture'.";
-            return refuse("missing_required_parameter", message);
-        }
-    };
-    match text.as_deref().and_then(Recipe::parse) {
-        Some(recipe) => Ok(recipe),
-        None => refuse(
-            "invalid_value",
-            "Invalid 'picture': the file does not say how it was made, or was not made here.",
-        ),
-    }
+    let prepared = prepare(&state.requests, (fields, memory), endpoint, asked).await?;
+    deliver(state, prepared, origin).await
 }
 
 /// A finished picture that a reply gave the address of
@@ -170,104 +144,51 @@ async fn answer(
     request: Request,
     endpoint: Endpoint,
 ) -> Result<Response, ApiError> {
-    state.images.check_offered(endpoint.offer())?;
-    let asked = Asked::by(&request, &state.config);
-    let read = form::read(request, endpoint.encodings(), &state).await?;
-    fulfil(state, read, endpoint, asked).await
+    state.requests.images.check_offered(endpoint.task_kind())?;
+    let (origin, asked) = outside_of(&request, &state);
+    let read = form::read(request, Encodings::of(endpoint), &state).await?;
+    let prepared = prepare(&state.requests, read, endpoint, asked).await?;
+    deliver(state, prepared, origin).await
 }
 
-/// Fields → parameters → pictures → the queue → reply.
-async fn fulfil(
-    state: AppState,
-    (mut fields, mut memory): (Fields, MemoryShare),
-    endpoint: Endpoint,
-    asked: Asked,
-) -> Result<Response, ApiError> {
-    let Asked { origin, deployment, accepted } = asked;
-    let mut parameters = Parameters::take(&mut fields, endpoint, (deployment, accepted), &state)?;
-    let inputs = Inputs::take(&mut fields, endpoint, state.images.info())?;
-    if inputs.has_mask() {
-        state.images.check_offered(Offer::Masks)?;
-    } else {
-        parameters.note_missing_mask();
-    }
-    parameters.report_unknown(&fields);
-    drop(fields);
-    memory.shrink_to(inputs.held_bytes());
-
-    let (mut inputs, memory) = inputs.decode(&state, memory).await?;
-    parameters.warnings.append(&mut inputs.warnings);
-    let mask_convention = inputs.mask_convention;
-    let task = task_of(endpoint, &mut parameters, inputs, state.images.info())?;
-    if let Task::Decompose { layers, .. } = &task {
-        parameters.output.check_count("layers", layers.get())?;
-    }
-    let recipe = parameters.recipe(endpoint, &task, &state);
-    let request = parameters.request(task);
-    let (steps, seed) = (request.steps.get(), request.seed);
-    let Output { format, delivery } = parameters.output;
-    let framing = parameters.framing();
-    let facts = ReplyFacts {
-        model: state.images.info().id.clone(),
-        steps,
-        quality: parameters.quality,
-        format,
-        png_compression: state.config.png_compression,
-        recipe,
-        software: format!("{} {}", state.config.app_name, state.config.app_version),
-        mask_convention,
-        warnings: parameters.warnings,
+/// What a request says outside its body.
+fn outside_of(request: &Request, state: &AppState) -> (Origin, Asked) {
+    let deployment = request.extensions().get::<Deployment>();
+    let asked = Asked {
+        deployment: deployment.map(|Deployment(name)| name.clone()),
+        accepted: accept::accepted_by(request.headers()),
     };
-    match delivery {
+    (Origin::of(request.headers(), &state.config), asked)
+}
+
+/// The queue → reply.
+async fn deliver(
+    state: AppState,
+    prepared: Prepared,
+    origin: Origin,
+) -> Result<Response, ApiError> {
+    let Prepared { endpoint, request, framing, output, memory, .. } = prepared;
+    let seed = request.seed;
+    let facts = ReplyFacts {
+        model: state.requests.images.info().id.clone(),
+        steps: request.steps.get(),
+        quality: prepared.quality,
+        format: output.format,
+        png_compression: state.config.png_compression,
+        recipe: prepared.recipe,
+        software: format!("{} {}", state.config.app_name, state.config.app_version),
+        mask_convention: prepared.mask_convention.map(Into::into),
+        warnings: prepared.warnings,
+    };
+    match output.delivery {
         Delivery::Events { partial_images } => {
-            let ticket = state.images.order(request, framing, partial_images, memory).await?;
+            let images = &state.requests.images;
+            let ticket = images.order(request, framing, partial_images, memory).await?;
             Ok(stream::respond(ticket, facts, endpoint, seed))
         }
-        Delivery::Base64 | Delivery::Url | Delivery::File => {
-            let ticket = state.images.order(request, framing, 0, memory).await?;
+        delivery @ (Delivery::Base64 | Delivery::Url | Delivery::File) => {
+            let ticket = state.requests.images.order(request, framing, 0, memory).await?;
             reply::respond(state, ticket, facts, (delivery, origin)).await
         }
     }
-}
-
-/// What the request is to the loaded model.
-fn task_of(
-    endpoint: Endpoint,
-    parameters: &mut Parameters,
-    inputs: DecodedInputs,
-    model: &ModelInfo,
-) -> Result<Task, ApiError> {
-    let DecodedInputs { images, mask, .. } = inputs;
-    let mut images = images.into_iter();
-    let mut first = || {
-        let none = || ApiError::Internal("a request lost its picture".to_owned());
-        images.next().ok_or_else(none)
-    };
-    let default = model.defaults.strength;
-    Ok(match (endpoint, mask) {
-        (Endpoint::Generations, _) => Task::Generate,
-        (Endpoint::Variations, _) => {
-            Task::ImageToImage { image: first()?, strength: parameters.variation_strength()? }
-        }
-        (Endpoint::Edits, Some(mask)) => Task::Inpaint {
-            image: first()?,
-            mask,
-            strength: parameters.strength_or(default),
-            crop_padding: parameters.masking.crop_padding(),
-        },
-        (Endpoint::Edits, None) => match model.edit_kind {
-            EditKind::Instruction => {
-                parameters.refuse_strength()?;
-                Task::Edit { images: images.collect() }
-            }
-            EditKind::ImageToImage => {
-                let strength = parameters.strength_or(default);
-                Task::ImageToImage { image: first()?, strength }
-            }
-            EditKind::Layers => {
-                parameters.refuse_strength()?;
-                Task::Decompose { image: first()?, layers: parameters.layers()? }
-            }
-        },
-    })
 }

@@ -10,8 +10,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use serde_json::{Map, Number, Value};
 
 use super::error::ApiError;
-use super::fields::{Fields, RawValue, quote};
 use super::multipart::MAX_FIELDS;
+use crate::requests::{Fields, RawValue, quote};
 
 /// Values in all fields together that are kept.
 const MAX_VALUES: usize = 4096;

@@ -5,13 +5,13 @@ use axum::http::{Method, StatusCode};
 use axum::response::Response;
 
 use super::error::ApiError;
-use super::fields::quote;
 use super::origin::Origin;
 use super::state::AppState;
 use super::wire::{
     Endpoints, ErrorEnvelope, Health, ModelDetails, ModelList, ModelObject, QualityFacts,
     ServiceInfo, json_response,
 };
+use crate::requests::{RequestError, quote};
 
 /// Whether the server works
 ///
@@ -26,7 +26,7 @@ use super::wire::{
     )
 )]
 pub(super) async fn health(State(state): State<AppState>) -> Response {
-    let service = state.images.status();
+    let service = state.requests.images.status();
     let (code, status) = if !service.accepting {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting_down")
     } else if service.worker_alive {
@@ -51,7 +51,7 @@ pub(super) async fn health(State(state): State<AppState>) -> Response {
     responses((status = 200, description = "Facts", body = ServiceInfo))
 )]
 pub(super) async fn service_info(State(state): State<AppState>) -> Response {
-    let model = state.images.info();
+    let model = state.requests.images.info();
     let prefix = super::path_prefix(&state.config);
     let at = |path: &str| format!("{prefix}{path}");
     let endpoints = Endpoints {
@@ -66,7 +66,7 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
         service: state.config.app_name.clone(),
         version: state.config.app_version.clone(),
         model: model.into(),
-        capabilities: model.capabilities.into(),
+        capabilities: model.tasks.into(),
         endpoints,
         docs: super::docs::UI_PATH,
         openapi: super::docs::DOCUMENT_PATH,
@@ -82,7 +82,7 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
     responses((status = 200, description = "The model and its aliases", body = ModelList))
 )]
 pub(super) async fn models(State(state): State<AppState>) -> Response {
-    let data = state.names.listed().map(|name| model_object(&state, name)).collect();
+    let data = state.requests.names.listed().map(|name| model_object(&state, name)).collect();
     let list = ModelList { object: "list", data };
     json_response(StatusCode::OK, &list)
 }
@@ -90,7 +90,7 @@ pub(super) async fn models(State(state): State<AppState>) -> Response {
 /// The loaded model, if it has this name
 #[utoipa::path(
     get,
-    path = "/models/{id}",
+    path = "/models/{*id}",
     tag = "models",
     params(("id" = String, Path, description = "The model's id, its last part, or a hosted name such as `gpt-image-1`")),
     responses(
@@ -102,16 +102,16 @@ pub(super) async fn model(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    if !state.names.include(&id) {
-        return Err(ApiError::unknown_model(&id, &state));
+    if !state.requests.names.include(&id) {
+        return Err(RequestError::unknown_model(&id, &state.requests).into());
     }
-    let model = state.images.info();
+    let model = state.requests.images.info();
     let details = ModelDetails {
         object: model_object(&state, &model.id),
         details: model.into(),
-        capabilities: model.capabilities.into(),
-        qualities: QualityFacts::all_of(&state.qualities),
-        aliases: state.names.aliases.clone(),
+        capabilities: model.tasks.into(),
+        qualities: QualityFacts::all_of(&state.requests.qualities),
+        aliases: state.requests.names.aliases.clone(),
     };
     Ok(json_response(StatusCode::OK, &details))
 }

@@ -1,31 +1,23 @@
 //! HTTP and OpenAI's words; the only layer that knows either.
 //!
 //! [`router`] is the table of contents: each route names its handler; `address`
-//! brings other ways to write an address to these routes. A request for pictures goes through `form` (bytes → fields), `parameters` (fields
-//! → checked values) and `pictures` (files → pixels) to the service; `wire`
-//! is what comes back, and `error` the one table of what does not.
+//! brings other ways to write an address to these routes. A request for pictures goes
+//! through `form` (bytes → fields) and [`crate::requests`] (fields → what is to be done) to
+//! the service; `wire` is what comes back, and `error` the one table of what does not.
 
 mod accept;
 mod address;
 mod auth;
-mod data_url;
 mod docs;
-mod endpoint;
 mod error;
-mod fields;
 mod form;
 mod images;
 mod incoming;
 mod json;
-mod masks;
 mod meta;
 mod multipart;
 mod origin;
-mod parameters;
 mod peer;
-mod pictures;
-mod quality;
-mod recipe;
 mod reply;
 mod request_log;
 mod serve;
@@ -41,21 +33,21 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, Method, header};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::routing::{get, post};
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 pub use crate::imaging::codec::PngCompression;
 pub use auth::ApiKeys;
-pub use parameters::DefaultResponseFormat;
 pub use peer::PeerLimits;
-pub use quality::{QualityOverride, QualityOverrides};
 pub use serve::serve;
 pub use store::StoreConfig;
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
+use crate::requests::{DefaultResponseFormat, QualityOverrides};
 use crate::service::ImageService;
 use address::Addresses;
 use state::AppState;
@@ -122,21 +114,10 @@ impl ApiConfig {
 /// the routes are looked at.
 pub fn router(service: ImageService, config: &ApiConfig) -> Router {
     let prefix = path_prefix(config);
-    let at = |path: &str| format!("{prefix}{path}");
     let state = AppState::new(service.clone(), config);
-    let routes = Router::new()
-        .route(&at("/images/edits"), post(images::edits))
-        .route(&at("/images/generations"), post(images::generations))
-        .route(&at("/images/variations"), post(images::variations))
-        .route(&at("/images/replay"), post(images::replay))
-        .route(&at("/models"), get(meta::models))
-        .route(&at("/models/{*id}"), get(meta::model))
-        .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
-        .route_layer(from_fn_with_state(state.clone(), auth::require_key))
-        .route(&at("/images/files/{name}"), get(images::file))
-        .route("/health", get(meta::health))
-        .route("/", get(meta::service_info))
-        .merge(docs::router(config, service.info()))
+    let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
+    let routes = endpoints
+        .merge(docs::router(document, config, service.info()))
         .fallback(meta::unknown_route)
         .method_not_allowed_fallback(meta::wrong_method)
         .layer(DefaultBodyLimit::max(config.max_upload_bytes))
@@ -150,6 +131,25 @@ pub fn router(service: ImageService, config: &ApiConfig) -> Router {
     let anywhere =
         ServiceExt::<Request>::map_request(routes, move |request| addresses.rewrite(request));
     Router::new().fallback_service(anywhere)
+}
+
+/// Each endpoint, at the address that stands beside its handler, where the OpenAPI
+/// document has it from, too.
+fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
+    let openai = OpenApiRouter::new()
+        .routes(routes!(images::edits))
+        .routes(routes!(images::generations))
+        .routes(routes!(images::variations))
+        .routes(routes!(images::replay))
+        .routes(routes!(meta::models))
+        .routes(routes!(meta::model))
+        .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
+        .route_layer(from_fn_with_state(state.clone(), auth::require_key))
+        .routes(routes!(images::file));
+    let own = OpenApiRouter::with_openapi(docs::base())
+        .routes(routes!(meta::health))
+        .routes(routes!(meta::service_info));
+    if prefix.is_empty() { own.merge(openai) } else { own.nest(prefix, openai) }
 }
 
 /// The configured prefix as `/v1`, or as nothing.

@@ -9,8 +9,8 @@ use futures::stream::{self, Stream};
 use multer::{Field, Multipart};
 
 use super::error::ApiError;
-use super::fields::{Fields, RawValue};
 use super::incoming::Incoming;
+use crate::requests::{Fields, RawValue};
 
 /// Fields that a request may have. A form that a client fills with a field per byte
 /// of a file (node's client does so with a bare `Buffer`) is refused early.

@@ -1,31 +1,8 @@
-//! Where a client believes this server to be, and what it asks for by that.
+//! Where a client believes this server to be.
 
-use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 
 use super::ApiConfig;
-use super::accept::Accepted;
-use super::address::Deployment;
-
-/// What a request says outside its body.
-#[derive(Debug, Clone)]
-pub(super) struct Asked {
-    pub(super) origin: Origin,
-    /// The model, where the address names it.
-    pub(super) deployment: Option<Deployment>,
-    /// What the reply is to be.
-    pub(super) accepted: Accepted,
-}
-
-impl Asked {
-    pub(super) fn by(request: &Request, config: &ApiConfig) -> Self {
-        Self {
-            origin: Origin::of(request.headers(), config),
-            deployment: request.extensions().get().cloned(),
-            accepted: Accepted::by(request.headers()),
-        }
-    }
-}
 
 /// Scheme, host and port of a request, for addresses in its reply: clients only
 /// trust those of the origin that they already talk to.

@@ -8,16 +8,14 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::error::{ApiError, chain};
 use super::origin::Origin;
-use super::parameters::Delivery;
-use super::quality::Quality;
-use super::recipe::Recipe;
 use super::request_log::WorkDone;
 use super::state::{AppState, unix_seconds};
 use super::wire::{self, Background, ImageData, ImagesResponse, MaskConvention};
-use crate::domain::{Picture, Seed, ValidationError};
+use crate::domain::{FaultKind, Picture, Seed, ValidationError};
 use crate::imaging::codec::{self, OutputFormat, PngCompression};
 use crate::imaging::provenance;
 use crate::model::{GeneratedImage, Generation};
+use crate::requests::{Delivery, Quality, Recipe};
 use crate::service::Ticket;
 
 /// What is known of a reply before its pictures are made.
@@ -169,7 +167,7 @@ fn image_data(
         let name = name.ok_or_else(|| {
             let message = "Invalid value for 'response_format': the picture is larger than this \
                            server keeps for a 'url'. Use 'b64_json'.";
-            ValidationError::new("response_format", "invalid_value", message)
+            ValidationError::new("response_format", FaultKind::Invalid, message)
         })?;
         (None, Some(origin.url_of(&state.path(&format!("/images/files/{name}")))))
     } else {

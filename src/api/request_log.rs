@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::StreamExt;
+use tracing::Instrument;
 
 use super::error::Cause;
 
@@ -53,7 +54,8 @@ pub(super) async fn log_requests(request: Request, next: Next) -> Response {
         started: Instant::now(),
         answer: None,
     };
-    let mut response = next.run(request).await;
+    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
+    let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     let afterwards = response.extensions_mut().remove();
     line.answer = Some(Answer {

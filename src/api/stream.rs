@@ -12,7 +12,6 @@ use base64::engine::general_purpose::STANDARD;
 use futures::stream::{self, Stream};
 use serde::Serialize;
 
-use super::endpoint::Endpoint;
 use super::error::{ApiError, chain};
 use super::reply::{ReplyFacts, size_of};
 use super::request_log::{Afterwards, Outcome};
@@ -20,6 +19,7 @@ use super::state::unix_seconds;
 use super::wire::{Background, ImageEvent};
 use crate::domain::{Picture, Seed};
 use crate::model::TokenUsage;
+use crate::requests::Endpoint;
 use crate::service::Ticket;
 
 /// How often a silent stream says that it is alive: proxies give up after 60 s.
@@ -46,7 +46,7 @@ pub(super) fn respond(
 ) -> Response {
     let outcome = Arc::default();
     let afterwards = Afterwards(Arc::clone(&outcome));
-    let prefix = endpoint.event_prefix();
+    let prefix = event_prefix(endpoint);
     let job = Streaming { ticket, facts: Arc::new(facts), seed, prefix, sent: 0, outcome };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events(job)).keep_alive(keep_alive).into_response();
@@ -55,6 +55,14 @@ pub(super) fn respond(
     response.headers_mut().insert(unbuffered, HeaderValue::from_static("no"));
     response.extensions_mut().insert(afterwards);
     response
+}
+
+/// The beginning of the names of an endpoint's events.
+fn event_prefix(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Edits | Endpoint::Variations => "image_edit",
+        Endpoint::Generations => "image_generation",
+    }
 }
 
 /// Unfinished pictures, then the finished one or what went wrong.

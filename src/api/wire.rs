@@ -6,8 +6,9 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::quality::{Preset, Quality, QualityTable};
-use crate::model::{Capabilities, EditKind, ModelInfo, TokenUsage};
+use crate::domain::{TaskKind, TaskKinds};
+use crate::model::{EditKind, ModelInfo, TokenUsage};
+use crate::requests::{self, Preset, Quality, QualityTable};
 
 /// The body of every error.
 #[derive(Debug, Serialize, ToSchema)]
@@ -168,6 +169,15 @@ pub(super) enum MaskConvention {
     Transparent,
     /// Where it is white: that of most other programs.
     White,
+}
+
+impl From<requests::MaskConvention> for MaskConvention {
+    fn from(convention: requests::MaskConvention) -> Self {
+        match convention {
+            requests::MaskConvention::Transparent => Self::Transparent,
+            requests::MaskConvention::White => Self::White,
+        }
+    }
 }
 
 /// A model, as OpenAI lists it.
@@ -356,11 +366,15 @@ pub(super) struct CapabilityFacts {
     mask: bool,
 }
 
-impl From<Capabilities> for CapabilityFacts {
-    fn from(capabilities: Capabilities) -> Self {
-        let Capabilities { text_to_image, image_edit, image_variation, inpainting, mask } =
-            capabilities;
-        Self { text_to_image, image_edit, image_variation, inpainting, mask }
+impl From<TaskKinds> for CapabilityFacts {
+    fn from(tasks: TaskKinds) -> Self {
+        Self {
+            text_to_image: tasks.contains(TaskKind::TextToImage),
+            image_edit: tasks.contains(TaskKind::Edit),
+            image_variation: tasks.contains(TaskKind::Variation),
+            inpainting: tasks.contains(TaskKind::Inpainting),
+            mask: tasks.contains(TaskKind::Inpainting),
+        }
     }
 }
 

@@ -32,18 +32,15 @@ use figment::value::Value;
 pub use environment::Environment;
 pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
-pub use values::UnknownChoice;
 
-use crate::api::{
-    ApiConfig, ApiKeys, DefaultResponseFormat, PeerLimits, QualityOverride, QualityOverrides,
-    StoreConfig,
-};
+use crate::api::{ApiConfig, ApiKeys, PeerLimits, PngCompression, StoreConfig};
 use crate::domain::{GuidanceScale, Prompt, Steps};
 use crate::hub::HubConfig;
 use crate::model::{
     CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice,
     ModelConfig,
 };
+use crate::requests::{DefaultResponseFormat, QualityOverride, QualityOverrides};
 use crate::service::ServiceConfig;
 use layers::Layers;
 
@@ -230,12 +227,12 @@ impl Layers {
                 high: self.quality(keys::HIGH_STEPS, keys::HIGH_GUIDANCE),
             },
             response_format: self
-                .read(keys::RESPONSE_FORMAT, values::RESPONSE_FORMATS, |value| {
+                .read(keys::RESPONSE_FORMAT, DefaultResponseFormat::CHOICES, |value| {
                     value.as_str()?.parse().ok()
                 })
                 .unwrap_or(DefaultResponseFormat::ByModelName),
             png_compression: self
-                .read(keys::PNG_COMPRESSION, values::PNG_COMPRESSIONS, |value| {
+                .read(keys::PNG_COMPRESSION, PngCompression::CHOICES, |value| {
                     value.as_str()?.parse().ok()
                 })
                 .unwrap_or_default(),
@@ -300,10 +297,10 @@ impl Layers {
             name: self.name(keys::MODEL_NAME),
             revision: self.name(keys::MODEL_REVISION),
             device: self
-                .read(keys::DEVICE, values::DEVICES, |value| value.as_str()?.parse().ok())
+                .read(keys::DEVICE, DeviceChoice::CHOICES, |value| value.as_str()?.parse().ok())
                 .unwrap_or(DeviceChoice::Auto),
             dtype: self
-                .read(keys::DTYPE, values::DTYPES, |value| value.as_str()?.parse().ok())
+                .read(keys::DTYPE, DtypeChoice::CHOICES, |value| value.as_str()?.parse().ok())
                 .unwrap_or(DtypeChoice::Auto),
             // Sides of scaled pictures are multiples of 32.
             image_area: self.integer(keys::IMAGE_AREA, 32 * 32, 1 << 26),
@@ -312,7 +309,7 @@ impl Layers {
             capabilities: self.capabilities(),
             lora: self.lora(),
             memory: self
-                .read(keys::MEMORY, values::MEMORIES, |value| value.as_str()?.parse().ok())
+                .read(keys::MEMORY, MemoryChoice::CHOICES, |value| value.as_str()?.parse().ok())
                 .unwrap_or(MemoryChoice::Auto),
             cache_bytes: self.integer(keys::CACHE_BYTES, 0, 1 << 40).unwrap_or_default(),
             exact_timesteps: self.boolean(keys::EXACT_TIMESTEPS).unwrap_or(true),

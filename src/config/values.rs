@@ -2,63 +2,10 @@
 
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::str::FromStr;
 
 use figment::value::Value;
 
-use crate::api::{DefaultResponseFormat, PngCompression};
-use crate::model::{DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice};
-
-/// A text that names none of the choices.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected {expected}")]
-pub struct UnknownChoice {
-    /// The choices there are.
-    pub expected: &'static str,
-}
-
-/// The ways to write a [`DeviceChoice`].
-pub(super) const DEVICES: &str = "auto, cpu, cuda, cuda:N or metal";
-
-/// The ways to write a [`DtypeChoice`].
-pub(super) const DTYPES: &str = "auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0";
-
-/// The ways to write a [`MemoryChoice`].
-pub(super) const MEMORIES: &str = "auto, resident, offload or stream";
-
-/// The ways to write a [`DefaultResponseFormat`].
-pub(super) const RESPONSE_FORMATS: &str = "auto, b64_json or url";
-
-impl FromStr for DefaultResponseFormat {
-    type Err = UnknownChoice;
-
-    /// Reads OpenAI's names, or `auto`.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::ByModelName),
-            "b64_json" => Ok(Self::Base64),
-            "url" => Ok(Self::Url),
-            _ => Err(UnknownChoice { expected: RESPONSE_FORMATS }),
-        }
-    }
-}
-
-/// The ways to write a [`PngCompression`].
-pub(super) const PNG_COMPRESSIONS: &str = "fast, balanced or best";
-
-impl FromStr for PngCompression {
-    type Err = UnknownChoice;
-
-    /// Reads the choice's name, in any case of letters.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.to_ascii_lowercase().as_str() {
-            "fast" => Ok(Self::Fast),
-            "balanced" => Ok(Self::Balanced),
-            "best" => Ok(Self::Best),
-            _ => Err(UnknownChoice { expected: PNG_COMPRESSIONS }),
-        }
-    }
-}
+use crate::model::LoraConfig;
 
 /// The ways to write a number of threads.
 pub(super) const THREADS: &str = "auto, or a whole number from 1 to 1024";
@@ -72,60 +19,6 @@ pub(super) fn parse_threads(value: &Value) -> Option<Option<NonZeroUsize>> {
         None => usize::try_from(value.to_i128()?).ok()?,
     };
     (threads <= MOST).then(|| NonZeroUsize::new(threads))
-}
-
-impl FromStr for MemoryChoice {
-    type Err = UnknownChoice;
-
-    /// Reads the choice's name, in any case of letters.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::Auto),
-            "resident" => Ok(Self::Resident),
-            "offload" => Ok(Self::Offload),
-            "stream" => Ok(Self::Stream),
-            _ => Err(UnknownChoice { expected: MEMORIES }),
-        }
-    }
-}
-
-impl FromStr for DeviceChoice {
-    type Err = UnknownChoice;
-
-    /// Reads `auto`, `cpu`, `cuda` (the first card), `cuda:N`, or `metal`, which
-    /// torch calls `mps`; in any case of letters.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unknown = UnknownChoice { expected: DEVICES };
-        match text.to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            "metal" | "mps" => Ok(Self::Metal),
-            other => {
-                let number = other.strip_prefix("cuda:").ok_or(unknown.clone())?;
-                number.parse().map(Self::Cuda).map_err(|_| unknown)
-            }
-        }
-    }
-}
-
-impl FromStr for DtypeChoice {
-    type Err = UnknownChoice;
-
-    /// Reads torch's names and their short forms, in any case of letters.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let lower = text.to_ascii_lowercase();
-        match lower.strip_prefix("torch.").unwrap_or(&lower) {
-            "auto" => Ok(Self::Auto),
-            "float32" | "fp32" | "f32" | "float" => Ok(Self::Float32),
-            "bfloat16" | "bf16" => Ok(Self::Bfloat16),
-            "float16" | "fp16" | "f16" | "half" => Ok(Self::Float16),
-            "fp8" | "float8_e4m3fn" => Ok(Self::Fp8),
-            "fp8-weights" => Ok(Self::Fp8Weights),
-            "q8_0" => Ok(Self::Q8_0),
-            _ => Err(UnknownChoice { expected: DTYPES }),
-        }
-    }
 }
 
 /// The ways to write a [`LoraConfig`].
@@ -169,44 +62,6 @@ pub(super) fn parse_boolean(text: &str) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn devices_are_named_as_torch_names_them() {
-        for (text, device) in [
-            ("auto", DeviceChoice::Auto),
-            ("CPU", DeviceChoice::Cpu),
-            ("cuda", DeviceChoice::Cuda(0)),
-            ("cuda:3", DeviceChoice::Cuda(3)),
-            ("metal", DeviceChoice::Metal),
-            ("mps", DeviceChoice::Metal),
-        ] {
-            assert_eq!(text.parse(), Ok(device), "{text}");
-        }
-        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", " cpu"] {
-            assert!(text.parse::<DeviceChoice>().is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn dtypes_have_long_and_short_names() {
-        for (text, dtype) in [
-            ("auto", DtypeChoice::Auto),
-            ("float32", DtypeChoice::Float32),
-            ("fp32", DtypeChoice::Float32),
-            ("f32", DtypeChoice::Float32),
-            ("torch.bfloat16", DtypeChoice::Bfloat16),
-            ("BF16", DtypeChoice::Bfloat16),
-            ("float16", DtypeChoice::Float16),
-            ("fp16", DtypeChoice::Float16),
-            ("f16", DtypeChoice::Float16),
-            ("fp8", DtypeChoice::Fp8),
-            ("FP8-weights", DtypeChoice::Fp8Weights),
-            ("Q8_0", DtypeChoice::Q8_0),
-        ] {
-            assert_eq!(text.parse(), Ok(dtype), "{text}");
-        }
-        assert!("float64".parse::<DtypeChoice>().is_err());
-    }
 
     #[test]
     fn a_lora_is_a_file_or_a_file_and_a_finite_scale() {

@@ -5,11 +5,15 @@
 //! of a type in this module has passed its checks: the layers below the edge
 //! that made it do not check again.
 
+mod choice;
 mod image;
 mod request;
+mod task;
 
+pub use choice::UnknownChoice;
 pub use image::{GreyImage, ImageError, Picture, RgbImage};
 pub use request::{
-    GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt, Seed,
-    Steps, Strength, Task, ValidationError,
+    FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
+    Seed, Steps, Strength, ValidationError,
 };
+pub use task::{Task, TaskKind, TaskKinds};

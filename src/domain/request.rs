@@ -1,6 +1,6 @@
 //! One request for pictures, as a model understands it.
 
-use super::{GreyImage, Picture};
+use super::Task;
 
 /// A value that a request may not have, with the field that carried it.
 ///
@@ -13,15 +13,42 @@ pub struct ValidationError {
     pub field: &'static str,
     /// What is wrong with it: a whole sentence for the client.
     pub reason: String,
-    /// OpenAI's machine-readable word for this kind of fault.
-    pub code: &'static str,
+    /// The kind of fault.
+    pub kind: FaultKind,
+}
+
+/// What is wrong with a value, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultKind {
+    /// It is not there.
+    Missing,
+    /// It is a text where a number belongs, or the like.
+    WrongType,
+    /// It is none of those that may be.
+    Invalid,
+    /// An integer below the least.
+    IntegerTooSmall,
+    /// An integer above the most.
+    IntegerTooLarge,
+    /// A decimal number below the least.
+    DecimalTooSmall,
+    /// A decimal number above the most.
+    DecimalTooLarge,
+    /// A text with too few characters.
+    TextTooShort,
+    /// A text with too many.
+    TextTooLong,
+    /// A list with too many items.
+    ListTooLong,
+    /// The field has no place in this request.
+    Unsupported,
 }
 
 impl ValidationError {
-    /// A fault of `field` for `reason`, of the kind `code`.
+    /// A fault of `field` for `reason`.
     #[must_use]
-    pub fn new(field: &'static str, code: &'static str, reason: impl Into<String>) -> Self {
-        Self { field, reason: reason.into(), code }
+    pub fn new(field: &'static str, kind: FaultKind, reason: impl Into<String>) -> Self {
+        Self { field, reason: reason.into(), kind }
     }
 
     /// The same fault, of the field as the client knows it.
@@ -42,14 +69,14 @@ impl ValidationError {
         if value < minimum {
             return Err(Self::new(
                 field,
-                "integer_below_min_value",
+                FaultKind::IntegerTooSmall,
                 format!("Invalid '{field}': expected a value >= {minimum}, got {value}."),
             ));
         }
         if value > maximum {
             return Err(Self::new(
                 field,
-                "integer_above_max_value",
+                FaultKind::IntegerTooLarge,
                 format!("Invalid '{field}': expected a value <= {maximum}, got {value}."),
             ));
         }
@@ -66,21 +93,21 @@ impl ValidationError {
         if !value.is_finite() {
             return Err(Self::new(
                 field,
-                "invalid_type",
+                FaultKind::WrongType,
                 format!("Invalid '{field}': expected a finite number, got {value}."),
             ));
         }
         if value < minimum {
             return Err(Self::new(
                 field,
-                "decimal_below_min_value",
+                FaultKind::DecimalTooSmall,
                 format!("Invalid '{field}': expected a value >= {minimum}, got {value}."),
             ));
         }
         if value > maximum {
             return Err(Self::new(
                 field,
-                "decimal_above_max_value",
+                FaultKind::DecimalTooLarge,
                 format!("Invalid '{field}': expected a value <= {maximum}, got {value}."),
             ));
         }
@@ -105,7 +132,7 @@ impl Prompt {
         if text.is_empty() {
             return Err(ValidationError::new(
                 "prompt",
-                "string_below_min_length",
+                FaultKind::TextTooShort,
                 "Invalid 'prompt': expected at least 1 character, got an empty text.",
             ));
         }
@@ -127,7 +154,7 @@ impl Prompt {
             let maximum = Self::MAX_CHARACTERS;
             return Err(ValidationError::new(
                 field,
-                "string_above_max_length",
+                FaultKind::TextTooLong,
                 format!(
                     "Invalid '{field}': expected at most {maximum} characters, got {characters}."
                 ),
@@ -188,6 +215,11 @@ macro_rules! bounded_decimal {
         pub struct $name(f64);
 
         impl $name {
+            /// The smallest value.
+            pub const MIN: f64 = $minimum;
+            /// The largest value.
+            pub const MAX: f64 = $maximum;
+
             /// Accepts a finite number in its range.
             ///
             /// # Errors
@@ -275,7 +307,7 @@ impl ImageSize {
         if !(1..=maximum).contains(&width) || !(1..=maximum).contains(&height) {
             return Err(ValidationError::new(
                 "size",
-                "invalid_value",
+                FaultKind::Invalid,
                 format!(
                     "Invalid 'size': sides must be 1 to {maximum} pixels, got {width}x{height}."
                 ),
@@ -298,7 +330,7 @@ impl ImageSize {
             Some((width, height)) => Self::new(width, height),
             None => Err(ValidationError::new(
                 "size",
-                "invalid_value",
+                FaultKind::Invalid,
                 format!(
                     "Invalid value for 'size': '{}'. Supported values are 'auto' and \
                      'WIDTHxHEIGHT' in pixels, such as '1024x1024'.",
@@ -346,45 +378,6 @@ pub enum OutputSize {
     AsInput,
 }
 
-/// What is to be done, with the pictures it is done to.
-#[derive(Debug, Clone)]
-pub enum Task {
-    /// A picture from words alone.
-    Generate,
-    /// Pictures changed as the prompt says, by a model made for that.
-    Edit {
-        /// The input pictures in the order given; at least one.
-        images: Vec<Picture>,
-    },
-    /// A picture made anew from one that noise has half covered.
-    ImageToImage {
-        /// The input picture.
-        image: Picture,
-        /// How much noise: how far to go from it.
-        strength: Strength,
-    },
-    /// A part of a picture made anew.
-    Inpaint {
-        /// The input picture.
-        image: Picture,
-        /// Of the size of `image`; bright where it is to be made anew (the
-        /// reference's threshold is half).
-        mask: GreyImage,
-        /// How much noise: how far to go from the input under the mask.
-        strength: Strength,
-        /// Look only at the mask's surroundings, this many pixels around it, in
-        /// the model's full resolution: the reference's `padding_mask_crop`.
-        crop_padding: Option<usize>,
-    },
-    /// A picture taken apart into transparent layers.
-    Decompose {
-        /// The input picture.
-        image: Picture,
-        /// How many.
-        layers: LayerCount,
-    },
-}
-
 /// One request for pictures. Every field has passed its checks.
 #[derive(Debug, Clone)]
 pub struct ImageRequest {
@@ -404,6 +397,23 @@ pub struct ImageRequest {
     pub guidance: GuidanceScale,
     /// Where the noise comes from.
     pub seed: Seed,
+}
+
+impl ImageRequest {
+    /// One picture of the model's own size in 50 steps without guidance, from seed 0.
+    #[must_use]
+    pub fn new(task: Task, prompt: Prompt) -> Self {
+        Self {
+            task,
+            prompt,
+            negative_prompt: None,
+            count: ImageCount(1),
+            size: OutputSize::Reference,
+            steps: Steps(50),
+            guidance: GuidanceScale(1.0),
+            seed: Seed(0),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -432,17 +442,17 @@ mod tests {
             "640x480x2",
         ] {
             let error = ImageSize::parse(wrong).unwrap_err();
-            assert_eq!((error.field, error.code), ("size", "invalid_value"), "{wrong:?}");
+            assert_eq!((error.field, error.kind), ("size", FaultKind::Invalid), "{wrong:?}");
         }
     }
 
     #[test]
     fn numbers_out_of_range_name_their_field() {
         assert_eq!(Steps::new(0).unwrap_err().field, "num_inference_steps");
-        assert_eq!(Steps::new(151).unwrap_err().code, "integer_above_max_value");
+        assert_eq!(Steps::new(151).unwrap_err().kind, FaultKind::IntegerTooLarge);
         assert_eq!(ImageCount::new(11).unwrap_err().field, "n");
         assert_eq!(GuidanceScale::new(f64::NAN).unwrap_err().field, "true_cfg_scale");
-        assert_eq!(GuidanceScale::new(20.5).unwrap_err().code, "decimal_above_max_value");
+        assert_eq!(GuidanceScale::new(20.5).unwrap_err().kind, FaultKind::DecimalTooLarge);
         assert_eq!(Steps::new(150).unwrap().get(), 150);
     }
 
@@ -450,7 +460,7 @@ mod tests {
     fn prompts_are_counted_in_characters_and_never_printed() {
         assert_eq!(Prompt::new("").unwrap_err().field, "prompt");
         assert!(Prompt::new("é".repeat(32_000)).is_ok());
-        assert_eq!(Prompt::new("a".repeat(32_001)).unwrap_err().code, "string_above_max_length");
+        assert_eq!(Prompt::new("a".repeat(32_001)).unwrap_err().kind, FaultKind::TextTooLong);
         assert_eq!(Prompt::negative("").unwrap().as_str(), "");
         assert_eq!(format!("{:?}", Prompt::new("secret").unwrap()), "Prompt(6 characters)");
     }

@@ -7,8 +7,7 @@ use serde::Serialize;
 use super::registry::{find_embedded, load_from};
 use super::{DeviceChoice, DtypeChoice, LoadError, ModelConfig, ModelError, Unobserved};
 use crate::domain::{
-    GuidanceScale, ImageCount, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Steps, Task,
-    ValidationError,
+    GuidanceScale, ImageRequest, Prompt, RgbImage, Seed, Steps, Task, ValidationError,
 };
 use crate::nn::intermediate::{self, Intermediate};
 
@@ -184,14 +183,14 @@ fn edit(model: &str, device: DeviceChoice, dtype: DtypeChoice) -> Result<Edit, C
         ModelConfig { device, dtype, image_area: Some(SIDE * SIDE), ..ModelConfig::of(model) };
     let mut model = load_from(&snapshot, model.to_owned(), &config)?;
     let request = ImageRequest {
-        task: Task::Edit { images: vec![stripes().into()] },
-        prompt: Prompt::new("make it black and white")?,
         negative_prompt: Some(Prompt::negative(" ")?),
-        count: ImageCount::new(1)?,
-        size: OutputSize::Reference,
         steps: Steps::new(4)?,
         guidance: GuidanceScale::new(2.0)?,
         seed: Seed::new(7),
+        ..ImageRequest::new(
+            Task::Edit { images: vec![stripes().into()] },
+            Prompt::new("make it black and white")?,
+        )
     };
     let (generation, stages) = intermediate::noted(|| model.generate(&request, &mut Unobserved));
     let made = generation?.images.into_iter().next();

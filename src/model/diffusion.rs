@@ -7,7 +7,9 @@ use std::ops::ControlFlow;
 
 use crate::checkpoint::CheckpointError;
 use crate::device::DeviceError;
-use crate::domain::{GuidanceScale, ImageRequest, ImageSize, Picture, Seed, Steps, Strength};
+use crate::domain::{
+    GuidanceScale, ImageRequest, ImageSize, Picture, Seed, Steps, Strength, TaskKinds,
+};
 use crate::hub::HubError;
 
 /// A loaded image model, owned by one thread: hence `&mut self`, no lock and no
@@ -20,7 +22,7 @@ pub trait DiffusionModel: Send {
     ///
     /// Blocks for seconds or minutes. Tells `observer` after every step, asks it
     /// between layers and stops soon after it breaks. `request` has been held against
-    /// [`ModelInfo::capabilities`] by the caller.
+    /// [`ModelInfo::tasks`] by the caller.
     ///
     /// # Errors
     /// [`ModelError`]: the request cannot be served, was cancelled, or the
@@ -107,21 +109,6 @@ pub struct TokenUsage {
     pub output_image_tokens: usize,
 }
 
-/// What a model can do. The server answers 501 for the rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Capabilities {
-    /// Pictures from words alone: `/v1/images/generations`.
-    pub text_to_image: bool,
-    /// Pictures changed as a prompt says: `/v1/images/edits`.
-    pub image_edit: bool,
-    /// Pictures like a given one: `/v1/images/variations`.
-    pub image_variation: bool,
-    /// Repainting only a part of a picture.
-    pub inpainting: bool,
-    /// The `mask` parameter of an edit.
-    pub mask: bool,
-}
-
 /// What a request gets when it does not say otherwise.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RequestDefaults {
@@ -203,8 +190,8 @@ pub struct ModelInfo {
     /// Prompts that it follows, one of each kind, if it knows only some; empty if
     /// it takes any.
     pub instructions: Vec<String>,
-    /// What it can do.
-    pub capabilities: Capabilities,
+    /// What it offers.
+    pub tasks: TaskKinds,
     /// What a request gets when it does not say otherwise.
     pub defaults: RequestDefaults,
     /// How many input pictures one edit may have.

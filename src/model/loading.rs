@@ -2,10 +2,7 @@
 
 use candle_core::{DType, Device};
 
-use super::{
-    AreaRange, Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, LoadError,
-    ModelConfig, RequestDefaults,
-};
+use super::{AreaRange, DiffusionModel, DtypeChoice, LoadError, ModelConfig, RequestDefaults};
 use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
 use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
 
@@ -46,29 +43,6 @@ pub(super) struct LoadContext<'a> {
     pub(super) device: Device,
     pub(super) dtype: DType,
     pub(super) weights: WeightSource<'a>,
-}
-
-impl Capabilities {
-    /// Nothing at all.
-    pub const NONE: Self = Self {
-        text_to_image: false,
-        image_edit: false,
-        image_variation: false,
-        inpainting: false,
-        mask: false,
-    };
-
-    /// What is left when `switches` have switched off what they switch off.
-    #[must_use]
-    pub fn restricted_by(self, switches: &CapabilitySwitches) -> Self {
-        Self {
-            text_to_image: self.text_to_image && switches.text_to_image != Some(false),
-            image_edit: self.image_edit && switches.image_edit != Some(false),
-            image_variation: self.image_variation && switches.image_variation != Some(false),
-            inpainting: self.inpainting && switches.inpainting != Some(false),
-            mask: self.mask && switches.mask != Some(false),
-        }
-    }
 }
 
 /// `diffuser.json`: what a checkpoint says of itself, if it does.

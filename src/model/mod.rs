@@ -18,9 +18,8 @@ mod warnings;
 mod watched;
 
 pub use diffusion::{
-    AreaRange, Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation,
-    GuidanceParameter, LoadError, ModelError, ModelInfo, RequestDefaults, StepObserver,
-    StepProgress, TokenUsage, Unobserved,
+    AreaRange, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, LoadError,
+    ModelError, ModelInfo, RequestDefaults, StepObserver, StepProgress, TokenUsage, Unobserved,
 };
 
 pub use crate::device::{DeviceChoice, DtypeChoice};

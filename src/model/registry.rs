@@ -4,11 +4,12 @@ use super::loading::{CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
 use super::location::find;
 use super::precision::{matrix_format, open_device};
 use super::{
-    Capabilities, CapabilitySwitches, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError,
-    MemoryChoice, ModelConfig,
+    CapabilitySwitches, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError, MemoryChoice,
+    ModelConfig,
 };
 use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::{CheckpointError, MatrixFormat, Snapshot};
+use crate::domain::{TaskKind, TaskKinds};
 use crate::hub::HubConfig;
 
 /// Every pipeline class that is served: one line a model.
@@ -110,8 +111,8 @@ fn entry_of(snapshot: &Snapshot) -> Result<&'static ModelEntry, LoadError> {
 
 fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionModel) {
     let info = model.info();
-    for (capability, wanted, can) in config.capabilities.against(&info.capabilities) {
-        if wanted == Some(true) && !can {
+    for (capability, wanted, kind) in config.capabilities.all() {
+        if wanted == Some(true) && !info.tasks.contains(kind) {
             tracing::warn!(capability, model = info.id, "switched on, but this model cannot do it");
         }
     }
@@ -143,14 +144,20 @@ fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionMo
 }
 
 impl CapabilitySwitches {
-    /// Each switch by name, with whether the model has the capability.
-    fn against(&self, has: &Capabilities) -> [(&'static str, Option<bool>, bool); 5] {
+    /// Each switch: its name, what it is set to, and what it switches.
+    fn all(&self) -> [(&'static str, Option<bool>, TaskKind); 5] {
         [
-            ("text_to_image", self.text_to_image, has.text_to_image),
-            ("image_edit", self.image_edit, has.image_edit),
-            ("image_variation", self.image_variation, has.image_variation),
-            ("inpainting", self.inpainting, has.inpainting),
-            ("mask", self.mask, has.mask),
+            ("text_to_image", self.text_to_image, TaskKind::TextToImage),
+            ("image_edit", self.image_edit, TaskKind::Edit),
+            ("image_variation", self.image_variation, TaskKind::Variation),
+            ("inpainting", self.inpainting, TaskKind::Inpainting),
+            ("mask", self.mask, TaskKind::Inpainting),
         ]
+    }
+
+    /// What they leave of `tasks`.
+    pub(super) fn left_of(&self, tasks: TaskKinds) -> TaskKinds {
+        let off = self.all().into_iter().filter(|(_, wanted, _)| *wanted == Some(false));
+        off.fold(tasks, |tasks, (_, _, kind)| tasks.without(kind))
     }
 }

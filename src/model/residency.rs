@@ -1,8 +1,11 @@
 //! Components that stay in memory, and components that are loaded for each use.
 
+use std::str::FromStr;
+
 use candle_core::Result as TensorResult;
 
 use crate::checkpoint::{CheckedTensors, Weights};
+use crate::domain::UnknownChoice;
 
 /// How a model shall share the device's memory with everything else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +18,26 @@ pub enum MemoryChoice {
     Offload,
     /// So is each block of the transformer, for each step.
     Stream,
+}
+
+impl MemoryChoice {
+    /// The ways to write one.
+    pub const CHOICES: &str = "auto, resident, offload or stream";
+}
+
+impl FromStr for MemoryChoice {
+    type Err = UnknownChoice;
+
+    /// Reads the choice's name, in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "resident" => Ok(Self::Resident),
+            "offload" => Ok(Self::Offload),
+            "stream" => Ok(Self::Stream),
+            _ => Err(UnknownChoice { expected: Self::CHOICES }),
+        }
+    }
 }
 
 /// Whether a component's weights stay on the device.

@@ -5,11 +5,9 @@ use rayon::prelude::*;
 
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, address, address_or_null, expect_alike, expect_contiguous,
-    length, pack_of, run,
+    Launch, Number, Numbers, Operation, add_bias, address, address_or_null, expect_alike,
+    expect_bias, expect_contiguous, length, pack_of, run,
 };
-use super::linear::add_bias;
-use super::modulation::expect_bias;
 use super::rows::vectorised;
 use super::softmax::exp_of_negative;
 use super::trace::{self, Kind};

@@ -7,11 +7,9 @@ use rayon::prelude::*;
 use super::attention::{HeadLayout, layout_for, split_heads};
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, address_or_null, expect_alike,
-    expect_contiguous, length, pack_of, run,
+    Launch, Number, Numbers, Operation, WARP, add_bias, address, address_or_null, expect_alike,
+    expect_bias, expect_contiguous, length, pack_of, run,
 };
-use super::linear::add_bias;
-use super::modulation::expect_bias;
 use super::norm::RmsNorm;
 use super::rows::{sum_of, vectorised};
 use super::trace::{self, Kind};

@@ -7,7 +7,7 @@ use super::fp8::{self, Fp8Rows};
 #[cfg(feature = "cuda")]
 use super::fusion::Fusion;
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
-use super::kernels::Numbers;
+use super::kernels::{Numbers, add_bias};
 use super::q8::{self, Q8Matrix, Q8Rows};
 use super::trace::{self, Kind};
 use super::widened;
@@ -287,14 +287,6 @@ fn multiplied_in_place(weight: &Tensor, x: &Tensor, rows: usize) -> Result<Tenso
         multiply(made, Previous::Replaced, (x, weights), Threads::All)?;
     }
     Tensor::from_vec(made, dims, &Device::Cpu)
-}
-
-/// x + bias; `x`: (…, width), `bias`: (width).
-pub(super) fn add_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    match bias {
-        Some(bias) => x.broadcast_add(bias),
-        None => Ok(x),
-    }
 }
 
 #[cfg(test)]

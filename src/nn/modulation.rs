@@ -5,10 +5,9 @@ use rayon::prelude::*;
 
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, Vectors, address, address_or_null, expect_alike,
-    expect_contiguous, length, pack_of, run, threads_for_row, vector_stride,
+    Launch, Number, Numbers, Operation, Vectors, add_bias, address, address_or_null, expect_alike,
+    expect_bias, expect_contiguous, length, pack_of, run, threads_for_row, vector_stride,
 };
-use super::linear::add_bias;
 use super::norm::LayerNorm;
 use super::rows::{sum_of, vectorised};
 use super::trace::{self, Kind};
@@ -306,15 +305,6 @@ impl<'a> GatedAdd<'a> {
         expect_bias(x, bias, dims.2)?;
         Ok(Self { x, update, bias, gate, dims })
     }
-}
-
-/// Refuses a bias that is not `width` numbers like those of `x`.
-pub(super) fn expect_bias(x: &Tensor, bias: Option<&Tensor>, width: usize) -> Result<()> {
-    let Some(bias) = bias else { return Ok(()) };
-    if bias.dims() != [width] || !bias.is_contiguous() {
-        candle_core::bail!("a bias of {width} numbers is wanted, not {:?}", bias.layout());
-    }
-    expect_alike(x, &[bias])
 }
 
 /// As `modulation.cu` declares it.

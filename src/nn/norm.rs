@@ -6,10 +6,9 @@ use rayon::prelude::*;
 use super::clip::keep_nan;
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of, run,
-    threads_for_row,
+    Launch, Number, Numbers, Operation, WARP, address, expect_bias, expect_contiguous, length,
+    pack_of, run, threads_for_row,
 };
-use super::modulation::expect_bias;
 use super::rows::{sum_of, vectorised};
 use super::trace::{self, Kind};
 use super::{activation::silu_of, silu};

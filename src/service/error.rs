@@ -1,7 +1,7 @@
 //! Why a request was not served, by cause and by class.
 
 use super::MemoryError;
-use crate::domain::ValidationError;
+use crate::domain::{FaultKind, ValidationError};
 use crate::model::ModelError;
 
 /// Why a request was not served: one variant per cause a caller can act upon.
@@ -62,8 +62,8 @@ pub enum ErrorKind {
     InvalidRequest {
         /// The field at fault.
         field: &'static str,
-        /// OpenAI's machine-readable word for the fault.
-        code: &'static str,
+        /// What is wrong with it.
+        fault: FaultKind,
     },
     /// This server will never do it.
     NotImplemented {
@@ -89,11 +89,11 @@ impl ServiceError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid(ValidationError { field, code, .. }) => {
-                ErrorKind::InvalidRequest { field, code }
+            Self::Invalid(ValidationError { field, kind, .. }) => {
+                ErrorKind::InvalidRequest { field, fault: *kind }
             }
             Self::Unsuitable { field, .. } => {
-                ErrorKind::InvalidRequest { field, code: "invalid_value" }
+                ErrorKind::InvalidRequest { field, fault: FaultKind::Invalid }
             }
             Self::NotOffered { field, .. } => ErrorKind::NotImplemented { field: *field },
             Self::Busy { .. } => ErrorKind::Busy,

@@ -10,28 +10,30 @@ mod error;
 mod held;
 mod mask;
 mod memory;
+mod queue;
 mod transparency;
 mod worker;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use canvas::{Framing, SizeChoice};
 pub use error::{ErrorKind, ServiceError};
 pub use memory::{MemoryError, MemoryShare, RequestMemory};
 
 use crate::domain::{
-    ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt, RgbImage, Seed,
-    Steps, Task, ValidationError,
+    ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt, RgbImage, Steps, Task,
+    TaskKind, ValidationError,
 };
-use crate::model::{DiffusionModel, EditKind, Generation, LoadError, ModelInfo};
+use crate::model::{DiffusionModel, EditKind, GeneratedImage, Generation, LoadError, ModelInfo};
 use canvas::Canvas;
+use queue::{Length, Place, Queue};
 use transparency::Ground;
-use worker::{Job, Previews, Worker};
+use worker::{Answer, Job, Previews};
 
 /// What the service can be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,27 +50,16 @@ pub struct ImageService {
 
 struct Shared {
     info: ModelInfo,
-    /// `None` once the service has been shut down.
-    queue: Mutex<Option<mpsc::Sender<Job>>>,
-    /// One place for each request that may wait, and one for the running one.
-    places: Arc<Semaphore>,
-    capacity: usize,
-    busy: Arc<AtomicBool>,
+    queue: Arc<Queue>,
     alive: Arc<AtomicBool>,
     is_shut_down: watch::Sender<bool>,
 }
 
-/// A service that clients ask for; what it is to the model is a [`Task`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Offer {
-    /// A picture from words alone.
-    Generations,
-    /// Pictures changed as the prompt says.
-    Edits,
-    /// A picture like a given one.
-    Variations,
-    /// A part of a picture made anew.
-    Masks,
+impl Drop for Shared {
+    /// Nobody is left who could ask for anything: the thread of the model may end.
+    fn drop(&mut self) {
+        self.queue.close();
+    }
 }
 
 /// How the service is doing.
@@ -117,21 +108,18 @@ impl ImageService {
         load: impl FnOnce() -> Result<Box<dyn DiffusionModel>, LoadError> + Send + 'static,
         at_rest: fn(),
     ) -> Result<(Self, WorkerHandle), LoadError> {
-        let places = config.queue_capacity.min(Semaphore::MAX_PERMITS - 1) + 1;
-        let (queue, arriving) = mpsc::channel(places);
-        let busy = Arc::new(AtomicBool::new(false));
+        let queue = Arc::new(Queue::new(config.queue_capacity));
         let alive = Arc::new(AtomicBool::new(true));
-        let worker = Worker::new(arriving, Arc::clone(&busy));
         let (tell_loaded, loaded) = std::sync::mpsc::sync_channel(1);
-        let life_sign = LifeSign(Arc::clone(&alive));
+        let life_sign = LifeSign { alive: Arc::clone(&alive), queue: Arc::clone(&queue) };
         let thread = std::thread::Builder::new()
             .name("model".to_owned())
             .spawn(move || {
-                let _life_sign = life_sign;
+                let life_sign = life_sign;
                 match load() {
                     Ok(mut model) => {
                         let _ = tell_loaded.send(Ok(model.info().clone()));
-                        worker.run(model.as_mut(), at_rest);
+                        worker::work(&life_sign.queue, model.as_mut(), at_rest);
                     }
                     Err(error) => {
                         let _ = tell_loaded.send(Err(error));
@@ -144,15 +132,8 @@ impl ImageService {
             let panic = thread.join().err();
             std::panic::resume_unwind(panic.unwrap_or_else(|| Box::new("loading ended early")));
         };
-        let shared = Shared {
-            info: loaded?,
-            queue: Mutex::new(Some(queue)),
-            places: Arc::new(Semaphore::new(places)),
-            capacity: places - 1,
-            busy,
-            alive,
-            is_shut_down: watch::Sender::new(false),
-        };
+        let shared =
+            Shared { info: loaded?, queue, alive, is_shut_down: watch::Sender::new(false) };
         let service = Self { shared: Arc::new(shared) };
         Ok((service, WorkerHandle(thread)))
     }
@@ -167,15 +148,17 @@ impl ImageService {
     ///
     /// # Errors
     /// [`ServiceError::NotOffered`].
-    pub fn check_offered(&self, offer: Offer) -> Result<(), ServiceError> {
-        let can = self.info().capabilities;
-        let (offered, what, field) = match offer {
-            Offer::Generations => (can.text_to_image, "pictures from words alone", None),
-            Offer::Edits => (can.image_edit, "edits of pictures", None),
-            Offer::Variations => (can.image_variation, "variations of pictures", None),
-            Offer::Masks => (can.inpainting && can.mask, "masks", Some("mask")),
+    pub fn check_offered(&self, kind: TaskKind) -> Result<(), ServiceError> {
+        if self.info().tasks.contains(kind) {
+            return Ok(());
+        }
+        let (what, field) = match kind {
+            TaskKind::TextToImage => ("pictures from words alone", None),
+            TaskKind::Edit => ("edits of pictures", None),
+            TaskKind::Variation => ("variations of pictures", None),
+            TaskKind::Inpainting => ("masks", Some("mask")),
         };
-        if offered { Ok(()) } else { Err(ServiceError::NotOffered { what, field }) }
+        Err(ServiceError::NotOffered { what, field })
     }
 
     /// Queues `request`, with its pictures and its size as `framing` says, and
@@ -210,8 +193,8 @@ impl ImageService {
         let (canvas, request, mut memory) = planning.await??;
         let waiting = held::held_by(&request.task);
         memory.shrink_to(waiting + canvas.held_bytes());
-        let (answer, previews) = self.enqueue(request, previews, memory.split(waiting))?;
-        Ok(Ticket { answer, previews, canvas, memory })
+        let submitted = self.submit(request, previews, memory.split(waiting))?;
+        Ok(Ticket { submitted, canvas, memory })
     }
 
     /// A picture beside the first of a task as the task needs it: one that is far larger
@@ -221,34 +204,24 @@ impl ImageService {
         held::reduced(picture, self.info())
     }
 
-    fn enqueue(
+    fn submit(
         &self,
         request: ImageRequest,
         previews: usize,
         memory: MemoryShare,
-    ) -> Result<(Answer, mpsc::UnboundedReceiver<Picture>), ServiceError> {
-        let queue = self.shared.queue.lock();
-        let queue = queue.unwrap_or_else(PoisonError::into_inner);
-        let queue = queue.as_ref().ok_or(ServiceError::ShuttingDown)?;
-        let busy = || ServiceError::Busy { waiting: self.shared.capacity };
-        let place = Arc::clone(&self.shared.places).try_acquire_owned();
+    ) -> Result<Submitted, ServiceError> {
         let (reply, answer) = oneshot::channel();
         let (to, arriving) = mpsc::unbounded_channel();
         let previews = Previews { count: previews, to };
-        let place = place.map_err(|_no_place| busy())?;
-        let job = Job { request, previews, reply, place, memory };
-        queue.try_send(job).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => busy(),
-            mpsc::error::TrySendError::Closed(_) => ServiceError::WorkerGone,
-        })?;
-        Ok((answer, arriving))
+        let job = Job { request, previews, reply, memory, span: tracing::Span::current() };
+        let place = self.shared.queue.join(job)?;
+        Ok(Submitted { answer, previews: arriving, _place: place })
     }
 
     /// Takes no more requests, and refuses those that wait. The running one is
     /// finished and answered; then the thread of the model ends.
     pub fn shut_down(&self) {
-        let queue = self.shared.queue.lock();
-        drop(queue.unwrap_or_else(PoisonError::into_inner).take());
+        self.shared.queue.close();
         self.shared.is_shut_down.send_replace(true);
     }
 
@@ -262,15 +235,13 @@ impl ImageService {
     /// How the service is doing.
     #[must_use]
     pub fn status(&self) -> ServiceStatus {
-        let busy = self.shared.busy.load(Ordering::Relaxed);
-        let admitted = self.shared.capacity + 1 - self.shared.places.available_permits();
-        let queue = self.shared.queue.lock();
-        let accepting = queue.unwrap_or_else(PoisonError::into_inner).is_some();
+        let queue = &self.shared.queue;
+        let Length { waiting, running, is_open } = queue.length();
         ServiceStatus {
-            waiting: admitted.saturating_sub(usize::from(busy)),
-            capacity: self.shared.capacity,
-            busy,
-            accepting,
+            waiting,
+            capacity: queue.capacity,
+            busy: running > 0,
+            accepting: is_open,
             worker_alive: self.shared.alive.load(Ordering::Relaxed),
         }
     }
@@ -287,8 +258,8 @@ impl ImageService {
         let started = Instant::now();
         let request = warm_up_request(self.info(), image)?;
         let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
-        let (answer, _previews) = self.enqueue(request, 0, nobody_elses)?;
-        answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        let submitted = self.submit(request, 0, nobody_elses)?;
+        submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         Ok(started.elapsed().as_secs_f64())
     }
 }
@@ -297,16 +268,20 @@ impl ImageService {
 /// asked for, as a file and as a text in the reply.
 const REPLY_COPIES: usize = 4;
 
-/// An order on its way. Dropped, it is called off.
-pub struct Ticket {
+/// A request on its way. Dropped, it is called off.
+struct Submitted {
     answer: Answer,
     previews: mpsc::UnboundedReceiver<Picture>,
+    _place: Place,
+}
+
+/// An order on its way. Dropped, it is called off.
+pub struct Ticket {
+    submitted: Submitted,
     canvas: Arc<Canvas>,
     /// That of the canvas; in the end that of the reply, too.
     memory: MemoryShare,
 }
-
-type Answer = oneshot::Receiver<Result<Generation, ServiceError>>;
 
 impl Ticket {
     /// The next look at the unfinished picture; `None` once there are no more.
@@ -314,7 +289,7 @@ impl Ticket {
     /// # Errors
     /// [`ServiceError::Panicked`] if it cannot be brought to its size.
     pub async fn next_preview(&mut self) -> Result<Option<Picture>, ServiceError> {
-        let Some(preview) = self.previews.recv().await else {
+        let Some(preview) = self.submitted.previews.recv().await else {
             return Ok(None);
         };
         let canvas = Arc::clone(&self.canvas);
@@ -327,16 +302,19 @@ impl Ticket {
     /// # Errors
     /// [`ServiceError`] says why there are none.
     pub async fn finish(self) -> Result<(Generation, MemoryShare), ServiceError> {
-        let Self { answer, canvas, mut memory, .. } = self;
-        let mut generation = answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
-        let pixels = generation.images.iter().map(|generated| generated.image.bytes());
+        let Self { submitted, canvas, mut memory } = self;
+        let generation = submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        let Generation { images, usage, mut warnings } = generation;
+        let pixels = images.iter().map(|generated| generated.image.bytes());
         memory.grow_by_what_is_free(REPLY_COPIES * pixels.sum::<usize>());
-        generation.warnings.splice(..0, canvas.notes.iter().cloned());
+        warnings.splice(..0, canvas.notes.iter().cloned());
         off_the_runtime(move || {
-            for generated in &mut generation.images {
-                generated.image = canvas.finish(generated.image.clone());
-            }
-            (generation, memory)
+            let finish = |GeneratedImage { image, seed }| GeneratedImage {
+                image: canvas.finish(image),
+                seed,
+            };
+            let images = images.into_iter().map(finish).collect();
+            (Generation { images, usage, warnings }, memory)
         })
         .await
     }
@@ -361,11 +339,15 @@ impl std::fmt::Debug for ImageService {
 }
 
 /// Says that the thread of the model has ended, however it ends.
-struct LifeSign(Arc<AtomicBool>);
+struct LifeSign {
+    alive: Arc<AtomicBool>,
+    queue: Arc<Queue>,
+}
 
 impl Drop for LifeSign {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.alive.store(false, Ordering::Relaxed);
+        self.queue.desert();
     }
 }
 
@@ -380,20 +362,17 @@ fn warm_up_request(
     let grey = || RgbImage::filled(side, side, [128, 128, 128]).into();
     let image = image.unwrap_or_else(grey);
     let task = match info.edit_kind {
-        _ if info.capabilities.text_to_image => Task::Generate,
+        _ if info.tasks.contains(TaskKind::TextToImage) => Task::Generate,
         EditKind::Instruction => Task::Edit { images: vec![image] },
         EditKind::ImageToImage => Task::ImageToImage { image, strength: info.defaults.strength },
         EditKind::Layers => Task::Decompose { image, layers: LayerCount::new(1)? },
     };
     let negative_prompt = info.defaults.negative_prompt.clone();
     Ok(ImageRequest {
-        task,
-        prompt: Prompt::new("warm up")?,
         negative_prompt: negative_prompt.map(Prompt::negative).transpose()?,
-        count: ImageCount::new(1)?,
         size: if info.accepts(size) { OutputSize::Exact(size) } else { OutputSize::Reference },
         steps: Steps::new(2)?,
         guidance: info.defaults.guidance,
-        seed: Seed::new(0),
+        ..ImageRequest::new(task, Prompt::new("warm up")?)
     })
 }

@@ -1,16 +1,19 @@
 //! The thread that owns the model and makes one request after the other.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
+use super::queue::{Queue, Running};
 use super::{MemoryShare, ServiceError};
 use crate::domain::{ImageRequest, Picture};
 use crate::model::{DiffusionModel, Generation, StepObserver, StepProgress};
+
+/// What becomes of a job.
+pub(super) type Answer = oneshot::Receiver<Result<Generation, ServiceError>>;
 
 /// One request on its way to the model.
 pub(super) struct Job {
@@ -19,10 +22,17 @@ pub(super) struct Job {
     pub(super) previews: Previews,
     /// Closed once nobody waits for the answer any more.
     pub(super) reply: oneshot::Sender<Result<Generation, ServiceError>>,
-    /// The job's place in the queue; given back when the job is dropped.
-    pub(super) place: OwnedSemaphorePermit,
     /// What its pictures hold; given back with them.
     pub(super) memory: MemoryShare,
+    /// That of the request, so that what is logged meanwhile bears its id.
+    pub(super) span: Span,
+}
+
+impl Job {
+    /// Tells whoever waits that the service is shutting down.
+    pub(super) fn refuse(self) {
+        let _ = self.reply.send(Err(ServiceError::ShuttingDown));
+    }
 }
 
 /// Unfinished pictures for a client.
@@ -40,82 +50,36 @@ impl Previews {
     }
 }
 
-/// What the worker reads, and what it shows of itself.
-pub(super) struct Worker {
-    arriving: mpsc::Receiver<Job>,
-    /// Jobs already taken from the channel, oldest first.
-    waiting: VecDeque<Job>,
-    busy: Arc<AtomicBool>,
-}
-
-impl Worker {
-    pub(super) fn new(arriving: mpsc::Receiver<Job>, busy: Arc<AtomicBool>) -> Self {
-        Self { arriving, waiting: VecDeque::new(), busy }
-    }
-
-    /// Serves until the service shuts down; whoever waits then is refused. Calls `at_rest`
-    /// whenever nothing is left to do.
-    pub(super) fn run(mut self, model: &mut dyn DiffusionModel, at_rest: fn()) {
-        while let Some(job) = self.next(at_rest) {
-            if self.arriving.is_closed() {
-                refuse(job);
-            } else if !job.reply.is_closed() {
-                self.busy.store(true, Ordering::Relaxed);
-                self.serve(job, model);
-                self.busy.store(false, Ordering::Relaxed);
-            }
-        }
-    }
-
-    fn next(&mut self, at_rest: fn()) -> Option<Job> {
-        if let Some(job) = self.waiting.pop_front().or_else(|| self.arriving.try_recv().ok()) {
-            return Some(job);
-        }
-        at_rest();
-        self.arriving.blocking_recv()
-    }
-
-    /// Makes the pictures of one job. A panic fails this job only.
-    fn serve(&mut self, job: Job, model: &mut dyn DiffusionModel) {
-        let Job { request, previews, reply, place, memory } = job;
-        let mut observer = ClientWatch { reply: &reply, previews, worker: self };
-        let outcome = catch_unwind(AssertUnwindSafe(|| model.generate(&request, &mut observer)));
-        let result = match outcome {
-            Ok(result) => result.map_err(ServiceError::from),
-            Err(panic) => Err(ServiceError::Panicked { message: panic_message(panic.as_ref()) }),
-        };
-        // The place is free before the client hears of it, so that its next
-        // request is not refused for its last one.
-        drop((request, memory, place));
-        self.busy.store(false, Ordering::Relaxed);
-        // A client that has gone needs no answer.
-        let _ = reply.send(result);
-    }
-
-    /// Lets go of waiting jobs that need not be made any more: those whose
-    /// client has gone, and on shutdown all of them.
-    fn thin_out(&mut self) {
-        while let Ok(job) = self.arriving.try_recv() {
-            self.waiting.push_back(job);
-        }
-        if self.arriving.is_closed() {
-            self.waiting.drain(..).for_each(refuse);
-        } else {
-            self.waiting.retain(|job| !job.reply.is_closed());
+/// Serves until the queue is closed. Calls `at_rest` whenever nothing is left to do.
+pub(super) fn work(queue: &Arc<Queue>, model: &mut dyn DiffusionModel, at_rest: fn()) {
+    while let Some((job, running)) = queue.take(at_rest) {
+        if !job.reply.is_closed() {
+            serve(job, running, model);
         }
     }
 }
 
-fn refuse(job: Job) {
-    drop(job.place);
-    let _ = job.reply.send(Err(ServiceError::ShuttingDown));
+/// Makes the pictures of one job. A panic fails this job only.
+fn serve(job: Job, running: Running, model: &mut dyn DiffusionModel) {
+    let Job { request, previews, reply, memory, span } = job;
+    let mut observer = ClientWatch { reply: &reply, previews };
+    let outcome = span
+        .in_scope(|| catch_unwind(AssertUnwindSafe(|| model.generate(&request, &mut observer))));
+    let result = match outcome {
+        Ok(result) => result.map_err(ServiceError::from),
+        Err(panic) => Err(ServiceError::Panicked { message: panic_message(panic.as_ref()) }),
+    };
+    // The place is free before the client hears of it, so that its next request is not
+    // refused for its last one.
+    drop((request, memory, running));
+    // A client that has gone needs no answer.
+    let _ = reply.send(result);
 }
 
 /// Stops a job between two of its layers once its client has gone.
 struct ClientWatch<'a> {
     reply: &'a oneshot::Sender<Result<Generation, ServiceError>>,
     previews: Previews,
-    worker: &'a mut Worker,
 }
 
 impl StepObserver for ClientWatch<'_> {
@@ -124,7 +88,6 @@ impl StepObserver for ClientWatch<'_> {
     }
 
     fn is_cancelled(&mut self) -> bool {
-        self.worker.thin_out();
         self.reply.is_closed()
     }
 

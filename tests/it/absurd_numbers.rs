@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use diffuser_api::domain::{
-    GuidanceScale, ImageCount, ImageRequest, LayerCount, OutputSize, Prompt, RgbImage, Seed, Steps,
-    Strength, Task,
+    ImageRequest, LayerCount, Prompt, RgbImage, Seed, Steps, Strength, Task, TaskKind,
 };
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::{
@@ -128,26 +127,21 @@ impl StepObserver for OneStep {
 }
 
 fn request(model: &dyn DiffusionModel) -> ImageRequest {
-    let capabilities = model.info().capabilities;
+    let tasks = model.info().tasks;
     let picture = RgbImage::filled(64, 64, [200, 90, 30]).into();
     let task = if model.info().pipeline.contains("Layered") {
         Task::Decompose { image: picture, layers: LayerCount::new(2).unwrap() }
     } else if model.info().pipeline.contains("Edit") {
         Task::Edit { images: vec![picture] }
-    } else if capabilities.image_variation {
+    } else if tasks.contains(TaskKind::Variation) {
         Task::ImageToImage { image: picture, strength: Strength::new(1.0).unwrap() }
     } else {
         Task::Generate
     };
     ImageRequest {
-        task,
-        prompt: Prompt::new("a cat").unwrap(),
-        negative_prompt: None,
-        count: ImageCount::new(1).unwrap(),
-        size: OutputSize::Reference,
         steps: Steps::new(3).unwrap(),
-        guidance: GuidanceScale::new(1.0).unwrap(),
         seed: Seed::new(7),
+        ..ImageRequest::new(task, Prompt::new("a cat").unwrap())
     }
 }
 

@@ -7,15 +7,15 @@ use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{Snapshot, Weights};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::{
-    GuidanceScale, ImageCount, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Steps, Task,
+    GuidanceScale, ImageRequest, OutputSize, Prompt, RgbImage, Seed, Steps, Task, TaskKind,
+    TaskKinds,
 };
 use diffuser_api::model::qwen_image::config::{TextEncoderConfig, TransformerConfig, VaeConfig};
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
 use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::{
-    Capabilities, DeviceChoice, DiffusionModel, DtypeChoice, EditKind, LoadError, ModelConfig,
-    Unobserved,
+    DeviceChoice, DiffusionModel, DtypeChoice, EditKind, LoadError, ModelConfig, Unobserved,
 };
 
 use crate::support::checkpoints::{copy_folder, load, offline_hub};
@@ -167,14 +167,14 @@ fn fixture_checkpoint(name: &str) -> std::path::PathBuf {
 
 fn picture_of(model: &mut dyn DiffusionModel) -> RgbImage {
     let request = ImageRequest {
-        task: Task::Edit { images: vec![RgbImage::filled(40, 30, [200, 30, 90]).into()] },
-        prompt: Prompt::new("make it blue").unwrap(),
         negative_prompt: Some(Prompt::negative(" ").unwrap()),
-        count: ImageCount::new(1).unwrap(),
-        size: OutputSize::Reference,
         steps: Steps::new(2).unwrap(),
         guidance: GuidanceScale::new(4.0).unwrap(),
         seed: Seed::new(7),
+        ..ImageRequest::new(
+            Task::Edit { images: vec![RgbImage::filled(40, 30, [200, 30, 90]).into()] },
+            Prompt::new("make it blue").unwrap(),
+        )
     };
     model.generate(&request, &mut Unobserved).unwrap().images.remove(0).image.colour().clone()
 }
@@ -333,12 +333,11 @@ fn keys_without_effect_and_another_style_of_the_encoders_configuration_are_read(
 
 #[test]
 fn each_class_says_what_it_can_do() {
-    let nothing = Capabilities::NONE;
-    let edit = Capabilities { image_edit: true, ..nothing };
-    let edit_and_inpaint = Capabilities { inpainting: true, mask: true, ..edit };
-    let all = Capabilities { text_to_image: true, image_variation: true, ..edit_and_inpaint };
+    let edit = TaskKinds::of(&[TaskKind::Edit]);
+    let edit_and_inpaint = edit.with(TaskKind::Inpainting);
+    let all = TaskKinds::of(&TaskKind::ALL);
     let instruction = EditKind::Instruction;
-    for (name, class_name, capabilities, edit_kind, images, copies, steps) in [
+    for (name, class_name, tasks, edit_kind, images, copies, steps) in [
         ("qwen-image", "QwenImagePipeline", all, EditKind::ImageToImage, 1, false, 50),
         ("qwen-image-edit", "QwenImageEditPipeline", edit_and_inpaint, instruction, 3, false, 50),
         ("qwen-image-edit-plus", "QwenImageEditPlusPipeline", edit, instruction, 16, true, 40),
@@ -348,7 +347,7 @@ fn each_class_says_what_it_can_do() {
         let model = load(&fixture_checkpoint(name).display().to_string()).unwrap();
         let info = model.info();
         assert_eq!(info.pipeline, class_name);
-        assert_eq!(info.capabilities, capabilities, "{name}");
+        assert_eq!(info.tasks, tasks, "{name}");
         assert_eq!((info.edit_kind, info.max_input_images), (edit_kind, images), "{name}");
         assert_eq!(info.has_condition_picture, copies, "{name}");
         assert_eq!(info.defaults.num_inference_steps.get(), steps, "{name}");
@@ -429,7 +428,7 @@ fn the_embedded_model_edits() {
     let mut model = load("tiny-random").unwrap();
 
     assert_eq!(model.info().id, "tiny-random");
-    assert!(model.info().capabilities.image_edit && !model.info().capabilities.text_to_image);
+    assert_eq!(model.info().tasks, TaskKinds::of(&[TaskKind::Edit, TaskKind::Inpainting]));
     let picture = picture_of(model.as_mut());
     assert_eq!((picture.width(), picture.height()), (64, 64));
 }
@@ -460,14 +459,14 @@ impl Demo {
         let info = self.0.info().clone();
         assert!(info.instructions.iter().any(|known| known == prompt), "{prompt}");
         let request = ImageRequest {
-            task: Task::Edit { images: vec![input.clone().into()] },
-            prompt: Prompt::new(prompt).unwrap(),
-            negative_prompt: None,
-            count: ImageCount::new(1).unwrap(),
             size: OutputSize::AsInput,
             steps: info.defaults.num_inference_steps,
             guidance: info.defaults.guidance,
             seed: Seed::new(1),
+            ..ImageRequest::new(
+                Task::Edit { images: vec![input.clone().into()] },
+                Prompt::new(prompt).unwrap(),
+            )
         };
         let generation = self.0.generate(&request, &mut Unobserved).unwrap();
         generation.images[0].image.colour().clone()

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{Snapshot, Weights};
 use diffuser_api::domain::{
     GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt, RgbImage,
-    Seed, Steps, Strength, Task,
+    Seed, Steps, Strength, Task, TaskKind, TaskKinds,
 };
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::noise::TorchGenerator;
@@ -379,14 +379,10 @@ fn picture(tensor: &Tensor) -> RgbImage {
 
 fn request(steps: i64, guidance: f64) -> ImageRequest {
     ImageRequest {
-        task: Task::Generate,
-        prompt: Prompt::new("a red cat and the house").unwrap(),
-        negative_prompt: None,
-        count: ImageCount::new(1).unwrap(),
-        size: OutputSize::Reference,
         steps: Steps::new(steps).unwrap(),
         guidance: GuidanceScale::new(guidance).unwrap(),
         seed: Seed::new(7),
+        ..ImageRequest::new(Task::Generate, Prompt::new("a red cat and the house").unwrap())
     }
 }
 
@@ -600,10 +596,8 @@ fn the_model_says_what_it_is_and_can_do() {
         (&turbo, "StableDiffusionPipeline", (4, 0.0, 0.5)),
     ] {
         let info = model.info();
-        let can = info.capabilities;
         assert_eq!(info.pipeline, class);
-        assert!(can.text_to_image && can.image_edit && can.image_variation);
-        assert!(!can.inpainting && !can.mask);
+        assert_eq!(info.tasks, TaskKinds::of(&TaskKind::ALL).without(TaskKind::Inpainting));
         assert_eq!(info.edit_kind, EditKind::ImageToImage);
         assert_eq!(info.guidance_parameter, GuidanceParameter::GuidanceScale);
         assert_eq!((info.size_multiple, info.image_area, info.max_input_images), (8, 64 * 64, 1));

@@ -1,6 +1,8 @@
 //! What certain clients send, and what they need to get back.
 
-use diffuser_api::api::{ApiConfig, ApiKeys, DefaultResponseFormat};
+use diffuser_api::api::{ApiConfig, ApiKeys};
+use diffuser_api::domain::TaskKind;
+use diffuser_api::requests::DefaultResponseFormat;
 use reqwest::multipart::Form;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,8 +26,8 @@ async fn edit(server: &TestServer, fields: &[(&'static str, &'static str)]) -> V
 #[tokio::test]
 async fn who_asks_for_a_dall_e_gets_addresses_and_all_others_base64() {
     let mut info = scripted_model::info();
-    info.capabilities.text_to_image = true;
-    info.capabilities.image_variation = true;
+    info.tasks = info.tasks.with(TaskKind::TextToImage);
+    info.tasks = info.tasks.with(TaskKind::Variation);
     let server = Setup { info, ..Setup::default() }.start().await;
 
     for name in ["dall-e-2", "dall-e-3"] {
@@ -138,7 +140,7 @@ async fn reply_to(server: &TestServer, request: &[u8]) -> Value {
 #[tokio::test]
 async fn recorded_requests_of_n8n_and_librechat_get_what_these_read() {
     let mut info = scripted_model::info();
-    info.capabilities.text_to_image = true;
+    info.tasks = info.tasks.with(TaskKind::TextToImage);
     let adjust = |config: &mut ApiConfig| {
         config.api_keys = ApiKeys::new(vec!["clients-key".to_owned()]);
     };

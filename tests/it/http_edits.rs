@@ -1,6 +1,6 @@
 //! Edits, generations and variations that work, whatever way they are sent.
 
-use diffuser_api::domain::{OutputSize, Task};
+use diffuser_api::domain::{OutputSize, Task, TaskKind};
 use diffuser_api::imaging::codec::OutputFormat;
 use futures::stream;
 use reqwest::multipart::Form;
@@ -317,8 +317,8 @@ async fn a_file_input_left_empty_by_a_browser_is_no_file() {
 #[tokio::test]
 async fn generations_and_variations_work_where_the_model_does_them() {
     let mut info = scripted_model::info();
-    info.capabilities.text_to_image = true;
-    info.capabilities.image_variation = true;
+    info.tasks = info.tasks.with(TaskKind::TextToImage);
+    info.tasks = info.tasks.with(TaskKind::Variation);
     let setup = Setup { info, ..Setup::default() };
     let mut server = setup.start().await;
 

@@ -1,7 +1,7 @@
 //! What this server does beyond a plain edit: events, masks, addresses, keys,
 //! qualities, and making a picture again.
 
-use diffuser_api::domain::{OutputSize, Task};
+use diffuser_api::domain::{OutputSize, Task, TaskKind};
 use diffuser_api::imaging::provenance;
 use diffuser_api::model::{EditKind, ModelInfo};
 use diffuser_api::service::ImageService;
@@ -17,10 +17,9 @@ use crate::support::server::{
 /// A model that can do everything.
 fn able() -> ModelInfo {
     let mut info = scripted_model::info();
-    info.capabilities.text_to_image = true;
-    info.capabilities.image_variation = true;
-    info.capabilities.inpainting = true;
-    info.capabilities.mask = true;
+    info.tasks = info.tasks.with(TaskKind::TextToImage);
+    info.tasks = info.tasks.with(TaskKind::Variation);
+    info.tasks = info.tasks.with(TaskKind::Inpainting);
     info
 }
 

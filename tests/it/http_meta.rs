@@ -1,6 +1,7 @@
 //! What the server says about itself, and what all its answers have in common.
 
 use diffuser_api::api::{ApiConfig, ApiKeys};
+use diffuser_api::domain::{TaskKind, TaskKinds};
 
 use crate::support::scripted_model;
 use crate::support::server::{Setup, TestServer, edit_form, error_of, json_of};
@@ -152,7 +153,7 @@ async fn the_document_and_its_page_come_from_the_binary() {
 #[tokio::test]
 async fn every_documented_field_is_known() {
     let mut info = scripted_model::info();
-    info.capabilities.text_to_image = true;
+    info.tasks = info.tasks.with(TaskKind::TextToImage);
     let server = Setup { info, ..Setup::default() }.start().await;
     let document = json_of(server.get("/openapi.json").send().await.unwrap()).await;
     let fields_of = |schema: &str| {
@@ -179,10 +180,9 @@ async fn every_documented_field_is_known() {
 async fn the_document_has_what_the_loaded_model_does_and_nothing_else() {
     let document_of = async |able: bool| {
         let mut info = scripted_model::info();
-        info.capabilities.text_to_image = able;
-        info.capabilities.image_variation = able;
-        info.capabilities.inpainting = able;
-        info.capabilities.mask = able;
+        let kinds = [TaskKind::TextToImage, TaskKind::Variation, TaskKind::Inpainting];
+        let all = kinds.into_iter().fold(info.tasks, TaskKinds::with);
+        info.tasks = if able { all } else { info.tasks };
         let server = Setup { info, ..Setup::default() }.start().await;
         json_of(server.get("/openapi.json").send().await.unwrap()).await
     };
@@ -219,7 +219,7 @@ async fn the_prefix_can_be_another_or_none() {
 #[tokio::test]
 async fn what_the_model_cannot_do_is_501_and_not_tried_again() {
     let mut info = scripted_model::info();
-    info.capabilities.image_edit = false;
+    info.tasks = info.tasks.without(TaskKind::Edit);
     let setup = Setup { info, ..Setup::default() };
     let server = setup.start().await;
 

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use diffuser_api::domain::{GreyImage, Picture, RgbImage, Task};
+use diffuser_api::domain::{GreyImage, Picture, RgbImage, Task, TaskKind};
 use diffuser_api::imaging::codec::{OutputFormat, encode};
 use diffuser_api::model::ModelInfo;
 use reqwest::multipart::Form;
@@ -19,8 +19,7 @@ const HEIGHT: usize = 48;
 
 async fn server(adjust: impl FnOnce(&mut ModelInfo)) -> TestServer {
     let mut info = scripted_model::info();
-    info.capabilities.inpainting = true;
-    info.capabilities.mask = true;
+    info.tasks = info.tasks.with(TaskKind::Inpainting);
     adjust(&mut info);
     Setup { info, ..Setup::default() }.start().await
 }

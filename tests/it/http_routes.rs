@@ -1,6 +1,7 @@
 //! The addresses that clients write, and what is said to those that lead nowhere.
 
 use diffuser_api::api::{ApiConfig, ApiKeys};
+use diffuser_api::domain::TaskKind;
 use reqwest::Response;
 use serde_json::json;
 
@@ -13,8 +14,8 @@ use crate::support::{files, server};
 /// A server whose model does all that there is an endpoint for.
 async fn able_server() -> TestServer {
     let mut info = scripted_model::info();
-    info.capabilities.text_to_image = true;
-    info.capabilities.image_variation = true;
+    info.tasks = info.tasks.with(TaskKind::TextToImage);
+    info.tasks = info.tasks.with(TaskKind::Variation);
     Setup { info, ..Setup::default() }.start().await
 }
 

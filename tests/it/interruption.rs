@@ -5,8 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use diffuser_api::domain::{
-    GuidanceScale, ImageCount, ImageRequest, OutputSize, Picture, Prompt, RgbImage, Seed, Steps,
-    Strength, Task,
+    GuidanceScale, ImageRequest, Picture, Prompt, RgbImage, Seed, Steps, Strength, Task,
 };
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::{
@@ -68,14 +67,14 @@ fn load(folder: &str, memory: MemoryChoice) -> Box<dyn DiffusionModel> {
 
 fn request(task: fn(Picture) -> Task) -> ImageRequest {
     ImageRequest {
-        task: task(RgbImage::filled(64, 64, [200, 90, 30]).into()),
-        prompt: Prompt::new("a cat").unwrap(),
         negative_prompt: Some(Prompt::negative("a dog").unwrap()),
-        count: ImageCount::new(1).unwrap(),
-        size: OutputSize::Reference,
         steps: Steps::new(STEPS as i64).unwrap(),
         guidance: GuidanceScale::new(3.0).unwrap(),
         seed: Seed::new(7),
+        ..ImageRequest::new(
+            task(RgbImage::filled(64, 64, [200, 90, 30]).into()),
+            Prompt::new("a cat").unwrap(),
+        )
     }
 }
 

@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::Snapshot;
 use diffuser_api::domain::{
-    GuidanceScale, ImageCount, ImageRequest, LayerCount, OutputSize, Prompt, RgbImage, Seed, Steps,
-    Task,
+    GuidanceScale, ImageRequest, LayerCount, Prompt, RgbImage, Seed, Steps, Task,
 };
 use diffuser_api::model::qwen_image::prompt::PromptTokenizer;
 use diffuser_api::model::stable_diffusion::tokenizer::ClipTokenizer;
@@ -115,14 +114,11 @@ fn picture_of(model: &mut dyn DiffusionModel) -> RgbImage {
         EditKind::ImageToImage => Task::Generate,
     };
     let request = ImageRequest {
-        task,
-        prompt: Prompt::new("a red boat on a quiet lake, 12 birds").unwrap(),
         negative_prompt: Some(Prompt::negative(" ").unwrap()),
-        count: ImageCount::new(1).unwrap(),
-        size: OutputSize::Reference,
         steps: Steps::new(1).unwrap(),
         guidance: GuidanceScale::new(4.0).unwrap(),
         seed: Seed::new(7),
+        ..ImageRequest::new(task, Prompt::new("a red boat on a quiet lake, 12 birds").unwrap())
     };
     model.generate(&request, &mut Unobserved).unwrap().images.remove(0).image.colour().clone()
 }

@@ -1,9 +1,8 @@
 //! The OpenAPI document and the page on which it can be tried out, both served
 //! from this binary.
 //!
-//! [`bodies`] describes what is read, the structs of `wire` what is written.
+//! `requests::schema` describes what is read, the structs of `wire` what is written.
 
-mod bodies;
 mod page;
 
 use std::collections::BTreeMap;
@@ -14,15 +13,15 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, Type};
-use utoipa::openapi::{Content, ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{IntoResponses, OpenApi, PartialSchema, ToSchema};
-
-pub(super) use bodies::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
+use utoipa::openapi::{Content, ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
+use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use super::error::ApiError;
 use super::wire::{ErrorEnvelope, ImageEvent, ImagesResponse, json_bytes};
-use super::{ApiConfig, DefaultResponseFormat, images, meta, path_prefix};
+use super::{ApiConfig, path_prefix};
+use crate::domain::TaskKind;
 use crate::model::{EditKind, GuidanceParameter, ModelInfo};
+use crate::requests::DefaultResponseFormat;
 
 /// Where the document is.
 pub(super) const DOCUMENT_PATH: &str = "/openapi.json";
@@ -98,29 +97,23 @@ fn events() -> Object {
         .build()
 }
 
-#[derive(OpenApi)]
-#[openapi(
-    paths(
-        images::edits,
-        images::generations,
-        images::variations,
-        images::replay,
-        images::file,
-        meta::models,
-        meta::model,
-        meta::health,
-        meta::service_info,
-    ),
-    components(schemas(ImagesResponse, ImageEvent, ErrorEnvelope))
-)]
-struct Document;
+/// What is named in replies, and is no reply by itself.
+#[derive(utoipa::OpenApi)]
+#[openapi(components(schemas(ImagesResponse, ImageEvent, ErrorEnvelope)))]
+struct Base;
 
-/// Routes of the document and the page.
+/// The document before any endpoint is in it.
+pub(super) fn base() -> OpenApi {
+    <Base as utoipa::OpenApi>::openapi()
+}
+
+/// Routes of the page and of `document`, which has the endpoints.
 pub(super) fn router<S: Clone + Send + Sync + 'static>(
+    document: OpenApi,
     config: &ApiConfig,
     model: &ModelInfo,
 ) -> Router<S> {
-    let document = document(config, model);
+    let document = finished(document, config, model);
     let serve_document = move || {
         let document = document.clone();
         async move { json_bytes(StatusCode::OK, document.into_bytes()) }
@@ -128,9 +121,8 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(
     Router::new().route(DOCUMENT_PATH, get(serve_document)).merge(page::router())
 }
 
-/// The document as JSON, with the configured prefix and the loaded model.
-fn document(config: &ApiConfig, model: &ModelInfo) -> String {
-    let mut document = Document::openapi();
+/// `document` as JSON, with what the settings and the loaded model make of it.
+fn finished(mut document: OpenApi, config: &ApiConfig, model: &ModelInfo) -> String {
     document.info.title.clone_from(&config.app_name);
     document.info.version.clone_from(&config.app_version);
     document.info.license = None;
@@ -139,14 +131,10 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
         model.id, model.device, model.description
     ));
     let prefix = path_prefix(config);
+    // A parameter that spans segments is the router's business.
     let paths = std::mem::take(&mut document.paths.paths);
-    document.paths.paths = paths
-        .into_iter()
-        .map(|(path, item)| match path.as_str() {
-            "/" | "/health" => (path, item),
-            _ => (format!("{prefix}{path}"), item),
-        })
-        .collect();
+    document.paths.paths =
+        paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, model, &prefix);
@@ -166,25 +154,25 @@ fn document(config: &ApiConfig, model: &ModelInfo) -> String {
 /// Leaves out the endpoints and the fields that the loaded model answers with a
 /// 501, or refuses whatever their value.
 fn leave_out_what_is_not_offered(document: &mut Value, model: &ModelInfo, prefix: &str) {
-    let can = model.capabilities;
+    let offers = |kind| model.tasks.contains(kind);
     let endpoints = [
-        ("edits", can.image_edit),
-        ("generations", can.text_to_image),
-        ("variations", can.image_variation),
+        ("edits", offers(TaskKind::Edit)),
+        ("generations", offers(TaskKind::TextToImage)),
+        ("variations", offers(TaskKind::Variation)),
     ];
     if let Some(paths) = document.get_mut("paths").and_then(Value::as_object_mut) {
         for (name, _) in endpoints.into_iter().filter(|(_, is_offered)| !is_offered) {
             paths.shift_remove(&format!("{prefix}/images/{name}"));
         }
     }
-    let masks = can.inpainting && can.mask;
+    let masks = offers(TaskKind::Inpainting);
     let by_noise = masks || model.edit_kind == EditKind::ImageToImage;
     let fields = [
         ("mask", masks),
         ("preserve_unmasked", masks),
         ("padding_mask_crop", masks),
         ("layers", model.edit_kind == EditKind::Layers),
-        ("strength", by_noise || can.image_variation),
+        ("strength", by_noise || offers(TaskKind::Variation)),
         ("guidance_scale", model.guidance_parameter == GuidanceParameter::GuidanceScale),
         ("true_cfg_scale", model.guidance_parameter == GuidanceParameter::TrueCfgScale),
     ];

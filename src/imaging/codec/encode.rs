@@ -1,11 +1,13 @@
 //! Pictures to files: PNG, JPEG and WebP.
 
+use std::str::FromStr;
+
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
-use crate::domain::Picture;
+use crate::domain::{Picture, UnknownChoice};
 
 /// What is seen behind a transparent picture in a format that knows no transparency.
 const BACKGROUND: [u8; 3] = [255; 3];
@@ -39,7 +41,24 @@ pub enum PngCompression {
     Best,
 }
 
+impl FromStr for PngCompression {
+    type Err = UnknownChoice;
+
+    /// Reads the choice's name, in any case of letters.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "fast" => Ok(Self::Fast),
+            "balanced" => Ok(Self::Balanced),
+            "best" => Ok(Self::Best),
+            _ => Err(UnknownChoice { expected: Self::CHOICES }),
+        }
+    }
+}
+
 impl PngCompression {
+    /// The ways to write one.
+    pub const CHOICES: &str = "fast, balanced or best";
+
     fn level(self) -> CompressionType {
         match self {
             Self::Fast => CompressionType::Fast,

@@ -98,7 +98,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         pipeline: variant.class_name.to_owned(),
         description: defaults.description.clone().unwrap_or_else(own_description),
         instructions: defaults.instructions.clone().unwrap_or_default(),
-        capabilities: variant.capabilities.restricted_by(&context.config.capabilities),
+        tasks: context.config.capabilities.left_of(variant.tasks),
         defaults: context.request_defaults(&defaults)?,
         max_input_images: variant.max_input_images,
         size_multiple: defaults.size_multiple(components.token_side())?,

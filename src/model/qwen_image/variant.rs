@@ -4,7 +4,8 @@
 //! the model cards of Qwen/Qwen-Image, -Edit, -Edit-2509, -Edit-2511, -Layered.
 
 use super::prompt::PromptTemplate;
-use crate::model::{Capabilities, EditKind};
+use crate::domain::{TaskKind, TaskKinds};
+use crate::model::EditKind;
 use crate::nn::FlowLength;
 
 /// One pipeline of the family.
@@ -14,8 +15,8 @@ pub struct Variant {
     pub class_name: &'static str,
     /// One sentence for people.
     pub description: &'static str,
-    /// What it can do.
-    pub capabilities: Capabilities,
+    /// What it offers.
+    pub tasks: TaskKinds,
     /// What an edit is to it.
     pub edit_kind: EditKind,
     /// The most input pictures of an edit.
@@ -65,13 +66,7 @@ const MEGAPIXEL: usize = 1024 * 1024;
 pub const TEXT_TO_IMAGE: Variant = Variant {
     class_name: "QwenImagePipeline",
     description: "Makes a picture from words, or anew from a picture (Qwen-Image).",
-    capabilities: Capabilities {
-        text_to_image: true,
-        image_edit: true,
-        image_variation: true,
-        inpainting: true,
-        mask: true,
-    },
+    tasks: TaskKinds::of(&TaskKind::ALL),
     edit_kind: EditKind::ImageToImage,
     max_input_images: 1,
     template: PromptTemplate::TEXT,
@@ -88,12 +83,7 @@ pub const TEXT_TO_IMAGE: Variant = Variant {
 pub const EDIT: Variant = Variant {
     class_name: "QwenImageEditPipeline",
     description: "Edits a picture as the prompt says (Qwen-Image-Edit).",
-    capabilities: Capabilities {
-        image_edit: true,
-        inpainting: true,
-        mask: true,
-        ..Capabilities::NONE
-    },
+    tasks: TaskKinds::of(&[TaskKind::Edit, TaskKind::Inpainting]),
     edit_kind: EditKind::Instruction,
     max_input_images: 3,
     template: PromptTemplate::EDIT,
@@ -107,7 +97,7 @@ pub const EDIT_PLUS: Variant = Variant {
     class_name: "QwenImageEditPlusPipeline",
     description: "Edits one picture or several together as the prompt says \
                   (Qwen-Image-Edit-2509 and later).",
-    capabilities: Capabilities { image_edit: true, ..Capabilities::NONE },
+    tasks: TaskKinds::of(&[TaskKind::Edit]),
     max_input_images: 16,
     template: PromptTemplate::EDIT_PLUS,
     shown: Shown::Copy { area: 384 * 384 },
@@ -119,7 +109,7 @@ pub const EDIT_PLUS: Variant = Variant {
 pub const LAYERED: Variant = Variant {
     class_name: "QwenImageLayeredPipeline",
     description: "Takes a picture apart into transparent layers (Qwen-Image-Layered).",
-    capabilities: Capabilities { image_edit: true, ..Capabilities::NONE },
+    tasks: TaskKinds::of(&[TaskKind::Edit]),
     edit_kind: EditKind::Layers,
     image_area: 640 * 640,
     image_channels: 4,

@@ -35,13 +35,10 @@ use vae::Vae;
 use super::cache::ContentCache;
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
 use super::residency::{Held, Residency};
-use super::{
-    Capabilities, DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo,
-    RequestDefaults,
-};
+use super::{DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo, RequestDefaults};
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::device::DeviceError;
-use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
+use crate::domain::{GuidanceScale, Steps, Strength, TaskKind, TaskKinds, ValidationError};
 
 /// Stable Diffusion 1.5 and 2.1, SD-Turbo.
 pub(super) const PLAIN: ModelEntry = ModelEntry {
@@ -63,6 +60,9 @@ pub(super) const XL: ModelEntry = ModelEntry {
 
 /// The largest picture that is made: twice SDXL's own.
 const MAX_OUTPUT_AREA: usize = 2 * 1024 * 1024;
+/// What models of the family offer.
+const TASKS: TaskKinds =
+    TaskKinds::of(&[TaskKind::TextToImage, TaskKind::Edit, TaskKind::Variation]);
 /// The reference refuses sizes that are no multiples of it.
 const SIZE_MULTIPLE: usize = 8;
 
@@ -131,12 +131,6 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         .blocks
         .first()
         .is_some_and(|block| block.channels == PUBLISHED_WIDTH);
-    let capabilities = Capabilities {
-        text_to_image: true,
-        image_edit: true,
-        image_variation: true,
-        ..Capabilities::NONE
-    };
     let info = ModelInfo {
         id: context.id.clone(),
         pipeline: variant.class_name.to_owned(),
@@ -145,7 +139,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
                 .to_owned()
         }),
         instructions: defaults.instructions.clone().unwrap_or_default(),
-        capabilities: capabilities.restricted_by(&context.config.capabilities),
+        tasks: context.config.capabilities.left_of(TASKS),
         defaults: request_defaults(context, variant, &defaults, &components.scheduler)?,
         max_input_images: 1,
         size_multiple: defaults.size_multiple(SIZE_MULTIPLE.max(factor))?,

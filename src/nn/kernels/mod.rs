@@ -346,3 +346,20 @@ impl<O: Operation> CustomOp1 for Run<'_, O> {
         Ok((cuda::make(self.0, &storage.device)?, self.0.shape()))
     }
 }
+
+/// x + bias; `x`: (…, width), `bias`: (width).
+pub(super) fn add_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => x.broadcast_add(bias),
+        None => Ok(x),
+    }
+}
+
+/// Refuses a bias that is not `width` numbers like those of `x`.
+pub(super) fn expect_bias(x: &Tensor, bias: Option<&Tensor>, width: usize) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    if bias.dims() != [width] || !bias.is_contiguous() {
+        candle_core::bail!("a bias of {width} numbers is wanted, not {:?}", bias.layout());
+    }
+    expect_alike(x, &[bias])
+}

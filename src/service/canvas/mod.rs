@@ -16,7 +16,7 @@ mod fit;
 mod sizes;
 
 use super::mask::Seam;
-use crate::domain::{GreyImage, ImageSize, OutputSize, Picture, Task, ValidationError};
+use crate::domain::{FaultKind, GreyImage, ImageSize, OutputSize, Picture, Task, ValidationError};
 use crate::model::{AreaRange, ModelInfo};
 use fit::Fit;
 use sizes::{is_of_shape, largest_within, next_on_grid, size_of_area, within};
@@ -260,7 +260,7 @@ fn accepted(size: ImageSize, model: &ModelInfo) -> Result<ImageSize, ValidationE
         "Invalid 'size': {size} is more than this model makes. Width times height is at most {}.",
         model.max_output_area
     );
-    Err(ValidationError::new("size", "invalid_value", message))
+    Err(ValidationError::new("size", FaultKind::Invalid, message))
 }
 
 fn elsewhere_note(size: ImageSize, work: ImageSize, model: &ModelInfo) -> String {

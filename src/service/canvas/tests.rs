@@ -1,9 +1,9 @@
 #![expect(clippy::cast_possible_truncation, reason = "remainders below 256")]
 
 use super::*;
-use crate::domain::{GuidanceScale, RgbImage, Steps, Strength};
+use crate::domain::{GuidanceScale, RgbImage, Steps, Strength, TaskKinds};
 use crate::imaging::resample::{Resampler, resize};
-use crate::model::{Capabilities, EditKind, GuidanceParameter, RequestDefaults};
+use crate::model::{EditKind, GuidanceParameter, RequestDefaults};
 
 fn model() -> ModelInfo {
     ModelInfo {
@@ -11,7 +11,7 @@ fn model() -> ModelInfo {
         pipeline: "P".to_owned(),
         description: String::new(),
         instructions: Vec::new(),
-        capabilities: Capabilities::NONE,
+        tasks: TaskKinds::default(),
         defaults: RequestDefaults {
             num_inference_steps: Steps::new(4).unwrap(),
             guidance: GuidanceScale::new(1.0).unwrap(),

@@ -5,11 +5,12 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::Receiver;
 
 use diffuser_api::domain::{
-    GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Strength, Task,
+    GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Strength, Task, TaskKind,
+    TaskKinds,
 };
 use diffuser_api::model::{
-    Capabilities, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,
-    ModelError, ModelInfo, RequestDefaults, StepObserver, StepProgress, TokenUsage,
+    DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, ModelError, ModelInfo,
+    RequestDefaults, StepObserver, StepProgress, TokenUsage,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -55,13 +56,7 @@ pub(crate) fn info() -> ModelInfo {
         pipeline: "ScriptedPipeline".to_owned(),
         description: "Tints pictures.".to_owned(),
         instructions: Vec::new(),
-        capabilities: Capabilities {
-            text_to_image: false,
-            image_edit: true,
-            image_variation: false,
-            inpainting: false,
-            mask: false,
-        },
+        tasks: TaskKinds::of(&[TaskKind::Edit]),
         defaults: RequestDefaults {
             num_inference_steps: Steps::new(4).unwrap(),
             guidance: GuidanceScale::new(4.0).unwrap(),

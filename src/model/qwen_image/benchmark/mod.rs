@@ -29,8 +29,7 @@ use super::variant::{self, Variant};
 use super::{cost, loading};
 use crate::checkpoint::Snapshot;
 use crate::domain::{
-    GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, RgbImage, Seed, Steps, Task,
-    ValidationError,
+    GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Task, ValidationError,
 };
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::precision::open_device;
@@ -433,14 +432,13 @@ fn request(plan: &BenchmarkPlan) -> Result<ImageRequest, ValidationError> {
     };
     let images: Vec<_> = (0..plan.references).map(picture).collect();
     Ok(ImageRequest {
-        task: if images.is_empty() { Task::Generate } else { Task::Edit { images } },
-        prompt: prompts::usual()?,
-        negative_prompt: None,
-        count: ImageCount::new(1)?,
         size: OutputSize::Exact(plan.size),
         steps: plan.steps,
         guidance: plan.guidance,
-        seed: Seed::new(0),
+        ..ImageRequest::new(
+            if images.is_empty() { Task::Generate } else { Task::Edit { images } },
+            prompts::usual()?,
+        )
     })
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Pipeline, PixelSize, Shown, preprocess};
 use crate::domain::{
-    GreyImage, ImageRequest, LayerCount, OutputSize, Picture, RgbImage, Strength, Task,
+    GreyImage, ImageRequest, LayerCount, OutputSize, Picture, RgbImage, Strength, Task, TaskKind,
 };
 use crate::imaging::region::{self, Region};
 use crate::imaging::resample::{Resampler, resize, resize_grey, resize_picture};
@@ -102,7 +102,7 @@ impl Pipeline {
     /// [`ModelError::Unsuitable`] if this model cannot serve it.
     pub(super) fn plan(&self, request: &ImageRequest) -> Result<Job, ModelError> {
         let size = request.size;
-        let can_inpaint = self.variant.capabilities.inpainting;
+        let can_inpaint = self.variant.tasks.contains(TaskKind::Inpainting);
         let job = match (&request.task, self.variant.edit_kind) {
             (Task::Generate, EditKind::ImageToImage) => Job {
                 output: self.asked(size, None).floored_to(self.info.size_multiple),

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::checkpoint::{Snapshot, Weights};
-use crate::domain::{GuidanceScale, ImageCount, Seed, Steps};
+use crate::domain::{GuidanceScale, Seed, Steps};
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::stable_diffusion::{ONE_TEXT, TWO_TEXTS, Variant, in_float32, load_pipeline};
 use crate::model::{DeviceChoice, DtypeChoice, ModelConfig, Residency, Unobserved};
@@ -70,17 +70,18 @@ fn request(case: &Value, tensors: &HashMap<String, Tensor>) -> ImageRequest {
         OutputSize::Exact(ImageSize::new(side("width"), side("height")).unwrap())
     });
     ImageRequest {
-        task: source.map_or(Task::Generate, |source| Task::ImageToImage {
-            image: picture(source).into(),
-            strength: Strength::new(number("strength")).unwrap(),
-        }),
-        prompt: Prompt::new(case["prompt"].as_str().unwrap()).unwrap(),
         negative_prompt: case["negative"].as_str().map(|text| Prompt::negative(text).unwrap()),
-        count: ImageCount::new(1).unwrap(),
         size: size.unwrap_or(OutputSize::Reference),
         steps: Steps::new(whole("steps")).unwrap(),
         guidance: GuidanceScale::new(number("guidance")).unwrap(),
         seed: Seed::new(7),
+        ..ImageRequest::new(
+            source.map_or(Task::Generate, |source| Task::ImageToImage {
+                image: picture(source).into(),
+                strength: Strength::new(number("strength")).unwrap(),
+            }),
+            Prompt::new(case["prompt"].as_str().unwrap()).unwrap(),
+        )
     }
 }
 

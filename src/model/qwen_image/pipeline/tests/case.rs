@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::checkpoint::Snapshot;
 use crate::domain::{
-    GreyImage, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Picture,
-    Prompt, RgbImage, Seed, Steps, Strength, Task,
+    GreyImage, GuidanceScale, ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt,
+    RgbImage, Seed, Steps, Strength, Task,
 };
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::qwen_image::pipeline::Pipeline;
@@ -222,14 +222,12 @@ impl Case {
         let steps = i64::try_from(self.number("num_inference_steps").unwrap()).unwrap();
         let scale = self.decimal("true_cfg_scale").unwrap();
         ImageRequest {
-            task: self.task(),
-            prompt: Prompt::new(self.text("prompt").unwrap()).unwrap(),
             negative_prompt: self.text("negative_prompt").map(|t| Prompt::negative(t).unwrap()),
-            count: ImageCount::new(1).unwrap(),
             size,
             steps: Steps::new(steps).unwrap(),
             guidance: GuidanceScale::new(scale).unwrap(),
             seed: Seed::new(self.doc["generator_seed"].as_u64().unwrap()),
+            ..ImageRequest::new(self.task(), Prompt::new(self.text("prompt").unwrap()).unwrap())
         }
     }
 

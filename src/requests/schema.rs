@@ -1,32 +1,19 @@
-//! The bodies of requests, field by field: one table, from which the schemas of
-//! all endpoints are made.
-//!
-//! It describes what `parameters` and `pictures` read.
+//! The bodies of requests as schemas of the OpenAPI page: pictures and words, which are
+//! described here, and the parameters of [`table`].
 
 use serde_json::{Map, Value, json};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{Object, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-/// A request body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Body {
-    EditForm,
-    EditJson,
-    Generation,
-    Variation,
-    Replay,
-}
-
+use super::table::{self, Body};
+use crate::domain::Prompt;
 use Body::{EditForm as Form, EditJson as Json, Generation, Replay, Variation};
 
-/// Bodies that make pictures from scratch, by all their fields.
-const ALL: &[Body] = &[Form, Json, Generation, Variation, Replay];
-const EDITS: &[Body] = &[Form, Json, Replay];
 /// Bodies in which a field that is not needed may be null.
 const JSON: &[Body] = &[Json, Generation];
 
-/// A field: its name, the bodies that have it, and its schema.
+/// A field for pictures or words: its name, the bodies that have it, and its schema.
 type Field = (&'static str, &'static [Body], Value);
 
 /// A picture for the page to try out: a red circle and a blue square, 128x128 pixels.
@@ -68,13 +55,13 @@ fn inputs() -> Vec<Field> {
     let prompt = json!({
         "type": "string",
         "minLength": 1,
-        "maxLength": 32_000,
+        "maxLength": Prompt::MAX_CHARACTERS,
         "description": "What to change or to show, in words.",
         "example": "Turn the sky into a red sunset",
     });
     let words = json!({
         "type": "string",
-        "maxLength": 32_000,
+        "maxLength": Prompt::MAX_CHARACTERS,
         "description": "Words to go by.",
         "example": "A red boat on a quiet lake",
     });
@@ -108,202 +95,13 @@ fn inputs() -> Vec<Field> {
     ]
 }
 
-/// A text of a few choices.
-fn choice(names: &[&str], default: &str, text: &str) -> Value {
-    json!({"type": "string", "enum": names, "default": default, "description": text})
-}
-
-fn bounded(kind: &str, minimum: i64, maximum: i64, text: &str) -> Value {
-    json!({"type": kind, "minimum": minimum, "maximum": maximum, "description": text})
-}
-
-fn flag(default: bool, text: &str) -> Value {
-    json!({"type": "boolean", "default": default, "description": text})
-}
-
-fn plain_text(text: &str) -> Value {
-    json!({"type": "string", "description": text})
-}
-
-fn with_default(mut schema: Value, default: impl Into<Value>) -> Value {
-    schema["default"] = default.into();
-    schema
-}
-
-/// What the picture is to be like.
-fn wishes() -> Vec<Field> {
-    vec![
-        (
-            "model",
-            ALL,
-            plain_text("The loaded model's id or one of its aliases, such as `gpt-image-1`."),
-        ),
-        ("n", ALL, with_default(bounded("integer", 1, 10, "How many pictures."), 1)),
-        (
-            "size",
-            ALL,
-            json!({
-                "type": "string",
-                "pattern": "^(auto|reference|[1-9][0-9]*x[1-9][0-9]*)$",
-                "default": "auto",
-                "description": "`WIDTHxHEIGHT` in pixels, `auto` (the input's own size, pixel over pixel; \
-                                without an input the model's), or `reference` (what the model's reference \
-                                pipeline makes). A size at which the model does not work (see \
-                                `image_area_range` in `/v1/models/{id}`) is made at its own area and scaled; \
-                                `warnings` says so.",
-            }),
-        ),
-        (
-            "quality",
-            ALL,
-            choice(
-                &["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"],
-                "auto",
-                "Stands for steps and guidance of the loaded model: see `/v1/models/{id}`. Explicit \
-             parameters win.",
-            ),
-        ),
-        (
-            "negative_prompt",
-            ALL,
-            json!({
-                "type": "string",
-                "maxLength": 32_000,
-                "description": "What to steer away from; the empty text is one, too. Not given: the \
-                                server's, or what the model makes of none.",
-            }),
-        ),
-        ("num_inference_steps", ALL, bounded("integer", 1, 150, "Denoising steps. Also `steps`.")),
-        (
-            "true_cfg_scale",
-            ALL,
-            bounded(
-                "number",
-                0,
-                20,
-                "Strength of guidance, on models that know it by this name. Also `cfg_scale`.",
-            ),
-        ),
-        (
-            "guidance_scale",
-            ALL,
-            bounded(
-                "number",
-                0,
-                20,
-                "Strength of guidance, on models that know it by this name; others take 1 only.",
-            ),
-        ),
-        (
-            "strength",
-            &[Form, Json, Variation, Replay],
-            json!({
-                "type": "number",
-                "exclusiveMinimum": 0,
-                "maximum": 1,
-                "description": "How far to go from the input, up to 1 (anew): for variations, with a mask, \
-                                and for edits by models that do not follow instructions.",
-            }),
-        ),
-        (
-            "seed",
-            ALL,
-            json!({
-                "type": "integer",
-                "minimum": -1,
-                "maximum": u64::MAX,
-                "description": "Same request, same seed, same picture; picture `i` has seed + `i`. Drawn \
-                                if absent or -1, and reported.",
-                "example": 42,
-            }),
-        ),
-    ]
-}
-
-/// What goes with masks and with layers.
-fn special_wishes() -> Vec<Field> {
-    vec![
-        (
-            "preserve_unmasked",
-            EDITS,
-            flag(true, "With a mask: whether the pixels outside it come back as they were."),
-        ),
-        (
-            "padding_mask_crop",
-            EDITS,
-            bounded(
-                "integer",
-                0,
-                4096,
-                "With a mask: look only at its surroundings, this many pixels around it.",
-            ),
-        ),
-        (
-            "layers",
-            EDITS,
-            bounded("integer", 1, 16, "On models that take pictures apart: into how many layers."),
-        ),
-    ]
-}
-
-/// How it comes back.
-fn delivery() -> Vec<Field> {
-    vec![
-        (
-            "background",
-            ALL,
-            choice(
-                &["auto", "opaque", "transparent"],
-                "auto",
-                "`transparent` on models that make layers only.",
-            ),
-        ),
-        ("output_format", ALL, choice(&["png", "jpeg", "webp"], "png", "Format of the files.")),
-        (
-            "output_compression",
-            ALL,
-            with_default(
-                bounded(
-                    "integer",
-                    0,
-                    100,
-                    "Quality of jpeg and webp; at 100 webp is without loss.",
-                ),
-                100,
-            ),
-        ),
-        (
-            "response_format",
-            ALL,
-            choice(
-                &["b64_json", "url"],
-                "b64_json",
-                "Base64, or addresses that are good for a while. Unless the settings say \
-                 otherwise, a request that names `dall-e-2` or `dall-e-3` gets addresses.",
-            ),
-        ),
-        ("stream", ALL, flag(false, "Answer with server-sent events; with `n` of 1 only.")),
-        (
-            "partial_images",
-            ALL,
-            with_default(
-                bounded("integer", 0, 3, "With `stream`: how many unfinished pictures to show."),
-                0,
-            ),
-        ),
-    ]
-}
-
 impl Body {
     fn schema(self) -> RefOr<Schema> {
         let required = self.required();
         let mut properties = Map::new();
-        for (name, bodies, mut schema) in
-            [inputs(), wishes(), special_wishes(), delivery()].into_iter().flatten()
-        {
-            if !bodies.contains(&self) {
-                continue;
-            }
+        let inputs = inputs().into_iter().filter(|(_, bodies, _)| bodies.contains(&self));
+        let inputs = inputs.map(|(name, _, schema)| (name, schema));
+        for (name, mut schema) in inputs.chain(table::schemas_of(self)) {
             let is_optional = !required.contains(&name);
             if is_optional && JSON.contains(&self) {
                 allow_null(&mut schema);
@@ -359,7 +157,7 @@ fn allow_null(schema: &mut Value) {
 macro_rules! bodies {
     ($($(#[$doc:meta])* $name:ident = $body:expr;)*) => {$(
         $(#[$doc])*
-        pub(in crate::api) struct $name;
+        pub(crate) struct $name;
 
         impl PartialSchema for $name {
             fn schema() -> RefOr<Schema> {
@@ -390,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_body_has_its_fields_and_requires_what_it_must() {
-        for body in ALL {
+        for body in table::ALL {
             let schema = serde_json::to_value(body.schema()).unwrap();
             let properties = schema["properties"].as_object().unwrap();
 

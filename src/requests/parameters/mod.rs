@@ -11,20 +11,19 @@ mod output;
 
 use serde_json::{Map, Value};
 
-use super::accept::Accepted;
-use super::address::Deployment;
+use super::context::{Asked, RequestContext};
 use super::endpoint::Endpoint;
-use super::error::ApiError;
+use super::error::RequestError;
 use super::fields::{Fields, quote};
 use super::quality::{Preset, Quality, QualityTable};
 use super::recipe::Recipe;
-use super::state::AppState;
+use super::table::{self, Integer, Row};
 pub use output::DefaultResponseFormat;
-pub(super) use output::{Delivery, Output};
+pub(crate) use output::{Accepted, Delivery, Output};
 
 use crate::domain::{
-    GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt, Seed,
-    Steps, Strength, Task, ValidationError,
+    FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
+    Seed, Steps, Strength, Task, ValidationError,
 };
 use crate::model::{EditKind, GuidanceParameter, ModelInfo};
 use crate::service::{Framing, SizeChoice};
@@ -38,9 +37,6 @@ const VARIATION_STRENGTH: f64 = 0.75;
 
 /// Into how many layers a picture is taken apart when the request does not say.
 const DEFAULT_LAYERS: i64 = 4;
-
-/// The widest surroundings of a mask that can be asked for, in pixels.
-const MAX_CROP_PADDING: i128 = 4096;
 
 /// The checked parameters of a request.
 #[derive(Debug)]
@@ -70,38 +66,37 @@ pub(super) struct Masking {
 
 impl Parameters {
     /// Takes all parameters out of `fields`, but for the pictures and the mask.
-    /// `deployment` is the model that the address names, `accepted` what the reply is to be.
     ///
     /// # Errors
     /// The first parameter that is missing, wrong or not offered, by name.
     pub(super) fn take(
         fields: &mut Fields,
         endpoint: Endpoint,
-        (deployment, accepted): (Option<Deployment>, Accepted),
-        state: &AppState,
-    ) -> Result<Self, ApiError> {
-        let model = state.images.info();
+        asked: Asked,
+        context: &RequestContext,
+    ) -> Result<Self, RequestError> {
+        let model = context.images.info();
         let mut warnings = Vec::new();
-        let name = take_model(fields, deployment, state, &mut warnings)?;
+        let name = take_model(fields, asked.deployment, context, &mut warnings)?;
         refuse_foreign(fields, endpoint, &mut warnings)?;
         inert::take(fields, &mut warnings)?;
-        let unless_told = state.config.response_format.for_model(name.as_deref());
-        let output = Output::take(fields, model, (accepted, unless_told), &mut warnings)?;
-        let (quality, preset) = take_quality(fields, &state.qualities, &mut warnings)?;
+        let unless_told = context.settings.response_format.for_model(name.as_deref());
+        let output = Output::take(fields, model, (asked.accepted, unless_told), &mut warnings)?;
+        let (quality, preset) = take_quality(fields, &context.qualities, &mut warnings)?;
         let guidance = take_guidance(fields, model, &mut warnings)?;
-        let negative_prompt = fields.text_or_empty("negative_prompt")?;
+        let negative_prompt = fields.text_or_empty(table::NEGATIVE_PROMPT.name)?;
         let negative_prompt = negative_prompt.or_else(|| model.defaults.negative_prompt.clone());
-        let steps = take_integer(fields, "num_inference_steps")?.map(Steps::new).transpose()?;
-        let strength = fields.decimal("strength")?.map(Strength::new).transpose()?;
+        let steps = take_integer(fields, &table::STEPS)?.map(Steps::new).transpose()?;
+        let strength = fields.decimal(&table::STRENGTH)?.map(Strength::new).transpose()?;
         if strength.is_some_and(|strength| strength.get() <= 0.0) {
             let message = "Invalid 'strength': 0 leaves no step to do; give a larger number.";
-            return Err(ValidationError::new("strength", "invalid_value", message).into());
+            return Err(ValidationError::new("strength", FaultKind::Invalid, message).into());
         }
-        let count = ImageCount::new(take_integer(fields, "n")?.unwrap_or(1))?;
+        let count = ImageCount::new(take_integer(fields, &table::N)?.unwrap_or(1))?;
         output.check_count("n", count.get())?;
         if output.delivery.is_streamed() && count.get() > 1 {
             let message = "Streaming is only supported with n=1.";
-            return Err(ValidationError::new("n", "invalid_value", message).into());
+            return Err(ValidationError::new("n", FaultKind::Invalid, message).into());
         }
         Ok(Self {
             prompt: take_prompt(fields, endpoint)?,
@@ -140,8 +135,13 @@ impl Parameters {
     }
 
     /// What is needed to make the pictures of `task` again.
-    pub(super) fn recipe(&self, endpoint: Endpoint, task: &Task, state: &AppState) -> Recipe {
-        let model = state.images.info();
+    pub(super) fn recipe(
+        &self,
+        endpoint: Endpoint,
+        task: &Task,
+        context: &RequestContext,
+    ) -> Recipe {
+        let model = context.images.info();
         let mut fields = Map::new();
         let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         put("num_inference_steps", self.steps.get().into());
@@ -163,7 +163,7 @@ impl Parameters {
                 put("layers", layers.get().into());
             }
         }
-        if state.config.write_prompts {
+        if context.settings.write_prompts {
             put("prompt", self.prompt.as_str().into());
             let negative = self.negative_prompt.as_ref();
             put("negative_prompt", negative.map_or(Value::Null, |text| text.as_str().into()));
@@ -199,7 +199,7 @@ impl Parameters {
         }
         let message = "Unsupported parameter: 'strength' acts on this endpoint with a 'mask' only: \
                        this model edits by instruction.";
-        Err(ValidationError::new("strength", "unsupported_parameter", message))
+        Err(ValidationError::new("strength", FaultKind::Unsupported, message))
     }
 
     /// Into how many layers a picture is to be taken apart.
@@ -230,9 +230,9 @@ impl Parameters {
 
 impl Masking {
     fn take(fields: &mut Fields) -> Result<Self, ValidationError> {
-        let padding = fields.integer("padding_mask_crop", 0, MAX_CROP_PADDING)?;
+        let padding = fields.integer(&table::PADDING_MASK_CROP)?;
         Ok(Self {
-            preserve_unmasked: fields.boolean("preserve_unmasked")?,
+            preserve_unmasked: fields.boolean(&table::PRESERVE_UNMASKED)?,
             crop_padding: padding.and_then(|padding| usize::try_from(padding).ok()),
         })
     }
@@ -263,16 +263,16 @@ impl Masking {
 /// deployment, that is it, as it is on Azure; else another model is refused.
 fn take_model(
     fields: &mut Fields,
-    deployment: Option<Deployment>,
-    state: &AppState,
+    deployment: Option<String>,
+    context: &RequestContext,
     warnings: &mut Vec<String>,
-) -> Result<Option<String>, ApiError> {
-    let asked = fields.text("model")?;
-    let unknown = asked.as_ref().filter(|asked| !state.names.include(asked));
+) -> Result<Option<String>, RequestError> {
+    let asked = fields.text(table::MODEL.name)?;
+    let unknown = asked.as_ref().filter(|asked| !context.names.include(asked));
     match (unknown, deployment) {
         (None, None) => Ok(asked),
-        (None, Some(Deployment(name))) => Ok(Some(name)),
-        (Some(unknown), Some(Deployment(name))) => {
+        (None, Some(name)) => Ok(Some(name)),
+        (Some(unknown), Some(name)) => {
             warnings.push(format!(
                 "'model' {} has no effect: the address names the deployment {}.",
                 quote(unknown),
@@ -280,7 +280,7 @@ fn take_model(
             ));
             Ok(Some(name))
         }
-        (Some(unknown), None) => Err(ApiError::unknown_model(unknown, state)),
+        (Some(unknown), None) => Err(RequestError::unknown_model(unknown, context)),
     }
 }
 
@@ -302,7 +302,7 @@ fn refuse_foreign(
         if !fields.take_all(&[name]).is_empty() {
             let message =
                 format!("Unsupported parameter: '{name}' is not offered by this endpoint.");
-            return Err(ValidationError::new(name, "unsupported_parameter", message));
+            return Err(ValidationError::new(name, FaultKind::Unsupported, message));
         }
     }
     if endpoint == Endpoint::Generations {
@@ -316,7 +316,7 @@ fn refuse_strength_of_nothing(
     fields: &mut Fields,
     warnings: &mut Vec<String>,
 ) -> Result<(), ValidationError> {
-    match fields.decimal("strength")? {
+    match fields.decimal(&table::STRENGTH)? {
         None => Ok(()),
         Some(strength) if (strength - 1.0).abs() < f64::EPSILON => {
             warnings.push("'strength' of 1 has no effect without a picture.".to_owned());
@@ -324,7 +324,7 @@ fn refuse_strength_of_nothing(
         }
         Some(_) => {
             let message = "Unsupported parameter: 'strength' is not offered by this endpoint.";
-            Err(ValidationError::new("strength", "unsupported_parameter", message))
+            Err(ValidationError::new("strength", FaultKind::Unsupported, message))
         }
     }
 }
@@ -335,8 +335,7 @@ fn take_quality(
     table: &QualityTable,
     warnings: &mut Vec<String>,
 ) -> Result<(Quality, Preset), ValidationError> {
-    const NAMES: &[&str] = &["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"];
-    let quality = match fields.choice("quality", NAMES)? {
+    let quality = match fields.choice(&table::QUALITY)? {
         Some("low") => Quality::Low,
         Some("medium") => Quality::Medium,
         Some(name @ ("xhigh" | "max")) => {
@@ -358,24 +357,28 @@ fn take_guidance(
     model: &ModelInfo,
     warnings: &mut Vec<String>,
 ) -> Result<Option<GuidanceScale>, ValidationError> {
-    let name = model.guidance_parameter.name();
-    let (other, what_other_is) = match model.guidance_parameter {
-        GuidanceParameter::TrueCfgScale => {
-            ("guidance_scale", "steers a guidance embedding, and this model has none")
-        }
-        GuidanceParameter::GuidanceScale => {
-            ("true_cfg_scale", "is not what this model's guidance is called")
-        }
+    let (row, other, what_other_is) = match model.guidance_parameter {
+        GuidanceParameter::TrueCfgScale => (
+            &table::TRUE_CFG_SCALE,
+            &table::GUIDANCE_SCALE,
+            "steers a guidance embedding, and this model has none",
+        ),
+        GuidanceParameter::GuidanceScale => (
+            &table::GUIDANCE_SCALE,
+            &table::TRUE_CFG_SCALE,
+            "is not what this model's guidance is called",
+        ),
     };
+    let (name, unused) = (row.name, other.name);
     if let Some(scale) = fields.decimal(other)? {
         if (scale - 1.0).abs() >= f64::EPSILON {
             let message =
-                format!("Unsupported parameter: '{other}' {what_other_is}. Use '{name}'.");
-            return Err(ValidationError::new(other, "unsupported_parameter", message));
+                format!("Unsupported parameter: '{unused}' {what_other_is}. Use '{name}'.");
+            return Err(ValidationError::new(unused, FaultKind::Unsupported, message));
         }
-        warnings.push(format!("'{other}' of 1 has no effect."));
+        warnings.push(format!("'{unused}' of 1 has no effect."));
     }
-    let scale = fields.decimal(name)?.map(GuidanceScale::new).transpose();
+    let scale = fields.decimal(row)?.map(GuidanceScale::new).transpose();
     scale.map_err(|error| error.about(name))
 }
 
@@ -390,7 +393,7 @@ fn take_prompt(fields: &mut Fields, endpoint: Endpoint) -> Result<Prompt, Valida
         },
         (None, Endpoint::Edits | Endpoint::Generations) => Err(ValidationError::new(
             "prompt",
-            "missing_required_parameter",
+            FaultKind::Missing,
             "Missing required parameter: 'prompt'.",
         )),
     }
@@ -398,10 +401,8 @@ fn take_prompt(fields: &mut Fields, endpoint: Endpoint) -> Result<Prompt, Valida
 
 /// Takes `size`, or `width` and `height`, which other servers have.
 fn take_size(fields: &mut Fields) -> Result<SizeChoice, ValidationError> {
-    let size = fields.text("size")?;
-    let side = |side: Option<i64>| side.map(|side| usize::try_from(side).unwrap_or(0));
-    let width = side(take_integer(fields, "width")?);
-    let height = side(take_integer(fields, "height")?);
+    let size = fields.text(table::SIZE.name)?;
+    let [width, height] = [take_side(fields, "width")?, take_side(fields, "height")?];
     match (size.as_deref(), width, height) {
         (None, None, None) | (Some("auto"), ..) => Ok(SizeChoice::Auto),
         (Some("reference"), ..) => Ok(SizeChoice::Reference),
@@ -414,7 +415,7 @@ fn take_size(fields: &mut Fields) -> Result<SizeChoice, ValidationError> {
 
 fn missing_side(missing: &'static str, given: &str) -> ValidationError {
     let message = format!("Missing required parameter: '{missing}' goes with '{given}'.");
-    ValidationError::new(missing, "missing_required_parameter", message)
+    ValidationError::new(missing, FaultKind::Missing, message)
 }
 
 /// Takes `layers`, of models that make some.
@@ -423,24 +424,30 @@ fn take_layers(
     endpoint: Endpoint,
     model: &ModelInfo,
 ) -> Result<Option<LayerCount>, ValidationError> {
-    let layers = take_integer(fields, "layers")?.map(LayerCount::new).transpose()?;
+    let layers = take_integer(fields, &table::LAYERS)?.map(LayerCount::new).transpose()?;
     let makes_layers = endpoint == Endpoint::Edits && model.edit_kind == EditKind::Layers;
     if layers.is_some() && !makes_layers {
         let message = "Unsupported parameter: 'layers' is for models that take pictures apart.";
-        return Err(ValidationError::new("layers", "unsupported_parameter", message));
+        return Err(ValidationError::new("layers", FaultKind::Unsupported, message));
     }
     Ok(layers)
 }
 
 /// Takes `seed`; -1, which means a drawn one to several servers, does so here.
 fn take_seed(fields: &mut Fields) -> Result<Seed, ValidationError> {
-    let seed = fields.integer("seed", -1, u64::MAX.into())?;
+    let seed = fields.integer(&table::SEED)?;
     let seed = seed.and_then(|seed| u64::try_from(seed).ok());
     Ok(Seed::new(seed.unwrap_or_else(|| rand::random::<u32>().into())))
 }
 
-/// Takes an integer whose bounds its domain type checks.
-fn take_integer(fields: &mut Fields, name: &'static str) -> Result<Option<i64>, ValidationError> {
-    let number = fields.integer(name, i64::MIN.into(), i64::MAX.into())?;
+/// Takes an integer, for a type of the domain.
+fn take_integer(fields: &mut Fields, row: &Row<Integer>) -> Result<Option<i64>, ValidationError> {
+    let number = fields.integer(row)?;
     Ok(number.and_then(|number| i64::try_from(number).ok()))
+}
+
+/// Takes a side in pixels, whose bounds [`ImageSize`] checks.
+fn take_side(fields: &mut Fields, name: &'static str) -> Result<Option<usize>, ValidationError> {
+    let number = fields.integer_within(name, i64::MIN.into(), i64::MAX.into())?;
+    Ok(number.map(|number| usize::try_from(number).unwrap_or(0)))
 }

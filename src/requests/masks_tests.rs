@@ -109,7 +109,7 @@ fn a_mask_that_marks_nothing_or_everything_without_saying_so_is_refused() {
         ("black, half transparent", picture(|_| [0; 3], Some(&half))),
     ] {
         let error = read(&mask).unwrap_err();
-        assert_eq!((error.field, error.code), ("mask", "invalid_value"), "{name}");
+        assert_eq!((error.field, error.kind), ("mask", FaultKind::Invalid), "{name}");
         assert!(error.to_string().contains("transparent"), "{name}: {error}");
     }
 }

@@ -1,22 +1,34 @@
 //! How the finished pictures come back: as which files, and by which way.
 
-use super::super::accept::Accepted;
-use super::super::error::ApiError;
+use std::str::FromStr;
+
+use super::super::error::RequestError;
 use super::super::fields::Fields;
-use crate::domain::ValidationError;
+use super::super::table;
+use crate::domain::{FaultKind, UnknownChoice, ValidationError};
 use crate::imaging::codec::OutputFormat;
 use crate::model::{EditKind, ModelInfo};
 
+/// What a client accepts as a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// A JSON object, or events: what OpenAI's clients read, and what anybody gets who
+    /// says nothing.
+    Json,
+    /// The picture as a file, of this format where the request names none.
+    File(OutputFormat),
+}
+
 /// Files and their way to the client.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::api) struct Output {
-    pub(in crate::api) format: OutputFormat,
-    pub(in crate::api) delivery: Delivery,
+pub(crate) struct Output {
+    pub(crate) format: OutputFormat,
+    pub(crate) delivery: Delivery,
 }
 
 /// The way of finished pictures to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::api) enum Delivery {
+pub(crate) enum Delivery {
     /// Base64 in a JSON object.
     Base64,
     /// Addresses in a JSON object.
@@ -39,7 +51,24 @@ pub enum DefaultResponseFormat {
     Url,
 }
 
+impl FromStr for DefaultResponseFormat {
+    type Err = UnknownChoice;
+
+    /// Reads OpenAI's names, or `auto`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::ByModelName),
+            "b64_json" => Ok(Self::Base64),
+            "url" => Ok(Self::Url),
+            _ => Err(UnknownChoice { expected: Self::CHOICES }),
+        }
+    }
+}
+
 impl DefaultResponseFormat {
+    /// The ways to write one.
+    pub const CHOICES: &str = "auto, b64_json or url";
+
     /// The way back for a request that asks for the model by `name`, or by none.
     pub(super) fn for_model(self, name: Option<&str>) -> Delivery {
         match self {
@@ -53,7 +82,7 @@ impl DefaultResponseFormat {
 }
 
 impl Delivery {
-    pub(in crate::api) fn is_streamed(self) -> bool {
+    pub(crate) fn is_streamed(self) -> bool {
         matches!(self, Self::Events { .. })
     }
 }
@@ -66,7 +95,7 @@ impl Output {
         model: &ModelInfo,
         (accepted, unless_told): (Accepted, Delivery),
         warnings: &mut Vec<String>,
-    ) -> Result<Self, ApiError> {
+    ) -> Result<Self, RequestError> {
         let wanted = match accepted {
             Accepted::Json => OutputFormat::Png,
             Accepted::File(format) => format,
@@ -77,20 +106,20 @@ impl Output {
         match (accepted, delivery) {
             (Accepted::Json, delivery) => Ok(Self { format, delivery }),
             (Accepted::File(_), Delivery::Events { .. }) => {
-                Err(ApiError::NotOneFile { field: "stream", what: "events" })
+                Err(RequestError::NotOneFile { field: "stream", what: "events" })
             }
             (Accepted::File(_), _) => Ok(Self { format, delivery: Delivery::File }),
         }
     }
 
     /// Refuses to send `pictures` as one file.
-    pub(in crate::api) fn check_count(
+    pub(crate) fn check_count(
         self,
         field: &'static str,
         pictures: usize,
-    ) -> Result<(), ApiError> {
+    ) -> Result<(), RequestError> {
         if self.delivery == Delivery::File && pictures > 1 {
-            return Err(ApiError::NotOneFile { field, what: "several pictures" });
+            return Err(RequestError::NotOneFile { field, what: "several pictures" });
         }
         Ok(())
     }
@@ -102,8 +131,8 @@ fn take_format(
     wanted: OutputFormat,
     warnings: &mut Vec<String>,
 ) -> Result<OutputFormat, ValidationError> {
-    let name = fields.choice("output_format", &["png", "jpeg", "webp"])?;
-    let compression = fields.integer("output_compression", 0, 100)?;
+    let name = fields.choice(&table::OUTPUT_FORMAT)?;
+    let compression = fields.integer(&table::OUTPUT_COMPRESSION)?;
     let quality = compression.and_then(|quality| u8::try_from(quality).ok());
     let quality = quality.unwrap_or(100);
     match name.unwrap_or(wanted.name()) {
@@ -128,7 +157,7 @@ fn refuse_transparency(
     model: &ModelInfo,
     format: OutputFormat,
 ) -> Result<(), ValidationError> {
-    let background = fields.choice("background", &["auto", "opaque", "transparent"])?;
+    let background = fields.choice(&table::BACKGROUND)?;
     let reason = match background {
         Some("transparent") if model.edit_kind != EditKind::Layers => {
             "'transparent' is not offered: this model makes opaque pictures"
@@ -142,7 +171,7 @@ fn refuse_transparency(
         Some(_) | None => return Ok(()),
     };
     let message = format!("Invalid value for 'background': {reason}.");
-    Err(ValidationError::new("background", "invalid_value", message))
+    Err(ValidationError::new("background", FaultKind::Invalid, message))
 }
 
 fn take_delivery(
@@ -150,15 +179,15 @@ fn take_delivery(
     unless_told: Delivery,
     warnings: &mut Vec<String>,
 ) -> Result<Delivery, ValidationError> {
-    let response_format = fields.choice("response_format", &["b64_json", "url"])?;
-    let is_streamed = fields.boolean("stream")?.unwrap_or(false);
-    let partial_images = fields.integer("partial_images", 0, 3)?.unwrap_or(0);
+    let response_format = fields.choice(&table::RESPONSE_FORMAT)?;
+    let is_streamed = fields.boolean(&table::STREAM)?.unwrap_or(false);
+    let partial_images = fields.integer(&table::PARTIAL_IMAGES)?.unwrap_or(0);
     let partial_images = usize::try_from(partial_images).unwrap_or(0);
     match (is_streamed, response_format) {
         (true, Some("url")) => {
             let message = "Invalid value for 'response_format': with 'stream' pictures come as \
                            base64 in the events; use 'b64_json'.";
-            Err(ValidationError::new("response_format", "invalid_value", message))
+            Err(ValidationError::new("response_format", FaultKind::Invalid, message))
         }
         (true, _) => Ok(Delivery::Events { partial_images }),
         (false, response_format) => {

@@ -3,14 +3,15 @@
 //! Forms and JSON objects both become [`Fields`], from which each field is
 //! taken once, by name and type. What nobody took is what we do not know.
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde_json::Value;
 
-use crate::domain::ValidationError;
+use super::table::{self, Choice, Decimal, Flag, Integer, Row};
+use crate::domain::{FaultKind, ValidationError};
 
 /// One value, as its encoding gave it.
 #[derive(Debug)]
-pub(super) enum RawValue {
+pub(crate) enum RawValue {
     /// A form field without a file name.
     Text(Bytes),
     /// A form field with a file name.
@@ -23,21 +24,9 @@ pub(super) enum RawValue {
 
 /// The fields that are left, in the order in which they came.
 #[derive(Debug, Default)]
-pub(super) struct Fields {
+pub(crate) struct Fields {
     values: Vec<(String, RawValue)>,
 }
-
-/// Names that other servers and clients use for fields of ours.
-const ALIASES: [(&str, &str); 8] = [
-    ("steps", "num_inference_steps"),
-    ("step", "num_inference_steps"),
-    ("cfg_scale", "true_cfg_scale"),
-    ("denoising_strength", "strength"),
-    ("image_size", "size"),
-    ("batch_size", "n"),
-    ("mask[]", "mask"),
-    ("mask_image", "mask"),
-];
 
 /// The longest text that is looked at, in bytes: no field of ours takes as much, and on the
 /// runtime there is no time for more.
@@ -48,25 +37,25 @@ const QUOTED_CHARACTERS: usize = 60;
 
 impl Fields {
     /// Whether there is a value under `name`.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.values.iter().any(|(given, _)| given == name)
     }
 
     /// Bytes that all of them hold in memory, about.
-    pub(super) fn held_bytes(&self) -> usize {
+    pub(crate) fn held_bytes(&self) -> usize {
         self.values.iter().map(|(name, value)| name.len() + value.held_bytes()).sum()
     }
 
     /// Adds a value; names may repeat.
-    pub(super) fn push(&mut self, name: String, value: RawValue) {
+    pub(crate) fn push(&mut self, name: String, value: RawValue) {
         if !matches!(value, RawValue::Json(Value::Null)) {
             self.values.push((name, value));
         }
     }
 
     /// Gives fields known by another name their own, unless that is given, too.
-    pub(super) fn resolve_aliases(&mut self) {
-        for (alias, name) in ALIASES {
+    pub(crate) fn resolve_aliases(&mut self) {
+        for (alias, name) in table::aliases() {
             let is_given = self.values.iter().any(|(given, _)| given == name);
             for (given, _) in self.values.iter_mut().filter(|_| !is_given) {
                 if given == alias {
@@ -78,7 +67,7 @@ impl Fields {
 
     /// Takes all values under any of `names`, in the order in which they came.
     /// An empty text is no value.
-    pub(super) fn take_all(&mut self, names: &[&str]) -> Vec<RawValue> {
+    pub(crate) fn take_all(&mut self, names: &[&str]) -> Vec<RawValue> {
         self.values
             .extract_if(.., |(name, _)| names.contains(&name.as_str()))
             .map(|(_, value)| value)
@@ -93,7 +82,7 @@ impl Fields {
         if given.count() > 0 {
             return Err(ValidationError::new(
                 name,
-                "invalid_value",
+                FaultKind::Invalid,
                 format!("Invalid '{name}': expected one value, got several."),
             ));
         }
@@ -101,7 +90,7 @@ impl Fields {
     }
 
     /// Takes a text; an empty one is given back as such.
-    pub(super) fn text_or_empty(
+    pub(crate) fn text_or_empty(
         &mut self,
         name: &'static str,
     ) -> Result<Option<String>, ValidationError> {
@@ -110,17 +99,17 @@ impl Fields {
     }
 
     /// Takes a text; an empty one counts as not given.
-    pub(super) fn text(&mut self, name: &'static str) -> Result<Option<String>, ValidationError> {
+    pub(crate) fn text(&mut self, name: &'static str) -> Result<Option<String>, ValidationError> {
         let text = self.text_or_empty(name)?;
         Ok(text.filter(|text| !text.is_empty()))
     }
 
-    /// Takes one of `choices`.
-    pub(super) fn choice(
+    /// Takes one of the words of `row`.
+    pub(crate) fn choice(
         &mut self,
-        name: &'static str,
-        choices: &[&'static str],
+        row: &Row<Choice>,
     ) -> Result<Option<&'static str>, ValidationError> {
+        let (name, choices) = (row.name, row.kind.words);
         let Some(text) = self.text(name)? else {
             return Ok(None);
         };
@@ -129,7 +118,7 @@ impl Fields {
             let supported = choices.join("', '");
             ValidationError::new(
                 name,
-                "invalid_value",
+                FaultKind::Invalid,
                 format!(
                     "Invalid value for '{name}': '{}'. Supported values are '{supported}'.",
                     quote(&text)
@@ -138,8 +127,13 @@ impl Fields {
         })
     }
 
-    /// Takes an integer within `minimum..=maximum`. Digits only: `2.0` is none.
-    pub(super) fn integer(
+    /// Takes an integer within the bounds of `row`. Digits only: `2.0` is none.
+    pub(crate) fn integer(&mut self, row: &Row<Integer>) -> Result<Option<i128>, ValidationError> {
+        self.integer_within(row.name, row.kind.least, row.kind.most)
+    }
+
+    /// Takes an integer within `minimum..=maximum`.
+    pub(crate) fn integer_within(
         &mut self,
         name: &'static str,
         minimum: i128,
@@ -157,20 +151,21 @@ impl Fields {
         if (minimum..=maximum).contains(&number) {
             return Ok(Some(number));
         }
-        let (code, bound) = if number < minimum {
-            ("integer_below_min_value", format!(">= {minimum}"))
+        let (kind, bound) = if number < minimum {
+            (FaultKind::IntegerTooSmall, format!(">= {minimum}"))
         } else {
-            ("integer_above_max_value", format!("<= {maximum}"))
+            (FaultKind::IntegerTooLarge, format!("<= {maximum}"))
         };
         Err(ValidationError::new(
             name,
-            code,
+            kind,
             format!("Invalid '{name}': expected a value {bound}, got {}.", quote(&text)),
         ))
     }
 
     /// Takes a decimal number that is finite.
-    pub(super) fn decimal(&mut self, name: &'static str) -> Result<Option<f64>, ValidationError> {
+    pub(crate) fn decimal(&mut self, row: &Row<Decimal>) -> Result<Option<f64>, ValidationError> {
+        let name = row.name;
         let Some(text) = self.number(name, "a number")? else {
             return Ok(None);
         };
@@ -181,7 +176,8 @@ impl Fields {
 
     /// Takes `true` or `false`; in forms, where Python's `str` and hand-made
     /// clients write it, also `1`, `0` and capital letters.
-    pub(super) fn boolean(&mut self, name: &'static str) -> Result<Option<bool>, ValidationError> {
+    pub(crate) fn boolean(&mut self, row: &Row<Flag>) -> Result<Option<bool>, ValidationError> {
+        let name = row.name;
         let truth = |text: &str| match text.to_ascii_lowercase().as_str() {
             "true" | "1" => Some(true),
             "false" | "0" => Some(false),
@@ -218,7 +214,7 @@ impl Fields {
     }
 
     /// The names of the fields that are left, each once.
-    pub(super) fn left_over(&self) -> Vec<String> {
+    pub(crate) fn left_over(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for (name, _) in &self.values {
             if !names.contains(name) {
@@ -239,7 +235,7 @@ impl RawValue {
     }
 
     /// What this is, for an error's text.
-    pub(super) fn describe(&self) -> &'static str {
+    pub(crate) fn describe(&self) -> &'static str {
         match self {
             Self::Text(_) | Self::Json(Value::String(_)) => "a text",
             Self::File(_) => "a file",
@@ -275,7 +271,7 @@ impl RawValue {
                 "Invalid '{name}': the text has {} bytes, at most {MAX_TEXT_BYTES} are read.",
                 self.text_bytes()
             );
-            return Err(ValidationError::new(name, "string_above_max_length", message));
+            return Err(ValidationError::new(name, FaultKind::TextTooLong, message));
         }
         match self {
             Self::Text(bytes) => String::from_utf8(bytes.to_vec())
@@ -299,16 +295,16 @@ fn held_by(value: &Value) -> usize {
 }
 
 /// The error of a value that has the wrong type. `got` is its text or kind.
-pub(super) fn wrong_type(name: &'static str, expected: &str, got: &str) -> ValidationError {
+pub(crate) fn wrong_type(name: &'static str, expected: &str, got: &str) -> ValidationError {
     ValidationError::new(
         name,
-        "invalid_type",
+        FaultKind::WrongType,
         format!("Invalid type for '{name}': expected {expected}, got {}.", quote(got)),
     )
 }
 
 /// The beginning of a client's own words.
-pub(super) fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let mut quoted: String = text.chars().take(QUOTED_CHARACTERS).collect();
     if quoted.len() < text.len() {
         quoted.push('…');
@@ -335,7 +331,7 @@ mod tests {
     #[test]
     fn integers_are_integers_in_both_encodings() {
         let maximum = i128::from(u64::MAX);
-        let seed = |mut fields: Fields| fields.integer("seed", 0, maximum);
+        let seed = |mut fields: Fields| fields.integer_within("seed", 0, maximum);
         assert_eq!(seed(form("seed", "18446744073709551615")), Ok(Some(maximum)));
         assert_eq!(seed(json("seed", u64::MAX.into())), Ok(Some(maximum)));
         assert_eq!(seed(form("seed", "")), Ok(None));
@@ -343,34 +339,34 @@ mod tests {
 
         for wrong in ["2.0", "two", "1e3", " 2", "+2", "-", "0x10", "nan"] {
             let error = seed(form("seed", wrong)).unwrap_err();
-            assert_eq!(error.code, "invalid_type", "{wrong}");
+            assert_eq!(error.kind, FaultKind::WrongType, "{wrong}");
         }
         for wrong in [Value::from(2.0), "2".into(), true.into(), Value::Array(vec![])] {
             let error = seed(json("seed", wrong.clone())).unwrap_err();
-            assert_eq!(error.code, "invalid_type", "{wrong}");
+            assert_eq!(error.kind, FaultKind::WrongType, "{wrong}");
         }
         let huge = "9".repeat(80).leak();
-        assert_eq!(seed(form("seed", huge)).unwrap_err().code, "integer_above_max_value");
-        assert_eq!(seed(form("seed", "-1")).unwrap_err().code, "integer_below_min_value");
+        assert_eq!(seed(form("seed", huge)).unwrap_err().kind, FaultKind::IntegerTooLarge);
+        assert_eq!(seed(form("seed", "-1")).unwrap_err().kind, FaultKind::IntegerTooSmall);
     }
 
     #[test]
     fn booleans_may_be_pythons_in_forms_and_only_booleans_in_json() {
         for (text, value) in [("True", true), ("1", true), ("false", false), ("0", false)] {
-            assert_eq!(form("stream", text).boolean("stream"), Ok(Some(value)));
+            assert_eq!(form("stream", text).boolean(&table::STREAM), Ok(Some(value)));
         }
-        assert!(form("stream", "yes").boolean("stream").is_err());
-        assert!(json("stream", "true".into()).boolean("stream").is_err());
-        assert!(json("stream", 1.into()).boolean("stream").is_err());
+        assert!(form("stream", "yes").boolean(&table::STREAM).is_err());
+        assert!(json("stream", "true".into()).boolean(&table::STREAM).is_err());
+        assert!(json("stream", 1.into()).boolean(&table::STREAM).is_err());
     }
 
     #[test]
     fn decimals_are_finite() {
         for wrong in ["nan", "inf", "-inf", "infinity", "four", "1,5"] {
-            let error = form("strength", wrong).decimal("strength").unwrap_err();
-            assert_eq!((error.field, error.code), ("strength", "invalid_type"), "{wrong}");
+            let error = form("strength", wrong).decimal(&table::STRENGTH).unwrap_err();
+            assert_eq!((error.field, error.kind), ("strength", FaultKind::WrongType), "{wrong}");
         }
-        assert_eq!(form("strength", "4").decimal("strength"), Ok(Some(4.0)));
+        assert_eq!(form("strength", "4").decimal(&table::STRENGTH), Ok(Some(4.0)));
     }
 
     #[test]
@@ -378,12 +374,12 @@ mod tests {
         let mut fields = form("steps", "3");
         fields.push("num_inference_steps".to_owned(), RawValue::Text("4".into()));
         fields.resolve_aliases();
-        assert_eq!(fields.integer("num_inference_steps", 0, 9).unwrap(), Some(4));
+        assert_eq!(fields.integer(&table::STEPS).unwrap(), Some(4));
         assert_eq!(fields.left_over(), ["steps"]);
 
         let mut fields = form("steps", "3");
         fields.resolve_aliases();
-        assert_eq!(fields.integer("num_inference_steps", 0, 9).unwrap(), Some(3));
+        assert_eq!(fields.integer(&table::STEPS).unwrap(), Some(3));
     }
 
     #[test]
@@ -391,6 +387,6 @@ mod tests {
         let mut fields = form("n", "1");
         fields.push("n".to_owned(), RawValue::Text("2".into()));
 
-        assert_eq!(fields.integer("n", 1, 10).unwrap_err().field, "n");
+        assert_eq!(fields.integer(&table::N).unwrap_err().field, "n");
     }
 }

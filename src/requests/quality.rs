@@ -10,17 +10,17 @@ const MEDIUM_TENTHS: usize = 7;
 /// A quality that can be asked for; `auto` is [`Quality::High`], the model's own
 /// defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Quality {
+pub(crate) enum Quality {
     Low,
     Medium,
     High,
 }
 
 impl Quality {
-    pub(super) const ALL: [Self; 3] = [Self::Low, Self::Medium, Self::High];
+    pub(crate) const ALL: [Self; 3] = [Self::Low, Self::Medium, Self::High];
 
     /// OpenAI's word.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Low => "low",
             Self::Medium => "medium",
@@ -51,21 +51,21 @@ pub struct QualityOverrides {
 
 /// What a quality stands for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Preset {
-    pub(super) steps: Steps,
-    pub(super) guidance: GuidanceScale,
+pub(crate) struct Preset {
+    pub(crate) steps: Steps,
+    pub(crate) guidance: GuidanceScale,
 }
 
 /// What each quality stands for with the loaded model.
 #[derive(Debug, Clone)]
-pub(super) struct QualityTable {
+pub(crate) struct QualityTable {
     low: Preset,
     medium: Preset,
     high: Preset,
 }
 
 impl QualityTable {
-    pub(super) fn new(model: &ModelInfo, overrides: &QualityOverrides) -> Self {
+    pub(crate) fn new(model: &ModelInfo, overrides: &QualityOverrides) -> Self {
         let own = model.defaults.num_inference_steps;
         let preset = |tenths: usize, settings: QualityOverride| Preset {
             steps: settings.num_inference_steps.unwrap_or_else(|| share(own, tenths)),
@@ -78,7 +78,7 @@ impl QualityTable {
         }
     }
 
-    pub(super) fn preset(&self, quality: Quality) -> Preset {
+    pub(crate) fn preset(&self, quality: Quality) -> Preset {
         match quality {
             Quality::Low => self.low,
             Quality::Medium => self.medium,

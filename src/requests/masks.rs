@@ -5,8 +5,7 @@
 //! by shares of the mask, never by a pixel: programs leave stray pixels, soft edges and
 //! the noise of lossy files. In doubt it is OpenAI's.
 
-use super::wire::MaskConvention;
-use crate::domain::{GreyImage, Picture, ValidationError};
+use crate::domain::{FaultKind, GreyImage, Picture, ValidationError};
 
 /// From here on a level counts as made anew: the reference's threshold.
 const THRESHOLD: u8 = 128;
@@ -35,6 +34,15 @@ const COLOURED_ONE_IN: usize = 20;
 /// What to send, for those whose mask says nothing.
 const ADVICE: &str = "Make it transparent where the picture is to be made anew (as OpenAI's masks \
                       are), or send an opaque one that is white there and black elsewhere.";
+
+/// Where a mask says that a picture is to be made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MaskConvention {
+    /// Where it is transparent: OpenAI's.
+    Transparent,
+    /// Where it is white: that of most other programs.
+    White,
+}
 
 /// A mask that has been understood.
 #[derive(Debug)]
@@ -129,7 +137,7 @@ fn by_tones(
 fn refused(understood: &str) -> ValidationError {
     let message =
         format!("Invalid 'mask': {understood}: nothing tells what is to be made anew. {ADVICE}");
-    ValidationError::new("mask", "invalid_value", message)
+    ValidationError::new("mask", FaultKind::Invalid, message)
 }
 
 fn grey(mask: &Picture, levels: Vec<u8>) -> GreyImage {

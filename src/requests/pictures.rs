@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use serde_json::Value;
 
+use super::context::RequestContext;
 use super::data_url::{self, is_data_url};
 use super::endpoint::Endpoint;
-use super::error::ApiError;
+use super::error::RequestError;
 use super::fields::{Fields, RawValue, wrong_type};
-use super::masks;
-use super::state::AppState;
-use super::wire::MaskConvention;
-use crate::domain::{GreyImage, Picture, ValidationError};
+use super::masks::{self, MaskConvention};
+use crate::domain::{FaultKind, GreyImage, Picture, ValidationError};
 use crate::imaging::codec::{self, DecodeLimits, DroppedProfile};
 use crate::model::ModelInfo;
 use crate::service::MemoryShare;
@@ -60,7 +59,7 @@ impl Inputs {
     /// Takes the pictures, and the mask of an edit, out of `fields`.
     ///
     /// # Errors
-    /// 400 if there is none, too many, or something else in their place.
+    /// [`ValidationError`] if there is none, too many, or something else in their place.
     pub(super) fn take(
         fields: &mut Fields,
         endpoint: Endpoint,
@@ -92,14 +91,14 @@ impl Inputs {
     /// takes its room.
     ///
     /// # Errors
-    /// 400 naming the picture that is none, is too large, or does not fit the
-    /// others; 413 and 503 for want of memory.
+    /// [`RequestError`] naming the picture that is none, is too large, or does not fit the
+    /// others; for want of memory.
     pub(super) async fn decode(
         mut self,
-        state: &AppState,
+        context: &RequestContext,
         memory: MemoryShare,
-    ) -> Result<(DecodedInputs, MemoryShare), ApiError> {
-        let mut decoding = Decoding { state, memory, held: 0, warnings: Vec::new() };
+    ) -> Result<(DecodedInputs, MemoryShare), RequestError> {
+        let mut decoding = Decoding { context, memory, held: 0, warnings: Vec::new() };
         let has_mask = self.mask.is_some();
         let mut images = Vec::new();
         while let Some(picture) = self.images.pop() {
@@ -124,7 +123,7 @@ impl Inputs {
 
 /// The way from files to pictures, and what it holds.
 struct Decoding<'a> {
-    state: &'a AppState,
+    context: &'a RequestContext,
     memory: MemoryShare,
     /// Bytes of the pictures so far.
     held: usize,
@@ -138,17 +137,17 @@ impl Decoding<'_> {
         picture: RawPicture,
         keeps_size: bool,
         behind: usize,
-    ) -> Result<Picture, ApiError> {
-        let limits = self.state.config.decode_limits();
+    ) -> Result<Picture, RequestError> {
+        let limits = self.context.settings.decode_limits;
         let held = self.held + behind;
         self.memory.grow_to(held + picture.held_bytes() + picture.needed_to_open()).await?;
         let opened = self.off_the_runtime(move || picture.open(limits)).await?;
         let needed = opened.needed;
         // A URL's text is gone by now, and its bytes are there.
         self.memory.grow_to(held + opened.bytes.len() + needed).await?;
-        let images = self.state.images.clone();
+        let images = self.context.images.clone();
         // Never closed. It goes along: the work goes on if the client leaves.
-        let place = Arc::clone(&self.state.decoders).acquire_owned().await.ok();
+        let place = Arc::clone(&self.context.decoders).acquire_owned().await.ok();
         let (decoded, warning) = self
             .off_the_runtime(move || {
                 let _place = place;
@@ -162,7 +161,7 @@ impl Decoding<'_> {
         Ok(decoded)
     }
 
-    async fn read_mask(&mut self, picture: Picture) -> Result<masks::ReadMask, ApiError> {
+    async fn read_mask(&mut self, picture: Picture) -> Result<masks::ReadMask, RequestError> {
         self.memory.grow_to(self.held + picture.bytes()).await?;
         self.off_the_runtime(move || Ok(masks::read(&picture)?)).await
     }
@@ -171,9 +170,9 @@ impl Decoding<'_> {
     /// if the client leaves.
     async fn off_the_runtime<T: Send + 'static>(
         &mut self,
-        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let nothing = self.state.memory.share();
+        work: impl FnOnce() -> Result<T, RequestError> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let nothing = self.context.memory.share();
         let memory = std::mem::replace(&mut self.memory, nothing);
         let done = tokio::task::spawn_blocking(move || (work(), memory));
         let (result, memory) = done.await?;
@@ -192,7 +191,7 @@ fn check_mask_size(mask: &Picture, image: (usize, usize)) -> Result<(), Validati
         "Invalid 'mask': it is {mask_width}x{mask_height} pixels, the picture is {width}x{height}. \
          They must have the same size."
     );
-    Err(ValidationError::new("mask", "invalid_value", message))
+    Err(ValidationError::new("mask", FaultKind::Invalid, message))
 }
 
 /// Takes the mask: a file of a form, or an object with a data URL.
@@ -202,7 +201,7 @@ fn take_mask(fields: &mut Fields) -> Result<Option<RawPicture>, ValidationError>
         (None, _) => return Ok(None),
         (Some(_), false) => {
             let message = "Invalid 'mask': expected one mask, got several.";
-            return Err(ValidationError::new("mask", "invalid_value", message));
+            return Err(ValidationError::new("mask", FaultKind::Invalid, message));
         }
         (Some(RawValue::File(bytes)), true) => Content::File(bytes),
         (Some(RawValue::Json(reference)), true) => {
@@ -252,14 +251,14 @@ fn take_images(
     let max_pictures = max_pictures.min(MAX_PICTURES);
     if contents.is_empty() {
         let message = format!("Missing required parameter: '{field}'.");
-        return Err(ValidationError::new(field, "missing_required_parameter", message));
+        return Err(ValidationError::new(field, FaultKind::Missing, message));
     }
     if contents.len() > max_pictures {
         let count = contents.len();
         let message = format!(
             "Invalid '{field}': at most {max_pictures} input pictures are taken here, got {count}."
         );
-        return Err(ValidationError::new(field, "array_above_max_length", message));
+        return Err(ValidationError::new(field, FaultKind::ListTooLong, message));
     }
     let numbered = contents.into_iter().zip(1..);
     let pictures = numbered.map(|(content, number)| RawPicture { field, number, content });
@@ -278,7 +277,7 @@ fn text_url(field: &'static str, text: Bytes) -> Result<Bytes, ValidationError> 
     let message = format!(
         "Invalid '{field}': expected a file or a data URL; addresses and paths are not fetched."
     );
-    Err(ValidationError::new(field, "invalid_value", message))
+    Err(ValidationError::new(field, FaultKind::Invalid, message))
 }
 
 /// The data URL of an item of `images`. Files of OpenAI's Files API and
@@ -286,7 +285,7 @@ fn text_url(field: &'static str, text: Bytes) -> Result<Bytes, ValidationError> 
 fn referenced_url(field: &'static str, reference: Value) -> Result<String, ValidationError> {
     let refuse = |message: &str| {
         let message = format!("Invalid '{field}': {message}.");
-        Err(ValidationError::new(field, "invalid_value", message))
+        Err(ValidationError::new(field, FaultKind::Invalid, message))
     };
     let Value::Object(mut reference) = reference else {
         return Err(wrong_type(field, "an object with an 'image_url'", "something else"));
@@ -322,7 +321,7 @@ impl RawPicture {
     }
 
     /// The file, and what decoding it takes by its header.
-    fn open(self, limits: DecodeLimits) -> Result<OpenPicture, ApiError> {
+    fn open(self, limits: DecodeLimits) -> Result<OpenPicture, RequestError> {
         let Self { field, number, content } = self;
         let bytes = match content {
             Content::File(bytes) => bytes,
@@ -349,7 +348,7 @@ struct OpenPicture {
 
 impl OpenPicture {
     /// What is to be seen of it, and a warning about what is not.
-    fn decode(self, limits: DecodeLimits) -> Result<(Picture, Option<String>), ApiError> {
+    fn decode(self, limits: DecodeLimits) -> Result<(Picture, Option<String>), RequestError> {
         let Self { field, number, bytes, .. } = self;
         let decoded = codec::decode(&bytes, limits);
         let decoded = decoded.map_err(|error| refused(field, number, error))?;
@@ -358,12 +357,12 @@ impl OpenPicture {
     }
 }
 
-fn refused(field: &'static str, number: usize, reason: impl std::fmt::Display) -> ApiError {
+fn refused(field: &'static str, number: usize, reason: impl std::fmt::Display) -> RequestError {
     let message = match field {
         "mask" => format!("Invalid image file for the mask: {reason}."),
         _ => format!("Invalid image file for image {number}: {reason}."),
     };
-    ApiError::BadPicture { field, message }
+    RequestError::BadPicture { field, message }
 }
 
 /// The warning about a colour profile.

@@ -1,0 +1,65 @@
+//! The names of a model.
+
+/// The names under which clients may ask for the loaded model.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelNames {
+    id: String,
+    /// Some end with `*`, for all names that begin so.
+    pub(crate) aliases: Vec<String>,
+}
+
+impl ModelNames {
+    pub(crate) fn new(id: &str, aliases: &[String]) -> Self {
+        Self { id: id.to_owned(), aliases: aliases.to_owned() }
+    }
+
+    /// Whether `asked` is the model's id, the last part of it, or an alias.
+    pub(crate) fn include(&self, asked: &str) -> bool {
+        let is_alias = |alias: &String| match alias.strip_suffix('*') {
+            Some(beginning) => asked.starts_with(beginning),
+            None => asked == alias,
+        };
+        let last_part = self.id.rsplit('/').next();
+        asked == self.id || last_part == Some(asked) || self.aliases.iter().any(is_alias)
+    }
+
+    /// The id, then the aliases that are whole names.
+    pub(crate) fn listed(&self) -> impl Iterator<Item = &str> {
+        let whole = self.aliases.iter().filter(|alias| !alias.ends_with('*') && **alias != self.id);
+        std::iter::once(self.id.as_str()).chain(whole.map(String::as_str))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> ModelNames {
+        let aliases = ["gpt-image-1", "gpt-image-*", "dall-e-2"].map(str::to_owned);
+        ModelNames::new("Qwen/Qwen-Image-Edit", &aliases)
+    }
+
+    #[test]
+    fn a_model_goes_by_its_id_its_last_part_and_its_aliases() {
+        for known in [
+            "Qwen/Qwen-Image-Edit",
+            "Qwen-Image-Edit",
+            "gpt-image-1",
+            "gpt-image-2.5-flare",
+            "dall-e-2",
+        ] {
+            assert!(names().include(known), "{known}");
+        }
+        for unknown in ["Qwen", "qwen-image-edit", "", "gpt-4o", "dall-e-3", "gpt-image"] {
+            assert!(!names().include(unknown), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn whole_names_are_listed() {
+        let names = names();
+        let listed: Vec<_> = names.listed().collect();
+
+        assert_eq!(listed, ["Qwen/Qwen-Image-Edit", "gpt-image-1", "dall-e-2"]);
+    }
+}

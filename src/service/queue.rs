@@ -1,0 +1,256 @@
+//! Requests that wait for the model: a bounded line, from which whoever waits may leave.
+//!
+//! A [`Place`] belongs to the one who waits: dropped, it takes the job out of the line, with
+//! its pictures. A job that runs takes a place, too, until its [`Running`] is dropped.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::ServiceError;
+use super::worker::Job;
+
+/// The line of one model. The service and the thread of the model share it.
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// Something has changed for a thread that wants a job.
+    changed: Condvar,
+    /// How many may wait.
+    pub(super) capacity: usize,
+}
+
+struct State {
+    waiting: VecDeque<(u64, Job)>,
+    running: usize,
+    /// The number of the next job.
+    next: u64,
+    doors: Doors,
+}
+
+/// Whether jobs may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doors {
+    Open,
+    /// The service was shut down.
+    Closed,
+    /// The thread of the model has ended.
+    Deserted,
+}
+
+/// How long the line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Length {
+    pub(super) waiting: usize,
+    pub(super) running: usize,
+    pub(super) is_open: bool,
+}
+
+impl Queue {
+    pub(super) fn new(capacity: usize) -> Self {
+        let state = State { waiting: VecDeque::new(), running: 0, next: 0, doors: Doors::Open };
+        Self { state: Mutex::new(state), changed: Condvar::new(), capacity }
+    }
+
+    /// Puts a job at the end of the line.
+    ///
+    /// # Errors
+    /// `Busy` if the line is full, `ShuttingDown` if it was closed, `WorkerGone` if nobody
+    /// will ever take a job from it.
+    pub(super) fn join(self: &Arc<Self>, job: Job) -> Result<Place, ServiceError> {
+        let mut state = self.lock();
+        match state.doors {
+            Doors::Open => {}
+            Doors::Closed => return Err(ServiceError::ShuttingDown),
+            Doors::Deserted => return Err(ServiceError::WorkerGone),
+        }
+        // One more than may wait: the next to run.
+        if state.waiting.len() + state.running > self.capacity {
+            return Err(ServiceError::Busy { waiting: self.capacity });
+        }
+        let number = state.next;
+        state.next += 1;
+        state.waiting.push_back((number, job));
+        drop(state);
+        self.changed.notify_one();
+        Ok(Place { queue: Arc::clone(self), number })
+    }
+
+    /// The job that is next; blocks until there is one, and calls `at_rest` before that.
+    /// `None` once the line was closed.
+    pub(super) fn take(self: &Arc<Self>, at_rest: fn()) -> Option<(Job, Running)> {
+        if self.lock().waiting.is_empty() {
+            at_rest();
+        }
+        let mut state = self.lock();
+        loop {
+            if let Some((_, job)) = state.waiting.pop_front() {
+                state.running += 1;
+                return Some((job, Running(Arc::clone(self))));
+            }
+            if state.doors != Doors::Open {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lets nobody in any more, and tells those who wait.
+    pub(super) fn close(&self) {
+        let waiting = self.empty(Doors::Closed);
+        for (_, job) in waiting {
+            job.refuse();
+        }
+    }
+
+    /// Lets nobody in any more: nobody will serve them. Those who wait are dropped.
+    pub(super) fn desert(&self) {
+        self.empty(Doors::Deserted);
+    }
+
+    fn empty(&self, doors: Doors) -> VecDeque<(u64, Job)> {
+        let mut state = self.lock();
+        if state.doors == Doors::Open {
+            state.doors = doors;
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.changed.notify_all();
+        waiting
+    }
+
+    pub(super) fn length(&self) -> Length {
+        let state = self.lock();
+        Length {
+            waiting: state.waiting.len(),
+            running: state.running,
+            is_open: state.doors == Doors::Open,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the line. Dropped, it is free, and its job is called off.
+pub(super) struct Place {
+    queue: Arc<Queue>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        let found = state.waiting.iter().position(|(number, _)| *number == self.number);
+        let left = found.and_then(|index| state.waiting.remove(index));
+        // Its pictures are freed without the lock.
+        drop(state);
+        drop(left);
+    }
+}
+
+/// A job that runs. Dropped, its place is free.
+pub(super) struct Running(Arc<Queue>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.lock().running -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::*;
+    use crate::domain::{ImageRequest, Prompt, Seed, Task};
+    use crate::service::RequestMemory;
+    use crate::service::worker::{Answer, Previews};
+
+    fn job(seed: u64) -> (Job, Answer) {
+        let prompt = Prompt::new("a cat").unwrap();
+        let request =
+            ImageRequest { seed: Seed::new(seed), ..ImageRequest::new(Task::Generate, prompt) };
+        let (reply, answer) = oneshot::channel();
+        let previews = Previews { count: 0, to: mpsc::unbounded_channel().0 };
+        let memory = RequestMemory::new(0, Duration::ZERO).share();
+        let span = tracing::Span::none();
+        (Job { request, previews, reply, memory, span }, answer)
+    }
+
+    fn next(queue: &Arc<Queue>) -> (u64, Running) {
+        let (job, running) = queue.take(|| {}).unwrap();
+        (job.request.seed.get(), running)
+    }
+
+    #[test]
+    fn who_leaves_is_not_served_and_gives_the_place_to_another() {
+        let queue = Arc::new(Queue::new(1));
+        let first = queue.join(job(1).0).unwrap();
+        let second = queue.join(job(2).0).unwrap();
+        assert!(matches!(queue.join(job(3).0), Err(ServiceError::Busy { waiting: 1 })));
+
+        drop(first);
+        let third = queue.join(job(3).0).unwrap();
+
+        let (seed, running) = next(&queue);
+        assert_eq!(seed, 2);
+        // One runs, one waits: there is no room.
+        assert!(queue.join(job(4).0).is_err());
+        // What runs has no place in the line any more: the seat is free once it has ended.
+        drop(second);
+        assert!(queue.join(job(4).0).is_err());
+        drop(running);
+        let fourth = queue.join(job(4).0).unwrap();
+        assert_eq!((next(&queue).0, next(&queue).0), (3, 4));
+        drop((third, fourth));
+        assert_eq!(queue.length(), Length { waiting: 0, running: 0, is_open: true });
+    }
+
+    #[test]
+    fn a_closed_line_refuses_who_waits_and_who_comes() {
+        let queue = Arc::new(Queue::new(8));
+        let (waiting, mut answer) = job(1);
+        let _place = queue.join(waiting).unwrap();
+
+        queue.close();
+
+        assert!(matches!(answer.try_recv().unwrap(), Err(ServiceError::ShuttingDown)));
+        assert!(matches!(queue.join(job(2).0), Err(ServiceError::ShuttingDown)));
+        assert!(queue.take(|| {}).is_none());
+    }
+
+    #[test]
+    fn a_deserted_line_drops_who_waits_and_refuses_who_comes() {
+        let queue = Arc::new(Queue::new(8));
+        let (waiting, mut answer) = job(1);
+        let _place = queue.join(waiting).unwrap();
+
+        queue.desert();
+
+        assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
+        assert!(matches!(queue.join(job(2).0), Err(ServiceError::WorkerGone)));
+    }
+
+    #[test]
+    fn who_wants_a_job_rests_once_and_gets_the_next_that_comes() {
+        static RESTS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let count = || RESTS.load(std::sync::atomic::Ordering::SeqCst);
+        let queue = Arc::new(Queue::new(8));
+        let taker = Arc::clone(&queue);
+        let taken = std::thread::spawn(move || {
+            let rest = || {
+                RESTS.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            };
+            taker.take(rest).map(|(job, _)| job.request.seed.get())
+        });
+        while count() == 0 {
+            std::thread::yield_now();
+        }
+
+        let _place = queue.join(job(7).0).unwrap();
+
+        assert_eq!((taken.join().unwrap(), count()), (Some(7), 1));
+    }
+}
