@@ -35,7 +35,12 @@ const TORCH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/bench/torch_kern
 /// product FORMAT tokens inputs outputs;
 /// attention FORMAT heads key-heads tokens size all|causal;
 /// convolution FORMAT inputs outputs side kernel stride.
-const KERNELS: [&str; 22] = [
+const KERNELS: [&str; 27] = [
+    "product float32 41 3584 18944",
+    "product float32 122 3584 18944",
+    "product bfloat16 122 3584 18944",
+    "product float32 122 12288 3072",
+    "product float32 256 3072 12288",
     "product float32 634 3072 3072",
     "product float32 2458 3072 3072",
     "product float32 2458 3072 12288",

@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Device, Module, Result, Shape, Tensor};
 
 use super::activation::gelu_tanh;
+use super::few_rows;
 use super::fp8::{self, Fp8Rows};
 #[cfg(feature = "cuda")]
 use super::fusion::Fusion;
@@ -259,7 +260,8 @@ fn multiplied(layer: &candle_nn::Linear, x: &Tensor) -> Result<Tensor> {
 fn multiplied_in_strips(layer: &candle_nn::Linear, x: &Tensor, at_a_time: usize) -> Result<Tensor> {
     let (outputs, inputs) = layer.weight().dims2()?;
     let rows = (at_a_time / (outputs * inputs).max(1)).max(1);
-    if x.dtype() == DType::F32 && layer.weight().dtype() == DType::F32 {
+    let are_few = few_rows::are_few(x.elem_count() / inputs.max(1));
+    if !are_few && x.dtype() == DType::F32 && layer.weight().dtype() == DType::F32 {
         return multiplied_in_place(layer.weight(), x, rows);
     }
     widened::product_with_tensor(x, layer.weight())

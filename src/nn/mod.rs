@@ -13,6 +13,7 @@ mod clip;
 mod conv;
 #[cfg(feature = "cuda")]
 mod cublaslt;
+mod few_rows;
 #[cfg(feature = "flash-attn")]
 mod flash;
 #[cfg(any(feature = "flash-attn", test))]

@@ -4,6 +4,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
+use super::few_rows;
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
 use super::kernels::{Number, Numbers, in_format};
 use super::rows::vectorised;
@@ -42,11 +43,40 @@ fn product_with<W: Number>(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
     let matrix = matrix.contiguous()?;
     let numbers = Numbers::<W>::of(&matrix)?;
     let numbers = numbers.all();
+    if few_rows::are_few(x.elem_count() / inputs.max(1)) {
+        return in_format!(x.dtype(), "a product", N => few::<N, W>(x, numbers, outputs, inputs));
+    }
     let widen_row = |row: usize, made: &mut [f32]| widen(&numbers[row * inputs..], made);
     product(x, &Narrow { outputs, inputs, widen_row: &widen_row })
 }
 
-fn widen<W: Number>(numbers: &[W], made: &mut [f32]) {
+/// The same of few rows.
+fn few<N: Number, W: Number>(
+    x: &Tensor,
+    matrix: &[W],
+    outputs: usize,
+    inputs: usize,
+) -> Result<Tensor> {
+    let dims = dims_made(x, outputs, inputs)?;
+    let x = x.to_dtype(DType::F32)?.contiguous()?;
+    let (numbers, rows) = (Numbers::<f32>::of(&x)?, x.elem_count() / inputs.max(1));
+    let mut made = vec![N::narrow(0.0); rows * outputs];
+    few_rows::product(&mut made, numbers.all(), matrix, (rows, inputs))?;
+    Tensor::from_vec(made, dims, &Device::Cpu)
+}
+
+/// (…, outputs), of (…, inputs).
+fn dims_made(x: &Tensor, outputs: usize, inputs: usize) -> Result<Vec<usize>> {
+    let mut dims = x.dims().to_vec();
+    if dims.pop() != Some(inputs) {
+        candle_core::bail!("a layer of {inputs} inputs is given {:?}", x.dims());
+    }
+    dims.push(outputs);
+    Ok(dims)
+}
+
+/// Writes `numbers` in 32 bits, as many as `made` has room for.
+pub(super) fn widen<W: Number>(numbers: &[W], made: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || made.iter_mut().zip(numbers).for_each(|(made, number)| *made = number.wide()),
@@ -55,11 +85,7 @@ fn widen<W: Number>(numbers: &[W], made: &mut [f32]) {
 
 fn product_of<N: Number>(x: &Tensor, matrix: &Narrow) -> Result<Tensor> {
     let Narrow { outputs, inputs, .. } = *matrix;
-    let mut dims = x.dims().to_vec();
-    if dims.pop() != Some(inputs) {
-        candle_core::bail!("a layer of {inputs} inputs is given {:?}", x.dims());
-    }
-    dims.push(outputs);
+    let dims = dims_made(x, outputs, inputs)?;
     let x = x.to_dtype(DType::F32)?.contiguous()?;
     let (numbers, count) = (Numbers::<f32>::of(&x)?, x.elem_count() / inputs.max(1));
     let x = Matrix::new(numbers.all(), (count, inputs), inputs)?;
