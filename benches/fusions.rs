@@ -21,7 +21,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor};
 use diffuser_api::allocator::{MiMalloc, keep_freed_memory};
 use diffuser_api::nn::fusion::{Fusion, disable};
-use diffuser_api::nn::{self, After, Factors, FlowLength, HeadStream, LayerNorm, RmsNorm};
+use diffuser_api::nn::{self, After, CfgRescale, Factors, HeadStream, LayerNorm, RmsNorm};
 
 /// Width, heads and feed-forward width of Qwen-Image's transformer.
 const WIDTH: usize = 3072;
@@ -161,7 +161,7 @@ impl Steps {
             ),
             3 => nn::gelu_tanh(&self.wide, Some(&self.wide_bias)),
             4 => nn::gated_silu(&self.wide, &self.wide),
-            5 => nn::guide(&self.latents, &(&self.latents * 0.5)?, 4.0, FlowLength::OfConditional),
+            5 => nn::guide(&self.latents, &(&self.latents * 0.5)?, 4.0, CfgRescale::OfConditional),
             6 => nn::euler_step(&self.latents, &self.latents, -0.1),
             7 => nn::channel_norm(&self.picture, &self.scale, After::Silu),
             _ => self.row_norm.forward(x),

@@ -168,7 +168,7 @@ fn product(format: &str, tokens: usize, inputs: usize, outputs: usize) -> Result
         _ => MatrixFormat::AsComputed,
     };
     let weights = Weights::random("kernel", (dtype(format), &Device::Cpu)).with_matrices(matrices);
-    let layer = Linear::load_tolerant_without_bias(&weights, inputs, outputs)?;
+    let layer = Linear::load_quantizable_without_bias(&weights, inputs, outputs)?;
     let x = random((tokens, inputs), dtype(format))?;
     let operations = 2.0 * (tokens * inputs * outputs) as f64;
     Ok((timed(|| layer.forward(&x))?, operations))

@@ -59,7 +59,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights, q8_0
+    /// Dtype: auto, float32, bfloat16, float16, fp8, fp8-weights, q8_0
     #[arg(long, value_name = "DTYPE")]
     dtype: Option<String>,
 
@@ -140,7 +140,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
 
-    /// Number format: auto, float32, bfloat16, float16, fp8, fp8-weights, q8_0
+    /// Dtype: auto, float32, bfloat16, float16, fp8, fp8-weights, q8_0
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub dtype: DtypeChoice,
 
@@ -152,7 +152,7 @@ pub struct BenchArgs {
     #[arg(long)]
     pub spare_sensitive: bool,
 
-    /// With fp8 on an NVIDIA card: sum in its multiplying units, with fewer digits
+    /// With fp8 on an NVIDIA GPU: sum in its multiplying units, with fewer digits
     #[arg(long)]
     pub fast_sums: bool,
 

@@ -1,4 +1,4 @@
-//! Picks the device and the number format, and says why it cannot.
+//! Picks the device and the dtype, and says why it cannot.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -12,17 +12,17 @@ use crate::domain::UnknownChoice;
 /// Where a model shall run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first NVIDIA card, else Apple's GPU, else the CPU.
+    /// The first NVIDIA GPU, else Apple's GPU, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
-    /// The NVIDIA card of this number.
+    /// The NVIDIA GPU of this number.
     Cuda(usize),
     /// Apple's GPU.
     Metal,
 }
 
-/// Number format that a model shall compute in.
+/// Dtype that a model shall compute in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DtypeChoice {
     /// bfloat16 on a GPU, float32 on a CPU.
@@ -50,7 +50,7 @@ impl DeviceChoice {
 impl FromStr for DeviceChoice {
     type Err = UnknownChoice;
 
-    /// Reads `auto`, `cpu`, `cuda` (the first card), `cuda:N`, or `metal`, which
+    /// Reads `auto`, `cpu`, `cuda` (the first GPU), `cuda:N`, or `metal`, which
     /// torch calls `mps`; in any case of letters.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unknown = UnknownChoice { expected: Self::CHOICES };
@@ -119,7 +119,7 @@ pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     }
 }
 
-/// Whoever built for NVIDIA cards wants to know why none is used.
+/// Whoever built for NVIDIA GPUs wants to know why none is used.
 fn tell_of_a_build_for_cards(error: &DeviceError) {
     if cfg!(feature = "cuda") {
         tracing::warn!(reason = error.reason, "no NVIDIA card is used");
@@ -155,7 +155,7 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// The number format that `choice` means to compute in on `device`.
+/// The dtype that `choice` means to compute in on `device`.
 #[must_use]
 pub fn dtype(choice: DtypeChoice, device: &Device) -> DType {
     match choice {
@@ -241,7 +241,7 @@ pub fn device_name(device: &Device) -> String {
     }
 }
 
-/// The number format's name as torch spells it, such as `bfloat16`.
+/// The dtype's name as torch spells it, such as `bfloat16`.
 #[must_use]
 pub fn dtype_name(dtype: DType) -> &'static str {
     let names = [(DType::F32, "float32"), (DType::BF16, "bfloat16"), (DType::F16, "float16")];

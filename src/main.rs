@@ -80,7 +80,7 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     let listener = socket.listen(1024).context("cannot listen")?;
     let mut address = listener.local_addr()?;
     if address.ip().is_unspecified() {
-        // Every card was asked for; this machine's own is one that a click finds.
+        // Every GPU was asked for; this machine's own is one that a click finds.
         address.set_ip(if address.is_ipv4() {
             std::net::Ipv4Addr::LOCALHOST.into()
         } else {

@@ -183,12 +183,12 @@ async fn deliver(
     match output.delivery {
         Delivery::Events { partial_images } => {
             let images = &state.requests.images;
-            let ticket = images.order(request, framing, partial_images, memory).await?;
-            Ok(stream::respond(ticket, facts, endpoint, seed))
+            let handle = images.submit(request, framing, partial_images, memory).await?;
+            Ok(stream::respond(handle, facts, endpoint, seed))
         }
         delivery @ (Delivery::Base64 | Delivery::Url | Delivery::File) => {
-            let ticket = state.requests.images.order(request, framing, 0, memory).await?;
-            reply::respond(state, ticket, facts, (delivery, origin)).await
+            let handle = state.requests.images.submit(request, framing, 0, memory).await?;
+            reply::respond(state, handle, facts, (delivery, origin)).await
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::imaging::codec::{self, OutputFormat, PngCompression};
 use crate::imaging::provenance;
 use crate::model::{GeneratedImage, Generation};
 use crate::requests::{Delivery, Quality, Recipe};
-use crate::service::Ticket;
+use crate::service::JobHandle;
 
 /// What is known of a reply before its pictures are made.
 #[derive(Debug, Clone)]
@@ -60,11 +60,11 @@ pub(super) fn size_of(picture: &Picture) -> String {
 /// Waits for the pictures and sends them off.
 pub(super) async fn respond(
     state: AppState,
-    ticket: Ticket,
+    handle: JobHandle,
     mut facts: ReplyFacts,
     (delivery, origin): (Delivery, Origin),
 ) -> Result<Response, ApiError> {
-    let (mut generation, memory) = ticket.finish().await?;
+    let (mut generation, memory) = handle.finish().await?;
     facts.warnings.append(&mut generation.warnings);
     let Some(first) = generation.images.first() else {
         return Err(ApiError::Internal("the model made no picture".to_owned()));

@@ -20,14 +20,14 @@ use super::wire::{Background, ImageEvent};
 use crate::domain::{Picture, Seed};
 use crate::model::TokenUsage;
 use crate::requests::Endpoint;
-use crate::service::Ticket;
+use crate::service::JobHandle;
 
 /// How often a silent stream says that it is alive: proxies give up after 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A job whose client reads along. Dropped, it is called off.
 struct Streaming {
-    ticket: Ticket,
+    handle: JobHandle,
     facts: Arc<ReplyFacts>,
     seed: Seed,
     prefix: &'static str,
@@ -39,7 +39,7 @@ struct Streaming {
 
 /// The answer to a request whose order has been taken.
 pub(super) fn respond(
-    ticket: Ticket,
+    handle: JobHandle,
     facts: ReplyFacts,
     endpoint: Endpoint,
     seed: Seed,
@@ -47,7 +47,7 @@ pub(super) fn respond(
     let outcome = Arc::default();
     let afterwards = Afterwards(Arc::clone(&outcome));
     let prefix = event_prefix(endpoint);
-    let job = Streaming { ticket, facts: Arc::new(facts), seed, prefix, sent: 0, outcome };
+    let job = Streaming { handle, facts: Arc::new(facts), seed, prefix, sent: 0, outcome };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events(job)).keep_alive(keep_alive).into_response();
     // Proxies shall pass each event on at once.
@@ -76,7 +76,7 @@ fn events(job: Streaming) -> impl Stream<Item = Result<Event, Infallible>> {
 impl Streaming {
     /// The next event, and the job if more are to come.
     async fn next(mut self) -> (Event, Option<Self>) {
-        match self.ticket.next_preview().await {
+        match self.handle.next_preview().await {
             Ok(Some(preview)) => match self.partial_image(preview).await {
                 Ok(event) => (event, Some(self)),
                 Err(error) => (self.failed(error), None),
@@ -100,10 +100,10 @@ impl Streaming {
     }
 
     async fn completed(self) -> Event {
-        let Self { ticket, facts, seed, prefix, outcome, .. } = self;
+        let Self { handle, facts, seed, prefix, outcome, .. } = self;
         let kind = format!("{prefix}.completed");
         let completing = async {
-            let (generation, memory) = ticket.finish().await?;
+            let (generation, memory) = handle.finish().await?;
             let usage: TokenUsage = generation.usage;
             let generated = generation.images.into_iter().next();
             let no_image = || ApiError::Internal("the model made no picture".to_owned());

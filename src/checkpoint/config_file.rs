@@ -119,7 +119,7 @@ impl ConfigFile {
         self.bounded(key, number, &range).unwrap_or(default)
     }
 
-    /// Takes `key`, which must be 1 to 16 numbers in `range`; none if it is not.
+    /// Takes `key`, which must be 1 to 16 elements in `range`; none if it is not.
     pub fn counts(&mut self, key: &str, range: RangeInclusive<usize>) -> Vec<usize> {
         let counts: Vec<usize> = self.required(key);
         if (1..=MOST_LEVELS).contains(&counts.len()) && counts.iter().all(|n| range.contains(n)) {

@@ -1,10 +1,10 @@
-//! Bytes from the host to an NVIDIA card, through memory that the card reads itself.
+//! Bytes from the host to an NVIDIA GPU, through memory that the GPU reads itself.
 //!
 //! Bytes are copied, by several threads, to one of a few pieces of pinned memory,
-//! which the card fetches while the next piece is filled. From other memory the
+//! which the GPU fetches while the next piece is filled. From other memory the
 //! driver would do the same with one thread, and make the caller wait.
 //!
-//! Never run so far: no card was at hand.
+//! Never run so far: no GPU was at hand.
 #![expect(unsafe_code, reason = "the driver's interface")]
 
 use std::cell::RefCell;
@@ -27,7 +27,7 @@ const STAGES: usize = 3;
 /// Bytes that a thread copies at a time.
 const SHARE_BYTES: usize = 2 << 20;
 
-/// When the card makes an upload.
+/// When the GPU makes an upload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UploadOrder {
     /// After everything that it was told before, and before everything after: the
@@ -38,7 +38,7 @@ pub(super) enum UploadOrder {
     Beside,
 }
 
-/// A tensor on `device` of the numbers in `bytes`, which are of format `dtype`.
+/// A tensor on `device` of the elements in `bytes`, which are of format `dtype`.
 ///
 /// # Errors
 /// A candle error, such as out of memory.
@@ -63,7 +63,7 @@ pub(super) fn upload(
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
 }
 
-/// Has the card compute nothing more until all uploads so far are there. Returns at
+/// Has the GPU compute nothing more until all uploads so far are there. Returns at
 /// once.
 ///
 /// # Errors
@@ -74,7 +74,7 @@ pub(super) fn await_uploads(device: &CudaDevice) -> Result<()> {
     })
 }
 
-/// Has the card free nothing that was uploaded beside its work until what it was told
+/// Has the GPU free nothing that was uploaded beside its work until what it was told
 /// to compute so far is done: then such tensors may be dropped. Returns at once.
 ///
 /// # Errors
@@ -86,7 +86,7 @@ pub(super) fn release(device: &CudaDevice) -> Result<()> {
 }
 
 thread_local! {
-    /// By the number of the card. A model has one thread.
+    /// By the number of the GPU. A model has one thread.
     static UPLOADERS: RefCell<HashMap<usize, Uploader>> = RefCell::default();
 }
 
@@ -104,7 +104,7 @@ fn with_uploader<R>(
 }
 
 struct Uploader {
-    /// The queue of what is uploaded beside the card's work.
+    /// The queue of what is uploaded beside the GPU's work.
     beside: Arc<CudaStream>,
     stages: Vec<Stage>,
     /// The stage to fill next.
@@ -113,7 +113,7 @@ struct Uploader {
 
 struct Stage {
     memory: PinnedHostSlice<u8>,
-    /// Passed when the card has fetched what is in it.
+    /// Passed when the GPU has fetched what is in it.
     fetched: Option<CudaEvent>,
 }
 
@@ -122,7 +122,7 @@ impl Uploader {
         let stream = device.cuda_stream();
         let context = stream.context();
         let stages = (0..STAGES).map(|_| {
-            // SAFETY: the card is told to fetch no byte that was not written before.
+            // SAFETY: the GPU is told to fetch no byte that was not written before.
             let memory = unsafe { context.alloc_pinned::<u8>(STAGE_BYTES) }.w()?;
             Ok(Stage { memory, fetched: None })
         });

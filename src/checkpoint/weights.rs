@@ -28,10 +28,10 @@ use crate::interruption;
 const LISTED_FAULTS: usize = 20;
 /// How many faults are gathered before loading ends.
 const MOST_FAULTS: usize = 1000;
-/// Numbers of all kernels that are not there, before loading ends: what loads kernels
+/// Elements of all kernels that are not there, before loading ends: what loads kernels
 /// copies the zeros that stand for them.
 const MOST_KERNEL_NUMBERS: usize = 1 << 27;
-/// Numbers of any one tensor that is not there, likewise.
+/// Elements of any one tensor that is not there, likewise.
 const LARGEST_STAND_IN: usize = 1 << 48;
 
 /// How layers that can do with fewer digits keep their matrices.
@@ -59,7 +59,7 @@ pub struct Weights {
     /// Whether layers that lose most by that keep the format that they compute in.
     spares_sensitive: bool,
     device: Device,
-    /// Whether a card uploads tensors beside its work.
+    /// Whether a GPU uploads tensors beside its work.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card"))]
     beside: bool,
     /// If tensors are only held against what is asked for, not read: which.
@@ -68,7 +68,7 @@ pub struct Weights {
     progress: ProgressBar,
 }
 
-/// Random numbers that a CPU draws; a larger tensor repeats them, which takes a tenth of the
+/// Random elements that a CPU draws; a larger tensor repeats them, which takes a tenth of the
 /// time and no other to multiply.
 const DRAWN_ON_CPU: usize = 1 << 18;
 
@@ -93,7 +93,7 @@ enum Source {
     Files(TensorFiles),
     /// Zeros of any name and shape, which take no memory.
     Placeholders,
-    /// Random numbers of any name and shape.
+    /// Random elements of any name and shape.
     Random,
 }
 
@@ -116,7 +116,7 @@ struct Account {
     bytes_taken: usize,
     /// Whether all faults have been reported; later ones are errors at once.
     is_closed: bool,
-    /// Numbers of the kernels that are not there as they were asked for.
+    /// Elements of the kernels that are not there as they were asked for.
     absent_kernel_numbers: usize,
     /// Whether loading ended at a fault, before everything was asked for.
     is_cut_short: bool,
@@ -215,7 +215,7 @@ impl Weights {
     }
 
     /// What `load` makes of the places `0`, `1`, … below this one, `count` of them.
-    /// On a CPU they are loaded side by side; a card has one stream for all.
+    /// On a CPU they are loaded side by side; a GPU has one stream for all.
     ///
     /// # Errors
     /// The first error of `load`.
@@ -231,7 +231,7 @@ impl Weights {
         (0..count).map(part).collect()
     }
 
-    /// The same place, handing out tensors of another number format.
+    /// The same place, handing out tensors of another dtype.
     #[must_use]
     pub fn with_dtype(&self, dtype: DType) -> Self {
         Self { dtype, ..self.clone() }
@@ -267,7 +267,7 @@ impl Weights {
         self.matrices
     }
 
-    /// The same place, from which a card uploads tensors beside what it computes:
+    /// The same place, from which a GPU uploads tensors beside what it computes:
     /// they must be waited for with [`Weights::await_uploads`].
     #[must_use]
     pub fn beside(&self) -> Self {
@@ -308,11 +308,11 @@ impl Weights {
 
     /// Whether tensors handed out here are placeholders, not to be computed with.
     #[must_use]
-    pub fn is_hollow(&self) -> bool {
+    pub fn is_placeholder(&self) -> bool {
         self.checked.is_some() || matches!(self.store.source, Source::Placeholders)
     }
 
-    /// Number format of the tensors handed out.
+    /// Dtype of the tensors handed out.
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -451,7 +451,7 @@ impl Weights {
 
     /// A tensor of weights that have no files.
     fn made_up(&self, name: &str, shape: Shape, bytes: usize) -> candle_core::Result<Tensor> {
-        if self.is_hollow() {
+        if self.is_placeholder() {
             self.count_checked(name.to_owned(), bytes);
             return self.placeholder(shape);
         }
@@ -584,12 +584,12 @@ impl Weights {
     }
 }
 
-/// How many numbers a tensor of `shape` has; the largest number if they are more.
+/// How many elements a tensor of `shape` has; the largest number if they are more.
 fn numbers_in(shape: &Shape) -> usize {
     shape.dims().iter().fold(1, |product: usize, side| product.saturating_mul(*side))
 }
 
-/// What `load` makes of the numbers below `count`, on all processors.
+/// What `load` makes of the elements below `count`, on all processors.
 fn loaded_side_by_side<T: Send>(
     count: usize,
     load: impl Fn(usize) -> candle_core::Result<T> + Sync,
@@ -599,7 +599,7 @@ fn loaded_side_by_side<T: Send>(
     })
 }
 
-/// The 16-bit numbers in `bytes` in 32 bits; `widen` does that with one of them.
+/// The 16-bit elements in `bytes` in 32 bits; `widen` does that with one of them.
 fn widened(bytes: &[u8], widen: fn([u8; 2]) -> f32) -> candle_core::Result<Vec<f32>> {
     /// Between two checks.
     const NUMBERS_AT_A_TIME: usize = 1 << 22;

@@ -1,4 +1,4 @@
-//! Opens an NVIDIA card, or says what is missing.
+//! Opens an NVIDIA GPU, or says what is missing.
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::cudarc::cublas::result::CublasError;
@@ -13,7 +13,7 @@ const COMPILED_FOR: Option<&str> = option_env!("COMPILED_FOR_COMPUTE_CAPABILITY"
 /// Where the kernel module of the driver says its version.
 const DRIVER_VERSION: &str = "/proc/driver/nvidia/version";
 
-/// Opens card `number`, or says in one sentence why it cannot be.
+/// Opens GPU `number`, or says in one sentence why it cannot be.
 pub(super) fn open(number: usize) -> Result<Device, String> {
     let cards = CudaContext::device_count().map_err(|error| reason_of(&error))?;
     if usize::try_from(cards).is_ok_and(|cards| number >= cards) {
@@ -39,7 +39,7 @@ fn gibibytes(bytes: usize) -> f64 {
     (bytes as f64 / f64::from(1 << 30) * 10.0).round() / 10.0
 }
 
-/// What a card says of itself.
+/// What a GPU says of itself.
 struct Facts {
     name: String,
     /// Major and minor number.
@@ -58,8 +58,8 @@ impl Facts {
         Ok(Self { name: context.name().w()?, capability, total, free })
     }
 
-    /// Kernels compiled for 9.0 and later run on no other card; older ones on later
-    /// cards, too.
+    /// Kernels compiled for 9.0 and later run on no other GPU; older ones on later
+    /// GPUs, too.
     fn expect_compiled_for(&self, compiled_for: Option<&str>) -> Result<(), String> {
         let Some(Ok(compiled)) = compiled_for.map(str::parse::<i32>) else { return Ok(()) };
         let (major, minor) = self.capability;
@@ -87,7 +87,7 @@ fn settle(device: &CudaDevice) {
     let keep_all = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     let card = device.cuda_stream().context().cu_device();
-    // SAFETY: the pool belongs to a card that is open, and the attribute is a u64,
+    // SAFETY: the pool belongs to a GPU that is open, and the attribute is a u64,
     // which the driver only reads.
     let kept = unsafe {
         result::device::get_default_mem_pool(card).and_then(|pool| {
@@ -101,18 +101,18 @@ fn settle(device: &CudaDevice) {
     }
 }
 
-/// Bytes that are free on the card, those that candle's pool keeps not counted.
+/// Bytes that are free on the GPU, those that candle's pool keeps not counted.
 pub(super) fn free_memory_bytes(device: &CudaDevice) -> Option<usize> {
     Some(device.cuda_stream().context().mem_get_info().ok()?.0)
 }
 
-/// The most bytes that tensors have taken on the card at a time.
+/// The most bytes that tensors have taken on the GPU at a time.
 #[expect(unsafe_code, reason = "the driver's interface")]
 pub(super) fn peak_memory_bytes(device: &CudaDevice) -> Option<usize> {
     let card = device.cuda_stream().context().cu_device();
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
     let mut bytes = 0_u64;
-    // SAFETY: the pool belongs to a card that is open, and the attribute is a u64.
+    // SAFETY: the pool belongs to a GPU that is open, and the attribute is a u64.
     unsafe {
         let pool = result::device::get_default_mem_pool(card).ok()?;
         result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()).ok()?;
@@ -120,7 +120,7 @@ pub(super) fn peak_memory_bytes(device: &CudaDevice) -> Option<usize> {
     usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)
 }
 
-/// Why a card could not be opened.
+/// Why a GPU could not be opened.
 fn reason(error: &Error) -> String {
     if let Error::WithBacktrace { inner, .. } = error {
         return reason(inner);

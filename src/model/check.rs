@@ -1,6 +1,6 @@
 //! Whole pictures on a device, held against those that the CPU makes in 32 bits,
 //! which the tests hold against the reference; and the first stage that parts from the
-//! CPU's in the same number format.
+//! CPU's in the same dtype.
 
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::nn::intermediate::{self, Intermediate};
 pub struct PictureCheck {
     /// The embedded model.
     pub model: &'static str,
-    /// Number format on the device.
+    /// Dtype on the device.
     pub dtype: &'static str,
     /// The largest difference of two colours, in levels of 255.
     pub largest_difference: u8,
@@ -30,7 +30,7 @@ pub struct PictureCheck {
     pub stages: Vec<StageDifference>,
 }
 
-/// How far a stage is from the CPU's in the same number format.
+/// How far a stage is from the CPU's in the same dtype.
 #[derive(Debug, Clone, Serialize)]
 pub struct StageDifference {
     /// What was made: prompt, latents, and in the steps what each block makes.

@@ -220,7 +220,7 @@ pub struct ModelInfo {
     pub has_condition_picture: bool,
     /// Device that it runs on, such as `cpu` or `cuda:0`.
     pub device: String,
-    /// Number format of the weights, such as `float32`.
+    /// Dtype of the weights, such as `float32`.
     pub dtype: String,
     /// Bytes that the weights take on the device.
     pub weight_bytes: usize,
@@ -256,12 +256,12 @@ pub enum ModelError {
     /// The model produced something that cannot be a picture.
     #[error("model produced {0}")]
     BadOutput(String),
-    /// Numbers overflowed, or are none.
+    /// Elements overflowed, or are none.
     #[error("numbers are not finite after the {stage}, in {dtype}{}", advice(dtype))]
     NotFinite {
         /// Where this was seen, such as `VAE decoder` or `transformer at step 3`.
         stage: String,
-        /// The number format that they were computed in.
+        /// The dtype that they were computed in.
         dtype: &'static str,
     },
 }

@@ -2,20 +2,17 @@
 
 mod cache;
 mod check;
+pub mod components;
 mod diffusion;
 mod embedded;
-mod finite;
 mod loading;
 mod location;
-pub mod noise;
 mod precision;
 pub mod qwen_image;
 mod registry;
 mod residency;
 pub mod stable_diffusion;
-mod tokenizer_files;
 mod warnings;
-mod watched;
 
 pub use diffusion::{
     AreaRange, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, LoadError,
@@ -25,7 +22,7 @@ pub use diffusion::{
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use registry::{find_embedded, load};
-pub use residency::{Held, MemoryChoice, Residency};
+pub use residency::{MemoryChoice, Offloadable, Residency};
 pub use warnings::CutTokens;
 
 use std::path::PathBuf;
@@ -43,7 +40,7 @@ pub struct ModelConfig {
     pub revision: Option<String>,
     /// Where the model runs.
     pub device: DeviceChoice,
-    /// Number format of the weights.
+    /// Dtype of the weights.
     pub dtype: DtypeChoice,
     /// Pixels that a picture is scaled to for the VAE. Overrides the checkpoint's own.
     pub image_area: Option<usize>,

@@ -1,4 +1,4 @@
-//! What a choice of number format means for the layers of a model.
+//! What a choice of dtype means for the layers of a model.
 
 use candle_core::{DType, Device};
 
@@ -30,7 +30,7 @@ pub(super) fn text_encoder_matrices(choice: DtypeChoice) -> MatrixFormat {
     }
 }
 
-/// The device that the settings name, if it computes in their number format.
+/// The device that the settings name, if it computes in their dtype.
 ///
 /// # Errors
 /// A [`DeviceError`](crate::device::DeviceError), or a setting that the device cannot follow.
@@ -43,7 +43,7 @@ pub(super) fn open_device(config: &ModelConfig) -> Result<Device, LoadError> {
     Ok(device)
 }
 
-/// What a model computes in, for people: torch's name of the number format, and what
+/// What a model computes in, for people: torch's name of the dtype, and what
 /// its matrices are kept in if that is another one.
 #[must_use]
 pub(super) fn precision_name(dtype: DType, matrices: MatrixFormat) -> String {

@@ -58,7 +58,7 @@ pub(super) fn load_from(
     Ok(model)
 }
 
-/// `config` with the number format that the checkpoint asks for, if it does and the
+/// `config` with the dtype that the checkpoint asks for, if it does and the
 /// settings leave it open.
 fn with_dtype_of(snapshot: &Snapshot, config: &ModelConfig) -> Result<ModelConfig, LoadError> {
     let mut config = config.clone();

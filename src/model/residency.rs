@@ -51,7 +51,7 @@ pub enum Residency {
 }
 
 /// A component, or the means to load it.
-pub struct Held<T>(State<T>);
+pub struct Offloadable<T>(State<T>);
 
 enum State<T> {
     Resident(T),
@@ -61,7 +61,7 @@ enum State<T> {
 /// Makes a component from its place in the checkpoint.
 type Loader<T> = Box<dyn Fn(&Weights) -> TensorResult<T> + Send>;
 
-impl<T> Held<T> {
+impl<T> Offloadable<T> {
     /// Loads a component from `weights` at once, or checks that it can be loaded.
     ///
     /// # Errors
@@ -98,8 +98,8 @@ impl<T> Held<T> {
         }
     }
 
-    /// The component, or the way to it: if a card has to load it, that begins now,
-    /// beside what the card computes.
+    /// The component, or the way to it: if a GPU has to load it, that begins now,
+    /// beside what the GPU computes.
     ///
     /// # Errors
     /// What the loading fails with.
@@ -126,14 +126,14 @@ impl<T> Held<T> {
 /// A component that is going to be used.
 pub enum Loading<'a, T> {
     /// It is there, or is loaded when it is used.
-    Later(&'a Held<T>),
-    /// A card is loading it.
+    Later(&'a Offloadable<T>),
+    /// A GPU is loading it.
     Beside(Beside<T>),
 }
 
 impl<T> Loading<'_, T> {
     /// What `action` makes of the component. Then it is dropped, if it does not stay,
-    /// after `meanwhile`, which is done while a card is at work.
+    /// after `meanwhile`, which is done while a GPU is at work.
     ///
     /// # Errors
     /// What `action` or `meanwhile` fails with, or the loading.
@@ -156,7 +156,7 @@ impl<T> Loading<'_, T> {
     }
 }
 
-/// A component that a card loads beside its work.
+/// A component that a GPU loads beside its work.
 pub struct Beside<T> {
     component: T,
     weights: Weights,
@@ -206,7 +206,7 @@ mod tests {
         drop(beside());
         assert_eq!(now().unwrap(), 0);
 
-        let on_demand = Held::new(Residency::OnDemand, &weights, {
+        let on_demand = Offloadable::new(Residency::OnDemand, &weights, {
             let alive = alive.clone();
             move |_| {
                 alive.fetch_add(1, Ordering::SeqCst);
@@ -224,7 +224,7 @@ mod tests {
         for (residency, at_rest) in [(Residency::Resident, 1), (Residency::OnDemand, 0)] {
             let alive = Arc::new(AtomicUsize::new(0));
             let count = alive.clone();
-            let held = Held::new(residency, &weights, move |_| {
+            let held = Offloadable::new(residency, &weights, move |_| {
                 count.fetch_add(1, Ordering::SeqCst);
                 Ok(Counted(count.clone()))
             })

@@ -1,11 +1,11 @@
-//! Activations, computed in 32 bits whatever the number format, as torch does.
+//! Activations, computed in 32 bits whatever the dtype, as torch does.
 
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, add_bias, address, address_or_null, expect_alike,
+    Element, Elements, Launch, Operation, add_bias, address, address_or_null, expect_alike,
     expect_bias, expect_contiguous, length, pack_of, run,
 };
 use super::rows::vectorised;
@@ -14,7 +14,7 @@ use super::trace::{self, Kind};
 
 /// Threads of a block that works number by number.
 const THREADS: usize = 256;
-/// Numbers that a thread of a CPU takes at a time.
+/// Elements that a thread of a CPU takes at a time.
 const CHUNK: usize = 16 * 1024;
 
 /// GELU in its tanh approximation, of x + bias: the transformer's feed-forward layers.
@@ -111,7 +111,7 @@ struct ActivationCall {
 
 impl Operation for Activation<'_> {
     type Call = ActivationCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "activation";
 
@@ -119,10 +119,10 @@ impl Operation for Activation<'_> {
         self.x
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        let x = Numbers::<N>::of(self.x)?;
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
+        let x = Elements::<N>::of(self.x)?;
         let x = &x.all()[..made.len()];
-        let bias = self.bias.map(Numbers::<N>::of).transpose()?;
+        let bias = self.bias.map(Elements::<N>::of).transpose()?;
         let bias = bias.as_ref().map(|bias| &bias.all()[..self.width]);
         // Whole rows, where there is a bias.
         let chunk = self.width * CHUNK.div_ceil(self.width.max(1)).max(1);
@@ -158,14 +158,14 @@ impl Operation for Activation<'_> {
 }
 
 #[inline(always)]
-fn map<N: Number>(x: &[N], made: &mut [N], function: impl Fn(f32) -> f32) {
+fn map<N: Element>(x: &[N], made: &mut [N], function: impl Fn(f32) -> f32) {
     for (made, x) in made.iter_mut().zip(x) {
         *made = N::narrow(function(x.wide()));
     }
 }
 
 #[inline(always)]
-fn map_biased<N: Number>(x: &[N], bias: &[N], made: &mut [N], function: impl Fn(f32) -> f32) {
+fn map_biased<N: Element>(x: &[N], bias: &[N], made: &mut [N], function: impl Fn(f32) -> f32) {
     for (made, x) in made.chunks_mut(bias.len()).zip(x.chunks(bias.len())) {
         for ((made, x), bias) in made.iter_mut().zip(x).zip(bias) {
             *made = N::narrow(function(N::rounded(x.wide() + bias.wide())));
@@ -234,7 +234,7 @@ struct GatedSiluCall {
 
 impl Operation for GatedSilu<'_> {
     type Call = GatedSiluCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "gated silu";
 
@@ -242,8 +242,8 @@ impl Operation for GatedSilu<'_> {
         self.x
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        let (gate, x) = (Numbers::<N>::of(self.gate)?, Numbers::<N>::of(self.x)?);
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
+        let (gate, x) = (Elements::<N>::of(self.gate)?, Elements::<N>::of(self.x)?);
         let (gate, x) = (&gate.all()[..made.len()], &x.all()[..made.len()]);
         made.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(x.par_chunks(CHUNK)).for_each(
             |((made, gate), x)| {

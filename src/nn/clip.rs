@@ -1,4 +1,4 @@
-//! Bounds that a NaN does not slip through: on an NVIDIA card the larger of NaN and a
+//! Bounds that a NaN does not slip through: on an NVIDIA GPU the larger of NaN and a
 //! number is the number.
 
 use candle_core::{Result, Tensor};

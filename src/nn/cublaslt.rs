@@ -1,7 +1,7 @@
 //! Products of matrices by NVIDIA's cublasLt, which scales 8-bit rows, adds a bias
 //! and activates before a number leaves the multiplying unit.
 //!
-//! Never run so far: no card was at hand.
+//! Never run so far: no GPU was at hand.
 #![expect(unsafe_code, reason = "calls cublasLt's C interface")]
 
 use std::cell::RefCell;
@@ -27,7 +27,7 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 /// What the addresses of fresh memory are multiples of at least, and what the library
 /// takes for granted if it is told nothing.
 const USUAL_ALIGNMENT: u32 = 256;
-/// Rows of 8-bit numbers begin at multiples of this.
+/// Rows of 8-bit elements begin at multiples of this.
 const FP8_ALIGNMENT: usize = 16;
 /// The first compute capability that multiplies 8-bit floats.
 const FIRST_WITH_FP8: (i32, i32) = (8, 9);
@@ -55,7 +55,7 @@ unsafe extern "C" {
 /// `x`: (…, inputs); `weight`: (outputs, inputs); `bias`: (outputs).
 ///
 /// # Errors
-/// A candle error if the shapes do not fit, or of the card.
+/// A candle error if the shapes do not fit, or of the GPU.
 pub(super) fn gelu_product(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Option<Tensor>> {
     let (outputs, inputs) = weight.dims2()?;
     let fits = x.dtype() == DType::BF16 && weight.is_contiguous() && bias.is_contiguous();
@@ -90,14 +90,14 @@ pub(super) fn gelu_product(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result
 pub(super) enum Fp8Product {
     /// Scaled.
     Whole(Tensor),
-    /// Of the bare numbers.
+    /// Of the bare elements.
     Bare(Tensor),
 }
 
-/// x · weightᵀ in bfloat16, or nothing where the card does not multiply 8-bit floats.
+/// x · weightᵀ in bfloat16, or nothing where the GPU does not multiply 8-bit floats.
 ///
 /// # Errors
-/// A candle error of the card.
+/// A candle error of the GPU.
 pub(super) fn fp8_product(x: &Fp8Rows, weight: &Fp8Rows) -> Result<Option<Fp8Product>> {
     let Device::Cuda(device) = x.bytes.device() else { return Ok(None) };
     let stream = device.cuda_stream();
@@ -169,7 +169,7 @@ enum Epilogue {
     BiasGelu,
 }
 
-/// Addresses on the card; 0 for what there is not.
+/// Addresses on the GPU; 0 for what there is not.
 #[derive(Debug, Clone, Copy, Default)]
 struct Operands {
     x: u64,
@@ -180,7 +180,7 @@ struct Operands {
 }
 
 /// The product of `problem`, or nothing if no algorithm makes it. `subject`: a tensor
-/// on the card in question.
+/// on the GPU in question.
 fn make(
     subject: &Tensor,
     problem: Problem,
@@ -272,7 +272,7 @@ impl Algorithm {
 }
 
 thread_local! {
-    /// By the number of the card. A model has one thread and one stream.
+    /// By the number of the GPU. A model has one thread and one stream.
     static LIBRARIES: RefCell<HashMap<usize, Library>> = RefCell::default();
 }
 
@@ -290,7 +290,7 @@ fn with_library<R>(
     })
 }
 
-/// cublasLt on one card.
+/// cublasLt on one GPU.
 struct Library {
     handle: sys::cublasLtHandle_t,
     workspace: CudaSlice<u8>,

@@ -10,7 +10,7 @@ use candle_core::Result;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::kernels::Number;
+use super::kernels::Element;
 use super::widened::widen;
 use crate::interruption::{self, Watch};
 
@@ -43,7 +43,7 @@ pub(super) fn are_few(rows: usize) -> bool {
 ///
 /// # Errors
 /// [`interruption::Cancelled`]; an error if the lengths do not fit.
-pub(super) fn product<N: Number, W: Number>(
+pub(super) fn product<N: Element, W: Element>(
     made: &mut [N],
     x: &[f32],
     matrix: &[W],
@@ -143,8 +143,8 @@ struct Room {
     wide: Vec<f32>,
 }
 
-impl<W: Number> Work<'_, W> {
-    fn fill<N: Number>(&self, made: &mut [N], outputs: usize, watch: Watch) -> Result<()> {
+impl<W: Element> Work<'_, W> {
+    fn fill<N: Element>(&self, made: &mut [N], outputs: usize, watch: Watch) -> Result<()> {
         let parts = self.parts(made, outputs);
         parts.into_par_iter().try_for_each_init(Room::default, |room, mut part| {
             watch.over(interruption::check)?;
@@ -166,7 +166,7 @@ impl<W: Number> Work<'_, W> {
         parts
     }
 
-    fn fill_part<N: Number>(&self, room: &mut Room, part: &mut Part<N>) {
+    fn fill_part<N: Element>(&self, room: &mut Room, part: &mut Part<N>) {
         let outputs = part.made.first().map_or(0, |made| made.len());
         for first in (0..outputs).step_by(OUTPUTS) {
             let count = OUTPUTS.min(outputs - first);
@@ -203,7 +203,7 @@ impl<W: Number> Work<'_, W> {
         }
     }
 
-    fn write<N: Number>(&self, room: &Room, part: &mut Part<N>, first: usize) {
+    fn write<N: Element>(&self, room: &Room, part: &mut Part<N>, first: usize) {
         for (row, made) in part.made.iter_mut().enumerate() {
             let of_panel = VECTORS * self.rows.lanes;
             let (panel, lane) = (row / of_panel, row % of_panel);
@@ -268,16 +268,16 @@ mod tests {
     use candle_core::{DType, Tensor};
 
     use super::super::kernels::emulation::{assert_close, numbers};
-    use super::super::kernels::{Numbers, in_format};
+    use super::super::kernels::{Elements, in_format};
     use super::*;
 
     fn made_by(x: &Tensor, matrix: &Tensor) -> Tensor {
         let ((rows, inputs), outputs) = (x.dims2().unwrap(), matrix.dim(0).unwrap());
-        let x = Numbers::<f32>::of(x).unwrap();
+        let x = Elements::<f32>::of(x).unwrap();
         let mut made = vec![0.0f32; rows * outputs];
         let mut product = || {
             in_format!(matrix.dtype(), "a product", W => {
-                let matrix = Numbers::<W>::of(matrix)?;
+                let matrix = Elements::<W>::of(matrix)?;
                 product(&mut made, x.all(), matrix.all(), (rows, inputs))
             })
         };

@@ -1,7 +1,7 @@
-//! Attention without a score matrix, for heads of 128 in bfloat16 on an NVIDIA card.
+//! Attention without a score matrix, for heads of 128 in bfloat16 on an NVIDIA GPU.
 //!
-//! Flash attention 3 on Hopper, flash attention 2 on other cards from Ampere on;
-//! compiled with feature `flash-attn`. Never run so far: no card was at hand.
+//! Flash attention 3 on Hopper, flash attention 2 on other GPUs from Ampere on;
+//! compiled with feature `flash-attn`. Never run so far: no GPU was at hand.
 #![expect(unsafe_code, reason = "calls the kernels' C interface")]
 
 use std::ffi::{c_int, c_void};
@@ -29,7 +29,7 @@ pub(super) fn fits(device: &Device, dtype: DType, size: usize) -> bool {
 /// token together.
 ///
 /// # Errors
-/// A candle error if the shapes do not fit, or of the card.
+/// A candle error if the shapes do not fit, or of the GPU.
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (q, k, v) = (tokens_first(q)?, tokens_first(k)?, tokens_first(v)?);
     for x in [&q, &k, &v] {

@@ -1,4 +1,4 @@
-//! What flash attention asks of the tensors that it reads. Known without a card, so
+//! What flash attention asks of the tensors that it reads. Known without a GPU, so
 //! that it is tested without one.
 
 use candle_core::{Layout, Result, Tensor};
@@ -7,7 +7,7 @@ use super::kernels::address;
 
 /// The one head size that is compiled.
 pub(super) const SIZE: usize = 128;
-/// The card copies tiles of so many bytes: addresses and strides are multiples.
+/// The GPU copies tiles of so many bytes: addresses and strides are multiples.
 const ALIGNMENT_BYTES: usize = 16;
 /// Rows of the sums that are written beside the result come in tiles of so many.
 const QUERY_TILE: usize = 128;
@@ -31,7 +31,7 @@ pub(super) fn is_readable(x: &Tensor) -> Result<bool> {
     Ok(last_has_no_gaps && begins_aligned && stride_bytes.iter().all(aligned))
 }
 
-/// Numbers between neighbours along batch, tokens and heads. Where there is but one,
+/// Elements between neighbours along batch, tokens and heads. Where there is but one,
 /// whatever the layout says, it is what a tensor without gaps would have.
 pub(super) fn strides(layout: &Layout) -> Result<[usize; 3]> {
     let (batch, tokens, heads, size) = layout.shape().dims4()?;
@@ -45,7 +45,7 @@ pub(super) fn strides(layout: &Layout) -> Result<[usize; 3]> {
     ])
 }
 
-/// Numbers of the sums of weights that the kernels write beside the result.
+/// Elements of the sums of weights that the kernels write beside the result.
 pub(super) fn sums(batch: usize, heads: usize, queries: usize) -> usize {
     batch * heads * queries.next_multiple_of(QUERY_TILE)
 }
@@ -68,7 +68,7 @@ mod tests {
         x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    /// Read as it lies, or copied to where it can be read; the same numbers either way.
+    /// Read as it lies, or copied to where it can be read; the same elements either way.
     #[track_caller]
     fn assert_read(x: &Tensor, as_it_lies: bool) {
         let made = tokens_first(x).unwrap();
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_view_that_tiles_cannot_be_copied_from_is_copied() {
-        // Columns of wider heads: strides of 132 numbers, and a beginning off by four.
+        // Columns of wider heads: strides of 132 elements, and a beginning off by four.
         let wide = heads(1, 3, 5, SIZE + 4);
         assert_read(&wide.narrow(3, 0, SIZE).unwrap(), false);
         assert_read(&wide.narrow(3, 4, SIZE).unwrap(), false);
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_stride_of_a_dimension_of_one_does_not_count() {
-        // The first 128 of a row of 132 numbers: one batch, one head, one token.
+        // The first 128 of a row of 132 elements: one batch, one head, one token.
         let rows = numbers(&[4, SIZE + 4], 1, DType::BF16).force_contiguous().unwrap();
         let row = rows.narrow(1, 0, SIZE).unwrap().narrow(0, 0, 1).unwrap();
         let x = row.unsqueeze(0).unwrap().unsqueeze(0).unwrap();

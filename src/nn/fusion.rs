@@ -1,7 +1,7 @@
 //! Steps that are made in one pass instead of several, and their switches.
 //!
 //! Each fused step has a composition of candle's operations beside it that gives
-//! the same numbers to rounding. A benchmark switches fusions off, before the
+//! the same elements to rounding. A benchmark switches fusions off, before the
 //! first picture, to see what they bring.
 
 use std::fmt;
@@ -80,7 +80,7 @@ impl Fusion {
     }
 
     /// Whether this step shall be made in one pass for a tensor like `x`: not
-    /// switched off, and there is a kernel for its device and number format.
+    /// switched off, and there is a kernel for its device and dtype.
     pub(super) fn applies_to(self, x: &Tensor) -> bool {
         let device = x.device();
         let known_device = device.is_cpu() || (cfg!(feature = "cuda") && device.is_cuda());

@@ -13,10 +13,10 @@ pub(super) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Of (`rows`, `columns`), whose rows begin `row_stride` numbers after one another.
+    /// Of (`rows`, `columns`), whose rows begin `row_stride` elements after one another.
     ///
     /// # Errors
-    /// If it is not in `numbers` as a whole.
+    /// If it is not in `elements` as a whole.
     pub(super) fn new(
         numbers: &'a [f32],
         (rows, columns): (usize, usize),
@@ -85,7 +85,7 @@ pub(super) enum Threads {
     All,
 }
 
-/// What becomes of the numbers that are in the place of a product.
+/// What becomes of the elements that are in the place of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Previous {
     /// They are not read.

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, address_or_null, expect_alike,
+    Element, Elements, Launch, Operation, WARP, address, address_or_null, expect_alike,
     expect_contiguous, length, run,
 };
 use super::rows::vectorised;
@@ -16,7 +16,7 @@ const WARPS: usize = 4;
 
 /// How long the guided flow is at each token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FlowLength {
+pub enum CfgRescale {
     /// As it comes out.
     Free,
     /// As long as the conditional flow there.
@@ -35,7 +35,7 @@ pub fn guide(
     conditional: &Tensor,
     unconditional: &Tensor,
     scale: f64,
-    length: FlowLength,
+    length: CfgRescale,
 ) -> Result<Tensor> {
     let _span = trace::span(Kind::Elementwise, "guidance");
     if !Fusion::Guidance.applies_to(conditional) {
@@ -49,12 +49,12 @@ fn guide_composed(
     conditional: &Tensor,
     unconditional: &Tensor,
     scale: f64,
-    length: FlowLength,
+    length: CfgRescale,
 ) -> Result<Tensor> {
     let combined = (unconditional + ((conditional - unconditional)? * scale)?)?;
     match length {
-        FlowLength::Free => Ok(combined),
-        FlowLength::OfConditional => {
+        CfgRescale::Free => Ok(combined),
+        CfgRescale::OfConditional => {
             let wanted = token_lengths(conditional)?;
             let actual = token_lengths(&combined)?;
             combined.broadcast_mul(&(wanted / actual)?)
@@ -95,7 +95,7 @@ struct GuidedStep<'a> {
     unconditional: Option<&'a Tensor>,
     latents: Option<&'a Tensor>,
     scale: f32,
-    length: FlowLength,
+    length: CfgRescale,
     sigma_change: f32,
     width: usize,
 }
@@ -105,7 +105,7 @@ impl<'a> GuidedStep<'a> {
         conditional: &'a Tensor,
         unconditional: &'a Tensor,
         scale: f64,
-        length: FlowLength,
+        length: CfgRescale,
     ) -> Result<Self> {
         #[expect(clippy::cast_possible_truncation, reason = "arithmetic is in 32 bits")]
         let scale = scale as f32;
@@ -127,7 +127,7 @@ impl<'a> GuidedStep<'a> {
             unconditional: None,
             latents: Some(latents),
             scale: 1.0,
-            length: FlowLength::Free,
+            length: CfgRescale::Free,
             sigma_change,
             width: 0,
         }
@@ -149,7 +149,7 @@ impl<'a> GuidedStep<'a> {
     }
 
     fn keeps_length(&self) -> bool {
-        self.unconditional.is_some() && self.length == FlowLength::OfConditional
+        self.unconditional.is_some() && self.length == CfgRescale::OfConditional
     }
 }
 
@@ -171,7 +171,7 @@ struct GuidedStepCall {
 
 impl Operation for GuidedStep<'_> {
     type Call = GuidedStepCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "guided step";
 
@@ -179,14 +179,14 @@ impl Operation for GuidedStep<'_> {
         self.conditional
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
         let width = self.width;
-        let conditional = Numbers::<N>::of(self.conditional)?;
-        let unconditional = self.unconditional.map(Numbers::<N>::of).transpose()?;
-        let latents = self.latents.map(Numbers::<N>::of).transpose()?;
+        let conditional = Elements::<N>::of(self.conditional)?;
+        let unconditional = self.unconditional.map(Elements::<N>::of).transpose()?;
+        let latents = self.latents.map(Elements::<N>::of).transpose()?;
         let conditional = conditional.all();
-        let unconditional = unconditional.as_ref().map(Numbers::all);
-        let latents = latents.as_ref().map(Numbers::all);
+        let unconditional = unconditional.as_ref().map(Elements::all);
+        let latents = latents.as_ref().map(Elements::all);
         made.par_chunks_mut(width).with_min_len(64).enumerate().for_each(|(token, made)| {
             let row = token * width..(token + 1) * width;
             let conditional = &conditional[row.clone()];
@@ -227,7 +227,7 @@ impl Operation for GuidedStep<'_> {
 
 impl GuidedStep<'_> {
     #[inline(always)]
-    fn flow_row<N: Number>(&self, conditional: &[N], unconditional: Option<&[N]>, made: &mut [N]) {
+    fn flow_row<N: Element>(&self, conditional: &[N], unconditional: Option<&[N]>, made: &mut [N]) {
         let Some(unconditional) = unconditional else {
             made.copy_from_slice(conditional);
             return;
@@ -259,13 +259,13 @@ mod tests {
     /// (tokens, width): fewer than a block, a block and one, widths around a warp.
     const SHAPES: [(usize, usize); 4] = [(1, 4), (5, 33), (9, 64), (4, 7)];
 
-    fn exact_guidance(conditional: &[f64], unconditional: &[f64], length: FlowLength) -> Vec<f64> {
+    fn exact_guidance(conditional: &[f64], unconditional: &[f64], length: CfgRescale) -> Vec<f64> {
         let pairs = conditional.iter().zip(unconditional);
         let combined: Vec<f64> = pairs.map(|(c, u)| u + 2.5 * (c - u)).collect();
         let long = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
         let ratio = match length {
-            FlowLength::Free => return combined,
-            FlowLength::OfConditional => long(conditional) / long(&combined),
+            CfgRescale::Free => return combined,
+            CfgRescale::OfConditional => long(conditional) / long(&combined),
         };
         combined.iter().map(|x| x * ratio).collect()
     }
@@ -275,7 +275,7 @@ mod tests {
         let (tokens, width) = (5, 33);
         for dtype in NUMBER_FORMATS {
             let inputs = [1, 2].map(|seed| numbers(&[1, tokens, width], seed, dtype));
-            for length in [FlowLength::Free, FlowLength::OfConditional] {
+            for length in [CfgRescale::Free, CfgRescale::OfConditional] {
                 let forms = |inputs: &[Tensor]| {
                     let (conditional, unconditional) = (&inputs[0], &inputs[1]);
                     let guided = GuidedStep::guide(conditional, unconditional, 2.5, length);
@@ -309,7 +309,7 @@ mod tests {
             for (tokens, width) in SHAPES {
                 let [conditional, unconditional, latents] =
                     [1, 2, 3].map(|seed| numbers(&[1, tokens, width], seed, dtype));
-                for length in [FlowLength::Free, FlowLength::OfConditional] {
+                for length in [CfgRescale::Free, CfgRescale::OfConditional] {
                     let composed =
                         guide_composed(&conditional, &unconditional, 2.5, length).unwrap();
                     let guided =

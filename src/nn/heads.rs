@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::attention::{HeadLayout, layout_for, split_heads};
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, add_bias, address, address_or_null, expect_alike,
+    Element, Elements, Launch, Operation, WARP, add_bias, address, address_or_null, expect_alike,
     expect_bias, expect_contiguous, length, pack_of, run,
 };
 use super::norm::RmsNorm;
@@ -26,7 +26,7 @@ pub struct HeadStream<'a> {
     pub bias: Option<&'a Tensor>,
     /// Normalises each head; (size).
     pub norm: Option<&'a RmsNorm>,
-    /// Cosines and sines, each (tokens, size / 2) in f32: turns adjacent numbers.
+    /// Cosines and sines, each (tokens, size / 2) in f32: turns adjacent elements.
     pub rotation: Option<(&'a Tensor, &'a Tensor)>,
 }
 
@@ -156,7 +156,7 @@ struct JointHeadsCall {
 
 impl Operation for JointHeads<'_> {
     type Call = JointHeadsCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "joint heads";
 
@@ -172,8 +172,9 @@ impl Operation for JointHeads<'_> {
         .into()
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        let held = [Held::<N>::of(&self.streams[0])?, Held::<N>::of(&self.streams[1])?];
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
+        let held =
+            [Offloadable::<N>::of(&self.streams[0])?, Offloadable::<N>::of(&self.streams[1])?];
         let streams = [held[0].share(self.size), held[1].share(self.size)];
         let (tokens, heads, size) = (self.all_tokens(), self.heads, self.size);
         made.par_chunks_mut(size).with_min_len(64).enumerate().for_each(|(row, made)| {
@@ -224,23 +225,23 @@ impl Operation for JointHeads<'_> {
     }
 }
 
-/// A stream's numbers, held.
-struct Held<'a, N> {
-    x: Numbers<'a, N>,
-    bias: Option<Numbers<'a, N>>,
-    weight: Option<Numbers<'a, N>>,
-    rotation: Option<(Numbers<'a, f32>, Numbers<'a, f32>)>,
+/// A stream's elements, held.
+struct Offloadable<'a, N> {
+    x: Elements<'a, N>,
+    bias: Option<Elements<'a, N>>,
+    weight: Option<Elements<'a, N>>,
+    rotation: Option<(Elements<'a, f32>, Elements<'a, f32>)>,
     eps: f32,
 }
 
-impl<'a, N: Number> Held<'a, N> {
+impl<'a, N: Element> Offloadable<'a, N> {
     fn of(stream: &HeadStream<'a>) -> Result<Self> {
         let rotation =
-            |(cos, sin)| Ok::<_, candle_core::Error>((Numbers::of(cos)?, Numbers::of(sin)?));
+            |(cos, sin)| Ok::<_, candle_core::Error>((Elements::of(cos)?, Elements::of(sin)?));
         Ok(Self {
-            x: Numbers::of(stream.x)?,
-            bias: stream.bias.map(Numbers::of).transpose()?,
-            weight: stream.norm.map(|norm| Numbers::of(norm.weight())).transpose()?,
+            x: Elements::of(stream.x)?,
+            bias: stream.bias.map(Elements::of).transpose()?,
+            weight: stream.norm.map(|norm| Elements::of(norm.weight())).transpose()?,
             rotation: stream.rotation.map(rotation).transpose()?,
             eps: stream.norm.map_or(0.0, RmsNorm::eps),
         })
@@ -250,7 +251,7 @@ impl<'a, N: Number> Held<'a, N> {
     fn share(&self, size: usize) -> Shared<'_, N> {
         Shared {
             x: self.x.all(),
-            bias: self.bias.as_ref().map(Numbers::all),
+            bias: self.bias.as_ref().map(Elements::all),
             weight: self.weight.as_ref().map(|weight| &weight.all()[..size]),
             rotation: self.rotation.as_ref().map(|(cos, sin)| (cos.all(), sin.all())),
             eps: self.eps,
@@ -266,8 +267,8 @@ struct Shared<'a, N> {
     eps: f32,
 }
 
-impl<N: Number> Shared<'_, N> {
-    /// The head at `place` of the numbers, `column` of the bias and `angle` of the
+impl<N: Element> Shared<'_, N> {
+    /// The head at `place` of the elements, `column` of the bias and `angle` of the
     /// rotations.
     #[inline(always)]
     fn make(&self, place: usize, column: usize, angle: usize, made: &mut [N]) {

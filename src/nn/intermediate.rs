@@ -1,4 +1,4 @@
-//! Numbers between the input and the picture, for whoever looks for the stage in which
+//! Elements between the input and the picture, for whoever looks for the stage in which
 //! two devices part.
 //!
 //! As with [`super::trace`], they belong to the thread that [`noted`] was called on, and
@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-/// The numbers of one place.
+/// The elements of one place.
 #[derive(Debug, Clone)]
 pub struct Intermediate {
     /// Where: the name with which it was noted, and how often that was before.

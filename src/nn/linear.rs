@@ -8,7 +8,7 @@ use super::fp8::{self, Fp8Rows};
 #[cfg(feature = "cuda")]
 use super::fusion::Fusion;
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
-use super::kernels::{Numbers, add_bias};
+use super::kernels::{Elements, add_bias};
 use super::q8::{self, Q8Matrix, Q8Rows};
 use super::trace::{self, Kind};
 use super::widened;
@@ -64,7 +64,7 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn load_tolerant(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
+    pub fn load_quantizable(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let weight = Weight::load(weights, inputs, outputs)?;
         Ok(Self { weight, bias: Some(weights.get("bias", outputs)?) })
     }
@@ -73,7 +73,7 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn load_tolerant_without_bias(
+    pub fn load_quantizable_without_bias(
         weights: &Weights,
         inputs: usize,
         outputs: usize,
@@ -220,7 +220,7 @@ impl Weight {
     /// and dropped, at once.
     fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let kept_in = |bytes| weights.in_turn().get_kept_in("weight", (outputs, inputs), bytes);
-        let (hollow, dtype) = (weights.is_hollow(), weights.dtype());
+        let (hollow, dtype) = (weights.is_placeholder(), weights.dtype());
         let rounded = |inputs_are| {
             let weight = kept_in(Fp8Rows::byte_count(outputs, inputs))?;
             let rows = match hollow {
@@ -250,28 +250,30 @@ impl Weight {
 
 /// x · weightᵀ, which can be broken off on a CPU.
 fn multiplied(layer: &candle_nn::Linear, x: &Tensor) -> Result<Tensor> {
+    let weight = layer.weight();
     if !x.device().is_cpu() {
         return layer.forward(x);
     }
-    multiplied_in_strips(layer, x, CPU_PRODUCTS_AT_A_TIME)
+    let is_wide = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
+    let rows = x.elem_count() / weight.dim(1)?.max(1);
+    if is_wide && !few_rows::are_few(rows) {
+        multiplied_in_strips(weight, x, CPU_PRODUCTS_AT_A_TIME)
+    } else {
+        widened::product_with_tensor(x, weight)
+    }
 }
 
-/// The same by strips of rows, of `at_a_time` multiplications or a single row each.
-fn multiplied_in_strips(layer: &candle_nn::Linear, x: &Tensor, at_a_time: usize) -> Result<Tensor> {
-    let (outputs, inputs) = layer.weight().dims2()?;
-    let rows = (at_a_time / (outputs * inputs).max(1)).max(1);
-    let are_few = few_rows::are_few(x.elem_count() / inputs.max(1));
-    if !are_few && x.dtype() == DType::F32 && layer.weight().dtype() == DType::F32 {
-        return multiplied_in_place(layer.weight(), x, rows);
-    }
-    widened::product_with_tensor(x, layer.weight())
+/// The same of f32 by strips of rows, of `at_a_time` multiplications or a single row each.
+fn multiplied_in_strips(weight: &Tensor, x: &Tensor, at_a_time: usize) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    multiplied_in_place(weight, x, (at_a_time / (outputs * inputs).max(1)).max(1))
 }
 
 /// The same of f32, `rows` rows at a time, each put where it belongs.
 fn multiplied_in_place(weight: &Tensor, x: &Tensor, rows: usize) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let (weight, x) = (weight.contiguous()?, x.contiguous()?);
-    let (weights, numbers) = (Numbers::<f32>::of(&weight)?, Numbers::<f32>::of(&x)?);
+    let (weights, numbers) = (Elements::<f32>::of(&weight)?, Elements::<f32>::of(&x)?);
     let weights = Matrix::new(weights.all(), (outputs, inputs), inputs)?.transposed();
     let mut dims = x.dims().to_vec();
     let width = dims.pop();
@@ -310,7 +312,9 @@ mod tests {
                 asked.get() == stops_at
             };
             // Three rows at a time.
-            interruption::watched(&is_cancelled, || multiplied_in_strips(&layer, &x, 3 * 4 * 9))
+            interruption::watched(&is_cancelled, || {
+                multiplied_in_strips(layer.weight(), &x, 3 * 4 * 9)
+            })
         };
 
         let made = by_strips(usize::MAX).unwrap();

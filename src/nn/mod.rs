@@ -41,7 +41,7 @@ pub use check::{Family, Sizes, StepCheck, UnknownName, WrongNumber, check};
 pub use clip::clip;
 pub use conv::{Conv2d, Padding};
 pub use fp8::Fp8Sums;
-pub use guidance::{FlowLength, euler_step, guide};
+pub use guidance::{CfgRescale, euler_step, guide};
 pub use heads::{HeadStream, joint_heads};
 pub use linear::{LayerInput, Linear};
 pub use modulation::{Factors, gated_add, modulated_norm};

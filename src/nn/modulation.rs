@@ -5,8 +5,9 @@ use rayon::prelude::*;
 
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, Vectors, add_bias, address, address_or_null, expect_alike,
-    expect_bias, expect_contiguous, length, pack_of, run, threads_for_row, vector_stride,
+    Element, Elements, Launch, Operation, Vectors, add_bias, address, address_or_null,
+    expect_alike, expect_bias, expect_contiguous, length, pack_of, run, threads_for_row,
+    vector_stride,
 };
 use super::norm::LayerNorm;
 use super::rows::{sum_of, vectorised};
@@ -137,7 +138,7 @@ struct ModulatedNormCall {
 
 impl Operation for ModulatedNorm<'_> {
     type Call = ModulatedNormCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "modulated layer norm";
 
@@ -145,9 +146,9 @@ impl Operation for ModulatedNorm<'_> {
         self.x
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
         let (_, tokens, width) = self.dims;
-        let x = Numbers::<N>::of(self.x)?;
+        let x = Elements::<N>::of(self.x)?;
         let (x, eps) = (x.all(), self.eps);
         let scale = FactorRows::<N>::of(&self.scale, self.dims)?;
         let shift = FactorRows::<N>::of(&self.shift, self.dims)?;
@@ -190,7 +191,7 @@ impl Operation for ModulatedNorm<'_> {
 }
 
 #[inline(always)]
-fn modulated_norm_row<N: Number>(x: &[N], scale: &[N], shift: &[N], made: &mut [N], eps: f32) {
+fn modulated_norm_row<N: Element>(x: &[N], scale: &[N], shift: &[N], made: &mut [N], eps: f32) {
     let width = x.len() as f32;
     let mean = sum_of(x, |x| x) / width;
     let variance = sum_of(x, |x| (x - mean) * (x - mean)) / width;
@@ -202,20 +203,20 @@ fn modulated_norm_row<N: Number>(x: &[N], scale: &[N], shift: &[N], made: &mut [
     }
 }
 
-/// The factors' numbers, held.
+/// The factors' elements, held.
 struct FactorRows<'a, N> {
-    early: Numbers<'a, N>,
-    late: Numbers<'a, N>,
+    early: Elements<'a, N>,
+    late: Elements<'a, N>,
     strides: (usize, usize),
     switch: usize,
     width: usize,
 }
 
-impl<'a, N: Number> FactorRows<'a, N> {
+impl<'a, N: Element> FactorRows<'a, N> {
     fn of(factors: &Factors<'a>, (_, tokens, width): (usize, usize, usize)) -> Result<Self> {
         Ok(Self {
-            early: Numbers::of(factors.early)?,
-            late: Numbers::of(factors.late())?,
+            early: Elements::of(factors.early)?,
+            late: Elements::of(factors.late())?,
             strides: (vector_stride(factors.early)?, vector_stride(factors.late())?),
             switch: factors.switch(tokens),
             width,
@@ -324,7 +325,7 @@ struct GatedAddCall {
 
 impl Operation for GatedAdd<'_> {
     type Call = GatedAddCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "gated add";
 
@@ -332,11 +333,11 @@ impl Operation for GatedAdd<'_> {
         self.x
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
         let (_, tokens, width) = self.dims;
-        let (x, update) = (Numbers::<N>::of(self.x)?, Numbers::<N>::of(self.update)?);
+        let (x, update) = (Elements::<N>::of(self.x)?, Elements::<N>::of(self.update)?);
         let (x, update) = (x.all(), update.all());
-        let bias = self.bias.map(Numbers::<N>::of).transpose()?;
+        let bias = self.bias.map(Elements::<N>::of).transpose()?;
         let bias = bias.as_ref().map(|bias| &bias.all()[..width]);
         let gate = FactorRows::<N>::of(&self.gate, self.dims)?;
         let gate = gate.rows();
@@ -374,7 +375,7 @@ impl Operation for GatedAdd<'_> {
 }
 
 #[inline(always)]
-fn gated_row<N: Number>(x: &[N], (update, bias): (&[N], &[N]), gate: &[N], made: &mut [N]) {
+fn gated_row<N: Element>(x: &[N], (update, bias): (&[N], &[N]), gate: &[N], made: &mut [N]) {
     let updates =
         update.iter().zip(bias).map(|(update, bias)| N::rounded(update.wide() + bias.wide()));
     for (((made, x), update), gate) in made.iter_mut().zip(x).zip(updates).zip(gate) {
@@ -383,7 +384,7 @@ fn gated_row<N: Number>(x: &[N], (update, bias): (&[N], &[N]), gate: &[N], made:
 }
 
 #[inline(always)]
-fn gated_row_without_bias<N: Number>(x: &[N], update: &[N], gate: &[N], made: &mut [N]) {
+fn gated_row_without_bias<N: Element>(x: &[N], update: &[N], gate: &[N], made: &mut [N]) {
     for (((made, x), update), gate) in made.iter_mut().zip(x).zip(update).zip(gate) {
         *made = N::narrow(x.wide() + N::rounded(gate.wide() * update.wide()));
     }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::clip::keep_nan;
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, expect_bias, expect_contiguous, length,
+    Element, Elements, Launch, Operation, WARP, address, expect_bias, expect_contiguous, length,
     pack_of, run, threads_for_row,
 };
 use super::rows::{sum_of, vectorised};
@@ -95,7 +95,7 @@ struct RowNormCall {
 
 impl Operation for RowNorm<'_> {
     type Call = RowNormCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "RMS norm";
 
@@ -103,9 +103,9 @@ impl Operation for RowNorm<'_> {
         self.x
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
         let (width, eps) = (self.width, self.norm.eps());
-        let (x, weight) = (Numbers::<N>::of(self.x)?, Numbers::<N>::of(&self.norm.weight)?);
+        let (x, weight) = (Elements::<N>::of(self.x)?, Elements::<N>::of(&self.norm.weight)?);
         let (x, weight) = (&x.all()[..made.len()], &weight.all()[..width]);
         let rows = made.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(8);
         rows.for_each(|(made, x)| vectorised(|| rms_row(x, weight, made, eps)));
@@ -124,7 +124,7 @@ impl Operation for RowNorm<'_> {
 }
 
 #[inline(always)]
-fn rms_row<N: Number>(x: &[N], weight: &[N], made: &mut [N], eps: f32) {
+fn rms_row<N: Element>(x: &[N], weight: &[N], made: &mut [N], eps: f32) {
     let length = (sum_of(x, |x| x * x) / x.len() as f32 + eps).sqrt();
     for ((made, x), weight) in made.iter_mut().zip(x).zip(weight) {
         *made = N::narrow(N::rounded(x.wide() / length) * weight.wide());
@@ -139,7 +139,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// For vectors of `size` numbers of `dtype` on `device`.
+    /// For vectors of `size` elements of `dtype` on `device`.
     ///
     /// # Errors
     /// A candle error if the device refuses memory.
@@ -242,7 +242,7 @@ struct ChannelNormCall {
 
 impl Operation for ChannelNorm<'_> {
     type Call = ChannelNormCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "channel norm";
 
@@ -250,8 +250,8 @@ impl Operation for ChannelNorm<'_> {
         self.x
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        let (x, scale) = (Numbers::<N>::of(self.x)?, Numbers::<N>::of(self.scale)?);
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
+        let (x, scale) = (Elements::<N>::of(self.x)?, Elements::<N>::of(self.scale)?);
         let (x, scale) = (x.all(), &scale.all()[..self.channels]);
         // The lengths first, then channel by channel: threads then write apart.
         let mut lengths = vec![0.0_f32; self.batch * self.pixels];
@@ -297,7 +297,7 @@ impl Operation for ChannelNorm<'_> {
 
 /// The lengths of the pixels from `first` on.
 #[inline(always)]
-fn lengths_of_tile<N: Number>(x: &[N], pixels: usize, first: usize, lengths: &mut [f32]) {
+fn lengths_of_tile<N: Element>(x: &[N], pixels: usize, first: usize, lengths: &mut [f32]) {
     for plane in x.chunks_exact(pixels) {
         for (sum, x) in lengths.iter_mut().zip(&plane[first..]) {
             *sum += x.wide() * x.wide();
@@ -311,7 +311,7 @@ fn lengths_of_tile<N: Number>(x: &[N], pixels: usize, first: usize, lengths: &mu
 }
 
 #[inline(always)]
-fn scale_plane<N: Number>(
+fn scale_plane<N: Element>(
     x: &[N],
     lengths: &[f32],
     scale: f32,

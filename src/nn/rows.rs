@@ -1,8 +1,8 @@
-//! Loops over the numbers of a row, compiled for the processor's vectors.
+//! Loops over the elements of a row, compiled for the processor's vectors.
 
-use super::kernels::Number;
+use super::kernels::Element;
 
-/// Numbers that are summed side by side, so that the additions can be vectorised.
+/// Elements that are summed side by side, so that the additions can be vectorised.
 pub(super) const LANES: usize = 16;
 
 /// Runs `work` as it is compiled for the processor at hand. What it calls must be
@@ -25,7 +25,7 @@ pub(super) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
 
 /// The sum of `value` over a row.
 #[inline(always)]
-pub(super) fn sum_of<N: Number>(row: &[N], value: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_of<N: Element>(row: &[N], value: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
     for lanes in whole {

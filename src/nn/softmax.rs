@@ -1,5 +1,5 @@
 //! Softmax over the last dimension: in place on a CPU, from 16-bit scores to 16-bit
-//! weights with 32 bits in between on an NVIDIA card.
+//! weights with 32 bits in between on an NVIDIA GPU.
 //!
 //! What is not finite comes out as torch's `scaled_dot_product_attention` has it
 //! (2.11, `_safe_softmax`): a NaN or +∞ makes its row NaN, −∞ gets no weight, and a row
@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::fusion::Fusion;
 use super::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of, run,
+    Element, Elements, Launch, Operation, WARP, address, expect_contiguous, length, pack_of, run,
     threads_for_row,
 };
 
@@ -71,7 +71,7 @@ struct RowSoftmaxCall {
 
 impl Operation for RowSoftmax<'_> {
     type Call = RowSoftmaxCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "softmax";
 
@@ -79,8 +79,8 @@ impl Operation for RowSoftmax<'_> {
         self.x
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        let x = Numbers::<N>::of(self.x)?;
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
+        let x = Elements::<N>::of(self.x)?;
         let x = &x.all()[..made.len()];
         let rows = made.par_chunks_mut(self.width).zip(x.par_chunks(self.width));
         rows.with_min_len(8).for_each(|(made, x)| {

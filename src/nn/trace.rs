@@ -1,8 +1,8 @@
 //! Where a picture's time goes: spans of named work, nested as the calls are.
 //!
-//! A card works behind the program's back. There a span lies between two events that
-//! the card passes in the order of its stream: recording waits for nothing, and what the
-//! card idles for belongs to the span that it idles in. On other devices the clock is
+//! A GPU works behind the program's back. There a span lies between two events that
+//! the GPU passes in the order of its stream: recording waits for nothing, and what the
+//! GPU idles for belongs to the span that it idles in. On other devices the clock is
 //! this program's, which waits for the device at both ends unless that is the CPU.
 //!
 //! Spans belong to the thread that [`record`] was called on. While nobody records, a
@@ -40,7 +40,7 @@ pub enum Kind {
     Activation,
     /// Other arithmetic number by number: gates, guidance, rounding to 8 bits.
     Elementwise,
-    /// Numbers that only change their places.
+    /// Elements that only change their places.
     Copy,
 }
 
@@ -207,7 +207,7 @@ enum Clock {
     Program,
     /// The program's, once the device is done.
     Waiting(Device),
-    /// Events of the card.
+    /// Events of the GPU.
     #[cfg(feature = "cuda")]
     Card(candle_core::CudaDevice),
 }

@@ -6,9 +6,11 @@ use std::ops::Range;
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::{Launch, Number, Numbers, Operation, address, expect_contiguous, length, run};
+use super::kernels::{
+    Element, Elements, Launch, Operation, address, expect_contiguous, length, run,
+};
 
-/// Lines of a matrix are as many as this divides: cards multiply such matrices fastest.
+/// Lines of a matrix are as many as this divides: GPUs multiply such matrices fastest.
 const LINES_AT_A_TIME: usize = 8;
 /// Threads of a block.
 const THREADS: usize = 256;
@@ -86,7 +88,7 @@ impl View {
     }
 
     /// Writes the matrix of the picture `x` ([`Self::lines`], [`Self::places`]).
-    pub(super) fn unfold<N: Number>(&self, made: &mut [N], x: &[N]) {
+    pub(super) fn unfold<N: Element>(&self, made: &mut [N], x: &[N]) {
         let seen = seen_lines(self.channels, self.window.kernel);
         made.par_chunks_mut(self.places()).enumerate().for_each(|(line, made)| {
             if line >= seen {
@@ -99,7 +101,7 @@ impl View {
     }
 
     /// Writes what the kernel's number of `line` sees at the places of `row`.
-    fn fill_row<N: Number>(&self, made: &mut [N], x: &[N], line: usize, row: usize) {
+    fn fill_row<N: Element>(&self, made: &mut [N], x: &[N], line: usize, row: usize) {
         let Window { kernel, stride, before, .. } = self.window;
         let (channel, within) = (line / (kernel * kernel), line % (kernel * kernel));
         let zero = N::narrow(0.0);
@@ -146,7 +148,7 @@ struct UnfoldingCall {
 
 impl Operation for Unfolding<'_> {
     type Call = UnfoldingCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "unfolding";
 
@@ -158,8 +160,8 @@ impl Operation for Unfolding<'_> {
         (self.view.lines(), self.view.places()).into()
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        self.view.unfold(made, Numbers::<N>::of(self.x)?.all());
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
+        self.view.unfold(made, Elements::<N>::of(self.x)?.all());
         Ok(())
     }
 

@@ -6,11 +6,11 @@ use rayon::prelude::*;
 
 use super::few_rows;
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
-use super::kernels::{Number, Numbers, in_format};
+use super::kernels::{Element, Elements, in_format};
 use super::rows::vectorised;
 use crate::interruption;
 
-/// Rows of the matrix at a time: of 3072 numbers each they are 3 MiB, about what second
+/// Rows of the matrix at a time: of 3072 elements each they are 3 MiB, about what second
 /// caches hold, and enough to multiply as fast as all of them.
 const ROWS: usize = 256;
 
@@ -18,7 +18,7 @@ const ROWS: usize = 256;
 pub(super) struct Narrow<'a> {
     pub(super) outputs: usize,
     pub(super) inputs: usize,
-    /// Writes the numbers of one row.
+    /// Writes the elements of one row.
     pub(super) widen_row: &'a (dyn Fn(usize, &mut [f32]) + Sync),
 }
 
@@ -38,10 +38,10 @@ pub(super) fn product_with_tensor(x: &Tensor, matrix: &Tensor) -> Result<Tensor>
     in_format!(matrix.dtype(), "a product", N => product_with::<N>(x, matrix))
 }
 
-fn product_with<W: Number>(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
+fn product_with<W: Element>(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
     let (outputs, inputs) = matrix.dims2()?;
     let matrix = matrix.contiguous()?;
-    let numbers = Numbers::<W>::of(&matrix)?;
+    let numbers = Elements::<W>::of(&matrix)?;
     let numbers = numbers.all();
     if few_rows::are_few(x.elem_count() / inputs.max(1)) {
         return in_format!(x.dtype(), "a product", N => few::<N, W>(x, numbers, outputs, inputs));
@@ -51,7 +51,7 @@ fn product_with<W: Number>(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
 }
 
 /// The same of few rows.
-fn few<N: Number, W: Number>(
+fn few<N: Element, W: Element>(
     x: &Tensor,
     matrix: &[W],
     outputs: usize,
@@ -59,7 +59,7 @@ fn few<N: Number, W: Number>(
 ) -> Result<Tensor> {
     let dims = dims_made(x, outputs, inputs)?;
     let x = x.to_dtype(DType::F32)?.contiguous()?;
-    let (numbers, rows) = (Numbers::<f32>::of(&x)?, x.elem_count() / inputs.max(1));
+    let (numbers, rows) = (Elements::<f32>::of(&x)?, x.elem_count() / inputs.max(1));
     let mut made = vec![N::narrow(0.0); rows * outputs];
     few_rows::product(&mut made, numbers.all(), matrix, (rows, inputs))?;
     Tensor::from_vec(made, dims, &Device::Cpu)
@@ -75,19 +75,19 @@ fn dims_made(x: &Tensor, outputs: usize, inputs: usize) -> Result<Vec<usize>> {
     Ok(dims)
 }
 
-/// Writes `numbers` in 32 bits, as many as `made` has room for.
-pub(super) fn widen<W: Number>(numbers: &[W], made: &mut [f32]) {
+/// Writes `elements` in 32 bits, as many as `made` has room for.
+pub(super) fn widen<W: Element>(numbers: &[W], made: &mut [f32]) {
     vectorised(
         #[inline(always)]
         || made.iter_mut().zip(numbers).for_each(|(made, number)| *made = number.wide()),
     );
 }
 
-fn product_of<N: Number>(x: &Tensor, matrix: &Narrow) -> Result<Tensor> {
+fn product_of<N: Element>(x: &Tensor, matrix: &Narrow) -> Result<Tensor> {
     let Narrow { outputs, inputs, .. } = *matrix;
     let dims = dims_made(x, outputs, inputs)?;
     let x = x.to_dtype(DType::F32)?.contiguous()?;
-    let (numbers, count) = (Numbers::<f32>::of(&x)?, x.elem_count() / inputs.max(1));
+    let (numbers, count) = (Elements::<f32>::of(&x)?, x.elem_count() / inputs.max(1));
     let x = Matrix::new(numbers.all(), (count, inputs), inputs)?;
     let mut made = vec![N::narrow(0.0); count * outputs];
     let (mut wide, mut sums) = (Vec::new(), Vec::new());
@@ -107,7 +107,7 @@ fn product_of<N: Number>(x: &Tensor, matrix: &Narrow) -> Result<Tensor> {
     Tensor::from_vec(made, dims, &Device::Cpu)
 }
 
-fn narrow<N: Number>(sums: &[f32], made: &mut [N]) {
+fn narrow<N: Element>(sums: &[f32], made: &mut [N]) {
     vectorised(
         #[inline(always)]
         || made.iter_mut().zip(sums).for_each(|(made, sum)| *made = N::narrow(*sum)),
@@ -123,16 +123,19 @@ mod tests {
     fn the_product_is_that_of_the_wide_matrix_whole() {
         // More rows than are widened at a time; outputs and inputs that fill nothing.
         for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 0.063), (DType::F16, 0.008)] {
-            let x = numbers(&[2, 3, 19], 1, dtype);
             let matrix = numbers(&[2 * ROWS + 5, 19], 2, dtype);
             let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
-            let expected = wide(&x).broadcast_matmul(&wide(&matrix).t().unwrap()).unwrap();
+            // Few rows, which may go another way, and many.
+            for rows in [3, 400] {
+                let x = numbers(&[2, rows, 19], 1, dtype);
+                let expected = wide(&x).broadcast_matmul(&wide(&matrix).t().unwrap()).unwrap();
 
-            let made = product_with_tensor(&x, &matrix).unwrap();
+                let made = product_with_tensor(&x, &matrix).unwrap();
 
-            assert_eq!((made.dims(), made.dtype()), (&[2, 3, 2 * ROWS + 5][..], dtype));
-            // Half of the last digit of 8 and of 11 bits, of sums below 32.
-            assert_close(&made, &expected, tolerance);
+                assert_eq!((made.dims(), made.dtype()), (&[2, rows, 2 * ROWS + 5][..], dtype));
+                // Half of the last digit of 8 and of 11 bits, of sums below 32.
+                assert_close(&made, &expected, tolerance);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use crate::domain::{Picture, Task};
 use crate::imaging::reduce::reduce;
 use crate::model::ModelInfo;
 
-use super::canvas::Framing;
+use super::size_plan::Framing;
 
 /// Pixels from which on a picture is reduced: more than the 50 megapixels of today's phones.
 /// Smaller ones are scaled once, as in the reference, whose pixels they give; the budget

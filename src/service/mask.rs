@@ -15,13 +15,13 @@ const MIN_SEAM: usize = 2;
 /// Outside the mask nothing of the new picture is seen: those pixels come back
 /// bit by bit. Inside, it fades in over a few pixels from the mask's edge.
 #[derive(Debug)]
-pub(super) struct Seam {
+pub(super) struct MaskBlend {
     input: Picture,
     /// Of the new picture, per pixel: 0 to 255.
     share: Vec<u8>,
 }
 
-impl Seam {
+impl MaskBlend {
     /// `mask` has the size of `input`.
     pub(super) fn new(input: Picture, mask: &GreyImage) -> Self {
         let (width, height) = (mask.width(), mask.height());
@@ -152,7 +152,7 @@ mod tests {
         let input = Picture::from(RgbImage::filled(9, 9, [10, 20, 30]));
         let made = Picture::from(RgbImage::filled(9, 9, [210, 120, 130]));
 
-        let whole = Seam::new(input, &mask()).lay_over(made);
+        let whole = MaskBlend::new(input, &mask()).lay_over(made);
 
         let red = |x: usize, y: usize| whole.colour().pixels()[(y * 9 + x) * 3];
         assert_eq!((red(1, 1), red(4, 1), red(7, 4), red(0, 8)), (10, 10, 10, 10));
@@ -167,7 +167,7 @@ mod tests {
             let alpha = GreyImage::new(9, 9, vec![0; 81]).unwrap();
             Picture::with_alpha(RgbImage::filled(9, 9, colour), alpha).unwrap()
         };
-        let whole = |input| Seam::new(input, &mask()).lay_over(made());
+        let whole = |input| MaskBlend::new(input, &mask()).lay_over(made());
 
         let (red, black) = (whole(hidden([255, 0, 0])), whole(hidden([0; 3])));
 

@@ -5,12 +5,12 @@
 //! time, in the order of their arrival. A full queue refuses at once; a client
 //! that goes away takes its job with it; a panic of the model fails one request.
 
-mod canvas;
 mod error;
 mod held;
 mod mask;
 mod memory;
 mod queue;
+mod size_plan;
 mod transparency;
 mod worker;
 
@@ -21,17 +21,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use canvas::{Framing, SizeChoice};
 pub use error::{ErrorKind, ServiceError};
 pub use memory::{MemoryError, MemoryShare, RequestMemory};
+pub use size_plan::{Framing, SizeChoice};
 
 use crate::domain::{
     ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt, RgbImage, Steps, Task,
     TaskKind, ValidationError,
 };
 use crate::model::{DiffusionModel, EditKind, GeneratedImage, Generation, LoadError, ModelInfo};
-use canvas::Canvas;
 use queue::{Length, Place, Queue};
+use size_plan::SizePlan;
 use transparency::Ground;
 use worker::{Answer, Job, Previews};
 
@@ -164,17 +164,17 @@ impl ImageService {
     /// Queues `request`, with its pictures and its size as `framing` says, and
     /// up to `previews` looks at the unfinished picture. What `request.size` says
     /// does not count. `memory` is the request's share: it becomes what waits, and what
-    /// the reply needs. Dropping the [`Ticket`] calls the work off at its next step.
+    /// the reply needs. Dropping the [`JobHandle`] calls the work off at its next step.
     ///
     /// # Errors
     /// [`ServiceError`]; `Busy` and `ShuttingDown` come at once.
-    pub async fn order(
+    pub async fn submit(
         &self,
         request: ImageRequest,
         framing: Framing,
         previews: usize,
         mut memory: MemoryShare,
-    ) -> Result<Ticket, ServiceError> {
+    ) -> Result<JobHandle, ServiceError> {
         let shared = Arc::clone(&self.shared);
         let held = held::held_by(&request.task);
         let needed = held::needed_to_plan(&request.task, framing, &shared.info);
@@ -183,18 +183,18 @@ impl ImageService {
         let planning = off_the_runtime(move || {
             let ground = Ground::for_task(&request.task, &shared.info, framing);
             let task = ground.lay_under_large(request.task);
-            let (mut canvas, task) = Canvas::plan(task, &shared.info, framing)?;
-            canvas.notes.extend(ground.note());
-            let size = canvas.model_size;
+            let (mut size_plan, task) = SizePlan::plan(task, &shared.info, framing)?;
+            size_plan.notes.extend(ground.note());
+            let size = size_plan.model_size;
             let task = held::reduced_task(ground.lay_under(task), &shared.info);
             let request = ImageRequest { task, size, ..request };
-            Ok::<_, ValidationError>((Arc::new(canvas), request, memory))
+            Ok::<_, ValidationError>((Arc::new(size_plan), request, memory))
         });
-        let (canvas, request, mut memory) = planning.await??;
+        let (size_plan, request, mut memory) = planning.await??;
         let waiting = held::held_by(&request.task);
-        memory.shrink_to(waiting + canvas.held_bytes());
-        let submitted = self.submit(request, previews, memory.split(waiting))?;
-        Ok(Ticket { submitted, canvas, memory })
+        memory.shrink_to(waiting + size_plan.held_bytes());
+        let submitted = self.enqueue(request, previews, memory.split(waiting))?;
+        Ok(JobHandle { submitted, size_plan, memory })
     }
 
     /// A picture beside the first of a task as the task needs it: one that is far larger
@@ -204,7 +204,7 @@ impl ImageService {
         held::reduced(picture, self.info())
     }
 
-    fn submit(
+    fn enqueue(
         &self,
         request: ImageRequest,
         previews: usize,
@@ -258,7 +258,7 @@ impl ImageService {
         let started = Instant::now();
         let request = warm_up_request(self.info(), image)?;
         let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
-        let submitted = self.submit(request, 0, nobody_elses)?;
+        let submitted = self.enqueue(request, 0, nobody_elses)?;
         submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         Ok(started.elapsed().as_secs_f64())
     }
@@ -276,14 +276,14 @@ struct Submitted {
 }
 
 /// An order on its way. Dropped, it is called off.
-pub struct Ticket {
+pub struct JobHandle {
     submitted: Submitted,
-    canvas: Arc<Canvas>,
-    /// That of the canvas; in the end that of the reply, too.
+    size_plan: Arc<SizePlan>,
+    /// That of the size_plan; in the end that of the reply, too.
     memory: MemoryShare,
 }
 
-impl Ticket {
+impl JobHandle {
     /// The next look at the unfinished picture; `None` once there are no more.
     ///
     /// # Errors
@@ -292,8 +292,8 @@ impl Ticket {
         let Some(preview) = self.submitted.previews.recv().await else {
             return Ok(None);
         };
-        let canvas = Arc::clone(&self.canvas);
-        off_the_runtime(move || canvas.finish(preview)).await.map(Some)
+        let size_plan = Arc::clone(&self.size_plan);
+        off_the_runtime(move || size_plan.finish(preview)).await.map(Some)
     }
 
     /// The finished pictures, with what the client gets that it did not ask for among
@@ -302,15 +302,15 @@ impl Ticket {
     /// # Errors
     /// [`ServiceError`] says why there are none.
     pub async fn finish(self) -> Result<(Generation, MemoryShare), ServiceError> {
-        let Self { submitted, canvas, mut memory } = self;
+        let Self { submitted, size_plan, mut memory } = self;
         let generation = submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         let Generation { images, usage, mut warnings } = generation;
         let pixels = images.iter().map(|generated| generated.image.bytes());
         memory.grow_by_what_is_free(REPLY_COPIES * pixels.sum::<usize>());
-        warnings.splice(..0, canvas.notes.iter().cloned());
+        warnings.splice(..0, size_plan.notes.iter().cloned());
         off_the_runtime(move || {
             let finish = |GeneratedImage { image, seed }| GeneratedImage {
-                image: canvas.finish(image),
+                image: size_plan.finish(image),
                 seed,
             };
             let images = images.into_iter().map(finish).collect();

@@ -4,8 +4,8 @@
 //! seen, and files that look alike would give different results. This is the one place
 //! where transparency is taken from inputs; what a mask spares keeps it (`mask`).
 
-use super::canvas::Framing;
 use super::held::is_large;
+use super::size_plan::Framing;
 use crate::domain::{Picture, RgbImage, Task};
 use crate::model::ModelInfo;
 

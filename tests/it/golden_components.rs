@@ -8,7 +8,10 @@ use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{Snapshot, Weights};
 use diffuser_api::domain::RgbImage;
 use diffuser_api::imaging::resample::{Resampler, resize};
-use diffuser_api::model::noise::TorchGenerator;
+use diffuser_api::model::components::flow_match::{
+    Schedule, SchedulerConfig, Shift, TimeShift, skipped_steps,
+};
+use diffuser_api::model::components::noise::TorchGenerator;
 use diffuser_api::model::qwen_image::config::{
     ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig,
 };
@@ -19,9 +22,6 @@ use diffuser_api::model::qwen_image::preprocess::{
     PixelSize, encoder_input, size_of_area, smart_resize,
 };
 use diffuser_api::model::qwen_image::prompt::PromptTokenizer;
-use diffuser_api::model::qwen_image::scheduler::{
-    Schedule, SchedulerConfig, Shift, TimeShift, skipped_steps,
-};
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
 use diffuser_api::model::qwen_image::transformer::{
     PromptTokens, Transformer, TransformerResidency,

@@ -15,13 +15,14 @@ use diffuser_api::domain::{
     Seed, Steps, Strength, Task, TaskKind, TaskKinds,
 };
 use diffuser_api::hub::HubConfig;
-use diffuser_api::model::noise::TorchGenerator;
-use diffuser_api::model::stable_diffusion::config::{TextEncoderConfig, UnetConfig, VaeConfig};
+use diffuser_api::model::components::autoencoder_kl::{Vae, VaeConfig};
+use diffuser_api::model::components::clip::TextEncoderConfig;
+use diffuser_api::model::components::clip::text_encoder::{EncodedText, TextEncoder};
+use diffuser_api::model::components::clip::tokenizer::ClipTokenizer;
+use diffuser_api::model::components::noise::TorchGenerator;
+use diffuser_api::model::stable_diffusion::config::UnetConfig;
 use diffuser_api::model::stable_diffusion::scheduler::SchedulerConfig;
-use diffuser_api::model::stable_diffusion::text_encoder::{EncodedText, TextEncoder};
-use diffuser_api::model::stable_diffusion::tokenizer::ClipTokenizer;
 use diffuser_api::model::stable_diffusion::unet::{Conditioning, Unet};
-use diffuser_api::model::stable_diffusion::vae::Vae;
 use diffuser_api::model::{
     DeviceChoice, DiffusionModel, DtypeChoice, EditKind, GuidanceParameter, LoadError, LoraConfig,
     MemoryChoice, ModelConfig, ModelError, StepObserver, StepProgress, Unobserved,

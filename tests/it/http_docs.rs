@@ -70,7 +70,7 @@ enum Filling {
     /// The example, else the default.
     Defaults,
     /// The example, else the default, else a number within the bounds.
-    Numbers,
+    Elements,
 }
 
 impl Filling {
@@ -81,7 +81,7 @@ impl Filling {
         match self {
             Self::Examples => field["example"].clone(),
             Self::Defaults => or(&field["example"], field["default"].clone()),
-            Self::Numbers => {
+            Self::Elements => {
                 let [most, least] = number;
                 let bound = if least == json!(0) { least } else { most };
                 or(&field["example"], or(&field["default"], bound))
@@ -103,7 +103,7 @@ async fn every_form_and_every_example_works_as_it_stands_with_every_class() {
         // What was made first is what a replay is about.
         let mut made = Vec::new();
         for path in bodies.paths() {
-            for filling in [Filling::Examples, Filling::Defaults, Filling::Numbers] {
+            for filling in [Filling::Examples, Filling::Defaults, Filling::Elements] {
                 if bodies.content(&path, "multipart/form-data").is_none() {
                     continue;
                 }

@@ -449,7 +449,7 @@ fn statuses_are_told_apart() {
     let missing = failing(404, Some("RepoNotFound"));
     assert!(matches!(missing, HubError::NotFound { .. }), "{missing:?}");
     assert!(missing.to_string().contains("owner/model"), "{missing}");
-    // So the real hub answers strangers who ask for what is not there.
+    // So the real hub answers unknown_keys who ask for what is not there.
     let hidden = failing(401, Some("RepoNotFound"));
     assert!(matches!(hidden, HubError::NotFound { .. }), "{hidden:?}");
     let unknown = failing(401, None);

@@ -88,7 +88,7 @@ fn what_pillow_shows_of_a_file_is_what_is_read() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Numbers that look random, the same ones each time.
+/// Elements that look random, the same ones each time.
 struct Noise(u64);
 
 impl Noise {

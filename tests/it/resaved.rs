@@ -12,8 +12,8 @@ use diffuser_api::checkpoint::Snapshot;
 use diffuser_api::domain::{
     GuidanceScale, ImageRequest, LayerCount, Prompt, RgbImage, Seed, Steps, Task,
 };
+use diffuser_api::model::components::clip::tokenizer::ClipTokenizer;
 use diffuser_api::model::qwen_image::prompt::PromptTokenizer;
-use diffuser_api::model::stable_diffusion::tokenizer::ClipTokenizer;
 use diffuser_api::model::{DiffusionModel, EditKind, LoadError, Unobserved};
 use serde_json::{Value, json};
 

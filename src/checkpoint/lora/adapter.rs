@@ -247,7 +247,7 @@ fn as_number(key: &str, value: &Value) -> Result<f64, String> {
     number.ok_or_else(|| format!("{key} = {} is no number", short(value)))
 }
 
-/// An object of numbers by patterns, in their order: the first that matches counts.
+/// An object of elements by patterns, in their order: the first that matches counts.
 fn patterns(values: &Map<String, Value>, key: &str) -> Result<Vec<(Regex, f64)>, String> {
     let entries = match values.get(key) {
         None | Some(Value::Null) => return Ok(Vec::new()),

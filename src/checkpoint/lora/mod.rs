@@ -8,7 +8,7 @@
 //!
 //! A module's strength is alpha over rank: from the file's own numbers, from PEFT's
 //! configuration in its header, or from `adapter_config.json` beside it; 1 where nobody
-//! says. With numbers and a header it is the product, as diffusers makes it.
+//! says. With elements and a header it is the product, as diffusers makes it.
 //!
 //! Sources: diffusers 0.42.1, `_convert_non_diffusers_qwen_lora_to_diffusers`,
 //! `load_lora_adapter`; PEFT 0.21, `LoraLayer` (scaling).
@@ -165,9 +165,9 @@ impl Lora {
     pub(super) fn unmatched<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<String> {
         let known: BTreeSet<String> =
             names.filter_map(|name| name.strip_suffix(".weight").map(flat_name)).collect();
-        let strangers = self.modules.iter().filter(|(name, _)| !known.contains(*name));
+        let unknown_keys = self.modules.iter().filter(|(name, _)| !known.contains(*name));
         let file = &self.file;
-        strangers
+        unknown_keys
             .filter_map(|(_, module)| module.some_key())
             .map(|key| format!("{file}: {key} matches no tensor"))
             .collect()
@@ -213,10 +213,10 @@ fn fits(up: &Tensor, down: &Tensor, shape: &[usize]) -> bool {
 /// The modules that the file changes, or what is wrong with its keys.
 fn modules_of(tensors: &TensorFiles, file: &str) -> Result<BTreeMap<String, Module>, String> {
     let mut modules: BTreeMap<String, Module> = BTreeMap::new();
-    let mut strangers = Vec::new();
+    let mut unknown_keys = Vec::new();
     for key in tensors.names() {
         let Some((name, part)) = split_key(key) else {
-            strangers.push(key.clone());
+            unknown_keys.push(key.clone());
             continue;
         };
         let module = modules.entry(flat_name(&name)).or_default();
@@ -225,7 +225,7 @@ fn modules_of(tensors: &TensorFiles, file: &str) -> Result<BTreeMap<String, Modu
         }
         module.name = name;
     }
-    refuse_strangers(strangers)?;
+    refuse_strangers(unknown_keys)?;
     drop_lone_alphas(&mut modules, file);
     let halves = modules.values().filter(|module| module.down.is_none() || module.up.is_none());
     let halves: Vec<String> = halves.filter_map(Module::some_key).collect();
@@ -242,13 +242,13 @@ fn modules_of(tensors: &TensorFiles, file: &str) -> Result<BTreeMap<String, Modu
     Ok(modules)
 }
 
-fn refuse_strangers(strangers: Vec<String>) -> Result<(), String> {
-    let Some(kind) = strangers.iter().map(|key| other_kind(key)).max() else {
+fn refuse_strangers(unknown_keys: Vec<String>) -> Result<(), String> {
+    let Some(kind) = unknown_keys.iter().map(|key| other_kind(key)).max() else {
         return Ok(());
     };
     Err(match kind {
-        Some(kind) => format!("holds {kind}, which is not supported: {}", list(strangers)),
-        None => format!("has keys of no known LoRA style: {}", list(strangers)),
+        Some(kind) => format!("holds {kind}, which is not supported: {}", list(unknown_keys)),
+        None => format!("has keys of no known LoRA style: {}", list(unknown_keys)),
     })
 }
 

@@ -7,15 +7,15 @@ use super::config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeCo
 use super::memory::{MemoryPlan, WeightBytes};
 use super::pipeline::Components;
 use super::prompt::PromptTokenizer;
-use super::scheduler::SchedulerConfig;
 use super::text_encoder::TextEncoder;
 use super::transformer::{Transformer, TransformerResidency};
 use super::vae::Vae;
 use super::variant::{Shown, Variant};
 use crate::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
+use crate::model::components::flow_match::SchedulerConfig;
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::precision::{matrix_format, text_encoder_matrices};
-use crate::model::residency::{Held, Residency};
+use crate::model::residency::{Offloadable, Residency};
 use crate::model::{EditKind, LoadError, LoraConfig};
 
 /// File stem of a diffusers component's weights.
@@ -49,7 +49,7 @@ pub(super) fn load_components(
     let components = Components {
         tokenizer,
         processor: (variant.shown != Shown::Nothing).then(processor).transpose()?,
-        text_encoder: Held::new(plan.text_encoder, &opened.text_encoder, {
+        text_encoder: Offloadable::new(plan.text_encoder, &opened.text_encoder, {
             let config = configs.text_encoder.clone();
             move |weights| TextEncoder::load(weights, &config)
         })?,
@@ -58,7 +58,7 @@ pub(super) fn load_components(
             &configs.transformer,
             plan.transformer,
         )?,
-        vae: Held::new(plan.vae, &opened.vae, {
+        vae: Offloadable::new(plan.vae, &opened.vae, {
             let config = configs.vae.clone();
             move |weights| Vae::load(weights, &config)
         })?,
@@ -78,13 +78,13 @@ fn vae_in_float32(
     context: &LoadContext,
     weights: &Weights,
     config: &VaeConfig,
-) -> Result<Option<Held<Vae>>, LoadError> {
+) -> Result<Option<Offloadable<Vae>>, LoadError> {
     if context.dtype == DType::F32 {
         return Ok(None);
     }
     let config = config.clone();
     let load = move |weights: &Weights| Vae::load(weights, &config);
-    Ok(Some(Held::new(Residency::OnDemand, &weights.with_dtype(DType::F32), load)?))
+    Ok(Some(Offloadable::new(Residency::OnDemand, &weights.with_dtype(DType::F32), load)?))
 }
 
 /// Bytes of the components' weights.

@@ -7,7 +7,6 @@
 pub mod benchmark;
 pub mod config;
 pub mod cost;
-pub mod latents;
 mod loading;
 pub mod memory;
 pub mod modulation;
@@ -15,7 +14,6 @@ pub mod pipeline;
 pub mod positions;
 pub mod preprocess;
 pub mod prompt;
-pub mod scheduler;
 pub mod text_encoder;
 pub mod transformer;
 pub mod vae;

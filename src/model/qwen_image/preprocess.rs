@@ -8,10 +8,10 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::config::{ProcessorConfig, VaeConfig, VisionConfig};
-use super::latents::pack_latents;
 use super::positions::Grid;
 use crate::domain::{GreyImage, ImageError, Picture, RgbImage};
 use crate::imaging::resample::{Resampler, resize};
+use crate::model::components::latents::pack_latents;
 
 /// A width and a height in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
 use super::positions::{Grid, Segment};
 use crate::checkpoint::Snapshot;
-use crate::model::tokenizer_files;
+use crate::model::components::tokenizer_files;
 use crate::model::{CutTokens, LoadError};
 
 /// How Qwen2 cuts a text before it merges bytes: contractions, words with one

@@ -179,10 +179,10 @@ impl Attention {
         let width = config.hidden_size;
         let kv_width = config.num_key_value_heads * config.head_dim();
         Ok(Self {
-            q_proj: Linear::load_tolerant(&weights.at("q_proj"), width, width)?,
-            k_proj: Linear::load_tolerant(&weights.at("k_proj"), width, kv_width)?,
-            v_proj: Linear::load_tolerant(&weights.at("v_proj"), width, kv_width)?,
-            o_proj: Linear::load_tolerant_without_bias(&weights.at("o_proj"), width, width)?,
+            q_proj: Linear::load_quantizable(&weights.at("q_proj"), width, width)?,
+            k_proj: Linear::load_quantizable(&weights.at("k_proj"), width, kv_width)?,
+            v_proj: Linear::load_quantizable(&weights.at("v_proj"), width, kv_width)?,
+            o_proj: Linear::load_quantizable_without_bias(&weights.at("o_proj"), width, width)?,
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
         })
@@ -208,9 +208,17 @@ impl Mlp {
     fn load(weights: &Weights, config: &TextConfig) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
-            gate_proj: Linear::load_tolerant_without_bias(&weights.at("gate_proj"), width, inner)?,
-            up_proj: Linear::load_tolerant_without_bias(&weights.at("up_proj"), width, inner)?,
-            down_proj: Linear::load_tolerant_without_bias(&weights.at("down_proj"), inner, width)?,
+            gate_proj: Linear::load_quantizable_without_bias(
+                &weights.at("gate_proj"),
+                width,
+                inner,
+            )?,
+            up_proj: Linear::load_quantizable_without_bias(&weights.at("up_proj"), width, inner)?,
+            down_proj: Linear::load_quantizable_without_bias(
+                &weights.at("down_proj"),
+                inner,
+                width,
+            )?,
         })
     }
 

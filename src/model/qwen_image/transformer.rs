@@ -10,7 +10,7 @@ use super::modulation::{Modulation, ModulationLayers, ModulationTable, StepModul
 use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::Weights;
 use crate::interruption;
-use crate::model::residency::{Held, Residency};
+use crate::model::residency::{Offloadable, Residency};
 use crate::nn::{
     AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention, clip,
     intermediate, joint_heads, merge_heads, modulated_norm, silu, trace,
@@ -18,7 +18,7 @@ use crate::nn::{
 
 /// Epsilon of all its normalisations; a constant of the reference.
 const NORM_EPS: f32 = 1e-6;
-/// Numbers that a timestep is spread over: half cosines, half sines.
+/// Elements that a timestep is spread over: half cosines, half sines.
 const TIMESTEP_CHANNELS: usize = 256;
 /// Widening of the feed-forward layers.
 const MLP_RATIO: usize = 4;
@@ -35,8 +35,8 @@ pub struct Transformer {
     txt_norm: RmsNorm,
     img_in: Linear,
     txt_in: Linear,
-    modulation_layers: Vec<Held<ModulationLayers>>,
-    transformer_blocks: Vec<Held<Block>>,
+    modulation_layers: Vec<Offloadable<ModulationLayers>>,
+    transformer_blocks: Vec<Offloadable<Block>>,
     norm_out: OutputNorm,
     proj_out: Linear,
     config: TransformerConfig,
@@ -153,11 +153,11 @@ impl Transformer {
             let load = move |weights: &Weights| Block::load(weights, &config);
             let stays = index < residency.resident_blocks;
             let residency = if stays { Residency::Resident } else { Residency::OnDemand };
-            Held::new(residency, place, load)
+            Offloadable::new(residency, place, load)
         };
         let modulation = |place: &Weights, _| {
             let load = move |weights: &Weights| ModulationLayers::load(weights, width);
-            Held::new(residency.modulation, place, load)
+            Offloadable::new(residency.modulation, place, load)
         };
         Ok(Self {
             timestep_embedder: TimestepEmbedder::load(
@@ -272,7 +272,8 @@ impl Transformer {
             let text = self.txt_in.forward(&self.txt_norm.forward(prompt.embeds)?)?;
             Ok(Branch { text, image: image.clone(), positions: prompt.positions })
         })?;
-        let mut loading = self.transformer_blocks.first().map(Held::start_loading).transpose()?;
+        let mut loading =
+            self.transformer_blocks.first().map(Offloadable::start_loading).transpose()?;
         for index in 0.. {
             let Some(block) = loading.take() else { break };
             let next = self.transformer_blocks.get(index + 1);
@@ -282,7 +283,7 @@ impl Transformer {
                 try_each(branches, |branch| branch.through(block, place, modulation))
             };
             (branches, loading) =
-                block.with(through, || next.map(Held::start_loading).transpose())?;
+                block.with(through, || next.map(Offloadable::start_loading).transpose())?;
         }
         try_each(branches, |branch| {
             self.proj_out.forward(&self.norm_out.forward(&branch.image, modulation)?)
@@ -359,8 +360,8 @@ impl Stream {
         let last = if name == "img" { last.sensitive() } else { last };
         Ok(Self {
             norm: LayerNorm::new(width, NORM_EPS, weights.dtype(), weights.device())?,
-            mlp_in: Linear::load_tolerant(&mlp.at("0.proj"), width, inner)?,
-            mlp_out: Linear::load_tolerant(&last, inner, width)?,
+            mlp_in: Linear::load_quantizable(&mlp.at("0.proj"), width, inner)?,
+            mlp_out: Linear::load_quantizable(&last, inner, width)?,
         })
     }
 
@@ -460,7 +461,7 @@ impl JointAttention {
     fn load(weights: &Weights, config: &TransformerConfig) -> Result<Self> {
         let width = config.inner_dim();
         let head_dim = config.attention_head_dim;
-        let linear = |name| Linear::load_tolerant(&weights.at(name), width, width);
+        let linear = |name| Linear::load_quantizable(&weights.at(name), width, width);
         let norm = |name| RmsNorm::load(&weights.at(name), head_dim, NORM_EPS.into());
         Ok(Self {
             image: Projections {

@@ -73,7 +73,7 @@ impl Vae {
         self.spatial_factor
     }
 
-    /// Number format that it computes in, and wants its inputs in.
+    /// Dtype that it computes in, and wants its inputs in.
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.dtype

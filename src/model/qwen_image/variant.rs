@@ -6,7 +6,7 @@
 use super::prompt::PromptTemplate;
 use crate::domain::{TaskKind, TaskKinds};
 use crate::model::EditKind;
-use crate::nn::FlowLength;
+use crate::nn::CfgRescale;
 
 /// One pipeline of the family.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub struct Variant {
     /// How the schedule follows from the pictures' sizes.
     pub schedule_basis: ScheduleBasis,
     /// How long a guided prediction is.
-    pub guided_length: FlowLength,
+    pub cfg_rescale: CfgRescale,
     /// Denoising steps of the model card.
     pub steps: i64,
 }
@@ -74,7 +74,7 @@ pub const TEXT_TO_IMAGE: Variant = Variant {
     image_area: MEGAPIXEL,
     image_channels: 3,
     schedule_basis: ScheduleBasis::Made,
-    guided_length: FlowLength::OfConditional,
+    cfg_rescale: CfgRescale::OfConditional,
     steps: 50,
 };
 
@@ -114,6 +114,6 @@ pub const LAYERED: Variant = Variant {
     image_area: 640 * 640,
     image_channels: 4,
     schedule_basis: ScheduleBasis::RootOfReference,
-    guided_length: FlowLength::Free,
+    cfg_rescale: CfgRescale::Free,
     ..TEXT_TO_IMAGE
 };

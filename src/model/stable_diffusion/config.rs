@@ -1,148 +1,17 @@
-//! What each component's `config.json` may say.
+//! What the U-Net's `config.json` may say.
 //!
 //! Every key that the reference's classes read is honoured, pinned to the value that
 //! is implemented, or without effect on what is computed.
 //!
-//! Sources: transformers 5.23, `CLIPTextConfig`; diffusers 0.42.1,
-//! `UNet2DConditionModel` and `AutoencoderKL`.
+//! Source: diffusers 0.42.1, `UNet2DConditionModel`.
 
 use serde::Deserialize;
 
 use crate::checkpoint::{CheckpointError, ConfigFile, LARGEST_WIDTH, MOST_LAYERS, Snapshot};
+use crate::model::components::keys::{SILU, block_types, check_heads};
 
 /// The most latent rows that a network may be said to be trained with.
 const LARGEST_SAMPLE: usize = 4096;
-
-/// The names of SiLU.
-const SILU: &[&str] = &["silu", "swish"];
-
-/// `text_encoder/config.json` and `text_encoder_2/config.json`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TextEncoderConfig {
-    /// Ids that exist.
-    pub vocab_size: usize,
-    /// Width of the hidden states.
-    pub hidden_size: usize,
-    /// Width inside a feed-forward layer.
-    pub intermediate_size: usize,
-    /// Layers.
-    pub num_hidden_layers: usize,
-    /// Heads of each layer's attention.
-    pub num_attention_heads: usize,
-    /// The longest text, in tokens.
-    pub max_position_embeddings: usize,
-    /// Inside the feed-forward layers.
-    pub hidden_act: Activation,
-    /// Of the layer normalisations.
-    pub layer_norm_eps: f64,
-    /// Which token's state stands for the whole text.
-    pub end: EndToken,
-    /// Width of the pooled text of `CLIPTextModelWithProjection`.
-    pub projection_dim: Option<usize>,
-}
-
-/// A feed-forward layer's activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x · sigmoid(1.702 x).
-    QuickGelu,
-    /// GELU with the error function.
-    Gelu,
-}
-
-/// The token that ends a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndToken {
-    /// The largest id: what an `eos_token_id` of 2 stands for in CLIP's files.
-    Largest,
-    /// The first of this id.
-    Id(u32),
-}
-
-impl TextEncoderConfig {
-    /// Reads `component`'s file. `class` is `CLIPTextModel` or
-    /// `CLIPTextModelWithProjection`.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] naming every value that is missing or not honoured.
-    pub fn load(
-        snapshot: &Snapshot,
-        component: &str,
-        class: &str,
-    ) -> Result<Self, CheckpointError> {
-        let mut file = snapshot.config(&format!("{component}/config.json"))?;
-        let hidden_act: String = file.or("hidden_act", "quick_gelu".to_owned());
-        let hidden_act = match hidden_act.as_str() {
-            "gelu" => Activation::Gelu,
-            other => {
-                if other != "quick_gelu" {
-                    file.fault(format!("hidden_act = \"{other}\" is not supported"));
-                }
-                Activation::QuickGelu
-            }
-        };
-        let end = match file.or("eos_token_id", 2) {
-            2 => EndToken::Largest,
-            id => EndToken::Id(id),
-        };
-        let config = Self {
-            vocab_size: file.count("vocab_size"),
-            hidden_size: file.count("hidden_size"),
-            intermediate_size: file.count("intermediate_size"),
-            num_hidden_layers: file.layers("num_hidden_layers"),
-            num_attention_heads: file.count("num_attention_heads"),
-            max_position_embeddings: file.count("max_position_embeddings"),
-            hidden_act,
-            layer_norm_eps: file.number_or("layer_norm_eps", 1e-5, 0.0..=1.0),
-            end,
-            projection_dim: if class == "CLIPTextModelWithProjection" {
-                Some(file.count("projection_dim"))
-            } else {
-                None
-            },
-        };
-        check_heads(&mut file, config.hidden_size, config.num_attention_heads);
-        file.only("model_type", "clip_text_model");
-        // Names a file of weights that would be taken in place of the usual one.
-        // The other is no key of the class's: StableDiffusionPipeline looks for it.
-        file.unsupported(&["transformers_weights", "use_attention_mask"]);
-        file.inert(INERT_TEXT_KEYS);
-        file.finish()?;
-        Ok(config)
-    }
-}
-
-/// Keys of training, of other uses of the class, and the loading library's own.
-const INERT_TEXT_KEYS: &[&str] = &[
-    "architectures",
-    "attention_dropout",
-    "attn_implementation",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "dropout",
-    "dtype",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_factor",
-    "initializer_range",
-    "label2id",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "problem_type",
-    "projection_dim",
-    "return_dict",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-];
-
-fn check_heads(file: &mut ConfigFile, width: usize, heads: usize) {
-    if heads == 0 || !width.is_multiple_of(heads) {
-        file.fault(format!("{heads} attention heads do not divide a width of {width}"));
-    }
-}
 
 /// One level of the U-Net's resolutions, the finest first.
 #[derive(Debug, Clone, PartialEq)]
@@ -193,7 +62,7 @@ pub struct UnetConfig {
 /// `addition_embed_type` = `text_time`: the pooled text, and six sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextTimeConfig {
-    /// Numbers that each size becomes.
+    /// Elements that each size becomes.
     pub addition_time_embed_dim: usize,
     /// Width of pooled text and sizes together.
     pub projection_class_embeddings_input_dim: usize,
@@ -240,24 +109,6 @@ fn per_block(
         "{key} = {numbers:?} does not fit {blocks} blocks, or is not between 1 and {most}"
     ));
     vec![1; blocks]
-}
-
-/// Takes `key` as one block type a level, and says which of them are `special`.
-fn block_types(
-    file: &mut ConfigFile,
-    key: &str,
-    (plain, special): (&str, &str),
-    blocks: usize,
-) -> Vec<bool> {
-    let names: Vec<String> = file.required(key);
-    for name in names.iter().filter(|name| *name != plain && *name != special) {
-        file.fault(format!("{key} has \"{name}\"; only {plain} and {special} are supported"));
-    }
-    if names.len() != blocks {
-        file.fault(format!("{key} has {} entries for {blocks} blocks", names.len()));
-        return vec![false; blocks];
-    }
-    names.iter().map(|name| name == special).collect()
 }
 
 impl UnetConfig {
@@ -379,74 +230,4 @@ fn read_text_time(file: &mut ConfigFile) -> Option<TextTimeConfig> {
         addition_time_embed_dim: file.count("addition_time_embed_dim"),
         projection_class_embeddings_input_dim: file.count("projection_class_embeddings_input_dim"),
     })
-}
-
-/// `vae/config.json`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct VaeConfig {
-    /// Channels of each level, the finest first.
-    pub block_out_channels: Vec<usize>,
-    /// Residual layers of a level on the way in; one more on the way out.
-    pub layers_per_block: usize,
-    /// Channels of the latents.
-    pub latent_channels: usize,
-    /// Groups of the group normalisations.
-    pub norm_num_groups: usize,
-    /// What latents are multiplied by for the U-Net.
-    pub scaling_factor: f64,
-    /// Whether a 1×1 convolution follows the encoder.
-    pub use_quant_conv: bool,
-    /// Whether a 1×1 convolution precedes the decoder.
-    pub use_post_quant_conv: bool,
-    /// Whether it overflows in float16, and must compute in float32 there.
-    pub force_upcast: bool,
-}
-
-impl VaeConfig {
-    /// Reads the file.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] naming every value that is missing or not honoured.
-    pub fn load(snapshot: &Snapshot) -> Result<Self, CheckpointError> {
-        let mut file = snapshot.config("vae/config.json")?;
-        let block_out_channels = file.counts("block_out_channels", 1..=LARGEST_WIDTH);
-        let count = block_out_channels.len();
-        for (key, name) in
-            [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
-        {
-            block_types(&mut file, key, (name, name), count);
-        }
-        let groups = file.count_or("norm_num_groups", 32, 1..=LARGEST_WIDTH);
-        if block_out_channels.iter().any(|channels| channels % groups != 0) {
-            file.fault(format!(
-                "block_out_channels = {block_out_channels:?} and norm_num_groups = {groups} do not fit"
-            ));
-        }
-        file.one_of("act_fn", SILU);
-        file.only("in_channels", 3);
-        file.only("out_channels", 3);
-        file.only("mid_block_add_attention", true);
-        // SDXL's pipelines scale latents by these, where they are there.
-        file.unsupported(&["latents_mean", "latents_std"]);
-        file.only("shift_factor", 0.0);
-        file.inert(&["sample_size"]);
-        let config = Self {
-            block_out_channels,
-            layers_per_block: file.layers("layers_per_block"),
-            latent_channels: file.count("latent_channels"),
-            norm_num_groups: groups,
-            scaling_factor: file.number_or("scaling_factor", 0.18215, 1e-6..=1e6),
-            use_quant_conv: file.or("use_quant_conv", true),
-            use_post_quant_conv: file.or("use_post_quant_conv", true),
-            force_upcast: file.or("force_upcast", true),
-        };
-        file.finish()?;
-        Ok(config)
-    }
-
-    /// Pixels that a latent stands for, in each direction.
-    #[must_use]
-    pub fn spatial_factor(&self) -> usize {
-        1 << self.block_out_channels.len().saturating_sub(1).min(16)
-    }
 }

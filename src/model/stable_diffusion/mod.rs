@@ -10,31 +10,28 @@
 //! SDXL refiner, inpainting U-Nets, adapters.
 
 pub mod config;
-mod layers;
 mod pictures;
 pub mod pipeline;
 pub mod schedule;
 pub mod scheduler;
-pub mod text_encoder;
-pub mod tokenizer;
 pub mod unet;
-pub mod vae;
 
 use std::cell::RefCell;
 
 use candle_core::DType;
 
-use config::{TextEncoderConfig, UnetConfig, VaeConfig};
+use crate::model::components::autoencoder_kl::{Vae, VaeConfig};
+use crate::model::components::clip::TextEncoderConfig;
+use crate::model::components::clip::text_encoder::TextEncoder;
+use crate::model::components::clip::tokenizer::{self, ClipTokenizer};
+use config::UnetConfig;
 use pipeline::{Components, Pipeline, TextSide, TextUse};
 use scheduler::SchedulerConfig;
-use text_encoder::TextEncoder;
-use tokenizer::ClipTokenizer;
 use unet::Unet;
-use vae::Vae;
 
 use super::cache::ContentCache;
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
-use super::residency::{Held, Residency};
+use super::residency::{Offloadable, Residency};
 use super::{DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo, RequestDefaults};
 use crate::checkpoint::{CheckpointError, Weights};
 use crate::device::DeviceError;
@@ -268,7 +265,7 @@ fn load_components(
     weights.checking().load::<_, LoadError>(&load_vae)?;
     let vae_in_float32 =
         (vae_dtype != DType::F32).then(|| in_float32(&weights, load_vae.clone())).transpose()?;
-    let vae = Held::new(Residency::Resident, &weights, load_vae)?;
+    let vae = Offloadable::new(Residency::Resident, &weights, load_vae)?;
     bytes += weights.finish()?;
     let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
     let text_use = if variant.has_text_time {
@@ -295,8 +292,8 @@ fn load_components(
 fn in_float32(
     weights: &Weights,
     load: impl Fn(&Weights) -> candle_core::Result<Vae> + Send + 'static,
-) -> candle_core::Result<Held<Vae>> {
-    Held::new(Residency::OnDemand, &weights.with_dtype(DType::F32), load)
+) -> candle_core::Result<Offloadable<Vae>> {
+    Offloadable::new(Residency::OnDemand, &weights.with_dtype(DType::F32), load)
 }
 
 /// Refuses encoders whose texts could not be laid side by side.

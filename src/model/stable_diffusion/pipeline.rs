@@ -9,20 +9,22 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 
-use super::config::VaeConfig;
 use super::pictures::{to_picture, to_tensor};
 use super::schedule::Schedule;
 use super::scheduler::SchedulerConfig;
-use super::text_encoder::TextEncoder;
-use super::tokenizer::ClipTokenizer;
 use super::unet::{Conditioning, Unet};
-use super::vae::{Posterior, Vae};
 use crate::domain::{ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Strength, Task};
 use crate::model::cache::{ContentCache, ContentHash};
-use crate::model::finite::{Arithmetic, StepSums, VaeHalf, expect_finite, finite_or_in_float32};
-use crate::model::noise::TorchGenerator;
-use crate::model::residency::Held;
-use crate::model::watched::observed;
+use crate::model::components::autoencoder_kl::VaeConfig;
+use crate::model::components::autoencoder_kl::{Posterior, Vae};
+use crate::model::components::clip::text_encoder::TextEncoder;
+use crate::model::components::clip::tokenizer::ClipTokenizer;
+use crate::model::components::finite::{
+    Arithmetic, StepSums, VaeHalf, expect_finite, finite_or_in_float32,
+};
+use crate::model::components::noise::TorchGenerator;
+use crate::model::components::watched::observed;
+use crate::model::residency::Offloadable;
 use crate::model::{
     CutTokens, DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver,
     StepProgress, TokenUsage,
@@ -58,16 +60,16 @@ pub struct Components {
     /// Predicts the noise.
     pub unet: Unet,
     /// Pictures to latents and back.
-    pub vae: Held<Vae>,
+    pub vae: Offloadable<Vae>,
     /// The same in float32, where that one computes in 16 bits.
-    pub vae_in_float32: Option<Held<Vae>>,
-    /// The number format of `vae`.
+    pub vae_in_float32: Option<Offloadable<Vae>>,
+    /// The dtype of `vae`.
     pub vae_dtype: DType,
     /// Its configuration.
     pub vae_config: VaeConfig,
     /// The noise schedule.
     pub scheduler: SchedulerConfig,
-    /// Number format that the networks compute in.
+    /// Dtype that the networks compute in.
     pub dtype: DType,
     /// Where they are.
     pub device: Device,

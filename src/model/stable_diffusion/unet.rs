@@ -13,9 +13,9 @@ use candle_transformers::models::stable_diffusion::embeddings::TimestepEmbedding
 use candle_transformers::models::stable_diffusion::resnet::{ResnetBlock2D, ResnetBlock2DConfig};
 
 use super::config::{UnetBlock, UnetConfig};
-use super::layers::load_conv;
 use crate::checkpoint::Weights;
 use crate::interruption;
+use crate::model::components::layers::load_conv;
 use crate::nn::{
     AttentionMask, Conv2d, Linear, attention, gelu_erf, merge_heads, silu, split_heads,
 };

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::AttentionMask;
 use crate::interruption::{self, Watch};
 use crate::nn::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
-use crate::nn::kernels::{Number, Numbers, in_format};
+use crate::nn::kernels::{Element, Elements, in_format};
 use crate::nn::rows::vectorised;
 use crate::nn::softmax::{exp_of_negative, maximum, subtrahend, weigh};
 
@@ -40,7 +40,7 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: AttentionMask)
     in_format!(q.dtype(), "attention", N => attention_of::<N>(q, k, v, mask))
 }
 
-fn attention_of<N: Number>(
+fn attention_of<N: Element>(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
@@ -72,24 +72,24 @@ fn attention_of<N: Number>(
     Tensor::from_vec(made, (batch, queries, heads, size), &Device::Cpu)?.transpose(1, 2)
 }
 
-/// The same tensor, the numbers of each token of a head one after another.
+/// The same tensor, the elements of each token of a head one after another.
 fn rows_of(x: &Tensor) -> Result<Tensor> {
     if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
 }
 
-/// Numbers of (batch, heads, tokens, size), wherever heads and tokens lie.
+/// Elements of (batch, heads, tokens, size), wherever heads and tokens lie.
 struct Heads<'a, N> {
-    numbers: Numbers<'a, N>,
+    numbers: Elements<'a, N>,
     /// The same if they need no widening.
-    wide: Option<Numbers<'a, f32>>,
+    wide: Option<Elements<'a, f32>>,
     strides: &'a [usize],
     size: usize,
 }
 
-impl<'a, N: Number> Heads<'a, N> {
+impl<'a, N: Element> Heads<'a, N> {
     fn of(x: &'a Tensor) -> Result<Self> {
-        let numbers = Numbers::of(x)?;
-        let wide = Numbers::of(x).ok();
+        let numbers = Elements::of(x)?;
+        let wide = Elements::of(x).ok();
         Ok(Self { numbers, wide, strides: x.stride(), size: x.dim(D::Minus1)? })
     }
 
@@ -209,7 +209,7 @@ struct Answer {
     sums: Vec<f32>,
 }
 
-impl<N: Number> Work<'_, N> {
+impl<N: Element> Work<'_, N> {
     fn run(&self, made: &mut [N]) -> Result<()> {
         if made.len().saturating_mul(self.keys) < WATCHED_FROM {
             return self.fill(made, Watch::of_nothing());
@@ -324,8 +324,8 @@ impl Answer {
         );
     }
 
-    /// Writes the answers `stride` numbers after one another.
-    fn write<N: Number>(&self, to: &mut [N], stride: usize, size: usize) {
+    /// Writes the answers `stride` elements after one another.
+    fn write<N: Element>(&self, to: &mut [N], stride: usize, size: usize) {
         vectorised(
             #[inline(always)]
             || {

@@ -2,7 +2,7 @@
 //!
 //! Scores are never held for more than some of the queries at a time, so memory grows
 //! with the number of tokens, not with its square: block by block on a CPU
-//! ([`blocks`]), by flash attention or slice by slice ([`slices`]) on a card.
+//! ([`blocks`]), by flash attention or slice by slice ([`slices`]) on a GPU.
 
 mod blocks;
 mod slices;
@@ -27,7 +27,7 @@ pub(super) fn layout_for(x: &Tensor, size: usize) -> HeadLayout {
     if flashes(x, size) { HeadLayout::TokensFirst } else { HeadLayout::HeadsFirst }
 }
 
-/// Whether heads of `size` numbers like those of `x` go the way of flash attention.
+/// Whether heads of `size` elements like those of `x` go the way of flash attention.
 fn flashes(x: &Tensor, size: usize) -> bool {
     #[cfg(feature = "flash-attn")]
     let fits = super::flash::fits(x.device(), x.dtype(), size);
@@ -244,7 +244,7 @@ mod tests {
 
                 assert_eq!(made.dims(), expected.dims());
                 let expected: Vec<f32> = expected.flatten_all().unwrap().to_vec1().unwrap();
-                // Means of numbers below one, summed in another order.
+                // Means of elements below one, summed in another order.
                 let difference = largest_difference(&made, &expected);
                 assert!(difference < 1e-5, "{difference} {:?} {mask:?}", q.dims());
             }

@@ -1,4 +1,4 @@
-//! Attention by matrix products, a slice of the queries at a time: on a card, where flash
+//! Attention by matrix products, a slice of the queries at a time: on a GPU, where flash
 //! attention does not apply.
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -11,7 +11,7 @@ use crate::nn::softmax::{softmax, softmax_in_place};
 /// Bytes of scores held at a time, and as many of their softmax: so an attention over two
 /// pictures of 1024x1024 pixels in bfloat16 is three slices.
 const SCORE_BYTES_AT_A_TIME: usize = 3 << 29;
-/// Masked scores held at a time, in numbers, of which there are several copies in 32 bits:
+/// Masked scores held at a time, in elements, of which there are several copies in 32 bits:
 /// 256 MiB each.
 const MASKED_SCORES_AT_A_TIME: usize = 64 * 1024 * 1024;
 
@@ -140,7 +140,7 @@ mod tests {
                     made.flatten_all().unwrap().to_vec1::<f32>().unwrap()
                 };
                 let pairs = slices_of(tokens).into_iter().zip(slices_of(16));
-                // Means of numbers below ten, whose products are cut up otherwise.
+                // Means of elements below ten, whose products are cut up otherwise.
                 let differs = |(one, several): (f32, f32)| (one - several).abs() > 1e-5;
                 assert!(!pairs.into_iter().any(differs), "{mask:?}");
             }

@@ -1,4 +1,4 @@
-//! What the steps are made of: the same numbers on every device.
+//! What the steps are made of: the same elements on every device.
 
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
@@ -69,7 +69,7 @@ impl<'a> Inputs<'a> {
         Self { extent, dtype, device }
     }
 
-    /// Numbers between −1 and 1, others for each `seed`.
+    /// Elements between −1 and 1, others for each `seed`.
     fn wide(shape: &[usize], seed: u64) -> Result<Tensor> {
         let count = shape.iter().product::<usize>() as u64;
         let numbers: Vec<f32> =
@@ -99,7 +99,7 @@ impl<'a> Inputs<'a> {
         LayerNorm::new(self.extent.width(), 1e-6, self.dtype, self.device)
     }
 
-    /// With a weight for rows of `width` numbers.
+    /// With a weight for rows of `width` elements.
     pub(super) fn row_norm(&self, width: usize) -> Result<RmsNorm> {
         Ok(RmsNorm::new(self.numbers(&[width], 4)?, 1e-6))
     }

@@ -32,7 +32,7 @@ pub enum Family {
     Attention,
     /// Convolutions.
     Convolution,
-    /// 8-bit numbers and their products.
+    /// 8-bit elements and their products.
     Fp8,
 }
 
@@ -70,7 +70,7 @@ impl Family {
 /// How large the tensors are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sizes {
-    /// As small as each step's blocks allow: for a checker that makes a card a hundred
+    /// As small as each step's blocks allow: for a checker that makes a GPU a hundred
     /// times slower.
     Small,
     /// Lengths that nothing divides, tails, several blocks.
@@ -148,15 +148,15 @@ impl FromStr for Sizes {
 pub struct StepCheck {
     /// The step.
     pub step: &'static str,
-    /// The number format, as candle calls it.
+    /// The dtype, as candle calls it.
     pub dtype: &'static str,
     /// Of what is made.
     pub shape: Vec<usize>,
     /// Between a number that the device made and the one that the CPU made.
     pub largest_difference: f64,
-    /// The largest that two orders of summing, and a card's own functions, may make.
+    /// The largest that two orders of summing, and a GPU's own functions, may make.
     pub tolerance: f64,
-    /// How many of the numbers differ by more.
+    /// How many of the elements differ by more.
     pub wrong: usize,
     /// The first of them.
     pub first_wrong: Option<WrongNumber>,
@@ -190,12 +190,12 @@ impl fmt::Display for WrongNumber {
     }
 }
 
-/// Formats, and the difference that numbers of about 1 may have in each: a few units
+/// Formats, and the difference that elements of about 1 may have in each: a few units
 /// in the last place.
 const FORMATS: [(DType, f64); 3] =
     [(DType::F32, 2e-5), (DType::BF16, 1.0 / 64.0), (DType::F16, 1.0 / 512.0)];
 
-/// All steps of a family, or of all, in all number formats; `report` is told of each
+/// All steps of a family, or of all, in all dtypes; `report` is told of each
 /// at once, for the next one may end the program.
 ///
 /// # Errors

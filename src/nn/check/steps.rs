@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::super::fp8::{self, Fp8Rows};
 use super::super::{
-    After, AttentionMask, Conv2d, FlowLength, Linear, Padding, attention, channel_norm, clip,
+    After, AttentionMask, CfgRescale, Conv2d, Linear, Padding, attention, channel_norm, clip,
     euler_step, gated_add, gated_silu, gelu_tanh, guide, merge_heads, modulated_norm, silu,
 };
 use super::Family;
@@ -14,7 +14,7 @@ use super::inputs::Inputs;
 pub(super) struct Step {
     pub(super) family: Family,
     pub(super) name: &'static str,
-    /// Of the numbers that it makes: what they may differ by grows with it.
+    /// Of the elements that it makes: what they may differ by grows with it.
     pub(super) size: f64,
     pub(super) make: fn(&Inputs) -> Result<Tensor>,
 }
@@ -73,7 +73,7 @@ pub(super) const STEPS: [Step; 24] = [
     }),
     step(Family::Norm, "layer norm", 4.0, |of| of.norm()?.forward(&of.image()?)),
     step(Family::Guidance, "guidance", 16.0, |of| {
-        guide(&of.flow(15)?, &of.flow(16)?, 4.0, FlowLength::OfConditional)
+        guide(&of.flow(15)?, &of.flow(16)?, 4.0, CfgRescale::OfConditional)
     }),
     step(Family::Guidance, "Euler step", 2.0, |of| euler_step(&of.flow(15)?, &of.flow(16)?, -0.3)),
     step(Family::Attention, "attention", 2.0, |of| attended(of, AttentionMask::None)),
@@ -92,7 +92,7 @@ pub(super) const STEPS: [Step; 24] = [
     }),
 ];
 
-/// A layer that makes `times` as many numbers.
+/// A layer that makes `times` as many elements.
 fn layer(of: &Inputs, times: usize) -> Result<Linear> {
     let (outputs, inputs) = (times * of.extent.width(), of.extent.width());
     Ok(Linear::from_weight(of.matrix(outputs, inputs)?).with_bias(of.bias(outputs)?))

@@ -13,15 +13,15 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::interruption::{self, Watch};
-use crate::nn::kernels::{Number, Numbers, in_format};
+use crate::nn::kernels::{Element, Elements, in_format};
 use crate::nn::unfold::Window;
 
-/// Outputs whose numbers lie side by side.
+/// Outputs whose elements lie side by side.
 const PANEL: usize = 8;
-/// Vectors of places that are summed at once, and the most numbers that a vector has.
+/// Vectors of places that are summed at once, and the most elements that a vector has.
 const VECTORS: usize = 3;
 const MOST_LANES: usize = 16;
-/// Numbers of a band: 1 MiB, half of a second cache.
+/// Elements of a band: 1 MiB, half of a second cache.
 const BAND: usize = 256 * 1024;
 /// Parts of the work that each thread has, so that all end at about the same time.
 const PARTS_PER_THREAD: usize = 4;
@@ -29,7 +29,7 @@ const PARTS_PER_THREAD: usize = 4;
 /// some hundredths of a second.
 const WATCHED_FROM: usize = 1 << 30;
 
-/// The numbers of a convolution's kernels as they are summed.
+/// The elements of a convolution's kernels as they are summed.
 pub(super) struct Kernels {
     /// Of each [`PANEL`] outputs: (inputs, rows, columns, outputs), the last filled up with
     /// zeros.
@@ -58,7 +58,7 @@ impl Kernels {
         Ok(Self { panels, bias, inputs })
     }
 
-    /// Numbers of the kernels, without bias.
+    /// Elements of the kernels, without bias.
     pub(super) fn count(&self, kernel: usize) -> usize {
         self.bias.len() * self.inputs * kernel * kernel
     }
@@ -77,7 +77,7 @@ impl Kernels {
         self.convolve_by(x, places, residual, BAND)
     }
 
-    /// `band`: numbers of a band, if it is more than a row of places.
+    /// `band`: elements of a band, if it is more than a row of places.
     fn convolve_by(
         &self,
         x: &Tensor,
@@ -88,7 +88,7 @@ impl Kernels {
         in_format!(x.dtype(), "a convolution", N => self.convolve_numbers::<N>(x, places, residual, band))
     }
 
-    fn convolve_numbers<N: Number>(
+    fn convolve_numbers<N: Element>(
         &self,
         x: &Tensor,
         places: Places,
@@ -101,7 +101,7 @@ impl Kernels {
         if channels != self.inputs {
             candle_core::bail!("{channels} channels for a convolution of {}", self.inputs);
         }
-        let (numbers, outputs) = (Numbers::<N>::of(&x)?, self.bias.len());
+        let (numbers, outputs) = (Elements::<N>::of(&x)?, self.bias.len());
         let shape = (batch, outputs, rows, window.row_length);
         let mut made = match residual {
             None => vec![N::narrow(0.0); batch * outputs * rows * window.row_length],
@@ -157,7 +157,7 @@ struct Picture<'a, N> {
     zoom: usize,
 }
 
-impl<N: Number> Picture<'_, N> {
+impl<N: Element> Picture<'_, N> {
     /// A row of what is seen, if it is in the picture.
     fn row(&self, channel: usize, row: usize) -> Option<&[N]> {
         let row = row / self.zoom;
@@ -174,7 +174,7 @@ struct BandLayout {
     /// Rows of places of a whole band.
     rows: usize,
     channels: usize,
-    /// Numbers of a row's columns that are `stride` apart.
+    /// Elements of a row's columns that are `stride` apart.
     pitch: usize,
 }
 
@@ -195,12 +195,12 @@ impl BandLayout {
         (rows - 1) * self.window.stride + self.window.kernel
     }
 
-    /// Numbers of a row of the picture.
+    /// Elements of a row of the picture.
     fn row(&self) -> usize {
         self.window.stride * self.pitch
     }
 
-    /// Where the kernel's numbers see theirs, at the first of `rows` of places.
+    /// Where the kernel's elements see theirs, at the first of `rows` of places.
     fn offsets(&self, rows: usize) -> Vec<usize> {
         let Window { kernel, stride, .. } = self.window;
         let rows_seen = self.rows_seen(rows);
@@ -215,7 +215,7 @@ impl BandLayout {
     }
 
     /// Copies what `rows` of places from `first` on see.
-    fn fill<N: Number>(&self, band: &mut Vec<f32>, x: &Picture<N>, first: usize, rows: usize) {
+    fn fill<N: Element>(&self, band: &mut Vec<f32>, x: &Picture<N>, first: usize, rows: usize) {
         let Window { stride, before, .. } = self.window;
         let (rows_seen, mut zoomed) = (self.rows_seen(rows), Vec::new());
         band.resize(self.channels * rows_seen * self.row(), 0.0);
@@ -241,7 +241,7 @@ impl BandLayout {
 
     /// Copies those columns of a row that are `stride` apart, from `first` on, which is
     /// counted from the first zero.
-    fn fill_columns<N: Number>(&self, made: &mut [f32], row: &[N], first: usize) {
+    fn fill_columns<N: Element>(&self, made: &mut [f32], row: &[N], first: usize) {
         let Window { stride, before, .. } = self.window;
         let zeros = before.saturating_sub(first).div_ceil(stride).min(made.len());
         let (zeros, made) = made.split_at_mut(zeros);
@@ -277,7 +277,7 @@ struct Part<'a, N> {
     made: Vec<&'a mut [N]>,
 }
 
-impl<N: Number> Convolution<'_, N> {
+impl<N: Element> Convolution<'_, N> {
     /// `made`: (outputs, rows, row length).
     fn run(&self, made: &mut [N]) -> Result<()> {
         let lines = self.kernels.inputs * self.layout.window.kernel.pow(2);
@@ -348,7 +348,7 @@ struct PanelSums<'a, 'b, N> {
     is_added: bool,
 }
 
-impl<N: Number> WithSimd for PanelSums<'_, '_, N> {
+impl<N: Element> WithSimd for PanelSums<'_, '_, N> {
     type Output = ();
 
     /// Sums, and what is multiplied, stay in registers: 24 and 4 of 32, or 12 and 4 of 16.
@@ -367,7 +367,7 @@ impl<N: Number> WithSimd for PanelSums<'_, '_, N> {
     }
 }
 
-impl<N: Number> PanelSums<'_, '_, N> {
+impl<N: Element> PanelSums<'_, '_, N> {
     /// `OUTPUTS` outputs from `first` on, where there are so many.
     #[inline(always)]
     fn sum_rows<S: Simd, const OUTPUTS: usize>(&mut self, simd: S, first: usize) {
@@ -427,7 +427,7 @@ struct Tile {
 
 /// Writes as many sums as `made` has room for, or adds them as they are after being written.
 #[inline(always)]
-fn store<S: Simd, N: Number, const VECTORS: usize>(
+fn store<S: Simd, N: Element, const VECTORS: usize>(
     simd: S,
     made: &mut [N],
     sums: [S::f32s; VECTORS],

@@ -1,6 +1,6 @@
 //! 2-D convolution that keeps its scratch memory bounded.
 //!
-//! On a CPU it needs next to none ([`direct`]). On a card its input is unfolded into a
+//! On a CPU it needs next to none ([`direct`]). On a GPU its input is unfolded into a
 //! matrix before it is multiplied: nine times the input for a 3×3 kernel. So large inputs
 //! are convolved strip by strip, and the matrix stays below a fixed size. We unfold, not
 //! candle, so that padding, bias and the order of the result take no passes of their own.
@@ -23,7 +23,7 @@ use super::trace::{self, Kind};
 use super::unfold::{View, Window, lines, unfold};
 use crate::interruption;
 
-/// Numbers in an unfolded input at a time: 256 MiB of f32.
+/// Elements in an unfolded input at a time: 256 MiB of f32.
 const UNFOLDED_AT_A_TIME: usize = 64 * 1024 * 1024;
 /// The same where we unfold: 512 MiB of bfloat16.
 const UNFOLDED_AT_A_TIME_ON_CARD: usize = 256 * 1024 * 1024;
@@ -177,7 +177,7 @@ impl Conv2d {
         made?.broadcast_add(bias)
     }
 
-    /// `at_a_time`: numbers of an unfolded strip.
+    /// `at_a_time`: elements of an unfolded strip.
     fn by_unfolding(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (batch, channels, height, width) = x.dims4()?;
@@ -224,7 +224,7 @@ impl Conv2d {
     }
 }
 
-/// Parts of `view` whose matrices have `at_a_time` numbers each, or one row.
+/// Parts of `view` whose matrices have `at_a_time` elements each, or one row.
 fn strips(view: &View, at_a_time: usize) -> impl Iterator<Item = View> {
     let row = (view.lines() * view.window.row_length).max(1);
     let rows = (at_a_time / row).clamp(1, view.rows.len().max(1));
@@ -275,7 +275,7 @@ impl Method {
     }
 }
 
-/// Whether cuDNN's library is found, and takes this card.
+/// Whether cuDNN's library is found, and takes this GPU.
 #[cfg(feature = "cudnn")]
 fn cudnn_is_there(device: &Device) -> bool {
     static THERE: OnceLock<bool> = OnceLock::new();
@@ -298,7 +298,7 @@ mod tests {
     use super::*;
 
     impl Conv2d {
-        /// As a card does it with that fusion off.
+        /// As a GPU does it with that fusion off.
         fn by_strips(weight: &Tensor, bias: &Tensor, padding: Padding, stride: usize) -> Self {
             let method = Method::candle(weight, bias).unwrap();
             Self { method, kernel: weight.dim(2).unwrap(), padding, stride }

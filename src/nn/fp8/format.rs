@@ -1,4 +1,4 @@
-//! Single numbers in e4m3, and the powers of two that scale them.
+//! Single elements in e4m3, and the powers of two that scale them.
 
 /// The number of a code. Without branches, so that rows of them become vectors.
 #[inline(always)]

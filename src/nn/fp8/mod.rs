@@ -1,5 +1,5 @@
 //! Matrices of 8-bit floats: half the bytes of 16-bit ones, and twice the speed on
-//! cards that multiply them.
+//! GPUs that multiply them.
 //!
 //! The format is e4m3 (Micikevicius et al., "FP8 Formats for Deep Learning",
 //! arXiv:2209.05433): four bits of exponent, three of fraction, 448 at most. Each row
@@ -15,7 +15,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use super::cublaslt::Fp8Product;
-use super::kernels::{Numbers, run};
+use super::kernels::{Elements, run};
 use super::widened::{self, Narrow};
 #[cfg(feature = "cuda")]
 use steps::ScaledProduct;
@@ -24,7 +24,7 @@ use steps::{RoundedRows, WideRows};
 /// Where the scales begin is a multiple of this, in bytes.
 const SCALES_ALIGNMENT: usize = 16;
 
-/// How an NVIDIA card sums 8-bit products.
+/// How an NVIDIA GPU sums 8-bit products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fp8Sums {
     /// In 32 bits.
@@ -52,7 +52,7 @@ impl Fp8Sums {
 /// A matrix in e4m3 with a scale for each row.
 #[derive(Clone)]
 pub struct Fp8Rows {
-    /// The numbers row by row, then the scales, as bytes in a row.
+    /// The elements row by row, then the scales, as bytes in a row.
     pub(super) bytes: Tensor,
     pub(super) rows: usize,
     pub(super) width: usize,
@@ -99,7 +99,7 @@ impl Fp8Rows {
     /// # Errors
     /// As [`widened::product`].
     pub(super) fn widened_product(&self, x: &Tensor) -> Result<Tensor> {
-        let numbers = Numbers::<u8>::of(&self.bytes)?;
+        let numbers = Elements::<u8>::of(&self.bytes)?;
         let bytes = numbers.all();
         let widen_row = |row: usize, made: &mut [f32]| steps::widen_row(bytes, self, row, made);
         let (outputs, inputs) = (self.rows, self.width);
@@ -109,7 +109,7 @@ impl Fp8Rows {
     /// The address of the scales on the device.
     pub(super) fn scales_address(&self) -> Result<u64> {
         let first = super::kernels::address(&self.bytes)?;
-        // The numbers move in packs, the scales as a whole: a card faults elsewhere.
+        // The elements move in packs, the scales as a whole: a GPU faults elsewhere.
         if !first.is_multiple_of(SCALES_ALIGNMENT as u64) {
             candle_core::bail!("8-bit rows must begin at a multiple of {SCALES_ALIGNMENT}");
         }
@@ -124,7 +124,7 @@ fn scales_at(rows: usize, width: usize) -> usize {
 /// x · weightᵀ of two rounded matrices, summed in 32 bits.
 ///
 /// `x`: (tokens, inputs); `weight`: (outputs, inputs). Returns (tokens, outputs) in
-/// `dtype`. Cards that multiply 8-bit floats do; elsewhere the same numbers are
+/// `dtype`. GPUs that multiply 8-bit floats do; elsewhere the same elements are
 /// multiplied in `dtype`.
 ///
 /// # Errors
@@ -144,7 +144,7 @@ pub(super) fn product(x: &Fp8Rows, weight: &Fp8Rows, dtype: DType) -> Result<Ten
     x.widen(dtype)?.matmul(&weight.widen(dtype)?.t()?)
 }
 
-/// The product of the bare numbers `bare`, (tokens, outputs), scaled.
+/// The product of the bare elements `bare`, (tokens, outputs), scaled.
 #[cfg(test)]
 pub(super) fn scaled_product(bare: &Tensor, x: &Fp8Rows, weight: &Fp8Rows) -> Result<Tensor> {
     run(&steps::ScaledProduct::new(bare, x, weight)?)

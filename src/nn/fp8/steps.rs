@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::format::{exponent_for, from_e4m3, power_of_two, to_e4m3};
 use super::{Fp8Rows, scales_at};
 use crate::nn::kernels::{
-    Launch, Number, Numbers, Operation, WARP, address, expect_contiguous, length, pack_of,
+    Element, Elements, Launch, Operation, WARP, address, expect_contiguous, length, pack_of,
     threads_for_row,
 };
 use crate::nn::rows::vectorised;
@@ -40,7 +40,7 @@ pub(super) struct RoundingCall {
 
 impl Operation for RoundedRows<'_> {
     type Call = RoundingCall;
-    type Made<N: Number> = u8;
+    type Made<N: Element> = u8;
 
     const NAME: &'static str = "rounding to e4m3";
 
@@ -52,8 +52,8 @@ impl Operation for RoundedRows<'_> {
         Fp8Rows::byte_count(self.rows, self.width).into()
     }
 
-    fn compute<N: Number>(&self, made: &mut [u8]) -> Result<()> {
-        let x = Numbers::<N>::of(self.x)?;
+    fn compute<N: Element>(&self, made: &mut [u8]) -> Result<()> {
+        let x = Elements::<N>::of(self.x)?;
         let count = self.rows * self.width;
         let (codes, scales) = made.split_at_mut(scales_at(self.rows, self.width));
         let (scales, _) = scales.as_chunks_mut::<{ size_of::<f32>() }>();
@@ -84,7 +84,7 @@ impl Operation for RoundedRows<'_> {
 
 /// Returns the scale.
 #[inline(always)]
-fn round_row<N: Number>(x: &[N], codes: &mut [u8]) -> f32 {
+fn round_row<N: Element>(x: &[N], codes: &mut [u8]) -> f32 {
     // Written so that NaN is passed over: it stays one by itself.
     let larger = |largest: f32, x: &N| {
         let x = x.wide().abs();
@@ -117,7 +117,7 @@ pub(super) fn widen_row(bytes: &[u8], of: &Fp8Rows, row: usize, made: &mut [f32]
     widen_codes(&codes[row * of.width..], f32::from_ne_bytes(scales[row]), made);
 }
 
-fn widen_codes<N: Number>(codes: &[u8], scale: f32, made: &mut [N]) {
+fn widen_codes<N: Element>(codes: &[u8], scale: f32, made: &mut [N]) {
     vectorised(
         #[inline(always)]
         || {
@@ -140,7 +140,7 @@ pub(super) struct WideningCall {
 
 impl Operation for WideRows<'_> {
     type Call = WideningCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "widening of e4m3";
 
@@ -156,9 +156,9 @@ impl Operation for WideRows<'_> {
         (self.of.rows, self.of.width).into()
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
         let Fp8Rows { bytes, rows, width } = self.of;
-        let bytes = Numbers::<u8>::of(bytes)?;
+        let bytes = Elements::<u8>::of(bytes)?;
         let (codes, scales) = bytes.all().split_at(scales_at(*rows, *width));
         let (scales, _) = scales.as_chunks::<{ size_of::<f32>() }>();
         made.par_chunks_mut(*width)
@@ -186,7 +186,7 @@ impl Operation for WideRows<'_> {
     }
 }
 
-/// A product of the bare numbers of two matrices → the product of the matrices.
+/// A product of the bare elements of two matrices → the product of the matrices.
 pub(super) struct ScaledProduct<'a> {
     /// (tokens, outputs)
     bare: &'a Tensor,
@@ -218,7 +218,7 @@ pub(super) struct ScalingCall {
 
 impl Operation for ScaledProduct<'_> {
     type Call = ScalingCall;
-    type Made<N: Number> = N;
+    type Made<N: Element> = N;
 
     const NAME: &'static str = "scaling of a product";
 
@@ -226,10 +226,10 @@ impl Operation for ScaledProduct<'_> {
         self.bare
     }
 
-    fn compute<N: Number>(&self, made: &mut [N]) -> Result<()> {
-        let bare = Numbers::<N>::of(self.bare)?;
+    fn compute<N: Element>(&self, made: &mut [N]) -> Result<()> {
+        let bare = Elements::<N>::of(self.bare)?;
         let scales = |of: &Fp8Rows| -> Result<Vec<f32>> {
-            let bytes = Numbers::<u8>::of(&of.bytes)?;
+            let bytes = Elements::<u8>::of(&of.bytes)?;
             let (scales, _) = bytes.all()[scales_at(of.rows, of.width)..].as_chunks();
             Ok(scales.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
         };
@@ -295,7 +295,7 @@ mod tests {
                 };
                 for (exact, rounded) in list(&x).iter().zip(&list(&wide)) {
                     let largest = exact.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-                    // Half a unit of three digits, or of the format's smallest numbers:
+                    // Half a unit of three digits, or of the format's smallest elements:
                     // the largest number of a row is above 224 · scale.
                     let step = largest / 224.0 / 1024.0;
                     for (exact, rounded) in exact.iter().zip(rounded) {
@@ -387,7 +387,7 @@ mod tests {
         }
     }
 
-    /// Rows of numbers of all sizes, each with another largest number: around what a
+    /// Rows of elements of all sizes, each with another largest number: around what a
     /// scale still holds, none at all, and none that is finite.
     fn all_sizes(width: usize, dtype: DType) -> Tensor {
         let largest =
@@ -454,7 +454,7 @@ mod tests {
             assert_close(&product(&x, &weight, dtype).unwrap(), &expected, tolerance);
 
             let unscaled = |of: &Fp8Rows| {
-                let bytes = Numbers::<u8>::of(&of.bytes).unwrap();
+                let bytes = Elements::<u8>::of(&of.bytes).unwrap();
                 let codes = &bytes.all()[..of.rows * of.width];
                 let numbers: Vec<f32> = codes.iter().map(|code| from_e4m3(*code)).collect();
                 Tensor::from_vec(numbers, (of.rows, of.width), &Device::Cpu).unwrap()

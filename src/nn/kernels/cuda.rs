@@ -1,4 +1,4 @@
-//! Launches on an NVIDIA card.
+//! Launches on an NVIDIA GPU.
 //!
 //! All work of a model is on one stream, that of the thread which owns it: so a
 //! launch comes after what made its tensors, and before what frees them.
@@ -12,10 +12,10 @@ use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, DType, Result};
 use half::{bf16, f16};
 
-use super::{Launch, Number, Operation};
+use super::{Element, Launch, Operation};
 
-/// The kernels as PTX, which the driver compiles for the card when a module is
-/// first used: (number format, pack) and their text.
+/// The kernels as PTX, which the driver compiles for the GPU when a module is
+/// first used: (dtype, pack) and their text.
 const MODULES: [(DType, usize, &str, &str); 6] = [
     (DType::BF16, 4, "ours_bf16_4", include_str!(concat!(env!("OUT_DIR"), "/bf16_4.ptx"))),
     (DType::BF16, 1, "ours_bf16_1", include_str!(concat!(env!("OUT_DIR"), "/bf16_1.ptx"))),
@@ -25,7 +25,7 @@ const MODULES: [(DType, usize, &str, &str); 6] = [
     (DType::F32, 1, "ours_f32_1", include_str!(concat!(env!("OUT_DIR"), "/f32_1.ptx"))),
 ];
 
-/// What a card can hold.
+/// What a GPU can hold.
 pub(in crate::nn) trait OnCard: CudaDType + DeviceRepr {}
 
 impl<T: CudaDType + DeviceRepr> OnCard for T {}
@@ -58,7 +58,7 @@ pub(super) fn make<O: Operation>(operation: &O, device: &CudaDevice) -> Result<C
     }
 }
 
-fn make_as<N: Number, O: Operation>(operation: &O, device: &CudaDevice) -> Result<CudaStorage> {
+fn make_as<N: Element, O: Operation>(operation: &O, device: &CudaDevice) -> Result<CudaStorage> {
     let count = operation.shape().elem_count();
     // The driver may refuse to give no bytes at all.
     // SAFETY: the kernel writes every number of it before anyone reads; later
@@ -75,7 +75,7 @@ fn make_as<N: Number, O: Operation>(operation: &O, device: &CudaDevice) -> Resul
 #[repr(transparent)]
 struct Argument<Call>(Call);
 
-// SAFETY: calls are `repr(C)` structs of numbers and addresses that the tests hold
+// SAFETY: calls are `repr(C)` structs of elements and addresses that the tests hold
 // against the kernels' own declarations.
 unsafe impl<Call: Copy> DeviceRepr for Argument<Call> {}
 

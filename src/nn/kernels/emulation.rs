@@ -15,13 +15,13 @@ use candle_core::{DType, Device, Result, Tensor, WithDType};
 use half::{bf16, f16};
 use libloading::{Library, Symbol};
 
-use super::{Launch, Number, Operation};
+use super::{Element, Launch, Operation};
 
 type Kernel = unsafe extern "C" fn(*const c_void);
 type Emulate = unsafe extern "C" fn(Kernel, *const c_void, *const EmulatedLaunch) -> c_int;
 type Line = unsafe extern "C" fn() -> c_int;
 
-/// Numbers before and after what a kernel writes, which must stay as they are.
+/// Elements before and after what a kernel writes, which must stay as they are.
 const MARGIN: usize = 64;
 /// What the C compiler checks. Overflow of what has no sign is defined.
 const CHECKS: &str = "-fsanitize=signed-integer-overflow,integer-divide-by-zero,shift,bounds";
@@ -47,7 +47,7 @@ struct Range {
     writable: c_int,
 }
 
-/// The kernels, for each number format and pack. An emulation keeps its state in
+/// The kernels, for each dtype and pack. An emulation keeps its state in
 /// static variables: one launch at a time.
 static LIBRARIES: LazyLock<HashMap<(&str, usize), Mutex<Library>>> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
@@ -130,7 +130,7 @@ pub(super) fn note_address(address: u64, x: &Tensor) {
 /// What the kernel of `operation` makes.
 ///
 /// Panics if it hangs, touches what is not its own, computes with what does not fit a
-/// number, or is launched as no card could.
+/// number, or is launched as no GPU could.
 pub(in crate::nn) fn emulate<O: Operation>(operation: &O) -> Result<Tensor> {
     match (operation.format(), MAKER.get()) {
         (DType::F32, Maker::Ends) => emulate_ends::<f32, O>(operation, "F32"),
@@ -143,9 +143,9 @@ pub(in crate::nn) fn emulate<O: Operation>(operation: &O) -> Result<Tensor> {
     }
 }
 
-fn emulate_as<N: Number, O: Operation>(operation: &O, format: &'static str) -> Result<Tensor> {
+fn emulate_as<N: Element, O: Operation>(operation: &O, format: &'static str) -> Result<Tensor> {
     let shape = operation.shape();
-    // As a card would: the result begins at a multiple of 256 bytes.
+    // As a GPU would: the result begins at a multiple of 256 bytes.
     let whole = MARGIN + shape.elem_count() + MARGIN;
     let untouched = O::Made::<N>::from_f64(123.0);
     let mut buffer = vec![untouched; whole + 256];
@@ -160,7 +160,7 @@ fn emulate_as<N: Number, O: Operation>(operation: &O, format: &'static str) -> R
     Tensor::from_vec(buffer[start..end].to_vec(), shape, &Device::Cpu)
 }
 
-fn emulate_ends<N: Number, O: Operation>(operation: &O, format: &'static str) -> Result<Tensor> {
+fn emulate_ends<N: Element, O: Operation>(operation: &O, format: &'static str) -> Result<Tensor> {
     let shape = operation.shape();
     let mut made = zeros::<O::Made<N>>(shape.elem_count());
     let ends = |blocks: c_longlong| {
@@ -235,11 +235,11 @@ fn run<Call>(
     assert_eq!(fault, 0, "{} {}, line {line}", launch.kernel, faults[fault as usize]);
 }
 
-/// Numbers that take memory only once they are touched, if there are many.
+/// Elements that take memory only once they are touched, if there are many.
 pub(super) fn zeros<T: WithDType>(count: usize) -> Vec<T> {
     let layout = Layout::array::<T>(count).unwrap();
     assert!(layout.size() > 0);
-    // SAFETY: as a vector of `count` numbers would be; all bytes zero are numbers.
+    // SAFETY: as a vector of `count` elements would be; all bytes zero are elements.
     unsafe {
         let first = std::alloc::alloc_zeroed(layout).cast::<T>();
         assert!(!first.is_null(), "no room for {count} numbers");
@@ -255,7 +255,7 @@ pub(in crate::nn) fn in_nan(x: &Tensor) -> Tensor {
     flat.narrow(0, 64, count).unwrap().reshape(x.shape()).unwrap()
 }
 
-/// Numbers of mean 0 that repeat nowhere, in `dtype` and inside NaN.
+/// Elements of mean 0 that repeat nowhere, in `dtype` and inside NaN.
 pub(in crate::nn) fn numbers(shape: &[usize], seed: u32, dtype: DType) -> Tensor {
     let count: usize = shape.iter().product();
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
@@ -271,8 +271,8 @@ pub(in crate::nn) fn numbers(shape: &[usize], seed: u32, dtype: DType) -> Tensor
     in_nan(&Tensor::from_vec(list, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap())
 }
 
-/// The number formats, each with the difference that two orders of summing
-/// numbers of about `size` may make: one unit in the last place of each format
+/// The dtypes, each with the difference that two orders of summing
+/// elements of about `size` may make: one unit in the last place of each format
 /// where a sum falls near a rounding boundary, a few in 32 bits.
 pub(in crate::nn) fn formats(size: f64) -> [(DType, f64); 3] {
     [(DType::F32, size * 2e-6), (DType::BF16, size / 128.0), (DType::F16, size / 1024.0)]

@@ -1,5 +1,5 @@
 //! What holds for every kernel: it agrees with its loop wherever its tensors begin,
-//! passes NaN on, makes nothing of nothing, and counts beyond 2³¹ numbers.
+//! passes NaN on, makes nothing of nothing, and counts beyond 2³¹ elements.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::super::fp8::{Fp8Rows, scaled_product};
 use super::super::softmax::softmax;
 use super::super::unfold::{Window, unfold};
 use super::super::{
-    After, Factors, FlowLength, HeadStream, LayerNorm, RmsNorm, channel_norm, euler_step,
+    After, CfgRescale, Factors, HeadStream, LayerNorm, RmsNorm, channel_norm, euler_step,
     gated_add, gated_silu, gelu_tanh, guide, joint_heads, modulated_norm, silu,
 };
 use super::emulation::{Maker, made_by, numbers, zeros};
@@ -20,7 +20,7 @@ use super::{Launch, MOST_BLOCKS, MOST_SHARED_BYTES, MOST_THREADS, length};
 const HEADS: usize = 3;
 /// Of a head: a size that packs divide, and one that they do not.
 const HEAD_SIZES: [usize; 2] = [128, 42];
-/// Channels of a picture, numbers of an 8-bit row, tokens of a short stream.
+/// Channels of a picture, elements of an 8-bit row, tokens of a short stream.
 const FEW: usize = 6;
 /// Rows of what is made as a whole.
 const ROWS: usize = 5;
@@ -85,7 +85,7 @@ impl Input {
         }
     }
 
-    /// Its numbers go into the bare product, of which the kernel is given the result.
+    /// Its elements go into the bare product, of which the kernel is given the result.
     fn gives_scales_alone(self) -> bool {
         matches!(self, Self::ThinRows | Self::Matrix)
     }
@@ -128,7 +128,7 @@ const CASES: [Case; 14] = [
             joint_heads(stream(&of[0], 4), stream(&of[1], 6), HEADS)
         },
     ),
-    ("guidance", &[Tokens, Tokens], |of| guide(&of[0], &of[1], 2.5, FlowLength::OfConditional)),
+    ("guidance", &[Tokens, Tokens], |of| guide(&of[0], &of[1], 2.5, CfgRescale::OfConditional)),
     ("Euler step", &[Tokens, Tokens], |of| euler_step(&of[0], &of[1], -0.3)),
     ("channel norm", &[Picture, Channels], |of| channel_norm(&of[0], &of[1], After::Silu)),
     ("RMS norm", &[Tokens, Vector], |of| RmsNorm::new(of[1].clone(), 1e-6).forward(&of[0])),
@@ -139,7 +139,7 @@ const CASES: [Case; 14] = [
         scaled_product(&of[0].squeeze(0)?, &x, &matrix)
     }),
     ("unfolding", &[Picture], |of| {
-        // A larger kernel sees more numbers than addresses are there for.
+        // A larger kernel sees more elements than addresses are there for.
         let window = Window { kernel: 1, stride: 1, before: 0, row_length: of[0].dim(3)? };
         unfold(&of[0], window, 0..of[0].dim(2)?)
     }),
@@ -313,7 +313,7 @@ fn at_the_end<T: WithDType>(small: &Tensor, axis: usize, rows: usize) -> Tensor 
     Tensor::from_vec(large, shape, &Device::Cpu).unwrap()
 }
 
-/// Numbers of the largest tensor of a case: an `int` holds no index of its end.
+/// Elements of the largest tensor of a case: an `int` holds no index of its end.
 const MANY: usize = (1 << 31) + 1_000_000;
 
 #[test]

@@ -1,12 +1,12 @@
 //! Steps in one pass: the same step as a loop over rows for a CPU, and as a
-//! kernel for an NVIDIA card.
+//! kernel for an NVIDIA GPU.
 //!
 //! An [`Operation`] says what it makes, makes it on a CPU ([`Operation::compute`]),
 //! and says how its kernel is launched ([`Operation::launch`]). The kernels are the
 //! `.cu` files here: C that nvcc compiles to PTX when the program is built with
 //! feature `cuda`. The tests compile them with the C compiler and run them, from
 //! the very same launches, against what the CPU makes; so kernels, launches and
-//! layouts are tested without a card, and their speed is not.
+//! layouts are tested without a GPU, and their speed is not.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -29,17 +29,17 @@ pub(super) const WARP: usize = 32;
 /// Most threads that a block of ours has; `platform.h` says the same, so that each
 /// finds its registers.
 const MOST_THREADS: usize = 512;
-/// Most blocks along a grid's first axis, of cards from compute capability 3.0 on.
+/// Most blocks along a grid's first axis, of GPUs from compute capability 3.0 on.
 const MOST_BLOCKS: usize = 0x7fff_ffff;
-/// Shared memory of a block that need not be asked for, on every card.
+/// Shared memory of a block that need not be asked for, on every GPU.
 const MOST_SHARED_BYTES: usize = 48 * 1024;
-/// Bytes of a kernel's arguments, on every card.
+/// Bytes of a kernel's arguments, on every GPU.
 const MOST_ARGUMENT_BYTES: usize = 4096;
-/// Numbers that a thread moves at once where rows allow it.
+/// Elements that a thread moves at once where rows allow it.
 const PACK: usize = 4;
 
-/// A format that numbers are stored in; arithmetic is in 32 bits.
-pub(super) trait Number: Stored {
+/// A format that elements are stored in; arithmetic is in 32 bits.
+pub(super) trait Element: Stored {
     fn wide(self) -> f32;
     fn narrow(x: f32) -> Self;
 
@@ -52,7 +52,7 @@ pub(super) trait Number: Stored {
 
 macro_rules! number {
     ($format:ty, $wide:expr, $narrow:expr) => {
-        impl Number for $format {
+        impl Element for $format {
             #[inline(always)]
             fn wide(self) -> f32 {
                 $wide(self)
@@ -70,7 +70,7 @@ number!(f32, std::convert::identity, std::convert::identity);
 number!(bf16, Self::to_f32, Self::from_f32);
 number!(f16, Self::to_f32, Self::from_f32);
 
-/// `$made`, in which `$number` is the [`Number`] that tensors of `$dtype` consist of; an error
+/// `$made`, in which `$number` is the [`Element`] that tensors of `$dtype` consist of; an error
 /// for `$what` if they consist of none.
 macro_rules! in_format {
     ($dtype:expr, $what:literal, $number:ident => $made:expr) => {{
@@ -108,7 +108,7 @@ pub(super) trait Operation {
     type Call: Copy;
 
     /// What is made: the operation's format mostly, or bytes.
-    type Made<N: Number>: Stored;
+    type Made<N: Element>: Stored;
 
     /// Its name for messages.
     const NAME: &'static str;
@@ -127,7 +127,7 @@ pub(super) trait Operation {
     }
 
     /// Makes it on a CPU.
-    fn compute<N: Number>(&self, made: &mut [Self::Made<N>]) -> Result<()>;
+    fn compute<N: Element>(&self, made: &mut [Self::Made<N>]) -> Result<()>;
 
     /// How the kernel is launched that makes it at the address `made`.
     fn launch(&self, made: u64) -> Result<Launch<Self::Call>>;
@@ -144,12 +144,12 @@ pub(super) struct Launch<Call> {
     /// Floats of shared memory of a block.
     pub(super) shared: usize,
     pub(super) call: Call,
-    /// Which compilation of the kernels: numbers that a thread moves at once.
+    /// Which compilation of the kernels: elements that a thread moves at once.
     pub(super) pack: usize,
 }
 
 impl<Call> Launch<Call> {
-    /// Refuses what no card would start, in words that name the kernel. The limits are
+    /// Refuses what no GPU would start, in words that name the kernel. The limits are
     /// those of compute capability 8.0 and 9.0, which are the same.
     pub(super) fn expect_launchable(&self) -> Result<()> {
         let Self { kernel, blocks, threads, .. } = self;
@@ -177,7 +177,7 @@ pub(super) fn length(x: usize) -> Result<i32> {
     }
 }
 
-/// The widest moves that `addresses` and `lengths` (in numbers of `dtype`) allow.
+/// The widest moves that `addresses` and `lengths` (in elements of `dtype`) allow.
 /// A null address allows all.
 pub(super) fn pack_of(dtype: DType, addresses: &[u64], lengths: &[usize]) -> usize {
     let bytes = (PACK * dtype.size_in_bytes()) as u64;
@@ -185,7 +185,7 @@ pub(super) fn pack_of(dtype: DType, addresses: &[u64], lengths: &[usize]) -> usi
     if aligned && lengths.iter().all(|length| length.is_multiple_of(PACK)) { PACK } else { 1 }
 }
 
-/// Threads of the block that takes a row of `width` numbers: a few packs each.
+/// Threads of the block that takes a row of `width` elements: a few packs each.
 pub(super) fn threads_for_row(width: usize, pack: usize) -> usize {
     width.div_ceil(4 * pack).next_multiple_of(WARP).clamp(WARP, MOST_THREADS)
 }
@@ -195,7 +195,7 @@ pub(super) fn threads_for_row(width: usize, pack: usize) -> usize {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Vectors {
     pub(super) first: u64,
-    /// Numbers between two of them; none where all entries share one.
+    /// Elements between two of them; none where all entries share one.
     pub(super) stride: i64,
 }
 
@@ -207,7 +207,7 @@ impl Vectors {
     }
 }
 
-/// Numbers between the vectors of two batch entries; 0 if there is but one.
+/// Elements between the vectors of two batch entries; 0 if there is but one.
 pub(super) fn vector_stride(x: &Tensor) -> Result<usize> {
     let (batch, ones, width) = x.dims3()?;
     if ones != 1 || (width > 1 && x.stride()[2] != 1) {
@@ -268,14 +268,14 @@ pub(super) fn address_or_null(x: Option<&Tensor>) -> Result<u64> {
     x.map_or(Ok(0), address)
 }
 
-/// The numbers of a CPU tensor from its first one on.
-pub(super) struct Numbers<'a, N> {
+/// The elements of a CPU tensor from its first one on.
+pub(super) struct Elements<'a, N> {
     storage: StorageRef<'a>,
     start: usize,
     format: PhantomData<N>,
 }
 
-impl<'a, N: Stored> Numbers<'a, N> {
+impl<'a, N: Stored> Elements<'a, N> {
     /// # Errors
     /// If the tensor is elsewhere or in another format.
     pub(super) fn of(x: &'a Tensor) -> Result<Self> {
@@ -312,7 +312,7 @@ pub(super) fn run<O: Operation>(operation: &O) -> Result<Tensor> {
 struct Run<'a, O>(&'a O);
 
 impl<O: Operation> Run<'_, O> {
-    fn on_cpu<N: Number>(&self) -> Result<(CpuStorage, Shape)> {
+    fn on_cpu<N: Element>(&self) -> Result<(CpuStorage, Shape)> {
         let shape = self.0.shape();
         let mut made = vec![O::Made::<N>::from_f64(0.0); shape.elem_count()];
         if !made.is_empty() {
@@ -355,7 +355,7 @@ pub(super) fn add_bias(x: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     }
 }
 
-/// Refuses a bias that is not `width` numbers like those of `x`.
+/// Refuses a bias that is not `width` elements like those of `x`.
 pub(super) fn expect_bias(x: &Tensor, bias: Option<&Tensor>, width: usize) -> Result<()> {
     let Some(bias) = bias else { return Ok(()) };
     if bias.dims() != [width] || !bias.is_contiguous() {

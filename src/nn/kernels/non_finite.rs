@@ -1,4 +1,4 @@
-//! What becomes of NaN and infinities, for tests: each number format, each form of an
+//! What becomes of NaN and infinities, for tests: each dtype, each form of an
 //! operation, each of its inputs in turn, held against 64-bit arithmetic.
 
 use candle_core::{DType, Tensor};
@@ -9,7 +9,7 @@ use super::{Operation, run};
 /// The formats that operations come in.
 pub(in crate::nn) const NUMBER_FORMATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
-/// The loop of a CPU and the kernel of a card, by name.
+/// The loop of a CPU and the kernel of a GPU, by name.
 pub(in crate::nn) fn both_forms<O: Operation>(operation: &O) -> Vec<(&'static str, Tensor)> {
     vec![("loop", run(operation).unwrap()), ("kernel", emulate(operation).unwrap())]
 }

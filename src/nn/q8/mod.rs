@@ -1,7 +1,7 @@
 //! Matrices of 8-bit integers for a CPU: a quarter of the bytes of 32-bit floats, and
 //! multiplied four at a time where the processor has AVX-512 VNNI.
 //!
-//! The format is GGML's Q8_0 (`block_q8_0` in ggml-common.h of ggml 0.9): 32 numbers after one
+//! The format is GGML's Q8_0 (`block_q8_0` in ggml-common.h of ggml 0.9): 32 elements after one
 //! another share a scale of 16 bits, the largest of them being 127 of it. What is
 //! multiplied with such a matrix is rounded likewise, with scales of 32 bits. A processor
 //! without these instructions widens the matrix some rows at a time, and rounds nothing else.
@@ -16,28 +16,28 @@ use rayon::prelude::*;
 
 pub(super) use product::product;
 
-use super::kernels::{Number, Numbers, in_format};
+use super::kernels::{Element, Elements, in_format};
 use super::rows::vectorised;
 use super::widened::{self, Narrow};
 
-/// Numbers that share a scale.
+/// Elements that share a scale.
 const BLOCK: usize = 32;
-/// Outputs whose numbers lie side by side.
+/// Outputs whose elements lie side by side.
 const PANEL: usize = 16;
-/// Numbers of a row that are multiplied at once.
+/// Elements of a row that are multiplied at once.
 const GROUP: usize = 4;
 /// The largest number.
 const LARGEST: f32 = 127.0;
 
-/// [`GROUP`] numbers for each output of a panel.
+/// [`GROUP`] elements for each output of a panel.
 type Group = [i8; PANEL * GROUP];
 
-/// [`BLOCK`] numbers for each output of a panel.
+/// [`BLOCK`] elements for each output of a panel.
 #[derive(Debug, Clone)]
 struct PanelBlock {
     groups: [Group; BLOCK / GROUP],
     scales: [f16; PANEL],
-    /// Of the numbers.
+    /// Of the elements.
     sums: [i16; PANEL],
 }
 
@@ -71,10 +71,10 @@ impl Q8Matrix {
         in_format!(weight.dtype(), "rounding", N => Self::round_numbers::<N>(weight))
     }
 
-    fn round_numbers<N: Number>(weight: &Tensor) -> Result<Self> {
+    fn round_numbers<N: Element>(weight: &Tensor) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         let weight = weight.contiguous()?;
-        let numbers = Numbers::<N>::of(&weight)?;
+        let numbers = Elements::<N>::of(&weight)?;
         let numbers = &numbers.all()[..outputs * inputs];
         let of_panel = inputs.div_ceil(BLOCK).max(1);
         let mut blocks = vec![PanelBlock::EMPTY; outputs.div_ceil(PANEL) * of_panel];
@@ -104,7 +104,7 @@ impl Q8Matrix {
         self.inputs.div_ceil(BLOCK).max(1)
     }
 
-    /// Writes the numbers of a row.
+    /// Writes the elements of a row.
     fn widen_row(&self, row: usize, made: &mut [f32]) {
         let (count, output) = (self.blocks_of_panel(), row % PANEL);
         let blocks = &self.blocks[row / PANEL * count..][..count];
@@ -128,8 +128,8 @@ impl Q8Matrix {
     }
 }
 
-/// Rounds an output's `numbers`, at most [`BLOCK`].
-fn round_block<N: Number>(block: &mut PanelBlock, output: usize, numbers: &[N]) {
+/// Rounds an output's `elements`, at most [`BLOCK`].
+fn round_block<N: Element>(block: &mut PanelBlock, output: usize, numbers: &[N]) {
     let scale = f16::from_f32(largest(numbers) / LARGEST);
     let inverse = inverse(scale.into());
     let mut sum = 0;
@@ -143,7 +143,7 @@ fn round_block<N: Number>(block: &mut PanelBlock, output: usize, numbers: &[N]) 
 
 /// The largest magnitude; NaN if a number is not finite.
 #[inline(always)]
-fn largest<N: Number>(numbers: &[N]) -> f32 {
+fn largest<N: Element>(numbers: &[N]) -> f32 {
     numbers.iter().fold(0.0, |largest, number| {
         let number = number.wide();
         // Zero, or NaN, which stays.
@@ -164,7 +164,7 @@ fn rounded(number: f32, inverse: f32) -> i8 {
 
 /// What is multiplied with matrices.
 pub struct Q8Rows {
-    /// (rows, numbers of whole blocks), each plus 128: the instructions want one factor
+    /// (rows, elements of whole blocks), each plus 128: the instructions want one factor
     /// without a sign.
     quants: Vec<[u8; BLOCK]>,
     /// (rows, blocks)
@@ -186,9 +186,9 @@ impl Q8Rows {
         in_format!(x.dtype(), "rounding", N => Self::round_numbers::<N>(x))
     }
 
-    fn round_numbers<N: Number>(x: &Tensor) -> Result<Self> {
+    fn round_numbers<N: Element>(x: &Tensor) -> Result<Self> {
         let (width, x) = (x.dim(D::Minus1)?, x.contiguous()?);
-        let numbers = Numbers::<N>::of(&x)?;
+        let numbers = Elements::<N>::of(&x)?;
         let numbers = &numbers.all()[..x.elem_count()];
         let blocks = width.div_ceil(BLOCK).max(1);
         let count = numbers.len() / width.max(1) * blocks;
@@ -209,7 +209,7 @@ impl Q8Rows {
 }
 
 #[inline(always)]
-fn round_row<N: Number>(quants: &mut [[u8; BLOCK]], scales: &mut [f32], row: &[N]) {
+fn round_row<N: Element>(quants: &mut [[u8; BLOCK]], scales: &mut [f32], row: &[N]) {
     for ((quants, scale), numbers) in quants.iter_mut().zip(scales).zip(row.chunks(BLOCK)) {
         *scale = largest(numbers) / LARGEST;
         let inverse = inverse(*scale);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{BLOCK, GROUP, PANEL, PanelBlock, Q8Matrix, Q8Rows};
 use crate::interruption::{self, Watch};
-use crate::nn::kernels::{Number, in_format};
+use crate::nn::kernels::{Element, in_format};
 
 /// Bytes of a strip of rows: half of a second cache.
 const STRIP_BYTES: usize = 1 << 20;
@@ -58,7 +58,7 @@ pub(in crate::nn) fn product(
     in_format!(dtype, "a product", N => product_in::<N>(x, shape, matrix))
 }
 
-fn product_in<N: Number>(x: &Q8Rows, shape: &Shape, matrix: &Q8Matrix) -> Result<Tensor> {
+fn product_in<N: Element>(x: &Q8Rows, shape: &Shape, matrix: &Q8Matrix) -> Result<Tensor> {
     let rows = x.quants.len() / x.blocks_of_row();
     let mut made = vec![N::narrow(0.0); rows * matrix.outputs];
     let work = Work { x, matrix };
@@ -78,7 +78,7 @@ struct Work<'a> {
     matrix: &'a Q8Matrix,
 }
 
-/// Some rows' numbers for some outputs.
+/// Some rows' elements for some outputs.
 struct Part<'a, N> {
     first_row: usize,
     first_output: usize,
@@ -87,7 +87,7 @@ struct Part<'a, N> {
 }
 
 impl Work<'_> {
-    fn fill<N: Number>(&self, made: &mut [N], watch: Watch) -> Result<()> {
+    fn fill<N: Element>(&self, made: &mut [N], watch: Watch) -> Result<()> {
         self.parts(made).into_par_iter().try_for_each(|mut part| {
             watch.over(interruption::check)?;
             self.fill_part(&mut part);
@@ -121,7 +121,7 @@ impl Work<'_> {
         parts
     }
 
-    fn fill_part<N: Number>(&self, part: &mut Part<N>) {
+    fn fill_part<N: Element>(&self, part: &mut Part<N>) {
         let of_panel = self.matrix.blocks_of_panel();
         let outputs = part.made.first().map_or(0, |made| made.len());
         let panels = self.matrix.blocks[part.first_output / PANEL * of_panel..]
@@ -141,7 +141,7 @@ impl Work<'_> {
 
     /// `made`: of at most [`TILE_ROWS`] rows from `first_row` on; `panels`: at most
     /// [`TILE_PANELS`], for the outputs from `first` on.
-    fn fill_tile<N: Number>(
+    fn fill_tile<N: Element>(
         &self,
         made: &mut [&mut [N]],
         first_row: usize,
@@ -208,7 +208,7 @@ fn sum(row: Row, panel: &[PanelBlock], output: usize) -> f32 {
 }
 
 /// Writes as many sums as there is room for.
-fn store<N: Number, const ROWS: usize, const PANELS: usize>(
+fn store<N: Element, const ROWS: usize, const PANELS: usize>(
     made: &mut [&mut [N]],
     first: usize,
     sums: Sums<ROWS, PANELS>,

@@ -1,4 +1,4 @@
-//! Numbers that diffusers made, and how ours are held against them.
+//! Elements that diffusers made, and how ours are held against them.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

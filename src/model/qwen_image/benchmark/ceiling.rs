@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct Ceiling {
     /// Where.
     pub device: String,
-    /// In which number format.
+    /// In which dtype.
     pub dtype: String,
     /// Products of matrices.
     pub products: Vec<ProductSpeed>,
@@ -43,7 +43,7 @@ const ROWS_OF_EACH_ON_CPU: usize = 64;
 const SECONDS: f64 = 1.0;
 /// Products that are queued before a device is waited for.
 const QUEUED: usize = 8;
-/// Numbers that are copied: far more than a cache holds.
+/// Elements that are copied: far more than a cache holds.
 const COPIED: usize = 1 << 30;
 const COPIED_ON_CPU: usize = 1 << 24;
 

@@ -66,7 +66,7 @@ pub struct BenchmarkPlan {
     /// Whether to make one more picture, of two steps at most, and to note what each
     /// operation of it takes.
     pub trace: bool,
-    /// Device, number format, memory and cache.
+    /// Device, dtype, memory and cache.
     pub model: ModelConfig,
 }
 
@@ -84,7 +84,7 @@ pub enum Configuration {
 pub struct BenchmarkReport {
     /// Where it ran, such as `cpu` or `cuda:0`.
     pub device: String,
-    /// In which number format.
+    /// In which dtype.
     pub dtype: String,
     /// Threads that compute on a CPU.
     pub threads: usize,
@@ -347,7 +347,7 @@ pub fn ceiling(device: DeviceChoice, dtype: DtypeChoice) -> Result<Ceiling, Benc
 /// [`BenchmarkError`]: a faulty configuration, or a request that it cannot serve.
 pub fn estimate(plan: &BenchmarkPlan) -> Result<Estimate, BenchmarkError> {
     let dtype = match plan.model.dtype {
-        // Asked for a card, where the rest is in 16 bits.
+        // Asked for a GPU, where the rest is in 16 bits.
         DtypeChoice::Fp8 | DtypeChoice::Fp8Weights => DType::BF16,
         choice @ (DtypeChoice::Auto
         | DtypeChoice::Float32

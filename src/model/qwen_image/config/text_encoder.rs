@@ -256,7 +256,7 @@ impl TextConfig {
         }
     }
 
-    /// Numbers in a head.
+    /// Elements in a head.
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
@@ -325,7 +325,7 @@ impl VisionConfig {
         self.spatial_merge_size * self.spatial_merge_size
     }
 
-    /// Numbers of one patch: channels, frames, rows, columns.
+    /// Elements of one patch: channels, frames, rows, columns.
     #[must_use]
     pub fn patch_dim(&self) -> usize {
         VaeConfig::COLOURS * self.temporal_patch_size * self.patch_size * self.patch_size

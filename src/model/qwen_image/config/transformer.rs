@@ -12,13 +12,13 @@ pub struct TransformerConfig {
     pub out_channels: usize,
     /// Blocks.
     pub num_layers: usize,
-    /// Numbers in a head.
+    /// Elements in a head.
     pub attention_head_dim: usize,
     /// Heads.
     pub num_attention_heads: usize,
     /// Width of the prompt embeddings.
     pub joint_attention_dim: usize,
-    /// Numbers of a head that turn with frame, row and column.
+    /// Elements of a head that turn with frame, row and column.
     pub axes_dims_rope: [usize; 3],
     /// Whether reference pictures are modulated as at noise level 0. The class's
     /// own value, false, is what the files of before 2511 mean by saying nothing.

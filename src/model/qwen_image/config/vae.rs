@@ -91,7 +91,7 @@ impl VaeConfig {
         }
     }
 
-    /// Numbers of the largest tensor that a picture of this size becomes on its way: as
+    /// Elements of the largest tensor that a picture of this size becomes on its way: as
     /// large as the picture, with the channels of the last stage but one, and padded.
     #[must_use]
     pub fn most_numbers(&self, width: usize, height: usize) -> usize {

@@ -6,7 +6,7 @@ use super::{Pipeline, preprocess};
 use crate::domain::{ImageRequest, Prompt, RgbImage};
 use crate::model::ModelError;
 use crate::model::cache::{ContentHash, ContentKey};
-use crate::model::finite::expect_finite;
+use crate::model::components::finite::expect_finite;
 use crate::model::qwen_image::positions::{Grid, text_start};
 use crate::model::qwen_image::prompt::TokenisedPrompt;
 use crate::model::qwen_image::text_encoder::TextEncoder;

@@ -5,14 +5,14 @@ use candle_core::{Result as TensorResult, Tensor};
 use super::conditioning::{Conditioning, Guidance};
 use super::observe;
 use crate::domain::Picture;
-use crate::model::finite::StepSums;
+use crate::model::components::finite::StepSums;
+use crate::model::components::flow_match::Schedule;
 use crate::model::qwen_image::modulation::ModulationTable;
 use crate::model::qwen_image::positions::Grid;
-use crate::model::qwen_image::scheduler::Schedule;
 use crate::model::qwen_image::transformer::{PromptTokens, TokenPositions, Transformer};
 use crate::model::{ModelError, StepObserver, StepProgress};
 use crate::nn::trace::{self, Kind};
-use crate::nn::{FlowLength, euler_step, guide, intermediate};
+use crate::nn::{CfgRescale, euler_step, guide, intermediate};
 
 /// Whoever watches the steps of one picture.
 pub(super) struct Watch<'a> {
@@ -47,7 +47,7 @@ impl Watch<'_> {
 }
 
 /// What one picture starts from. All (1, tokens, numbers).
-pub(super) struct Start {
+pub(super) struct InitialLatents {
     /// Of the picture, or the layers, being made.
     pub(super) latents: Tensor,
     /// Of the reference pictures.
@@ -85,16 +85,16 @@ pub(super) fn noised(clean: &Tensor, noise: &Tensor, sigma: f32) -> TensorResult
 
 /// Whereto the steps lead.
 #[derive(Clone, Copy)]
-pub(super) struct Steering<'a> {
+pub(super) struct StepInputs<'a> {
     pub(super) guidance: &'a Guidance,
-    pub(super) guided_length: FlowLength,
+    pub(super) cfg_rescale: CfgRescale,
     pub(super) modulations: &'a ModulationTable,
 }
 
 /// All that stays the same over the steps and the pictures of a request.
 pub(super) struct Denoising<'a> {
     transformer: &'a Transformer,
-    steering: Steering<'a>,
+    step_inputs: StepInputs<'a>,
     schedule: &'a Schedule,
     positions: TokenPositions,
     negative_positions: Option<TokenPositions>,
@@ -103,23 +103,32 @@ pub(super) struct Denoising<'a> {
 impl<'a> Denoising<'a> {
     pub(super) fn new(
         transformer: &'a Transformer,
-        steering: Steering<'a>,
+        step_inputs: StepInputs<'a>,
         grids: &[Grid],
         schedule: &'a Schedule,
     ) -> TensorResult<Self> {
         let positions = |prompt: &Conditioning| transformer.positions(grids, prompt.embeds.dim(1)?);
         Ok(Self {
             transformer,
-            steering,
+            step_inputs,
             schedule,
-            positions: positions(&steering.guidance.positive)?,
-            negative_positions: steering.guidance.negative.as_ref().map(positions).transpose()?,
+            positions: positions(&step_inputs.guidance.positive)?,
+            negative_positions: step_inputs
+                .guidance
+                .negative
+                .as_ref()
+                .map(positions)
+                .transpose()?,
         })
     }
 
     /// Follows the schedule from `start` to latents, (1, tokens, numbers).
-    pub(super) fn run(&self, start: Start, watch: &mut Watch) -> Result<Tensor, ModelError> {
-        let Start { mut latents, references, known } = start;
+    pub(super) fn run(
+        &self,
+        start: InitialLatents,
+        watch: &mut Watch,
+    ) -> Result<Tensor, ModelError> {
+        let InitialLatents { mut latents, references, known } = start;
         watch.step(0, || Ok(latents.clone()))?;
         let mut sums = StepSums::default();
         for step in 0..self.schedule.steps() {
@@ -166,7 +175,7 @@ impl<'a> Denoising<'a> {
         };
         drop(copy);
         let tokens = (&tokens, latents.dim(1)?);
-        let Steering { guidance, guided_length, modulations } = self.steering;
+        let StepInputs { guidance, cfg_rescale, modulations } = self.step_inputs;
         let modulation = modulations.at(step);
         let positive =
             PromptTokens { embeds: &guidance.positive.embeds, positions: &self.positions };
@@ -176,7 +185,7 @@ impl<'a> Denoising<'a> {
                 let prompts = [positive, negative];
                 let flows = self.transformer.forward_each(tokens, prompts, modulation)?;
                 let [conditional, unconditional] = flows;
-                guide(&conditional, &unconditional, guidance.scale, guided_length)
+                guide(&conditional, &unconditional, guidance.scale, cfg_rescale)
             }
             _ => {
                 let [flow] = self.transformer.forward_each(tokens, [positive], modulation)?;

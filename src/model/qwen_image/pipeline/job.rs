@@ -81,7 +81,7 @@ fn unsuitable(field: &'static str, reason: impl Into<String>) -> ModelError {
     ModelError::Unsuitable { field, reason: reason.into() }
 }
 
-/// The kernels that candle brings for a card count the numbers of a tensor in 32 bits:
+/// The kernels that candle brings for a GPU count the numbers of a tensor in 32 bits:
 /// beyond that they leave out some, or never end.
 fn expect_countable(vae: &VaeConfig, size: PixelSize) -> Result<(), ModelError> {
     let PixelSize { width, height } = size;

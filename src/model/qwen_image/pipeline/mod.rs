@@ -22,11 +22,9 @@ use half::{bf16, f16};
 use super::config::{
     ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig, VisionConfig,
 };
-use super::latents::{pack_latents, unpack_latents};
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
 use super::prompt::PromptTokenizer;
-use super::scheduler::{Schedule, SchedulerConfig, skipped_steps};
 use super::text_encoder::TextEncoder;
 use super::transformer::Transformer;
 use super::vae::Vae;
@@ -34,17 +32,19 @@ use super::variant::{ScheduleBasis, Shown, Variant};
 use crate::domain::{ImageRequest, Picture};
 use crate::imaging::region;
 use crate::model::cache::ContentHash;
-use crate::model::finite::{Arithmetic, VaeHalf, finite_or_in_float32};
-use crate::model::noise::TorchGenerator;
-use crate::model::residency::Held;
-use crate::model::watched::observed;
+use crate::model::components::finite::{Arithmetic, VaeHalf, finite_or_in_float32};
+use crate::model::components::flow_match::{Schedule, SchedulerConfig, skipped_steps};
+use crate::model::components::latents::{pack_latents, unpack_latents};
+use crate::model::components::noise::TorchGenerator;
+use crate::model::components::watched::observed;
+use crate::model::residency::Offloadable;
 use crate::model::{
     DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver, StepProgress,
     TokenUsage,
 };
 use crate::nn::{intermediate, trace};
 use cache::PipelineCache;
-use denoise::{Denoising, Known, Start, Steering, Watch};
+use denoise::{Denoising, InitialLatents, Known, StepInputs, Watch};
 use job::{Job, Source};
 
 /// The components of a checkpoint.
@@ -56,18 +56,18 @@ pub struct Components {
     /// The encoder's configuration.
     pub text_encoder_config: TextEncoderConfig,
     /// Words and pictures to hidden states.
-    pub text_encoder: Held<TextEncoder>,
+    pub text_encoder: Offloadable<TextEncoder>,
     /// Predicts the flow.
     pub transformer: Transformer,
     /// The autoencoder's configuration.
     pub vae_config: VaeConfig,
     /// Pictures to latents and back.
-    pub vae: Held<Vae>,
+    pub vae: Offloadable<Vae>,
     /// The same in float32, where the model computes in 16 bits.
-    pub vae_in_float32: Option<Held<Vae>>,
+    pub vae_in_float32: Option<Offloadable<Vae>>,
     /// The noise schedule.
     pub scheduler: SchedulerConfig,
-    /// Number format that they compute in.
+    /// Dtype that they compute in.
     pub dtype: DType,
     /// Where they are.
     pub device: Device,
@@ -178,9 +178,10 @@ impl Pipeline {
         stage.next("modulation");
         let transformer = &self.components.transformer;
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
-        let guided_length = self.variant.guided_length;
-        let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
-        let denoising = Denoising::new(transformer, steering, &grids, &schedule)?;
+        let cfg_rescale = self.variant.cfg_rescale;
+        let step_inputs =
+            StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
+        let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule)?;
         let mut images = Vec::with_capacity(request.count.get() * job.made_frames().len());
         for index in 0..request.count.get() {
             let seed = request.seed.of_image(index);
@@ -392,13 +393,17 @@ impl Pipeline {
         job: &Job,
         inputs: &InputLatents,
         schedule: &Schedule,
-    ) -> TensorResult<Start> {
+    ) -> TensorResult<InitialLatents> {
         let mut generator = TorchGenerator::new(seed);
         let grid = self.grid(job.output);
         let (Some(source), Some(latents)) = (&job.source, &inputs.source) else {
             let noise = self.noise(&mut generator, grid, job.frames())?;
             let latents = Self::pack_frames(&noise)?;
-            return Ok(Start { latents, references: inputs.references.clone(), known: None });
+            return Ok(InitialLatents {
+                latents,
+                references: inputs.references.clone(),
+                known: None,
+            });
         };
         let variation = self.noise(&mut generator, grid, 1)?;
         let sample = |vae: &Vae| vae.sample(&latents.parameters, &variation);
@@ -407,7 +412,7 @@ impl Pipeline {
         let start = denoise::noised(&clean, &noise, schedule.sigmas[0])?;
         let known = latents.mask.clone().map(|mask| Known { clean: clean.clone(), noise, mask });
         let references = if source.is_reference { Some(clean) } else { inputs.references.clone() };
-        Ok(Start { latents: start, references, known })
+        Ok(InitialLatents { latents: start, references, known })
     }
 
     /// (frames, channels, height, width), drawn in that order in 32 bits.

@@ -7,12 +7,12 @@ use std::str::FromStr;
 use candle_core::{Result as TensorResult, Tensor};
 
 use super::conditioning::{Conditioning, Guidance};
-use super::denoise::{Denoising, Steering, Watch};
+use super::denoise::{Denoising, StepInputs, Watch};
 use super::job::Job;
 use super::{InputLatents, Pipeline, observe};
 use crate::domain::ImageRequest;
-use crate::model::finite::Arithmetic;
-use crate::model::noise::TorchGenerator;
+use crate::model::components::finite::Arithmetic;
+use crate::model::components::noise::TorchGenerator;
 use crate::model::{ModelError, StepObserver, StepProgress};
 use crate::nn::trace;
 
@@ -130,9 +130,9 @@ impl Pipeline {
         let schedule = self.schedule(job, &grids, request.steps.get())?;
         let transformer = &self.components.transformer;
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
-        let guided_length = self.variant.guided_length;
-        let steering = Steering { guidance, guided_length, modulations: &modulations };
-        let denoising = Denoising::new(transformer, steering, &grids, &schedule)?;
+        let cfg_rescale = self.variant.cfg_rescale;
+        let step_inputs = StepInputs { guidance, cfg_rescale, modulations: &modulations };
+        let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule)?;
         stage.next("steps");
         let tokens = grids[job.frames()..].iter().map(|grid| grid.len()).sum();
         let width = transformer.config().in_channels;

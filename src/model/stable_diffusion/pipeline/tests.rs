@@ -149,7 +149,7 @@ fn a_vae_that_overflows_decodes_in_float32_and_says_so_or_makes_no_picture() {
     *bias = (&*bias / 0.0).unwrap();
     candle_core::safetensors::save(&tensors, spoilt.path().join(FILE)).unwrap();
     let overflowing = open_vae(spoilt.path());
-    let vae = Held::new(Residency::Resident, &overflowing, load.clone()).unwrap();
+    let vae = Offloadable::new(Residency::Resident, &overflowing, load.clone()).unwrap();
     pipeline.components.vae = vae;
     pipeline.components.vae_dtype = DType::F16;
 

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use candle_core::{Device, Tensor};
 
 use super::case::Case;
-use super::{Denoising, Steering, Watch, first_step};
+use super::{Denoising, StepInputs, Watch, first_step};
 use crate::domain::{
     GreyImage, GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt,
     RgbImage, Strength, Task,
@@ -285,11 +285,11 @@ fn the_step_after_which_latents_are_not_finite_is_named_and_nothing_of_it_is_sho
     let start = pipeline.start(7, &job, &inputs, &schedule).unwrap();
     let transformer = &pipeline.components.transformer;
     let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
-    let guided_length = pipeline.variant.guided_length;
-    let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
+    let cfg_rescale = pipeline.variant.cfg_rescale;
+    let step_inputs = StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
     // The second step leads to a noise level that is none.
     schedule.sigmas[2] = f32::NAN;
-    let denoising = Denoising::new(transformer, steering, &grids, &schedule).unwrap();
+    let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule).unwrap();
     let mut previews = Previews::default();
     let decode = |latents: &Tensor| pipeline.preview(latents, &job);
     let mut watch = Watch { observer: &mut previews, image: 0, total_steps: 4, decode: &decode };

@@ -16,7 +16,7 @@ use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::qwen_image::pipeline::Pipeline;
 use crate::model::qwen_image::variant::{self, Variant};
 use crate::model::{DeviceChoice, DtypeChoice, ModelConfig};
-use crate::nn::FlowLength;
+use crate::nn::CfgRescale;
 
 const VARIANTS: [Variant; 4] =
     [variant::TEXT_TO_IMAGE, variant::EDIT, variant::EDIT_PLUS, variant::LAYERED];
@@ -166,7 +166,7 @@ impl Case {
             LoadContext { snapshot: &snapshot, config: &config, id, device, dtype, weights };
         let mut pipeline = crate::model::qwen_image::load_pipeline(&context, &variant).unwrap();
         if self.doc["call"]["cfg_normalize"] == true {
-            pipeline.variant.guided_length = FlowLength::OfConditional;
+            pipeline.variant.cfg_rescale = CfgRescale::OfConditional;
         }
         pipeline
     }

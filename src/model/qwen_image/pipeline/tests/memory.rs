@@ -84,16 +84,17 @@ fn matrices_of_8_bit_integers_are_those_of_the_text_encoder_too() {
 #[test]
 fn what_is_wrong_with_weights_that_do_not_stay_is_told_at_once() {
     let weights = Weights::recording("vae", DType::F32);
-    let refused = Held::<()>::new(Residency::OnDemand, &weights, |_| candle_core::bail!("no"));
+    let refused =
+        Offloadable::<()>::new(Residency::OnDemand, &weights, |_| candle_core::bail!("no"));
 
     assert!(refused.is_err());
 }
 
 /// A component that can be checked, but must not be loaded.
-fn untouchable<T>(load: impl Fn(&Weights) -> TensorResult<T> + Send + 'static) -> Held<T> {
+fn untouchable<T>(load: impl Fn(&Weights) -> TensorResult<T> + Send + 'static) -> Offloadable<T> {
     let checked = AtomicBool::new(false);
     let weights = Weights::recording("component", DType::F32);
-    Held::new(Residency::OnDemand, &weights, move |weights| {
+    Offloadable::new(Residency::OnDemand, &weights, move |weights| {
         if checked.swap(true, Ordering::SeqCst) {
             candle_core::bail!("loaded although everything was known");
         }

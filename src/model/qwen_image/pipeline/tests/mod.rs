@@ -48,9 +48,9 @@ fn assert_stages(case: &Case) {
     let start = start(case, &pipeline, &job, &inputs, &schedule);
     let transformer = &pipeline.components.transformer;
     let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
-    let guided_length = pipeline.variant.guided_length;
-    let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
-    let denoising = Denoising::new(transformer, steering, &grids, &schedule).unwrap();
+    let cfg_rescale = pipeline.variant.cfg_rescale;
+    let step_inputs = StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
+    let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule).unwrap();
     let latents = assert_steps(case, &denoising, &schedule, start);
 
     let (pictures, _) = pipeline.decode(&latents, &job, job.made_frames()).unwrap();
@@ -68,9 +68,9 @@ fn first_step(case: &Case, pipeline: &Pipeline) -> Tensor {
     let start = start(case, pipeline, &job, &inputs, &schedule);
     let transformer = &pipeline.components.transformer;
     let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
-    let guided_length = pipeline.variant.guided_length;
-    let steering = Steering { guidance: &guidance, guided_length, modulations: &modulations };
-    let denoising = Denoising::new(transformer, steering, &grids, &schedule).unwrap();
+    let cfg_rescale = pipeline.variant.cfg_rescale;
+    let step_inputs = StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
+    let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule).unwrap();
     let flow = denoising.predict(&start.latents, start.references.as_ref(), 0).unwrap();
     denoising.advance(&start.latents, &flow, start.known.as_ref(), 0).unwrap()
 }
@@ -111,7 +111,7 @@ fn start(
     job: &Job,
     inputs: &InputLatents,
     schedule: &Schedule,
-) -> Start {
+) -> InitialLatents {
     let seed = case.doc["generator_seed"].as_u64().unwrap();
     let mut start = pipeline.start(seed, job, inputs, schedule).unwrap();
     if case.prompts() > 1 {
@@ -140,8 +140,13 @@ fn start(
 }
 
 /// Follows the schedule, comparing every prediction and every step's latents.
-fn assert_steps(case: &Case, denoising: &Denoising, schedule: &Schedule, start: Start) -> Tensor {
-    let Start { mut latents, references, known } = start;
+fn assert_steps(
+    case: &Case,
+    denoising: &Denoising,
+    schedule: &Schedule,
+    start: InitialLatents,
+) -> Tensor {
+    let InitialLatents { mut latents, references, known } = start;
     for step in 0..schedule.steps() {
         let flow = denoising.predict(&latents, references.as_ref(), step).unwrap();
         case.compare(&format!("step{step}.noise_pred"), &flow, LATENT_TOLERANCE);

@@ -13,11 +13,11 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::LoadError;
 use crate::checkpoint::{CheckpointError, Snapshot};
+use crate::model::LoadError;
 
 /// The tokenizer in `file`, without what remains of earlier calls.
-pub(super) fn whole(snapshot: &Snapshot, file: &str) -> Result<Tokenizer, LoadError> {
+pub(in crate::model) fn whole(snapshot: &Snapshot, file: &str) -> Result<Tokenizer, LoadError> {
     let fault = |error: tokenizers::Error| LoadError::Tokenizer(format!("{file}: {error}"));
     let text = snapshot.text(file)?;
     check_normalizer(&text).map_err(|reason| LoadError::Tokenizer(format!("{file}: {reason}")))?;
@@ -67,7 +67,10 @@ fn first_unknown(normalizer: &Value) -> Option<&str> {
 }
 
 /// Refuses ids that the encoder of `vocab_size` rows has no embedding for.
-pub(super) fn check_ids(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), LoadError> {
+pub(in crate::model) fn check_ids(
+    tokenizer: &Tokenizer,
+    vocab_size: usize,
+) -> Result<(), LoadError> {
     let vocab = tokenizer.get_vocab(true);
     if let Some((token, id)) = vocab.iter().max_by_key(|(_, id)| **id)
         && usize::try_from(*id).is_ok_and(|id| id >= vocab_size)
@@ -81,7 +84,7 @@ pub(super) fn check_ids(tokenizer: &Tokenizer, vocab_size: usize) -> Result<(), 
 }
 
 /// A byte-pair encoding from `vocab.json` and `merges.txt` in `folder`.
-pub(super) fn bpe(snapshot: &Snapshot, folder: &str) -> Result<BpeBuilder, LoadError> {
+pub(in crate::model) fn bpe(snapshot: &Snapshot, folder: &str) -> Result<BpeBuilder, LoadError> {
     let vocab: Vocab = json(snapshot, &format!("{folder}/vocab.json"))?;
     let file = format!("{folder}/merges.txt");
     let pair = |line: &str| {
@@ -96,7 +99,7 @@ pub(super) fn bpe(snapshot: &Snapshot, folder: &str) -> Result<BpeBuilder, LoadE
 
 /// Adds the added tokens of `folder` to a tokenizer made from its parts: those of
 /// `added_tokens.json`, and of `tokenizer_config.json`, which knows more about them.
-pub(super) fn add_tokens(
+pub(in crate::model) fn add_tokens(
     snapshot: &Snapshot,
     folder: &str,
     tokenizer: &mut Tokenizer,
@@ -179,7 +182,7 @@ fn added_tokens(
 }
 
 /// The value that a JSON `file` holds.
-pub(super) fn json<T: DeserializeOwned>(
+pub(in crate::model) fn json<T: DeserializeOwned>(
     snapshot: &Snapshot,
     file: &str,
 ) -> Result<T, CheckpointError> {
@@ -190,7 +193,7 @@ pub(super) fn json<T: DeserializeOwned>(
 }
 
 /// The same, or the default if there is no such file.
-pub(super) fn json_if_there<T: DeserializeOwned + Default>(
+pub(in crate::model) fn json_if_there<T: DeserializeOwned + Default>(
     snapshot: &Snapshot,
     file: &str,
 ) -> Result<T, CheckpointError> {

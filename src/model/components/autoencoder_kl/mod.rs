@@ -5,6 +5,8 @@
 //!
 //! Source: diffusers 0.42.1, `AutoencoderKL`.
 
+mod config;
+
 use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::{GroupNorm, group_norm};
 use candle_transformers::models::stable_diffusion::resnet::{ResnetBlock2D, ResnetBlock2DConfig};
@@ -12,7 +14,8 @@ use candle_transformers::models::stable_diffusion::unet_2d_blocks::{
     UNetMidBlock2D, UNetMidBlock2DConfig,
 };
 
-use super::config::VaeConfig;
+pub use config::VaeConfig;
+
 use super::layers::load_conv;
 use crate::checkpoint::Weights;
 use crate::interruption;

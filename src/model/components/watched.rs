@@ -3,16 +3,16 @@
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 
-use super::{Generation, ModelError, StepObserver, StepProgress};
 use crate::domain::Picture;
 use crate::interruption;
+use crate::model::{Generation, ModelError, StepObserver, StepProgress};
 
 /// What `work` makes, which is given `observer`. Meanwhile every check of
 /// [`interruption`] asks [`StepObserver::is_cancelled`].
 ///
 /// # Errors
 /// [`ModelError::Cancelled`] if a check broke the work off, else what `work` fails with.
-pub(super) fn observed(
+pub(in crate::model) fn observed(
     observer: &mut dyn StepObserver,
     work: impl FnOnce(&mut dyn StepObserver) -> Result<Generation, ModelError>,
 ) -> Result<Generation, ModelError> {

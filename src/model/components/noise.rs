@@ -4,7 +4,7 @@
 //! dtype=torch.float32)`, up to the last bit of `ln`, `cos` and `sin`.
 //! Checked against torch 2.11 (`tests/data/noise.json`).
 
-/// Numbers that one block of the vectorised Box-Muller transform makes.
+/// Elements that one block of the vectorised Box-Muller transform makes.
 const BLOCK: usize = 16;
 const STATE_LENGTH: usize = 624;
 

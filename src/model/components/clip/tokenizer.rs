@@ -12,11 +12,11 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, normalizers};
 
 use crate::checkpoint::Snapshot;
-use crate::model::tokenizer_files;
+use crate::model::components::tokenizer_files;
 use crate::model::{CutTokens, LoadError};
 
 /// The tokenizer classes that are served.
-pub(super) const CLASSES: &[&str] =
+pub(in crate::model) const CLASSES: &[&str] =
     &["CLIPTokenizer", "CLIPTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"];
 
 const START: &str = "<|startoftext|>";

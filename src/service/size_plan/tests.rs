@@ -47,20 +47,20 @@ fn edit(width: usize, height: usize) -> Task {
     Task::Edit { images: vec![picture(width, height)] }
 }
 
-fn plan(task: &Task, size: SizeChoice) -> Canvas {
+fn plan(task: &Task, size: SizeChoice) -> SizePlan {
     planned(task, &model(), size).0
 }
 
-/// The canvas, and the task as the model takes it.
-fn planned(task: &Task, model: &ModelInfo, size: SizeChoice) -> (Canvas, Task) {
-    Canvas::plan(task.clone(), model, Framing { size, preserve_unmasked: true }).unwrap()
+/// The size_plan, and the task as the model takes it.
+fn planned(task: &Task, model: &ModelInfo, size: SizeChoice) -> (SizePlan, Task) {
+    SizePlan::plan(task.clone(), model, Framing { size, preserve_unmasked: true }).unwrap()
 }
 
 /// What comes back if the model returns what it is shown.
 fn echoed(task: Task, size: SizeChoice) -> (OutputSize, Picture, Picture) {
-    let (canvas, task) = planned(&task, &model(), size);
+    let (size_plan, task) = planned(&task, &model(), size);
     let shown = first_picture(&task).unwrap().clone();
-    (canvas.model_size, shown.clone(), canvas.finish(shown))
+    (size_plan.model_size, shown.clone(), size_plan.finish(shown))
 }
 
 fn exact(width: usize, height: usize) -> SizeChoice {
@@ -100,11 +100,11 @@ fn what_the_model_mirrors_comes_back_where_it_was() {
         RgbImage::new(picture.width(), picture.height(), pixels.collect()).unwrap().into()
     };
     let task = edit(602, 400); // 608 on the grid
-    let (canvas, task) = planned(&task, &model(), SizeChoice::Auto);
+    let (size_plan, task) = planned(&task, &model(), SizeChoice::Auto);
 
     let shown = first_picture(&task).unwrap().clone();
 
-    assert_eq!(canvas.finish(mirrored(&shown)), mirrored(&picture(602, 400)));
+    assert_eq!(size_plan.finish(mirrored(&shown)), mirrored(&picture(602, 400)));
 }
 
 #[test]
@@ -124,40 +124,40 @@ fn small_and_large_pictures_are_worked_on_at_the_models_area_and_come_back_in_th
 fn a_model_of_a_small_area_keeps_the_shape_of_a_picture_that_is_scaled_to_it() {
     let small = ModelInfo { image_area: 128 * 128, size_multiple: 8, ..model() };
     let task = edit(512, 384);
-    let (canvas, task) = planned(&task, &small, SizeChoice::Auto);
+    let (size_plan, task) = planned(&task, &small, SizeChoice::Auto);
 
     let shown = first_picture(&task).unwrap().clone();
 
     assert_eq!((shown.width(), shown.height()), (144, 112));
-    let back = canvas.finish(shown);
+    let back = size_plan.finish(shown);
     assert_eq!((back.width(), back.height()), (512, 384));
 }
 
 #[test]
 fn what_is_larger_than_the_model_gives_back_is_shrunk_and_said_so() {
     let task = edit(2000, 1000);
-    let canvas = plan(&task, SizeChoice::Auto);
+    let size_plan = plan(&task, SizeChoice::Auto);
 
-    let back = canvas.finish(picture(704, 352));
+    let back = size_plan.finish(picture(704, 352));
 
     assert_eq!((back.width(), back.height()), (1414, 707));
-    assert!(canvas.notes[0].contains("1414x707"));
+    assert!(size_plan.notes[0].contains("1414x707"));
 }
 
 #[test]
 fn a_named_size_on_the_grid_is_the_models_own_business() {
-    let canvas = plan(&edit(100, 80), exact(320, 240));
+    let size_plan = plan(&edit(100, 80), exact(320, 240));
 
-    assert_eq!(canvas.model_size, OutputSize::Exact(ImageSize::new(320, 240).unwrap()));
-    assert_eq!((canvas.before, canvas.after), (Fit::Keep, Fit::Keep));
+    assert_eq!(size_plan.model_size, OutputSize::Exact(ImageSize::new(320, 240).unwrap()));
+    assert_eq!((size_plan.before, size_plan.after), (Fit::Keep, Fit::Keep));
 }
 
 #[test]
 fn a_named_size_off_the_grid_is_cut_from_the_centre_of_the_next_larger_one() {
-    let canvas = plan(&Task::Generate, exact(321, 250));
+    let size_plan = plan(&Task::Generate, exact(321, 250));
 
-    assert_eq!(canvas.model_size, OutputSize::Exact(ImageSize::new(336, 256).unwrap()));
-    let back = canvas.finish(picture(336, 256));
+    assert_eq!(size_plan.model_size, OutputSize::Exact(ImageSize::new(336, 256).unwrap()));
+    let back = size_plan.finish(picture(336, 256));
     assert_eq!((back.width(), back.height()), (321, 250));
     assert_eq!(back.colour().pixels()[..2], [7, 3]);
     // The input's own size lies over the input instead.
@@ -168,7 +168,7 @@ fn a_named_size_off_the_grid_is_cut_from_the_centre_of_the_next_larger_one() {
 fn a_size_beyond_the_model_is_refused_by_name() {
     let framing = Framing { size: exact(1001, 1000), preserve_unmasked: true };
 
-    let error = Canvas::plan(Task::Generate, &model(), framing).unwrap_err();
+    let error = SizePlan::plan(Task::Generate, &model(), framing).unwrap_err();
 
     assert_eq!(error.field, "size");
 }
@@ -183,12 +183,12 @@ fn what_a_mask_spares_comes_back_bit_by_bit_whatever_the_model_worked_at() {
             strength: Strength::new(1.0).unwrap(),
             crop_padding: None,
         };
-        let (canvas, task) = planned(&task, &model(), SizeChoice::Auto);
+        let (size_plan, task) = planned(&task, &model(), SizeChoice::Auto);
         let Task::Inpaint { image, mask, .. } = task else { unreachable!() };
         assert_eq!((image.width(), image.height()), (mask.width(), mask.height()));
 
         let made = RgbImage::filled(image.width(), image.height(), [250, 250, 250]);
-        let back = canvas.finish(made.into());
+        let back = size_plan.finish(made.into());
 
         let input = picture(width, height);
         for (index, (old, new)) in
@@ -209,9 +209,9 @@ fn a_mask_with_a_named_size_is_laid_over_at_full_resolution_and_then_scaled() {
         strength: Strength::new(1.0).unwrap(),
         crop_padding: None,
     };
-    let canvas = plan(&task, exact(320, 240));
+    let size_plan = plan(&task, exact(320, 240));
 
-    let back = canvas.finish(RgbImage::filled(320, 240, [9, 9, 9]).into());
+    let back = size_plan.finish(RgbImage::filled(320, 240, [9, 9, 9]).into());
 
     let scaled = resize(picture(200, 150).colour(), 320, 240, Resampler::PillowLanczos);
     assert_eq!(back.colour().pixels(), scaled.pixels());
@@ -228,35 +228,35 @@ fn a_size_at_which_the_model_does_not_work_is_made_at_its_area_in_the_asked_shap
     for (width, height, work) in [(96, 64, "640x416"), (1200, 800, "640x416"), (64, 64, "512x512")]
     {
         for task in [Task::Generate, edit(100, 80)] {
-            let (canvas, _) = planned(&task, &particular(true), exact(width, height));
+            let (size_plan, _) = planned(&task, &particular(true), exact(width, height));
 
-            let OutputSize::Exact(made) = canvas.model_size else { panic!("{canvas:?}") };
+            let OutputSize::Exact(made) = size_plan.model_size else { panic!("{size_plan:?}") };
             assert_eq!(made.to_string(), work);
-            let back = canvas.finish(picture(made.width(), made.height()));
+            let back = size_plan.finish(picture(made.width(), made.height()));
             assert_eq!((back.width(), back.height()), (width, height));
-            assert!(canvas.notes[0].contains("'size'"), "{:?}", canvas.notes);
-            assert!(canvas.notes[0].contains(work), "{:?}", canvas.notes);
+            assert!(size_plan.notes[0].contains("'size'"), "{:?}", size_plan.notes);
+            assert!(size_plan.notes[0].contains(work), "{:?}", size_plan.notes);
         }
     }
 }
 
 #[test]
 fn a_size_at_which_the_model_works_is_made_as_it_is() {
-    let (canvas, _) = planned(&Task::Generate, &particular(true), exact(640, 400));
+    let (size_plan, _) = planned(&Task::Generate, &particular(true), exact(640, 400));
 
-    assert_eq!(canvas.model_size, OutputSize::Exact(ImageSize::new(640, 400).unwrap()));
-    assert!(canvas.notes.is_empty());
+    assert_eq!(size_plan.model_size, OutputSize::Exact(ImageSize::new(640, 400).unwrap()));
+    assert!(size_plan.notes.is_empty());
 }
 
 #[test]
 fn an_input_in_the_asked_shape_is_worked_on_as_a_whole_at_the_models_area() {
-    let (canvas, task) = planned(&edit(100, 80), &particular(true), exact(50, 40));
+    let (size_plan, task) = planned(&edit(100, 80), &particular(true), exact(50, 40));
 
     let shown = first_picture(&task).unwrap().clone();
 
-    assert_eq!(canvas.model_size, OutputSize::AsInput);
+    assert_eq!(size_plan.model_size, OutputSize::AsInput);
     assert_eq!((shown.width(), shown.height()), (576, 448));
-    let back = canvas.finish(shown);
+    let back = size_plan.finish(shown);
     assert_eq!((back.width(), back.height()), (50, 40));
 }
 
@@ -264,13 +264,13 @@ fn an_input_in_the_asked_shape_is_worked_on_as_a_whole_at_the_models_area() {
 fn a_model_that_fills_nothing_gets_the_middle_of_its_input_in_the_asked_shape() {
     let input = picture(600, 400);
     for (size, work) in [(exact(512, 512), (512, 512)), (exact(100, 100), (512, 512))] {
-        let (canvas, task) = planned(&edit(600, 400), &particular(false), size);
+        let (size_plan, task) = planned(&edit(600, 400), &particular(false), size);
 
         let shown = first_picture(&task).unwrap().clone();
 
-        assert_eq!(canvas.model_size, OutputSize::AsInput);
+        assert_eq!(size_plan.model_size, OutputSize::AsInput);
         assert_eq!((shown.width(), shown.height()), work);
-        let note = &canvas.notes[0];
+        let note = &size_plan.notes[0];
         assert!(note.contains("600x400") && note.contains("400x400"), "{note}");
         // The picture's own centre is in the middle.
         let middle = |picture: &Picture| {
@@ -283,13 +283,13 @@ fn a_model_that_fills_nothing_gets_the_middle_of_its_input_in_the_asked_shape() 
 
 #[test]
 fn a_model_that_fills_nothing_keeps_the_whole_of_an_input_in_the_asked_shape() {
-    let (canvas, task) = planned(&edit(300, 200), &particular(false), exact(720, 480));
+    let (size_plan, task) = planned(&edit(300, 200), &particular(false), exact(720, 480));
 
     let shown = first_picture(&task).unwrap();
 
     let scaled = resize(picture(300, 200).colour(), 720, 480, Resampler::PillowLanczos);
     assert_eq!(shown.colour(), &scaled);
-    assert!(canvas.notes.is_empty(), "{:?}", canvas.notes);
+    assert!(size_plan.notes.is_empty(), "{:?}", size_plan.notes);
 }
 
 #[test]
@@ -300,25 +300,25 @@ fn under_a_mask_a_picture_is_cut_to_the_asked_shape_and_never_stretched() {
         strength: Strength::new(1.0).unwrap(),
         crop_padding: None,
     };
-    let (canvas, task) = planned(&task, &particular(true), exact(400, 400));
+    let (size_plan, task) = planned(&task, &particular(true), exact(400, 400));
 
     let Task::Inpaint { image, mask, .. } = task else { unreachable!() };
     assert_eq!((image.width(), image.height()), (mask.width(), mask.height()));
-    let back = canvas.finish(RgbImage::filled(400, 400, [9, 9, 9]).into());
+    let back = size_plan.finish(RgbImage::filled(400, 400, [9, 9, 9]).into());
 
     // Nothing was to be painted: what comes back is the middle, bit by bit.
     let input = picture(600, 400);
     let middle = Fit::CutCentre(ImageSize::new(400, 400).unwrap()).apply(&input);
     assert_eq!(back.colour(), middle.colour());
-    assert!(canvas.notes[0].contains("middle"), "{:?}", canvas.notes);
+    assert!(size_plan.notes[0].contains("middle"), "{:?}", size_plan.notes);
 }
 
 #[test]
 fn what_the_reference_stretches_is_stretched_and_said_so() {
     let image = picture(600, 400);
     let task = Task::ImageToImage { image, strength: Strength::new(0.5).unwrap() };
-    let (canvas, task) = planned(&task, &model(), exact(320, 320));
+    let (size_plan, task) = planned(&task, &model(), exact(320, 320));
 
     assert_eq!(first_picture(&task).unwrap(), &picture(600, 400));
-    assert!(canvas.notes[0].contains("stretched"), "{:?}", canvas.notes);
+    assert!(size_plan.notes[0].contains("stretched"), "{:?}", size_plan.notes);
 }

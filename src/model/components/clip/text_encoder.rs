@@ -8,7 +8,7 @@
 use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::LayerNorm;
 
-use super::config::{Activation, EndToken, TextEncoderConfig};
+use super::{Activation, EndToken, TextEncoderConfig};
 use crate::checkpoint::Weights;
 use crate::interruption;
 use crate::nn::{AttentionMask, Linear, attention, gelu_erf, merge_heads, split_heads};

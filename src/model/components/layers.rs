@@ -10,7 +10,7 @@ use crate::nn::{Conv2d, Padding};
 ///
 /// # Errors
 /// As [`Weights::get`].
-pub(super) fn load_conv(
+pub(in crate::model) fn load_conv(
     weights: &Weights,
     inputs: usize,
     outputs: usize,

@@ -1,15 +1,14 @@
-//! Numbers that are not finite, found before they become a picture; and a second try in
+//! Elements that are not finite, found before they become a picture; and a second try in
 //! float32 for what overflows in 16 bits.
 
 use candle_core::{DType, Result as TensorResult, Tensor};
 
-use super::ModelError;
-use super::residency::Held;
 use crate::device::dtype_name;
+use crate::model::{ModelError, Offloadable};
 
 /// A half of a picture autoencoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum VaeHalf {
+pub(in crate::model) enum VaeHalf {
     /// Pictures → latents.
     Encoder,
     /// Latents → pictures.
@@ -34,8 +33,8 @@ impl VaeHalf {
 
 /// What something was computed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Arithmetic {
-    /// The number format of the model.
+pub(in crate::model) enum Arithmetic {
+    /// The dtype of the model.
     OfModel,
     /// Float32, after that had overflowed.
     Upcast,
@@ -43,7 +42,7 @@ pub(super) enum Arithmetic {
 
 impl Arithmetic {
     /// Tells the client, once, that a half of the VAE had overflowed in `dtype`.
-    pub(super) fn tell(self, warnings: &mut Vec<String>, half: VaeHalf, dtype: DType) {
+    pub(in crate::model) fn tell(self, warnings: &mut Vec<String>, half: VaeHalf, dtype: DType) {
         let (dtype, name, done) = (dtype_name(dtype), half.name(), half.done());
         let sentence = format!(
             "'dtype' {dtype} overflowed in the VAE's {name}; the picture was {done} in float32."
@@ -64,7 +63,7 @@ fn is_finite(x: &Tensor) -> TensorResult<bool> {
 ///
 /// # Errors
 /// [`ModelError::NotFinite`], or a candle error.
-pub(super) fn expect_finite(x: Tensor, stage: &str) -> Result<Tensor, ModelError> {
+pub(in crate::model) fn expect_finite(x: Tensor, stage: &str) -> Result<Tensor, ModelError> {
     if is_finite(&x)? { Ok(x) } else { Err(not_finite(stage, x.dtype())) }
 }
 
@@ -74,11 +73,11 @@ fn not_finite(stage: impl Into<String>, dtype: DType) -> ModelError {
 
 /// The state after each step, as sums that stay on the device until the last step.
 #[derive(Default)]
-pub(super) struct StepSums(Vec<Tensor>);
+pub(in crate::model) struct StepSums(Vec<Tensor>);
 
 impl StepSums {
     /// Notes the state after the next step. Does not wait for it.
-    pub(super) fn note(&mut self, state: &Tensor) -> TensorResult<()> {
+    pub(in crate::model) fn note(&mut self, state: &Tensor) -> TensorResult<()> {
         self.0.push(state.to_dtype(DType::F32)?.sum_all()?);
         Ok(())
     }
@@ -88,7 +87,11 @@ impl StepSums {
     ///
     /// # Errors
     /// [`ModelError::NotFinite`], or a candle error.
-    pub(super) fn expect_finite(self, network: &str, dtype: DType) -> Result<(), ModelError> {
+    pub(in crate::model) fn expect_finite(
+        self,
+        network: &str,
+        dtype: DType,
+    ) -> Result<(), ModelError> {
         let sums: Vec<f32> = Tensor::stack(&self.0, 0)?.to_vec1()?;
         match sums.iter().position(|sum| !sum.is_finite()) {
             Some(step) => Err(not_finite(format!("{network} at step {}", step + 1), dtype)),
@@ -102,9 +105,9 @@ impl StepSums {
 ///
 /// # Errors
 /// [`ModelError::NotFinite`] if that is not finite either, or a candle error.
-pub(super) fn finite_or_in_float32<T>(
-    (vae, dtype): (&Held<T>, DType),
-    in_float32: Option<&Held<T>>,
+pub(in crate::model) fn finite_or_in_float32<T>(
+    (vae, dtype): (&Offloadable<T>, DType),
+    in_float32: Option<&Offloadable<T>>,
     half: VaeHalf,
     action: impl Fn(&T) -> TensorResult<Tensor>,
 ) -> Result<(Tensor, Arithmetic), ModelError> {
@@ -132,10 +135,10 @@ mod tests {
     use crate::checkpoint::Weights;
     use crate::model::Residency;
 
-    /// A "VAE" that makes its number format's largest number twice as large.
-    fn held(dtype: DType) -> Held<DType> {
+    /// A "VAE" that makes its dtype's largest number twice as large.
+    fn held(dtype: DType) -> Offloadable<DType> {
         let weights = Weights::recording("vae", dtype);
-        Held::new(Residency::OnDemand, &weights, |weights| Ok(weights.dtype())).unwrap()
+        Offloadable::new(Residency::OnDemand, &weights, |weights| Ok(weights.dtype())).unwrap()
     }
 
     fn twice(x: f32) -> impl Fn(&DType) -> TensorResult<Tensor> {

@@ -1,9 +1,9 @@
 //! Between the sizes of clients and the grid of the model.
 //!
 //! A client wants its own picture's size back, or a size of its choice; a model
-//! makes sizes on a grid, near the area that it was trained on. [`Canvas::plan`]
+//! makes sizes on a grid, near the area that it was trained on. [`SizePlan::plan`]
 //! decides how to get from the one to the other and gives the model its pictures,
-//! and [`Canvas::finish`] makes of its picture what was asked for.
+//! and [`SizePlan::finish`] makes of its picture what was asked for.
 //!
 //! * Where the model can work at the client's size, no pixel is resampled: the input
 //!   is continued past its edges up to the grid, and the result is cut.
@@ -15,7 +15,7 @@
 mod fit;
 mod sizes;
 
-use super::mask::Seam;
+use super::mask::MaskBlend;
 use crate::domain::{FaultKind, GreyImage, ImageSize, OutputSize, Picture, Task, ValidationError};
 use crate::model::{AreaRange, ModelInfo};
 use fit::Fit;
@@ -43,7 +43,7 @@ pub struct Framing {
 
 /// What is done to pictures on their way to the model and back.
 #[derive(Debug)]
-pub(super) struct Canvas {
+pub(super) struct SizePlan {
     /// What is asked of the model.
     pub(super) model_size: OutputSize,
     /// What is done to the input picture before it.
@@ -51,14 +51,14 @@ pub(super) struct Canvas {
     /// What is done to its picture.
     after: Fit,
     /// The input, where it shall show through.
-    seam: Option<Seam>,
+    seam: Option<MaskBlend>,
     /// The size of the reply, if the seam left another one.
     last: Fit,
     /// What the client did not ask for, in sentences.
     pub(super) notes: Vec<String>,
 }
 
-impl Canvas {
+impl SizePlan {
     /// Decides for a task, a model and a wish; gives the task with its pictures as the
     /// model takes them. Takes milliseconds to seconds: not for the async runtime.
     ///
@@ -71,17 +71,17 @@ impl Canvas {
     ) -> Result<(Self, Task), ValidationError> {
         let (task, notes) = framed(task, model, framing)?;
         let input = first_picture(&task).map(size_of).transpose()?;
-        let mut canvas = match (framing.size, input) {
+        let mut size_plan = match (framing.size, input) {
             (SizeChoice::Reference, _) | (SizeChoice::Auto, None) => Self::of_reference(),
             (SizeChoice::Auto, Some(input)) => Self::over_input(input, model)?,
             (SizeChoice::Exact(size), input) => Self::exact(size, input, model)?,
         };
-        canvas.notes.splice(..0, notes);
+        size_plan.notes.splice(..0, notes);
         if let (Task::Inpaint { image, mask, .. }, true) = (&task, framing.preserve_unmasked) {
-            canvas.show_input_through(image, mask, framing.size)?;
+            size_plan.show_input_through(image, mask, framing.size)?;
         }
-        let task = with_first_picture(task, canvas.before);
-        Ok((canvas, task))
+        let task = with_first_picture(task, size_plan.before);
+        Ok((size_plan, task))
     }
 
     fn of_reference() -> Self {
@@ -188,7 +188,7 @@ impl Canvas {
         wish: SizeChoice,
     ) -> Result<(), ValidationError> {
         let input = size_of(image)?;
-        self.seam = Some(Seam::new(image.clone(), mask));
+        self.seam = Some(MaskBlend::new(image.clone(), mask));
         self.last = match (wish, self.after) {
             (SizeChoice::Auto, Fit::Scale(size)) if size != input => Fit::Scale(size),
             _ => Fit::Keep,
@@ -203,7 +203,7 @@ impl Canvas {
 
     /// Bytes of the pictures in it.
     pub(super) fn held_bytes(&self) -> usize {
-        self.seam.as_ref().map_or(0, Seam::held_bytes)
+        self.seam.as_ref().map_or(0, MaskBlend::held_bytes)
     }
 
     /// What was asked for, of what the model made. Not for the async runtime.
