@@ -30,6 +30,8 @@ pub(super) enum ApiError {
     Unauthorised,
     /// The client took too long to send its request.
     UploadTooSlow,
+    /// The answer would come too late for whoever asked.
+    DeadlineExceeded,
     /// The picture of an address is not there, or not any more.
     UnknownPicture,
     UnknownRoute {
@@ -128,9 +130,9 @@ impl Row {
                 param: field,
                 retry: Retry::Never,
             },
-            ErrorKind::Busy => Self {
+            ErrorKind::Busy { retry_after_s } => Self {
                 kind: "rate_limit_error",
-                retry: Retry::After(5),
+                retry: Retry::After(retry_after_s),
                 ..Self::refused(StatusCode::TOO_MANY_REQUESTS, Some("server_busy"))
             },
             ErrorKind::OutOfMemory => Self::unavailable("out_of_memory", Retry::After(5)),
@@ -178,6 +180,11 @@ impl ApiError {
                 retry: Retry::Never,
                 ..Row::refused(StatusCode::REQUEST_TIMEOUT, Some("request_timeout"))
             },
+            Self::DeadlineExceeded => Row {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                code: Some("deadline_exceeded"),
+                ..Row::FAILED
+            },
             Self::UnknownPicture | Self::UnknownRoute { .. } => {
                 Row::refused(StatusCode::NOT_FOUND, None)
             }
@@ -205,6 +212,10 @@ impl ApiError {
                     .to_owned()
             }
             Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
+            Self::DeadlineExceeded => {
+                "The pictures were not made in the time that the request, or this server, allows."
+                    .to_owned()
+            }
             Self::UnknownPicture => {
                 "There is no such picture; those by 'url' are kept for a while only.".to_owned()
             }
@@ -239,6 +250,7 @@ impl ApiError {
             | Self::BodyTooLarge { .. }
             | Self::Unauthorised
             | Self::UploadTooSlow
+            | Self::DeadlineExceeded
             | Self::UnknownPicture
             | Self::UnknownRoute { .. }
             | Self::WrongMethod { .. } => None,
@@ -263,7 +275,7 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 13] {
+    pub(super) fn examples() -> [(Self, &'static str); 14] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), "demo".to_owned());
@@ -283,11 +295,15 @@ impl ApiError {
                 "Its pictures would take more memory than all requests may hold",
             ),
             (Self::UnsupportedMediaType { accepted: "multipart/form-data" }, "Another media type"),
-            (ServiceError::Busy { waiting: 64 }.into(), "The queue is full; see `Retry-After`"),
+            (
+                ServiceError::Busy { waiting: 64, retry_after_s: 5 }.into(),
+                "The queue is full; see `Retry-After`",
+            ),
             (ServiceError::WorkerGone.into(), "The model failed"),
             (offered.into(), "The loaded model does not do this"),
             (MemoryError::NotInTime.into(), "Other requests hold the memory; see `Retry-After`"),
             (ServiceError::ShuttingDown.into(), "The server is shutting down"),
+            (Self::DeadlineExceeded, "Not done within `x-request-timeout-ms`, or the setting"),
         ]
     }
 
@@ -419,7 +435,7 @@ fn request_message(error: &RequestError) -> String {
             ErrorKind::Internal => internal_message(error),
             ErrorKind::InvalidRequest { .. } => error.to_string(),
             ErrorKind::NotImplemented { .. }
-            | ErrorKind::Busy
+            | ErrorKind::Busy { .. }
             | ErrorKind::OutOfMemory
             | ErrorKind::NeverFits
             | ErrorKind::ShuttingDown
@@ -500,9 +516,10 @@ mod tests {
 
     #[test]
     fn a_full_queue_says_when_to_come_back() {
-        let response = ApiError::from(ServiceError::Busy { waiting: 3 }).into_response();
+        let response =
+            ApiError::from(ServiceError::Busy { waiting: 3, retry_after_s: 17 }).into_response();
 
         assert_eq!(response.status(), 429);
-        assert_eq!(response.headers()["retry-after"], "5");
+        assert_eq!(response.headers()["retry-after"], "17");
     }
 }

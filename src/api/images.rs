@@ -10,7 +10,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::accept;
 use super::address::Deployment;
-use super::docs::{MadePictures, PictureFile};
+use super::deadline::Deadline;
+use super::docs::{MadePictures, OutsideFields, PictureFile};
 use super::error::ApiError;
 use super::form::{self, Encodings};
 use super::origin::Origin;
@@ -31,7 +32,7 @@ use crate::requests::{Asked, Delivery, Endpoint, Prepared, Recipe, RequestError,
     path = "/images/edits",
     tag = "images",
     request_body(content((EditForm = "multipart/form-data"), (EditJson = "application/json"))),
-    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
+    params(OutsideFields),
     responses(MadePictures)
 )]
 pub(super) async fn edits(
@@ -47,7 +48,7 @@ pub(super) async fn edits(
     path = "/images/generations",
     tag = "images",
     request_body(content = GenerationJson, content_type = "application/json"),
-    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
+    params(OutsideFields),
     responses(MadePictures)
 )]
 pub(super) async fn generations(
@@ -63,7 +64,7 @@ pub(super) async fn generations(
     path = "/images/variations",
     tag = "images",
     request_body(content = VariationForm, content_type = "multipart/form-data"),
-    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
+    params(OutsideFields),
     responses(MadePictures)
 )]
 pub(super) async fn variations(
@@ -85,11 +86,20 @@ pub(super) async fn variations(
     path = "/images/replay",
     tag = "images",
     request_body(content = ReplayForm, content_type = "multipart/form-data"),
-    params(("api-version" = Option<String>, Query, description = "Accepted for the sake of Azure's clients; has no effect here")),
+    params(OutsideFields),
     responses(MadePictures)
 )]
 pub(super) async fn replay(
     State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let deadline = Deadline::of(request.headers(), &state.config)?;
+    deadline.bound(replay_until(deadline, state, request)).await
+}
+
+async fn replay_until(
+    deadline: Deadline,
+    state: AppState,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (origin, asked) = outside_of(&request, &state);
@@ -107,7 +117,7 @@ pub(super) async fn replay(
     state.requests.images.check_offered(endpoint.task_kind())?;
     recipe.fill(&mut fields);
     let prepared = prepare(&state.requests, (fields, memory), endpoint, asked).await?;
-    deliver(state, prepared, origin).await
+    deliver(state, prepared, origin, deadline).await
 }
 
 /// A finished picture that a reply gave the address of
@@ -145,10 +155,14 @@ async fn answer(
     endpoint: Endpoint,
 ) -> Result<Response, ApiError> {
     state.requests.images.check_offered(endpoint.task_kind())?;
-    let (origin, asked) = outside_of(&request, &state);
-    let read = form::read(request, Encodings::of(endpoint), &state).await?;
-    let prepared = prepare(&state.requests, read, endpoint, asked).await?;
-    deliver(state, prepared, origin).await
+    let deadline = Deadline::of(request.headers(), &state.config)?;
+    let answering = async {
+        let (origin, asked) = outside_of(&request, &state);
+        let read = form::read(request, Encodings::of(endpoint), &state).await?;
+        let prepared = prepare(&state.requests, read, endpoint, asked).await?;
+        deliver(state, prepared, origin, deadline).await
+    };
+    deadline.bound(answering).await
 }
 
 /// What a request says outside its body.
@@ -166,6 +180,7 @@ async fn deliver(
     state: AppState,
     prepared: Prepared,
     origin: Origin,
+    deadline: Deadline,
 ) -> Result<Response, ApiError> {
     let Prepared { endpoint, request, framing, output, memory, .. } = prepared;
     let seed = request.seed;
@@ -184,7 +199,7 @@ async fn deliver(
         Delivery::Events { partial_images } => {
             let images = &state.requests.images;
             let handle = images.submit(request, framing, partial_images, memory).await?;
-            Ok(stream::respond(handle, facts, endpoint, seed))
+            Ok(stream::respond((handle, deadline), facts, endpoint, seed))
         }
         delivery @ (Delivery::Base64 | Delivery::Url | Delivery::File) => {
             let handle = state.requests.images.submit(request, framing, 0, memory).await?;

@@ -8,6 +8,7 @@
 mod accept;
 mod address;
 mod auth;
+mod deadline;
 mod docs;
 mod error;
 mod form;
@@ -75,6 +76,9 @@ pub struct ApiConfig {
     pub peers: PeerLimits,
     /// How long a request may take to arrive.
     pub upload_timeout: Duration,
+    /// How long a request may take from its head to its answer; as long as it takes if
+    /// absent. A client may ask for less.
+    pub request_timeout: Option<Duration>,
     /// Keys of which a client must have one; with none, nobody is asked.
     pub api_keys: ApiKeys,
     /// Other names of the model; one that ends with `*` stands for all that begin so.

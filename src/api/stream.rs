@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::stream::{self, Stream};
 use serde::Serialize;
 
+use super::deadline::Deadline;
 use super::error::{ApiError, chain};
 use super::reply::{ReplyFacts, size_of};
 use super::request_log::{Afterwards, Outcome};
@@ -28,6 +29,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A job whose client reads along. Dropped, it is called off.
 struct Streaming {
     handle: JobHandle,
+    deadline: Deadline,
     facts: Arc<ReplyFacts>,
     seed: Seed,
     prefix: &'static str,
@@ -39,7 +41,7 @@ struct Streaming {
 
 /// The answer to a request whose order has been taken.
 pub(super) fn respond(
-    handle: JobHandle,
+    (handle, deadline): (JobHandle, Deadline),
     facts: ReplyFacts,
     endpoint: Endpoint,
     seed: Seed,
@@ -47,7 +49,8 @@ pub(super) fn respond(
     let outcome = Arc::default();
     let afterwards = Afterwards(Arc::clone(&outcome));
     let prefix = event_prefix(endpoint);
-    let job = Streaming { handle, facts: Arc::new(facts), seed, prefix, sent: 0, outcome };
+    let job =
+        Streaming { handle, deadline, facts: Arc::new(facts), seed, prefix, sent: 0, outcome };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events(job)).keep_alive(keep_alive).into_response();
     // Proxies shall pass each event on at once.
@@ -74,8 +77,14 @@ fn events(job: Streaming) -> impl Stream<Item = Result<Event, Infallible>> {
 }
 
 impl Streaming {
-    /// The next event, and the job if more are to come.
-    async fn next(mut self) -> (Event, Option<Self>) {
+    /// The next event, and the job if more are to come; at the deadline it is called off.
+    async fn next(self) -> (Event, Option<Self>) {
+        let (deadline, outcome) = (self.deadline, Arc::clone(&self.outcome));
+        let next = deadline.bound(async { Ok(self.next_in_time().await) });
+        next.await.unwrap_or_else(|error| (failed(error, &outcome), None))
+    }
+
+    async fn next_in_time(mut self) -> (Event, Option<Self>) {
         match self.handle.next_preview().await {
             Ok(Some(preview)) => match self.partial_image(preview).await {
                 Ok(event) => (event, Some(self)),

@@ -14,7 +14,6 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use half::{bf16, f16};
-use indicatif::ProgressBar;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::tensor::TensorView;
 
@@ -65,8 +64,12 @@ pub struct Weights {
     /// If tensors are only held against what is asked for, not read: which.
     checked: Option<Arc<Mutex<CheckedTensors>>>,
     /// Is told the bytes of each tensor that is read.
-    progress: ProgressBar,
+    on_read: OnRead,
 }
+
+/// What is called when a tensor has been read.
+#[derive(Clone)]
+struct OnRead(Arc<dyn Fn(usize) + Send + Sync>);
 
 /// Random elements that a CPU draws; a larger tensor repeats them, which takes a tenth of the
 /// time and no other to multiply.
@@ -170,7 +173,7 @@ impl Weights {
             device: device.clone(),
             beside: false,
             checked: None,
-            progress: ProgressBar::hidden(),
+            on_read: OnRead(Arc::new(|_bytes| {})),
         }
     }
 
@@ -202,10 +205,10 @@ impl Weights {
         Self { loras: loras.into(), ..self }
     }
 
-    /// The same, telling `progress` the bytes of each tensor that is read.
+    /// The same, calling `on_read` with the bytes of each tensor that is read.
     #[must_use]
-    pub fn reporting(self, progress: ProgressBar) -> Self {
-        Self { progress, ..self }
+    pub fn reporting(self, on_read: impl Fn(usize) + Send + Sync + 'static) -> Self {
+        Self { on_read: OnRead(Arc::new(on_read)), ..self }
     }
 
     /// The place `name` below this one.
@@ -362,7 +365,7 @@ impl Weights {
             Some(Ok(view)) => {
                 interruption::check()?;
                 let tensor = self.read(&name, &view)?;
-                self.progress.inc(bytes as u64);
+                (self.on_read.0)(bytes);
                 let mut account = self.account();
                 if account.taken.insert(name) {
                     account.bytes_taken += bytes;
@@ -456,7 +459,7 @@ impl Weights {
             return self.placeholder(shape);
         }
         self.account().bytes_taken += bytes;
-        self.progress.inc(bytes as u64);
+        (self.on_read.0)(bytes);
         if name.ends_with("bias") {
             return Tensor::zeros(shape, self.dtype, &self.device);
         }

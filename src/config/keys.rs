@@ -43,6 +43,7 @@ keys! {
     MAX_IMAGE_BYTES: "server.max_image_bytes", "DIFFUSER_MAX_IMAGE_BYTES", "largest file of an input picture";
     MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
     UPLOAD_TIMEOUT: "server.upload_timeout_s", "DIFFUSER_UPLOAD_TIMEOUT_S", "seconds that a request may take to arrive";
+    REQUEST_TIMEOUT: "server.request_timeout_s", "DIFFUSER_REQUEST_TIMEOUT_S", "seconds that a request may take in all";
     HEADER_TIMEOUT: "server.header_timeout_s", "DIFFUSER_HEADER_TIMEOUT_S", "seconds for the head of a request";
     IDLE_TIMEOUT: "server.idle_timeout_s", "DIFFUSER_IDLE_TIMEOUT_S", "seconds that an idle connection is kept";
     BODY_TIMEOUT: "server.body_timeout_s", "DIFFUSER_BODY_TIMEOUT_S", "seconds without a byte of a request's body";

@@ -219,6 +219,9 @@ impl Layers {
             max_image_pixels: self.integer(keys::MAX_IMAGE_PIXELS, 1, 1 << 32).unwrap_or_default(),
             peers: self.peers(),
             upload_timeout: self.seconds(keys::UPLOAD_TIMEOUT),
+            request_timeout: self
+                .integer(keys::REQUEST_TIMEOUT, 1, 1 << 31)
+                .map(Duration::from_secs),
             api_keys: ApiKeys::new(self.names(keys::API_KEYS)),
             model_aliases: self.names(keys::MODEL_ALIASES),
             quality: QualityOverrides {

@@ -16,7 +16,7 @@ use crate::interruption::{self, Watch};
 
 /// So many rows are few: beyond, copying the matrix costs less than reading the rows
 /// again for each eight outputs.
-const MOST_ROWS: usize = 320;
+const MOST_ROWS: usize = 512;
 /// Outputs that are summed together.
 const GROUP: usize = 8;
 /// Vectors of rows that are summed together.

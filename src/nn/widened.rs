@@ -126,7 +126,7 @@ mod tests {
             let matrix = numbers(&[2 * ROWS + 5, 19], 2, dtype);
             let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
             // Few rows, which may go another way, and many.
-            for rows in [3, 400] {
+            for rows in [3, 600] {
                 let x = numbers(&[2, rows, 19], 1, dtype);
                 let expected = wide(&x).broadcast_matmul(&wide(&matrix).t().unwrap()).unwrap();
 

@@ -31,6 +31,8 @@ pub enum ServiceError {
     Busy {
         /// How many.
         waiting: usize,
+        /// Seconds after which there may be a place: as long as requests have taken.
+        retry_after_s: u8,
     },
     /// The memory for requests is taken, or would never do.
     #[error(transparent)]
@@ -70,8 +72,11 @@ pub enum ErrorKind {
         /// The field that asked for it, where one did.
         field: Option<&'static str>,
     },
-    /// Trying again soon may help.
-    Busy,
+    /// Trying again may help.
+    Busy {
+        /// In so many seconds, 1 to 60.
+        retry_after_s: u8,
+    },
     /// The memory for requests is taken; trying again soon may help.
     OutOfMemory,
     /// The request needs more memory than all of them may hold.
@@ -96,7 +101,7 @@ impl ServiceError {
                 ErrorKind::InvalidRequest { field, fault: FaultKind::Invalid }
             }
             Self::NotOffered { field, .. } => ErrorKind::NotImplemented { field: *field },
-            Self::Busy { .. } => ErrorKind::Busy,
+            Self::Busy { retry_after_s, .. } => ErrorKind::Busy { retry_after_s: *retry_after_s },
             Self::Memory(MemoryError::NotInTime) => ErrorKind::OutOfMemory,
             Self::Memory(MemoryError::NeverFits { .. }) => ErrorKind::NeverFits,
             Self::ShuttingDown => ErrorKind::ShuttingDown,

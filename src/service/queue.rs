@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::ServiceError;
 use super::worker::Job;
@@ -23,7 +24,29 @@ struct State {
     running: usize,
     /// The number of the next job.
     next: u64,
+    /// How long jobs have taken lately, in seconds.
+    usual_s: Option<f64>,
     doors: Doors,
+}
+
+/// What a client is told that comes before any job has ended.
+const UNKNOWN_S: f64 = 5.0;
+/// Clients of OpenAI do not wait longer.
+const MOST_S: f64 = 60.0;
+/// The share of the last job in what is usual.
+const LATEST: f64 = 0.25;
+
+impl State {
+    /// Seconds until a place may be free: as long as a job takes.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 60")]
+    fn retry_after_s(&self) -> u8 {
+        self.usual_s.unwrap_or(UNKNOWN_S).ceil().clamp(1.0, MOST_S) as u8
+    }
+
+    fn note(&mut self, seconds: f64) {
+        let before = self.usual_s.unwrap_or(seconds);
+        self.usual_s = Some(before + LATEST * (seconds - before));
+    }
 }
 
 /// Whether jobs may come.
@@ -46,7 +69,13 @@ pub(super) struct Length {
 
 impl Queue {
     pub(super) fn new(capacity: usize) -> Self {
-        let state = State { waiting: VecDeque::new(), running: 0, next: 0, doors: Doors::Open };
+        let state = State {
+            waiting: VecDeque::new(),
+            running: 0,
+            next: 0,
+            usual_s: None,
+            doors: Doors::Open,
+        };
         Self { state: Mutex::new(state), changed: Condvar::new(), capacity }
     }
 
@@ -64,7 +93,8 @@ impl Queue {
         }
         // One more than may wait: the next to run.
         if state.waiting.len() + state.running > self.capacity {
-            return Err(ServiceError::Busy { waiting: self.capacity });
+            let retry_after_s = state.retry_after_s();
+            return Err(ServiceError::Busy { waiting: self.capacity, retry_after_s });
         }
         let number = state.next;
         state.next += 1;
@@ -84,7 +114,8 @@ impl Queue {
         loop {
             if let Some((_, job)) = state.waiting.pop_front() {
                 state.running += 1;
-                return Some((job, Running(Arc::clone(self))));
+                let running = Running { queue: Arc::clone(self), started: Instant::now() };
+                return Some((job, running));
             }
             if state.doors != Doors::Open {
                 return None;
@@ -149,11 +180,16 @@ impl Drop for Place {
 }
 
 /// A job that runs. Dropped, its place is free.
-pub(super) struct Running(Arc<Queue>);
+pub(super) struct Running {
+    queue: Arc<Queue>,
+    started: Instant,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.lock().running -= 1;
+        let mut state = self.queue.lock();
+        state.running -= 1;
+        state.note(self.started.elapsed().as_secs_f64());
     }
 }
 
@@ -189,7 +225,10 @@ mod tests {
         let queue = Arc::new(Queue::new(1));
         let first = queue.join(job(1).0).unwrap();
         let second = queue.join(job(2).0).unwrap();
-        assert!(matches!(queue.join(job(3).0), Err(ServiceError::Busy { waiting: 1 })));
+        assert!(matches!(
+            queue.join(job(3).0),
+            Err(ServiceError::Busy { waiting: 1, retry_after_s: 5 })
+        ));
 
         drop(first);
         let third = queue.join(job(3).0).unwrap();
@@ -206,6 +245,21 @@ mod tests {
         assert_eq!((next(&queue).0, next(&queue).0), (3, 4));
         drop((third, fourth));
         assert_eq!(queue.length(), Length { waiting: 0, running: 0, is_open: true });
+    }
+
+    #[test]
+    fn who_finds_no_place_is_told_to_come_back_after_as_long_as_jobs_take() {
+        let mut state = Queue::new(0).state.into_inner().unwrap();
+        let after = |state: &State| state.retry_after_s();
+
+        assert_eq!(after(&state), 5);
+        state.note(0.01);
+        assert_eq!(after(&state), 1);
+        state.note(40.0);
+        // Three quarters of what was usual, one of the last.
+        assert_eq!(after(&state), 11);
+        state.note(10_000.0);
+        assert_eq!(after(&state), 60);
     }
 
     #[test]

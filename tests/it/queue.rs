@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use diffuser_api::model::LoadError;
 use diffuser_api::service::{ImageService, ServiceConfig};
 
+use reqwest::multipart::Form;
+
 use crate::support::scripted_model::{Behaviour, Event};
 use crate::support::server::{Setup, TestServer, edit_form, error_of, json_of, within_patience};
 
@@ -103,6 +105,59 @@ async fn a_client_that_leaves_within_a_step_of_another_gives_its_place_back() {
 
     server.until(|status| status.waiting == 0).await;
     running.abort();
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_answers_504_and_is_called_off() {
+    let timed = |server: &TestServer, ms: &'static str, form: Form| {
+        server.post("/v1/images/edits").header("x-request-timeout-ms", ms).multipart(form).send()
+    };
+    let setup = Setup { queue_capacity: 1, ..Setup::script([Behaviour::EndlessStep]) };
+    let mut server = setup.start().await;
+    let running = timed(&server, "600", edit_form());
+    let running = tokio::spawn(running);
+    server.next_request().await;
+
+    // It waits for the running one, and is out of the line long before that ends.
+    let waited = timed(&server, "50", edit_form()).await.unwrap();
+
+    let error = error_of(waited, 504, None).await;
+    assert_eq!(error["code"], "deadline_exceeded");
+    assert_eq!(server.service.status().waiting, 0);
+    error_of(running.await.unwrap().unwrap(), 504, None).await;
+    assert!(matches!(server.next_event().await, Event::Cancelled));
+    json_of(server.edit(edit_form()).await).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_takes_too_long_ends_with_an_error() {
+    let mut server = Setup::script([Behaviour::EndlessStep]).start().await;
+    let form = edit_form().text("stream", "true");
+    let request = server.post("/v1/images/edits").header("x-request-timeout-ms", "200");
+
+    let stream = request.multipart(form).send().await.unwrap().text().await.unwrap();
+
+    assert!(stream.contains("event: error") && stream.contains("deadline_exceeded"), "{stream}");
+    server.next_request().await;
+    assert!(matches!(server.next_event().await, Event::Cancelled));
+}
+
+#[tokio::test]
+async fn the_settings_bound_every_request_and_a_wrong_header_is_named() {
+    let server = Setup {
+        adjust: |config| config.request_timeout = Some(Duration::from_millis(150)),
+        ..Setup::script([Behaviour::EndlessStep])
+    }
+    .start()
+    .await;
+
+    error_of(server.edit(edit_form()).await, 504, None).await;
+
+    for wrong in ["0", "-1", "1.5", "soon", "86400001"] {
+        let request = server.post("/v1/images/edits").header("x-request-timeout-ms", wrong);
+        let refused = request.multipart(edit_form()).send().await.unwrap();
+        error_of(refused, 400, Some("x-request-timeout-ms")).await;
+    }
 }
 
 #[tokio::test]

@@ -12,13 +12,14 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::{Value, json};
 use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, Object, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::{Content, ContentBuilder, OpenApi, Ref, RefOr, Response, ResponseBuilder};
-use utoipa::{IntoResponses, PartialSchema, ToSchema};
+use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
 
 use super::error::ApiError;
 use super::wire::{ErrorEnvelope, ImageEvent, ImagesResponse, json_bytes};
-use super::{ApiConfig, path_prefix};
+use super::{ApiConfig, deadline, path_prefix};
 use crate::domain::TaskKind;
 use crate::model::{EditKind, GuidanceParameter, ModelInfo};
 use crate::requests::DefaultResponseFormat;
@@ -31,6 +32,41 @@ pub(super) const UI_PATH: &str = "/docs";
 /// The schemas of request bodies, in which the loaded model's defaults are filled in.
 const REQUEST_BODIES: [&str; 5] =
     ["EditForm", "EditJson", "GenerationJson", "VariationForm", "ReplayForm"];
+
+/// What a request for pictures may say outside its body.
+pub(super) struct OutsideFields;
+
+impl IntoParams for OutsideFields {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let version = Object::with_type(Type::String);
+        let timeout = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(deadline::MOST_MS));
+        let parameter = |name: &str, place, schema: Object, description: &str| {
+            ParameterBuilder::new()
+                .name(name)
+                .parameter_in(place)
+                .schema(Some(schema))
+                .description(Some(description))
+                .build()
+        };
+        vec![
+            parameter(
+                "api-version",
+                ParameterIn::Query,
+                version,
+                "Accepted for the sake of Azure's clients; has no effect here",
+            ),
+            parameter(
+                deadline::HEADER,
+                ParameterIn::Header,
+                timeout.build(),
+                "After so many milliseconds the answer is a 504, and the work is called off",
+            ),
+        ]
+    }
+}
 
 /// The replies of the endpoints that make pictures.
 pub(super) struct MadePictures;

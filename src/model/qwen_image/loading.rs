@@ -179,10 +179,14 @@ impl Opened {
 
     /// The same, with every byte that is read told to `bar`.
     fn reporting(self, bar: &ProgressBar) -> Self {
+        let to_bar = || {
+            let bar = bar.clone();
+            move |bytes: usize| bar.inc(bytes as u64)
+        };
         Self {
-            text_encoder: self.text_encoder.reporting(bar.clone()),
-            transformer: self.transformer.reporting(bar.clone()),
-            vae: self.vae.reporting(bar.clone()),
+            text_encoder: self.text_encoder.reporting(to_bar()),
+            transformer: self.transformer.reporting(to_bar()),
+            vae: self.vae.reporting(to_bar()),
         }
     }
 
