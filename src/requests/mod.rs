@@ -1,9 +1,9 @@
 //! What a request for pictures means, apart from HTTP: fields, however they came, and the
 //! endpoint that they were sent to.
 //!
-//! [`prepare()`] is the way: [`Fields`] → checked parameters (`parameters`) → decoded pictures
-//! (`pictures`, `masks`) → [`Prepared`], which the service can be given. `schema` describes
-//! for the OpenAPI page what is read here; a [`Recipe`] brings what was made back into fields.
+//! `prepare()` is the way: `Fields` → checked parameters (`parameters`) → decoded pictures
+//! (`pictures`, `masks`) → `Prepared`, which the service can be given. `schema` describes
+//! for the OpenAPI page what is read here; a `Recipe` brings what was made back into fields.
 
 mod context;
 mod data_url;
