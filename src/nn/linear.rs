@@ -263,15 +263,11 @@ fn multiplied(layer: &candle_nn::Linear, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// The same of f32 by strips of rows, of `at_a_time` multiplications or a single row each.
+/// The same of f32 by strips of rows, of `at_a_time` multiplications or a single row each,
+/// each put where it belongs.
 fn multiplied_in_strips(weight: &Tensor, x: &Tensor, at_a_time: usize) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
-    multiplied_in_place(weight, x, (at_a_time / (outputs * inputs).max(1)).max(1))
-}
-
-/// The same of f32, `rows` rows at a time, each put where it belongs.
-fn multiplied_in_place(weight: &Tensor, x: &Tensor, rows: usize) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
+    let rows = (at_a_time / (outputs * inputs).max(1)).max(1);
     let (weight, x) = (weight.contiguous()?, x.contiguous()?);
     let (weights, numbers) = (Elements::<f32>::of(&weight)?, Elements::<f32>::of(&x)?);
     let weights = Matrix::new(weights.all(), (outputs, inputs), inputs)?.transposed();

@@ -185,11 +185,17 @@ pub(super) struct Running {
     started: Instant,
 }
 
+impl Running {
+    /// Takes note of how long a job took that was made to its end: what is called off, or
+    /// fails, says nothing of that.
+    pub(super) fn finished(&self) {
+        self.queue.lock().note(self.started.elapsed().as_secs_f64());
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        let mut state = self.queue.lock();
-        state.running -= 1;
-        state.note(self.started.elapsed().as_secs_f64());
+        self.queue.lock().running -= 1;
     }
 }
 
@@ -260,6 +266,22 @@ mod tests {
         assert_eq!(after(&state), 11);
         state.note(10_000.0);
         assert_eq!(after(&state), 60);
+    }
+
+    #[test]
+    fn only_jobs_that_were_made_to_their_end_say_how_long_jobs_take() {
+        let queue = Arc::new(Queue::new(0));
+        let usual = || queue.lock().usual_s.is_some();
+        for finishes in [false, true] {
+            let _place = queue.join(job(1).0).unwrap();
+            let (_, running) = next(&queue);
+            if finishes {
+                running.finished();
+            }
+            drop(running);
+
+            assert_eq!(usual(), finishes);
+        }
     }
 
     #[test]

@@ -69,6 +69,9 @@ fn serve(job: Job, running: Running, model: &mut dyn DiffusionModel) {
         Ok(result) => result.map_err(ServiceError::from),
         Err(panic) => Err(ServiceError::Panicked { message: panic_message(panic.as_ref()) }),
     };
+    if result.is_ok() {
+        running.finished();
+    }
     // The place is free before the client hears of it, so that its next request is not
     // refused for its last one.
     drop((request, memory, running));
