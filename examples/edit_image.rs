@@ -25,8 +25,8 @@ fn main() -> Result<()> {
 
     let hub = load_hub(&Environment::of_process())?;
     let mut model = diffuser_api::model::load(&ModelConfig::of(id), &hub)?;
-    let info = model.info().clone();
-    println!("loaded {} on {} in {}", info.id, info.device, info.dtype);
+    let (info, loaded) = (model.card().clone(), model.loaded());
+    println!("loaded {} on {} in {}", info.id, loaded.device, loaded.dtype);
     for instruction in &info.instructions {
         println!("it knows, for example: {instruction}");
     }

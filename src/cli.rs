@@ -51,9 +51,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Embedded model's name, folder, or repository such as Qwen/Qwen-Image-Edit
-    #[arg(long, value_name = "MODEL")]
-    model: Option<String>,
+    /// Embedded model's name, folder, or repository such as Qwen/Qwen-Image-Edit, or the name
+    /// of a section [models.NAME]; several times for several models
+    #[arg(long = "model", value_name = "MODEL")]
+    models: Vec<String>,
 
     /// Where to compute: auto, cpu, cuda, cuda:N, metal
     #[arg(long, value_name = "DEVICE")]
@@ -279,7 +280,7 @@ impl From<ServeArgs> for Flags {
     fn from(args: ServeArgs) -> Self {
         Self {
             config: args.config,
-            model: args.model,
+            models: args.models,
             device: args.device,
             dtype: args.dtype,
             threads: args.threads,

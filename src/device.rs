@@ -45,6 +45,18 @@ pub enum DtypeChoice {
 impl DeviceChoice {
     /// The ways to write one.
     pub const CHOICES: &str = "auto, cpu, cuda, cuda:N or metal";
+
+    /// The device that this build will most likely open for it, without opening one: what
+    /// is on the same device shares a thread.
+    #[must_use]
+    pub fn likely(self) -> Self {
+        match self {
+            Self::Auto if cfg!(feature = "cuda") => Self::Cuda(0),
+            Self::Auto if cfg!(feature = "metal") => Self::Metal,
+            Self::Auto => Self::Cpu,
+            other @ (Self::Cpu | Self::Cuda(_) | Self::Metal) => other,
+        }
+    }
 }
 
 impl FromStr for DeviceChoice {

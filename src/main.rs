@@ -10,14 +10,16 @@ use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
 use diffuser_api::cli::{BenchArgs, Cli, Command, PullArgs, ServeArgs};
 use diffuser_api::config::{
-    Config, ConfigError, Environment, ListenConfig, Sources, WarmupConfig, load_hub, load_threads,
+    Config, ConfigError, Environment, ListenConfig, ModelSettings, Sources, WarmupConfig, load_hub,
+    load_threads,
 };
 use diffuser_api::domain::Picture;
-use diffuser_api::hub::{Progress, fetch_snapshot};
+use diffuser_api::hub::{HubConfig, Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
-use diffuser_api::model::{self, qwen_image::benchmark};
-use diffuser_api::service::{ImageService, WorkerHandle};
-use diffuser_api::{api, bench, device, nn, telemetry, threads};
+use diffuser_api::model::{self, ModelFiles, qwen_image::benchmark};
+use diffuser_api::requests::ModelService;
+use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
+use diffuser_api::{api, bench, device, nn, service, telemetry, threads};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -72,7 +74,7 @@ fn serve(args: ServeArgs) -> Result<()> {
 async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     let socket = reserve(&config.listen).await?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    let (service, worker) = tokio::select! {
+    let (models, worker) = tokio::select! {
         started = start(&config, picture) => started?,
         () = signals.next() => return Ok(()),
     };
@@ -95,7 +97,7 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     let grace = config.api.peers.grace;
     let stopping = Arc::new(OnceLock::new());
     let stopped = first_of(signals, Arc::clone(&stopping));
-    api::serve(listener, service, config.api, stopped).await?;
+    api::serve(listener, models, config.api, stopped).await?;
     let left = grace.saturating_sub(stopping.get().map_or(Duration::ZERO, Instant::elapsed));
     let joining = tokio::task::spawn_blocking(|| worker.join());
     match tokio::time::timeout(left.max(LAST_STEP), joining).await {
@@ -106,27 +108,61 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     Ok(())
 }
 
-/// Loads the model on the thread that will own it, and warms it up.
-async fn start(config: &Config, picture: Option<Picture>) -> Result<(ImageService, WorkerHandle)> {
-    info!(model = config.model.id, device = ?config.model.device, dtype = ?config.model.dtype, "loading");
-    let (model, hub) = (config.model.clone(), config.hub.clone());
-    let settings = config.service.clone();
-    let started = Instant::now();
-    let load =
-        move || ImageService::start(settings, move || model::load(&model, &hub), give_memory_back);
-    let loaded = tokio::task::spawn_blocking(load).await?;
-    let (service, worker) =
-        loaded.with_context(|| format!("cannot load the model '{}'", config.model.id))?;
-
-    let model = service.info();
-    let weights = indicatif::BinaryBytes(model.weight_bytes as u64);
-    let seconds = format!("{:.1}", started.elapsed().as_secs_f64());
-    info!(model = model.id, device = model.device, dtype = model.dtype, %weights, %seconds, "loaded");
-    if config.warmup.enabled {
-        let seconds = service.warm_up(picture).await.context("warm-up failed")?;
-        info!(seconds, "warmed up");
+/// Finds the files of the models, loads on the threads that will own them those that are to
+/// be there from the start, and warms these up.
+async fn start(
+    config: &Config,
+    picture: Option<Picture>,
+) -> Result<(Vec<ModelService>, WorkerHandle)> {
+    let (settings, hub, service) = (config.models.clone(), config.hub.clone(), config.service);
+    let starting = move || -> Result<_> {
+        let models =
+            settings.iter().map(|model| pooled(model, &hub)).collect::<Result<Vec<_>>>()?;
+        refuse_equal_names(&models)?;
+        Ok(service::start(models, service, give_memory_back)?)
+    };
+    let (services, worker) = tokio::task::spawn_blocking(starting).await??;
+    for images in services.iter().filter(|_| config.warmup.enabled) {
+        let is_loaded = |replica: &ReplicaState| matches!(replica, ReplicaState::Loaded(_));
+        if images.replicas().iter().any(is_loaded) {
+            let seconds = images.warm_up(picture.clone()).await.context("warm-up failed")?;
+            info!(model = images.card().id, seconds, "warmed up");
+        }
     }
-    Ok((service, worker))
+    let with_settings = services.into_iter().zip(&config.models).map(|(images, model)| {
+        let (aliases, quality) = (model.aliases.clone(), model.quality);
+        ModelService { images, aliases, quality }
+    });
+    Ok((with_settings.collect(), worker))
+}
+
+/// A model whose files are at hand.
+fn pooled(settings: &ModelSettings, hub: &HubConfig) -> Result<PooledModel> {
+    let config = &settings.config;
+    info!(model = config.id, devices = ?settings.devices, dtype = ?config.dtype, "looking for files");
+    let files = ModelFiles::find(config, hub)
+        .with_context(|| format!("cannot load the model '{}'", config.id))?;
+    Ok(PooledModel {
+        card: files.card().clone(),
+        devices: settings.devices.clone(),
+        preload: settings.preload,
+        keep_alive: settings.keep_alive,
+        expected_bytes: files.weight_file_bytes(),
+        load: Box::new(move |device| files.load_onto(device)),
+    })
+}
+
+/// A name must lead to one model.
+fn refuse_equal_names(models: &[PooledModel]) -> Result<()> {
+    for (index, model) in models.iter().enumerate() {
+        let id = &model.card.id;
+        let is_twice = models[..index].iter().any(|other| other.card.id == *id);
+        anyhow::ensure!(
+            !is_twice,
+            "two models are called '{id}': give one a section [models.NAME]"
+        );
+    }
+    Ok(())
 }
 
 fn pull(args: &PullArgs) -> Result<()> {

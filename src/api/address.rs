@@ -14,7 +14,6 @@ use percent_encoding::percent_decode_str;
 
 use super::error::ApiError;
 use super::state::AppState;
-use crate::requests::RequestError;
 
 /// The deployment in the address of a request: the model that is asked for. In the
 /// request's extensions.
@@ -94,10 +93,11 @@ pub(super) async fn require_known_deployment(
     next: Next,
 ) -> Response {
     match request.extensions().get::<Deployment>() {
-        Some(Deployment(name)) if !state.requests.names.include(name) => {
-            ApiError::from(RequestError::unknown_model(name, &state.requests)).into_response()
-        }
-        Some(_) | None => next.run(request).await,
+        Some(Deployment(name)) => match state.requests.models.named(name, None) {
+            Ok(_) => next.run(request).await,
+            Err(error) => ApiError::from(error).into_response(),
+        },
+        None => next.run(request).await,
     }
 }
 

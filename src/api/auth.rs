@@ -6,8 +6,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
+use super::ApiConfig;
 use super::error::ApiError;
+use super::peer::PeerAddress;
 use super::state::AppState;
+use crate::service::Client;
 
 /// The keys of which a client must have one; without any, nobody is asked.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -23,6 +26,11 @@ impl ApiKeys {
     /// Whether a client must have one.
     pub(super) fn are_asked_for(&self) -> bool {
         !self.0.is_empty()
+    }
+
+    /// Whether a request with these headers carries one of them.
+    fn have_one_of(&self, headers: &HeaderMap) -> bool {
+        given_keys(headers).any(|given| self.0.iter().any(|key| is_same(given, key)))
     }
 }
 
@@ -41,23 +49,52 @@ pub(super) async fn require_key(
 ) -> Response {
     let keys = &state.config.api_keys;
     let is_preflight = request.method() == Method::OPTIONS;
-    if !keys.are_asked_for() || is_preflight || has_key(request.headers(), &keys.0) {
+    let headers = request.headers();
+    let has_one = || keys.have_one_of(headers) || state.config.admin_keys.have_one_of(headers);
+    if !keys.are_asked_for() || is_preflight || has_one() {
         return next.run(request).await;
     }
     ApiError::Unauthorised.into_response()
 }
 
-/// Whether the request carries one of `keys`: as a bearer, or in the header that
-/// clients of Azure send.
-fn has_key(headers: &HeaderMap, keys: &[String]) -> bool {
+/// Refuses those who are no administrators. Without keys for them there are none: whoever
+/// can reach the server could else have its models unloaded.
+///
+/// # Errors
+/// [`ApiError::NotForAll`].
+pub(super) fn require_administrator(
+    headers: &HeaderMap,
+    config: &ApiConfig,
+) -> Result<(), ApiError> {
+    if config.admin_keys.have_one_of(headers) {
+        return Ok(());
+    }
+    Err(ApiError::NotForAll { there_are_keys: config.admin_keys.are_asked_for() })
+}
+
+/// Who asks: whoever has this key, or without keys whoever is at this address.
+pub(super) fn client_of(request: &Request, config: &ApiConfig) -> Client {
+    let key = given_keys(request.headers()).next();
+    if let Some(key) = key.filter(|_| config.api_keys.are_asked_for()) {
+        return Client::of(&key);
+    }
+    let forwarded = request.headers().get("x-forwarded-for").and_then(|value| value.to_str().ok());
+    let nearest = forwarded.and_then(|addresses| addresses.rsplit(',').next());
+    match nearest.filter(|_| config.trust_forwarded_headers) {
+        Some(address) => Client::of(&address.trim()),
+        None => Client::of(&request.extensions().get::<PeerAddress>()),
+    }
+}
+
+/// What a request carries as keys: as a bearer, or in the header that clients of Azure send.
+fn given_keys(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let authorization = text(header::AUTHORIZATION.as_str());
     let bearer = authorization.and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
-    let given = [bearer, text("api-key")];
-    given.into_iter().flatten().any(|given| keys.iter().any(|key| is_same(given, key)))
+    [bearer, text("api-key")].into_iter().flatten()
 }
 
 /// Compares digests: how long that takes tells nothing about the key.
@@ -71,11 +108,11 @@ mod tests {
 
     #[test]
     fn a_key_comes_as_bearer_or_in_azures_header() {
-        let keys = ["secret".to_owned(), "other".to_owned()];
+        let keys = ApiKeys::new(vec!["secret".to_owned(), "other".to_owned()]);
         let has = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());
-            has_key(&headers, &keys)
+            keys.have_one_of(&headers)
         };
 
         assert!(has("authorization", "Bearer secret"));
@@ -84,6 +121,6 @@ mod tests {
         assert!(!has("authorization", "secret"));
         assert!(!has("authorization", "Bearer secre"));
         assert!(!has("authorization", "Basic secret"));
-        assert!(!has_key(&HeaderMap::new(), &keys));
+        assert!(!keys.have_one_of(&HeaderMap::new()));
     }
 }

@@ -4,13 +4,14 @@
 //! Clients get texts of ours only. The causes of a 5xx go to the log, once,
 //! through [`Cause`] in the response's extensions.
 
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
 use crate::domain::{FaultKind, ValidationError};
 use crate::model::ModelError;
-use crate::requests::RequestError;
+use crate::requests::{RequestError, quote};
 use crate::service::{ErrorKind, MemoryError, ServiceError};
 
 /// Why a request gets no 2xx.
@@ -28,6 +29,10 @@ pub(super) enum ApiError {
     },
     /// No key, or not one of ours.
     Unauthorised,
+    /// What only administrators may.
+    NotForAll {
+        there_are_keys: bool,
+    },
     /// The client took too long to send its request.
     UploadTooSlow,
     /// The answer would come too late for whoever asked.
@@ -135,6 +140,7 @@ impl Row {
                 retry: Retry::After(retry_after_s),
                 ..Self::refused(StatusCode::TOO_MANY_REQUESTS, Some("server_busy"))
             },
+            ErrorKind::NotLoaded => Self::unavailable("model_not_loaded", Retry::After(10)),
             ErrorKind::OutOfMemory => Self::unavailable("out_of_memory", Retry::After(5)),
             ErrorKind::NeverFits => {
                 Self::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
@@ -175,6 +181,7 @@ impl ApiError {
                 Row::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
             Self::Unauthorised => Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
+            Self::NotForAll { .. } => Row::refused(StatusCode::FORBIDDEN, Some("not_allowed")),
             // Trying again would take as long.
             Self::UploadTooSlow => Row {
                 retry: Retry::Never,
@@ -209,6 +216,14 @@ impl ApiError {
             Self::Unauthorised => {
                 "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY' or as \
                  'api-key: KEY'."
+                    .to_owned()
+            }
+            Self::NotForAll { there_are_keys: true } => {
+                "Only an administrator's key may do this.".to_owned()
+            }
+            Self::NotForAll { there_are_keys: false } => {
+                "Only administrators may do this, and this server has no keys for them: \
+                 'server.admin_keys' of its settings names some."
                     .to_owned()
             }
             Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
@@ -249,6 +264,7 @@ impl ApiError {
             | Self::UnsupportedMediaType { .. }
             | Self::BodyTooLarge { .. }
             | Self::Unauthorised
+            | Self::NotForAll { .. }
             | Self::UploadTooSlow
             | Self::DeadlineExceeded
             | Self::UnknownPicture
@@ -275,10 +291,11 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 14] {
+    pub(super) fn examples() -> [(Self, &'static str); 15] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
-        let (asked, served) = ("gpt-4o".to_owned(), "demo".to_owned());
+        let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
+        let (model, reason) = ("demo".to_owned(), "its device is not there".to_owned());
         let offered = ServiceError::NotOffered { what: "pictures from words alone", field: None };
         [
             (missing.into(), "A field is missing or wrong; `param` names it"),
@@ -300,11 +317,18 @@ impl ApiError {
                 "The queue is full; see `Retry-After`",
             ),
             (ServiceError::WorkerGone.into(), "The model failed"),
-            (offered.into(), "The loaded model does not do this"),
+            (offered.into(), "The model does not do this"),
             (MemoryError::NotInTime.into(), "Other requests hold the memory; see `Retry-After`"),
+            (ServiceError::NotLoaded { model, reason }.into(), "The model cannot be loaded now"),
             (ServiceError::ShuttingDown.into(), "The server is shutting down"),
             (Self::DeadlineExceeded, "Not done within `x-request-timeout-ms`, or the setting"),
         ]
+    }
+
+    /// The request's path does not have its method.
+    pub(super) fn wrong_method(request: &Request) -> Self {
+        let path = quote(request.uri().path());
+        Self::WrongMethod { method: request.method().clone(), path }
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -436,6 +460,7 @@ fn request_message(error: &RequestError) -> String {
             ErrorKind::InvalidRequest { .. } => error.to_string(),
             ErrorKind::NotImplemented { .. }
             | ErrorKind::Busy { .. }
+            | ErrorKind::NotLoaded
             | ErrorKind::OutOfMemory
             | ErrorKind::NeverFits
             | ErrorKind::ShuttingDown
@@ -447,8 +472,9 @@ fn request_message(error: &RequestError) -> String {
              'Accept: application/json'."
         ),
         RequestError::UnknownModel { asked, served } => format!(
-            "The model '{asked}' does not exist: this server has '{served}'. The list of models \
-             has its other names."
+            "The model '{asked}' does not exist: this server has '{}'. The list of models \
+             has other names.",
+            served.join("', '")
         ),
         RequestError::Interrupted(_) | RequestError::LostPicture => FAILED.to_owned(),
     }

@@ -103,7 +103,7 @@ async fn stalled(unread: Option<&UnreadBody>, config: &ApiConfig) {
 
 /// Completes once the server is stopping, and what has not arrived will not be waited for.
 async fn too_late(state: &AppState) {
-    state.requests.images.until_shut_down().await;
+    state.service().until_shut_down().await;
     tokio::time::sleep(LAST_UPLOADS).await;
 }
 

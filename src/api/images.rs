@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::accept;
 use super::address::Deployment;
+use super::auth::client_of;
 use super::deadline::Deadline;
 use super::docs::{MadePictures, OutsideFields, PictureFile};
 use super::error::ApiError;
@@ -20,7 +21,8 @@ use super::state::AppState;
 use super::stream;
 use super::wire::ErrorEnvelope;
 use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
-use crate::requests::{Asked, Delivery, Endpoint, Prepared, Recipe, RequestError, prepare};
+use crate::requests::{Asked, Delivery, Endpoint, Prepared, Recipe, prepare};
+use crate::service::Submission;
 
 /// Edit pictures as a prompt says
 ///
@@ -110,11 +112,11 @@ async fn replay_until(
         Recipe::take(&mut fields).map(|recipe| (recipe, fields, memory))
     })
     .await??;
-    if !state.requests.names.include(&recipe.model) {
-        return Err(RequestError::unknown_model(&recipe.model, &state.requests).into());
-    }
     let endpoint = recipe.endpoint;
-    state.requests.images.check_offered(endpoint.task_kind())?;
+    let kind = endpoint.task_kind();
+    // The picture is of one model, however the request is sent.
+    let made_by = state.requests.models.named(&recipe.model, Some(kind))?;
+    let asked = Asked { deployment: Some(made_by.images.card().id.clone()), ..asked };
     recipe.fill(&mut fields);
     let prepared = prepare(&state.requests, (fields, memory), endpoint, asked).await?;
     deliver(state, prepared, origin, deadline).await
@@ -147,14 +149,14 @@ pub(super) async fn file(
     Ok(([(CONTENT_TYPE, media_type.to_owned()), (CACHE_CONTROL, caching)], file).into_response())
 }
 
-/// Reads a request and does what it asks for. What the model does not do is
-/// refused before the body is read.
+/// Reads a request and does what it asks for. What no model does is refused before the
+/// body is read.
 async fn answer(
     state: AppState,
     request: Request,
     endpoint: Endpoint,
 ) -> Result<Response, ApiError> {
-    state.requests.images.check_offered(endpoint.task_kind())?;
+    state.requests.models.check_offered(endpoint.task_kind())?;
     let deadline = Deadline::of(request.headers(), &state.config)?;
     let answering = async {
         let (origin, asked) = outside_of(&request, &state);
@@ -171,6 +173,7 @@ fn outside_of(request: &Request, state: &AppState) -> (Origin, Asked) {
     let asked = Asked {
         deployment: deployment.map(|Deployment(name)| name.clone()),
         accepted: accept::accepted_by(request.headers()),
+        client: client_of(request, &state.config),
     };
     (Origin::of(request.headers(), &state.config), asked)
 }
@@ -182,10 +185,10 @@ async fn deliver(
     origin: Origin,
     deadline: Deadline,
 ) -> Result<Response, ApiError> {
-    let Prepared { endpoint, request, framing, output, memory, .. } = prepared;
+    let Prepared { endpoint, model, request, framing, client, output, memory, .. } = prepared;
     let seed = request.seed;
     let facts = ReplyFacts {
-        model: state.requests.images.info().id.clone(),
+        model: model.images.card().id.clone(),
         steps: request.steps.get(),
         quality: prepared.quality,
         format: output.format,
@@ -195,14 +198,15 @@ async fn deliver(
         mask_convention: prepared.mask_convention.map(Into::into),
         warnings: prepared.warnings,
     };
+    let previews = match output.delivery {
+        Delivery::Events { partial_images } => partial_images,
+        Delivery::Base64 | Delivery::Url | Delivery::File => 0,
+    };
+    let submission = Submission { request, framing, previews, client };
+    let handle = model.images.submit(submission, memory).await?;
     match output.delivery {
-        Delivery::Events { partial_images } => {
-            let images = &state.requests.images;
-            let handle = images.submit(request, framing, partial_images, memory).await?;
-            Ok(stream::respond((handle, deadline), facts, endpoint, seed))
-        }
+        Delivery::Events { .. } => Ok(stream::respond((handle, deadline), facts, endpoint, seed)),
         delivery @ (Delivery::Base64 | Delivery::Url | Delivery::File) => {
-            let handle = state.requests.images.submit(request, framing, 0, memory).await?;
             reply::respond(state, handle, facts, (delivery, origin)).await
         }
     }

@@ -8,10 +8,11 @@ use super::error::ApiError;
 use super::origin::Origin;
 use super::state::AppState;
 use super::wire::{
-    Endpoints, ErrorEnvelope, Health, ModelDetails, ModelList, ModelObject, QualityFacts,
-    ServiceInfo, json_response,
+    Endpoints, ErrorEnvelope, Health, ModelDetails, ModelFacts, ModelList, ModelObject,
+    QualityFacts, ServiceInfo, json_response,
 };
-use crate::requests::{RequestError, quote};
+use crate::domain::{TaskKind, TaskKinds};
+use crate::requests::{Models, ServedModel, quote};
 
 /// Whether the server works
 ///
@@ -26,7 +27,7 @@ use crate::requests::{RequestError, quote};
     )
 )]
 pub(super) async fn health(State(state): State<AppState>) -> Response {
-    let service = state.requests.images.status();
+    let service = state.service().status();
     let (code, status) = if !service.accepting {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting_down")
     } else if service.worker_alive {
@@ -51,7 +52,7 @@ pub(super) async fn health(State(state): State<AppState>) -> Response {
     responses((status = 200, description = "Facts", body = ServiceInfo))
 )]
 pub(super) async fn service_info(State(state): State<AppState>) -> Response {
-    let model = state.requests.images.info();
+    let models = &state.requests.models;
     let prefix = super::path_prefix(&state.config);
     let at = |path: &str| format!("{prefix}{path}");
     let endpoints = Endpoints {
@@ -65,8 +66,9 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
     let info = ServiceInfo {
         service: state.config.app_name.clone(),
         version: state.config.app_version.clone(),
-        model: model.into(),
-        capabilities: model.tasks.into(),
+        model: ModelFacts::of(&models.first().images),
+        models: models.all().iter().map(|model| model.images.card().id.clone()).collect(),
+        capabilities: all_tasks(models).into(),
         endpoints,
         docs: super::docs::UI_PATH,
         openapi: super::docs::DOCUMENT_PATH,
@@ -74,20 +76,21 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
     json_response(StatusCode::OK, &info)
 }
 
-/// The loaded model, as OpenAI lists models
+/// The models, as OpenAI lists them
 #[utoipa::path(
     get,
     path = "/models",
     tag = "models",
-    responses((status = 200, description = "The model and its aliases", body = ModelList))
+    responses((status = 200, description = "The models and their aliases", body = ModelList))
 )]
 pub(super) async fn models(State(state): State<AppState>) -> Response {
-    let data = state.requests.names.listed().map(|name| model_object(&state, name)).collect();
+    let names = state.requests.models.listed();
+    let data = names.into_iter().map(|name| model_object(&state, name)).collect();
     let list = ModelList { object: "list", data };
     json_response(StatusCode::OK, &list)
 }
 
-/// The loaded model, if it has this name
+/// A model, by any of its names
 #[utoipa::path(
     get,
     path = "/models/{*id}",
@@ -95,25 +98,38 @@ pub(super) async fn models(State(state): State<AppState>) -> Response {
     params(("id" = String, Path, description = "The model's id, its last part, or a hosted name such as `gpt-image-1`")),
     responses(
         (status = 200, description = "The model", body = ModelDetails),
-        (status = 404, description = "Another model", body = ErrorEnvelope),
+        (status = 404, description = "There is none of this name", body = ErrorEnvelope),
     )
 )]
 pub(super) async fn model(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    if !state.requests.names.include(&id) {
-        return Err(RequestError::unknown_model(&id, &state.requests).into());
+    let model = state.requests.models.named(&id, None)?;
+    Ok(json_response(StatusCode::OK, &details(&state, model)))
+}
+
+/// All that is told of one model.
+pub(super) fn details(state: &AppState, model: &ServedModel) -> ModelDetails {
+    let card = model.images.card();
+    let models = &state.requests.models;
+    // Names that stand for any model lead to the first where nothing else is asked.
+    let is_first = models.first().images.card().id == card.id;
+    let shared = models.aliases.aliases.iter().filter(|_| is_first);
+    ModelDetails {
+        object: model_object(state, &card.id),
+        details: ModelFacts::of(&model.images),
+        capabilities: card.tasks.into(),
+        qualities: QualityFacts::all_of(&model.qualities),
+        aliases: model.names.aliases.iter().chain(shared).cloned().collect(),
     }
-    let model = state.requests.images.info();
-    let details = ModelDetails {
-        object: model_object(&state, &model.id),
-        details: model.into(),
-        capabilities: model.tasks.into(),
-        qualities: QualityFacts::all_of(&state.requests.qualities),
-        aliases: state.requests.names.aliases.clone(),
-    };
-    Ok(json_response(StatusCode::OK, &details))
+}
+
+/// What any of the models does.
+fn all_tasks(models: &Models) -> TaskKinds {
+    let offered = |kind| models.check_offered(kind).is_ok();
+    let kinds = TaskKind::ALL.into_iter().filter(|kind| offered(*kind));
+    kinds.fold(TaskKinds::default(), TaskKinds::with)
 }
 
 fn model_object(state: &AppState, name: &str) -> ModelObject {

@@ -16,6 +16,7 @@ mod images;
 mod incoming;
 mod json;
 mod meta;
+mod models;
 mod multipart;
 mod origin;
 mod peer;
@@ -48,8 +49,7 @@ pub use store::StoreConfig;
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
-use crate::requests::{DefaultResponseFormat, QualityOverrides};
-use crate::service::ImageService;
+use crate::requests::{DefaultResponseFormat, ModelService};
 use address::Addresses;
 use state::AppState;
 
@@ -81,10 +81,11 @@ pub struct ApiConfig {
     pub request_timeout: Option<Duration>,
     /// Keys of which a client must have one; with none, nobody is asked.
     pub api_keys: ApiKeys,
-    /// Other names of the model; one that ends with `*` stands for all that begin so.
+    /// Keys of those who may load and unload models; without any, nobody may.
+    pub admin_keys: ApiKeys,
+    /// Names that stand for whichever model an endpoint has by default; one that ends with
+    /// `*` stands for all that begin so.
     pub model_aliases: Vec<String>,
-    /// What `quality` stands for, where the settings say so.
-    pub quality: QualityOverrides,
     /// How pictures come back whose request names no `response_format`.
     pub response_format: DefaultResponseFormat,
     /// How much time goes into making PNG files small.
@@ -116,12 +117,14 @@ impl ApiConfig {
 ///
 /// Other addresses of the same endpoints, such as Azure's, become these before
 /// the routes are looked at.
-pub fn router(service: ImageService, config: &ApiConfig) -> Router {
+///
+/// `models` are those that can be asked for, the default one first; there must be one.
+pub fn router(models: Vec<ModelService>, config: &ApiConfig) -> Router {
     let prefix = path_prefix(config);
-    let state = AppState::new(service.clone(), config);
+    let state = AppState::new(models, config);
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
     let routes = endpoints
-        .merge(docs::router(document, config, service.info()))
+        .merge(docs::router(document, config, &state.requests.models))
         .fallback(meta::unknown_route)
         .method_not_allowed_fallback(meta::wrong_method)
         .layer(DefaultBodyLimit::max(config.max_upload_bytes))
@@ -146,7 +149,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(images::variations))
         .routes(routes!(images::replay))
         .routes(routes!(meta::models))
-        .routes(routes!(meta::model))
+        .routes(routes!(meta::model, models::change))
         .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
         .route_layer(from_fn_with_state(state.clone(), auth::require_key))
         .routes(routes!(images::file));
@@ -182,7 +185,7 @@ fn cors() -> CorsLayer {
         .expose_headers(
             [request_log::REQUEST_ID, header::RETRY_AFTER, retry_after_ms, should_retry]
                 .into_iter()
-                .chain(reply::FILE_HEADERS.map(HeaderName::from_static))
+                .chain(reply::HEADERS.map(HeaderName::from_static))
                 .collect::<Vec<_>>(),
         )
 }

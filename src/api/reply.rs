@@ -1,5 +1,7 @@
 //! Finished pictures on their way to the client: in one JSON object, or one as a file.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
@@ -16,7 +18,7 @@ use crate::imaging::codec::{self, OutputFormat, PngCompression};
 use crate::imaging::provenance;
 use crate::model::{GeneratedImage, Generation};
 use crate::requests::{Delivery, Quality, Recipe};
-use crate::service::JobHandle;
+use crate::service::{Finished, JobHandle};
 
 /// What is known of a reply before its pictures are made.
 #[derive(Debug, Clone)]
@@ -64,7 +66,7 @@ pub(super) async fn respond(
     mut facts: ReplyFacts,
     (delivery, origin): (Delivery, Origin),
 ) -> Result<Response, ApiError> {
-    let (mut generation, memory) = handle.finish().await?;
+    let Finished { mut generation, memory, loading } = handle.finish().await?;
     facts.warnings.append(&mut generation.warnings);
     let Some(first) = generation.images.first() else {
         return Err(ApiError::Internal("the model made no picture".to_owned()));
@@ -82,13 +84,28 @@ pub(super) async fn respond(
     });
     let mut response = encoding.await??;
     response.extensions_mut().insert(work);
+    if let Some(loading) = loading {
+        response.headers_mut().insert(MODEL_LOAD_MS, HeaderValue::from(whole_ms(loading)));
+    }
     Ok(response)
 }
+
+/// Whole milliseconds.
+pub(super) fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long the request waited for its model to be loaded, if it did, in milliseconds.
+pub(super) const MODEL_LOAD_MS: &str = "x-model-load-ms";
 
 /// What a reply that is a file says in headers: the seed, and as JSON the token counts
 /// and, if there are any, the warnings.
 pub(super) const FILE_HEADERS: [&str; 3] =
     ["x-diffuser-seed", "x-diffuser-usage", "x-diffuser-warnings"];
+
+/// All headers of ours that pages may read.
+pub(super) const HEADERS: [&str; 4] =
+    [FILE_HEADERS[0], FILE_HEADERS[1], FILE_HEADERS[2], MODEL_LOAD_MS];
 
 /// The first picture as a file. Not for the async runtime.
 fn file_response(generation: &Generation, facts: &ReplyFacts) -> Result<Response, ApiError> {

@@ -18,9 +18,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
-use super::peer::{Activity, AnswerBody, PeerLimits, TimedStream, UnderWay};
+use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
 use super::{ApiConfig, router};
-use crate::service::ImageService;
+use crate::requests::ModelService;
 
 /// How often a peer of HTTP/2 is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -29,7 +29,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves on `listener` until `shutdown` completes; then takes no more
-/// connections, shuts `service` down (the running picture is finished, waiting
+/// connections, shuts the services down (the running picture is finished, waiting
 /// requests are refused), answers what is in flight, and returns: within the grace of
 /// the settings, whatever peers do.
 ///
@@ -37,36 +37,39 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// If the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    service: ImageService,
+    models: Vec<ModelService>,
     config: ApiConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let app = router(service.clone(), &config);
+    let services: Vec<_> = models.iter().map(|model| model.images.clone()).collect();
+    let app = router(models, &config);
     let mut connections = Connections::new(config.peers);
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            stream = accept(&listener) => connections.open(stream?, app.clone()).await,
+            peer = accept(&listener) => connections.open(peer?, app.clone()).await,
         }
     }
     drop(listener);
-    service.shut_down();
+    for service in services {
+        service.shut_down();
+    }
     connections.close().await;
     Ok(())
 }
 
 /// The next connection. What a single peer, or a moment without descriptors, does to the
 /// listener does not end it.
-async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, PeerAddress)> {
     loop {
         match listener.accept().await {
-            Ok((stream, _address)) => {
+            Ok((stream, address)) => {
                 // Small answers go out at once instead of waiting for the client's next word.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "cannot set TCP_NODELAY");
                 }
-                return Ok(stream);
+                return Ok((stream, PeerAddress(address.ip())));
             }
             Err(error) if is_of_the_peer(&error) => {}
             Err(error) => {
@@ -95,12 +98,12 @@ impl Connections {
         Self { limits, tasks: JoinSet::new(), open: Vec::new() }
     }
 
-    /// Serves `stream`, once there is room for it.
-    async fn open(&mut self, stream: TcpStream, app: Router) {
+    /// Serves a peer, once there is room for it.
+    async fn open(&mut self, peer: (TcpStream, PeerAddress), app: Router) {
         self.make_room().await;
         let activity = Activity::new();
         self.open.push(Arc::clone(&activity));
-        self.tasks.spawn(serve_peer(stream, activity, self.limits, app));
+        self.tasks.spawn(serve_peer(peer, activity, self.limits, app));
     }
 
     /// Waits until there are fewer connections than there may be, and sends away the one
@@ -136,7 +139,12 @@ impl Connections {
     }
 }
 
-async fn serve_peer(stream: TcpStream, activity: Arc<Activity>, limits: PeerLimits, app: Router) {
+async fn serve_peer(
+    (stream, address): (TcpStream, PeerAddress),
+    activity: Arc<Activity>,
+    limits: PeerLimits,
+    app: Router,
+) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
     builder
@@ -145,7 +153,8 @@ async fn serve_peer(stream: TcpStream, activity: Arc<Activity>, limits: PeerLimi
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_INTERVAL);
     let answering = Arc::clone(&activity);
-    let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
+    let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
+        request.extensions_mut().insert(address);
         let request_under_way = UnderWay::on(&answering);
         let answer = app.clone().oneshot(Request::map(request, Body::new));
         async move {

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::ApiConfig;
 use super::store::PictureStore;
-use crate::requests::{RequestContext, RequestSettings};
+use crate::requests::{ModelService, Models, RequestContext, RequestSettings};
 use crate::service::{ImageService, RequestMemory};
 
 /// The state of the router; clones share all of it.
@@ -20,20 +20,25 @@ pub(super) struct AppState {
 }
 
 impl AppState {
-    pub(super) fn new(images: ImageService, config: &ApiConfig) -> Self {
+    pub(super) fn new(models: Vec<ModelService>, config: &ApiConfig) -> Self {
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
             response_format: config.response_format,
             write_prompts: config.write_prompts,
         };
-        let words = (&config.model_aliases[..], &config.quality);
+        let models = Models::new(models, &config.model_aliases);
         Self {
-            requests: RequestContext::new(images, memory, settings, words),
+            requests: RequestContext::new(models, memory, settings),
             store: Arc::new(PictureStore::new(config.picture_store)),
             config: Arc::new(config.clone()),
             started: unix_seconds(),
         }
+    }
+
+    /// The way to whichever model, for what concerns all of them.
+    pub(super) fn service(&self) -> &ImageService {
+        &self.requests.models.first().images
     }
 
     /// `path` behind the configured prefix.

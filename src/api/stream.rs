@@ -14,14 +14,14 @@ use serde::Serialize;
 
 use super::deadline::Deadline;
 use super::error::{ApiError, chain};
-use super::reply::{ReplyFacts, size_of};
+use super::reply::{self, ReplyFacts, size_of};
 use super::request_log::{Afterwards, Outcome};
 use super::state::unix_seconds;
 use super::wire::{Background, ImageEvent};
 use crate::domain::{Picture, Seed};
 use crate::model::TokenUsage;
 use crate::requests::Endpoint;
-use crate::service::JobHandle;
+use crate::service::{Finished, JobHandle};
 
 /// How often a silent stream says that it is alive: proxies give up after 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -112,7 +112,7 @@ impl Streaming {
         let Self { handle, facts, seed, prefix, outcome, .. } = self;
         let kind = format!("{prefix}.completed");
         let completing = async {
-            let (generation, memory) = handle.finish().await?;
+            let Finished { generation, memory, loading } = handle.finish().await?;
             let usage: TokenUsage = generation.usage;
             let generated = generation.images.into_iter().next();
             let no_image = || ApiError::Internal("the model made no picture".to_owned());
@@ -123,6 +123,7 @@ impl Streaming {
                 let mut event = image_event(&facts, kind, &picture, seed)?;
                 event.usage = Some(usage.into());
                 event.mask_convention = facts.mask_convention;
+                event.model_load_ms = loading.map(reply::whole_ms);
                 event.warnings = [facts.warnings.clone(), generation.warnings].concat();
                 sse(&event.kind, &event)
             });
@@ -169,6 +170,7 @@ fn image_event(
         background: Background::of(picture.alpha().is_some()),
         output_format: facts.format.name(),
         usage: None,
+        model_load_ms: None,
         seed: seed.get(),
         warnings: Vec::new(),
     })

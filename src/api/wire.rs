@@ -7,8 +7,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::domain::{TaskKind, TaskKinds};
-use crate::model::{EditKind, ModelInfo, TokenUsage};
+use crate::model::{EditKind, TokenUsage};
 use crate::requests::{self, Preset, Quality, QualityTable};
+use crate::service::{ImageService, ReplicaState};
 
 /// The body of every error.
 #[derive(Debug, Serialize, ToSchema)]
@@ -136,6 +137,10 @@ pub(super) struct ImageEvent {
     /// With the finished picture only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usage: Option<Usage>,
+    /// How long the request waited for its model to be loaded, if it did; only with the
+    /// finished picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) model_load_ms: Option<u64>,
     /// How the mask was understood; only with the finished picture, and a mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mask_convention: Option<MaskConvention>,
@@ -231,7 +236,7 @@ impl QualityFacts {
     }
 }
 
-/// The loaded model, in a list of one.
+/// The names of the models.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelList {
     /// Always `list`.
@@ -259,9 +264,13 @@ pub(super) struct Health {
 pub(super) struct ServiceInfo {
     pub(super) service: String,
     pub(super) version: String,
+    /// The model of requests that name none.
     pub(super) model: ModelFacts,
+    /// The ids of all models.
+    pub(super) models: Vec<String>,
+    /// What any of them can do.
     pub(super) capabilities: CapabilityFacts,
-    /// Paths; `capabilities` says which of them the model serves.
+    /// Paths; `capabilities` says which of them are served.
     pub(super) endpoints: Endpoints,
     /// Path of the documentation that can be tried out.
     pub(super) docs: &'static str,
@@ -280,16 +289,25 @@ pub(super) struct Endpoints {
     pub(super) health: &'static str,
 }
 
-/// What the loaded model is.
+/// What a model is.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelFacts {
     id: String,
     /// Class of the pipeline in diffusers.
     pipeline: String,
     description: String,
-    device: String,
-    dtype: String,
-    weight_bytes: usize,
+    /// `loaded`, `loading`, `not_loaded` (it is when somebody asks for it) or `failed`; of
+    /// the replica that is farthest, if there are several.
+    #[schema(example = "loaded")]
+    state: &'static str,
+    /// Where it is; null while it is not loaded.
+    device: Option<String>,
+    dtype: Option<String>,
+    weight_bytes: Option<usize>,
+    /// It on each of its devices, if these are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    replicas: Vec<ReplicaFacts>,
     max_input_images: usize,
     /// Output sides are multiples of this many pixels.
     size_multiple: usize,
@@ -324,39 +342,77 @@ struct DefaultFacts {
     strength: f64,
 }
 
-impl From<&ModelInfo> for ModelFacts {
-    fn from(info: &ModelInfo) -> Self {
+/// A model on one device.
+#[derive(Debug, Serialize, ToSchema)]
+struct ReplicaFacts {
+    /// As the model's.
+    state: &'static str,
+    device: Option<String>,
+    dtype: Option<String>,
+    weight_bytes: Option<usize>,
+}
+
+impl From<&ReplicaState> for ReplicaFacts {
+    fn from(replica: &ReplicaState) -> Self {
+        let (state, loaded) = match replica {
+            ReplicaState::NotLoaded => ("not_loaded", None),
+            ReplicaState::Loading => ("loading", None),
+            ReplicaState::Failed(_) => ("failed", None),
+            ReplicaState::Loaded(loaded) => ("loaded", Some(loaded)),
+        };
         Self {
-            id: info.id.clone(),
-            pipeline: info.pipeline.clone(),
-            description: info.description.clone(),
-            device: info.device.clone(),
-            dtype: info.dtype.clone(),
-            weight_bytes: info.weight_bytes,
-            max_input_images: info.max_input_images,
-            size_multiple: info.size_multiple,
-            max_output_area: info.max_output_area,
-            image_area: info.image_area,
-            image_area_range: info.area_range.map(|range| [range.least, range.most]),
-            fills_beyond_input: info.fills_beyond_input,
-            edit_kind: match info.edit_kind {
+            state,
+            device: loaded.map(|loaded| loaded.device.clone()),
+            dtype: loaded.map(|loaded| loaded.dtype.clone()),
+            weight_bytes: loaded.map(|loaded| loaded.weight_bytes),
+        }
+    }
+}
+
+impl ModelFacts {
+    /// What is told of the model behind `service`.
+    pub(super) fn of(service: &ImageService) -> Self {
+        let card = service.card();
+        let mut replicas: Vec<ReplicaFacts> =
+            service.replicas().iter().map(ReplicaFacts::from).collect();
+        let farthest = |replica: &ReplicaFacts| {
+            ["loaded", "loading", "not_loaded"].iter().position(|state| *state == replica.state)
+        };
+        replicas.sort_by_key(|replica| farthest(replica).unwrap_or(usize::MAX));
+        let first = replicas.first();
+        Self {
+            id: card.id.clone(),
+            pipeline: card.pipeline.clone(),
+            description: card.description.clone(),
+            state: first.map_or("not_loaded", |replica| replica.state),
+            device: first.and_then(|replica| replica.device.clone()),
+            dtype: first.and_then(|replica| replica.dtype.clone()),
+            weight_bytes: first.and_then(|replica| replica.weight_bytes),
+            replicas: if replicas.len() > 1 { replicas } else { Vec::new() },
+            max_input_images: card.max_input_images,
+            size_multiple: card.size_multiple,
+            max_output_area: card.max_output_area,
+            image_area: card.image_area,
+            image_area_range: card.area_range.map(|range| [range.least, range.most]),
+            fills_beyond_input: card.fills_beyond_input,
+            edit_kind: match card.edit_kind {
                 EditKind::Instruction => "instruction",
                 EditKind::ImageToImage => "image_to_image",
                 EditKind::Layers => "layers",
             },
-            guidance_parameter: info.guidance_parameter.name(),
-            instructions: info.instructions.clone(),
+            guidance_parameter: card.guidance_parameter.name(),
+            instructions: card.instructions.clone(),
             defaults: DefaultFacts {
-                num_inference_steps: info.defaults.num_inference_steps.get(),
-                guidance: info.defaults.guidance.get(),
-                negative_prompt: info.defaults.negative_prompt.clone(),
-                strength: info.defaults.strength.get(),
+                num_inference_steps: card.defaults.num_inference_steps.get(),
+                guidance: card.defaults.guidance.get(),
+                negative_prompt: card.defaults.negative_prompt.clone(),
+                strength: card.defaults.strength.get(),
             },
         }
     }
 }
 
-/// What the loaded model can do; the server answers 501 for the rest.
+/// What a model can do; the server answers 501 for the rest.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct CapabilityFacts {
     text_to_image: bool,

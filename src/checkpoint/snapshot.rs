@@ -53,6 +53,29 @@ impl Snapshot {
         }
     }
 
+    /// Bytes of all safetensors files in the folders of components.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let is_weights = |path: &str| path.ends_with(".safetensors");
+        match self {
+            Self::Directory(directory) => {
+                let entries =
+                    |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+                let folders = entries(directory).map(|entry| entry.path());
+                let files = folders.flat_map(|folder| entries(&folder).collect::<Vec<_>>());
+                let files = files.filter(|file| is_weights(&file.file_name().to_string_lossy()));
+                // Files in a hub's cache are links.
+                let bytes = files.filter_map(|file| std::fs::metadata(file.path()).ok());
+                bytes.map(|file| usize::try_from(file.len()).unwrap_or(usize::MAX)).sum()
+            }
+            Self::Embedded(checkpoint) => {
+                let files = checkpoint.files.iter().filter(|(path, _)| is_weights(path));
+                files.map(|(_, bytes)| bytes.len()).sum()
+            }
+            Self::Texts(_) => 0,
+        }
+    }
+
     /// The names of the files right in `folder`.
     pub(super) fn names_in(&self, folder: &str) -> Vec<String> {
         let inner = |path: &str| {

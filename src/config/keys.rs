@@ -50,6 +50,7 @@ keys! {
     WRITE_TIMEOUT: "server.write_timeout_s", "DIFFUSER_WRITE_TIMEOUT_S", "seconds in which a client takes nothing";
     MAX_CONNECTIONS: "server.max_connections", "DIFFUSER_MAX_CONNECTIONS", "connections at a time";
     GRACE: "server.grace_s", "DIFFUSER_GRACE_S", "seconds from SIGTERM to the end";
+    ADMIN_KEYS: "server.admin_keys", "DIFFUSER_ADMIN_KEYS", "keys that may load and unload models";
     API_KEYS: "server.api_keys", "DIFFUSER_API_KEYS", "keys of which a client must have one";
     PUBLIC_URL: "server.public_url", "DIFFUSER_PUBLIC_URL", "origin in the addresses of pictures";
     TRUST_FORWARDED: "server.trust_forwarded_headers", "DIFFUSER_TRUST_FORWARDED_HEADERS", "believe X-Forwarded-Host and -Proto";
@@ -65,13 +66,15 @@ keys! {
     MODEL_ALIASES: "model.aliases", "DIFFUSER_MODEL_ALIASES", "other names that clients may use";
     MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
     LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
-    DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal";
+    DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal; several make replicas";
     DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0";
     THREADS: "model.threads", "DIFFUSER_THREADS" or "RAYON_NUM_THREADS" flag "--threads", "threads that compute on a CPU";
     MEMORY: "model.memory", "DIFFUSER_MEMORY", "auto, resident, offload or stream";
     CACHE_BYTES: "model.cache_bytes", "DIFFUSER_CACHE_BYTES", "bytes of encoded pictures and prompts";
     FP8_ALL_LAYERS: "model.fp8_all_layers", "DIFFUSER_FP8_ALL_LAYERS", "false spares layers that lose most by fp8";
     EXACT_TIMESTEPS: "model.exact_timesteps", "DIFFUSER_EXACT_TIMESTEPS", "false rounds them as diffusers does";
+    PRELOAD: "model.preload", "DIFFUSER_PRELOAD", "load at the start, not when first asked for";
+    KEEP_ALIVE: "model.keep_alive_s", "DIFFUSER_KEEP_ALIVE_S", "idle seconds before unloading; -1 for ever";
     IMAGE_AREA: "model.image_area", "DIFFUSER_IMAGE_AREA", "pixels of a picture for the VAE";
     CONDITION_AREA: "model.condition_area", "DIFFUSER_CONDITION_AREA", "pixels of a picture for the encoder";
 
@@ -93,7 +96,11 @@ keys! {
     HIGH_STEPS: "quality.high_num_inference_steps", "DIFFUSER_QUALITY_HIGH_NUM_INFERENCE_STEPS", "steps of quality high";
     HIGH_GUIDANCE: "quality.high_guidance", "DIFFUSER_QUALITY_HIGH_GUIDANCE", "guidance of quality high";
 
-    QUEUE_CAPACITY: "queue.capacity", "DIFFUSER_QUEUE_CAPACITY", "requests that may wait";
+    DEFAULT_MODEL: "pool.default", "DIFFUSER_DEFAULT_MODEL", "the model of requests that name none";
+    POOL_MEMORY: "pool.memory_bytes", "DIFFUSER_POOL_MEMORY_BYTES", "bytes of all models on a device";
+    MAX_LOADED: "pool.max_loaded", "DIFFUSER_POOL_MAX_LOADED", "models on a device at a time";
+
+    QUEUE_CAPACITY: "queue.capacity", "DIFFUSER_QUEUE_CAPACITY", "requests that may wait for a model";
 
     WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
     WARMUP_IMAGE_PATH: "warmup.image_path", "DIFFUSER_WARMUP_IMAGE_PATH", "picture for it";
@@ -105,6 +112,13 @@ keys! {
 pub const CONFIG_FILE_VARIABLE: &str = "DIFFUSER_CONFIG";
 
 impl Key {
+    /// Whether a single model may have a value of its own.
+    pub(super) fn is_of_a_model(&self) -> bool {
+        let section = self.path.split('.').next();
+        ["model", "defaults", "capabilities", "quality"].map(Some).contains(&section)
+            && *self != THREADS
+    }
+
     /// Whether the empty text is a value of this setting. In the environment it
     /// otherwise means "not set", as compose files write `NAME=` for that.
     pub(super) fn may_be_empty(&self) -> bool {

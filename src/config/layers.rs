@@ -1,6 +1,7 @@
 //! The sources of settings, laid one over the other. Each value keeps the name
 //! of the source that it came from.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use figment::providers::{Format, Toml};
@@ -28,8 +29,23 @@ const RETIRED: &[(&str, &str, &str)] = &[(
 /// All layers given so far, and the faults found in them.
 pub(super) struct Layers {
     figment: Figment,
+    /// What is said of single models, by their names.
+    sections: BTreeMap<String, Vec<OwnSetting>>,
     pub(super) faults: Vec<Fault>,
 }
+
+/// A setting of one model: what it is in place of.
+#[derive(Clone)]
+struct OwnSetting {
+    path: String,
+    value: Value,
+    origin: String,
+}
+
+/// The section of single models.
+const MODELS: &str = "models";
+/// What may be said of a single model besides what is in `[model]`.
+const SECTIONS_OF_MODELS: [&str; 3] = ["defaults", "capabilities", "quality"];
 
 /// A value with the name of its source.
 pub(super) struct Found {
@@ -59,7 +75,8 @@ impl Provider for Setting<'_> {
 impl Layers {
     /// The compiled-in defaults.
     pub(super) fn defaults() -> Self {
-        let mut layers = Self { figment: Figment::new(), faults: Vec::new() };
+        let mut layers =
+            Self { figment: Figment::new(), sections: BTreeMap::new(), faults: Vec::new() };
         layers.add_toml(DEFAULT_FILE, DEFAULT_ORIGIN);
         layers
     }
@@ -96,6 +113,10 @@ impl Layers {
     /// Adds the known settings below `prefix`; the others are faults.
     fn add_dict(&mut self, prefix: &str, dict: Dict, origin: &str) {
         for (name, value) in dict {
+            if prefix.is_empty() && name == MODELS {
+                self.add_models(value, origin);
+                continue;
+            }
             let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
             let is_section =
                 KEYS.iter().any(|key| key.path.split_once('.').is_some_and(|(s, _)| s == path));
@@ -113,6 +134,75 @@ impl Layers {
                 self.refuse(path, &unknown("setting", meant), origin);
             }
         }
+    }
+
+    /// Adds the sections of single models.
+    fn add_models(&mut self, value: Value, origin: &str) {
+        let models = value.into_dict();
+        let Some(models) = models else {
+            let expected = "expected sections: [models.NAME], then its settings";
+            return self.refuse(MODELS.to_owned(), expected, origin);
+        };
+        for (name, value) in models {
+            match value.into_dict() {
+                Some(settings) => self.add_model(&name, settings, origin),
+                None => {
+                    let expected = "expected a section: [models.NAME], then its settings";
+                    self.refuse(format!("{MODELS}.{name}"), expected, origin);
+                }
+            }
+        }
+    }
+
+    fn add_model(&mut self, name: &str, settings: Dict, origin: &str) {
+        let mut own = Vec::new();
+        for (key, value) in settings {
+            if SECTIONS_OF_MODELS.contains(&key.as_str())
+                && let Some(inner) = value.clone().into_dict()
+            {
+                let named = |(name, value)| (format!("{key}.{name}"), value);
+                own.extend(inner.into_iter().map(named));
+            } else {
+                own.push((format!("model.{key}"), value));
+            }
+        }
+        let section = self.sections.entry(name.to_owned()).or_default();
+        let mut unknown_paths = Vec::new();
+        for (path, value) in own {
+            if KEYS.iter().any(|key| key.path == path && key.is_of_a_model()) {
+                section.push(OwnSetting { path, value, origin: origin.to_owned() });
+            } else {
+                unknown_paths.push(path);
+            }
+        }
+        for path in unknown_paths {
+            let own = path.strip_prefix("model.").unwrap_or(&path);
+            let known = KEYS.iter().filter(|key| key.is_of_a_model());
+            let meant = nearest(&path, known.map(|key| key.path));
+            let meant = meant.map(|meant| meant.strip_prefix("model.").unwrap_or(meant));
+            self.refuse(format!("{MODELS}.{name}.{own}"), &unknown("setting", meant), origin);
+        }
+    }
+
+    /// The names of the models that have sections of their own.
+    pub(super) fn sections(&self) -> Vec<String> {
+        self.sections.keys().cloned().collect()
+    }
+
+    /// What `name`'s section says of `key`.
+    pub(super) fn says_itself(&self, name: &str, key: Key) -> bool {
+        let section = self.sections.get(name).into_iter().flatten();
+        section.into_iter().any(|setting| setting.path == key.path)
+    }
+
+    /// The layers with `name`'s own settings on top, and no faults.
+    pub(super) fn of_model(&self, name: &str) -> Self {
+        let mut layers =
+            Self { figment: self.figment.clone(), sections: BTreeMap::new(), faults: Vec::new() };
+        for OwnSetting { path, value, origin } in self.sections.get(name).into_iter().flatten() {
+            layers.add(path, value.clone(), format!("{origin}, section {MODELS}.{name}"));
+        }
+        layers
     }
 
     /// Adds the variables of `environment` that are settings. Others that bear
@@ -155,7 +245,7 @@ impl Layers {
         Some(Found { origin: origin.to_owned(), value })
     }
 
-    fn add(&mut self, path: &str, value: Value, origin: String) {
+    pub(super) fn add(&mut self, path: &str, value: Value, origin: String) {
         let setting = Setting { path, value, origin };
         self.figment = std::mem::take(&mut self.figment).merge(setting);
     }

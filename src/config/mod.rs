@@ -21,6 +21,7 @@ mod environment;
 mod error;
 mod keys;
 mod layers;
+mod models;
 mod values;
 
 use std::num::NonZeroUsize;
@@ -32,16 +33,13 @@ use figment::value::Value;
 pub use environment::Environment;
 pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
+pub use models::ModelSettings;
 
 use crate::api::{ApiConfig, ApiKeys, PeerLimits, PngCompression, StoreConfig};
-use crate::domain::{GuidanceScale, Prompt, Steps};
+use crate::domain::{GuidanceScale, Steps};
 use crate::hub::HubConfig;
-use crate::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice,
-    ModelConfig,
-};
-use crate::requests::{DefaultResponseFormat, QualityOverride, QualityOverrides};
-use crate::service::ServiceConfig;
+use crate::requests::DefaultResponseFormat;
+use crate::service::{Budget, ServiceConfig};
 use layers::Layers;
 
 /// All settings of the server, checked.
@@ -53,8 +51,8 @@ pub struct Config {
     pub listen: ListenConfig,
     /// The queue.
     pub service: ServiceConfig,
-    /// The model.
-    pub model: ModelConfig,
+    /// The models, the default one first; there is one at least.
+    pub models: Vec<ModelSettings>,
     /// Threads that compute on a CPU; without it: as many as the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Where weights come from.
@@ -98,8 +96,8 @@ pub struct Sources {
 pub struct Flags {
     /// `--config`: the configuration file.
     pub config: Option<PathBuf>,
-    /// `--model`
-    pub model: Option<String>,
+    /// `--model`, perhaps several times
+    pub models: Vec<String>,
     /// `--device`
     pub device: Option<String>,
     /// `--dtype`
@@ -124,7 +122,7 @@ impl Config {
         let config = Self {
             listen: layers.listen(),
             api: layers.api(),
-            model: layers.model(),
+            models: layers.models(&sources.flags.models),
             threads: layers.threads(),
             service: layers.service(),
             warmup: layers.warmup(),
@@ -179,7 +177,6 @@ fn layers_of(sources: &Sources) -> Layers {
     }
     layers.add_environment(&sources.environment);
     for (key, text) in [
-        (keys::MODEL_ID, &sources.flags.model),
         (keys::DEVICE, &sources.flags.device),
         (keys::DTYPE, &sources.flags.dtype),
         (keys::THREADS, &sources.flags.threads),
@@ -223,12 +220,8 @@ impl Layers {
                 .integer(keys::REQUEST_TIMEOUT, 1, 1 << 31)
                 .map(Duration::from_secs),
             api_keys: ApiKeys::new(self.names(keys::API_KEYS)),
+            admin_keys: ApiKeys::new(self.names(keys::ADMIN_KEYS)),
             model_aliases: self.names(keys::MODEL_ALIASES),
-            quality: QualityOverrides {
-                low: self.quality(keys::LOW_STEPS, keys::LOW_GUIDANCE),
-                medium: self.quality(keys::MEDIUM_STEPS, keys::MEDIUM_GUIDANCE),
-                high: self.quality(keys::HIGH_STEPS, keys::HIGH_GUIDANCE),
-            },
             response_format: self
                 .read(keys::RESPONSE_FORMAT, DefaultResponseFormat::CHOICES, |value| {
                     value.as_str()?.parse().ok()
@@ -260,17 +253,6 @@ impl Layers {
         }
     }
 
-    fn lora(&mut self) -> Vec<LoraConfig> {
-        let mut loras = Vec::new();
-        for text in self.names(keys::LORA) {
-            match values::parse_lora(&text) {
-                Some(lora) => loras.push(lora),
-                None => self.refuse_entry(keys::LORA, &text, values::LORAS),
-            }
-        }
-        loras
-    }
-
     /// Notes that one entry of a list is not what is `expected`.
     fn refuse_entry(&mut self, key: Key, entry: &str, expected: &str) {
         let Some(found) = self.find(key) else { return };
@@ -287,73 +269,19 @@ impl Layers {
         });
     }
 
-    fn quality(&mut self, steps: Key, guidance: Key) -> QualityOverride {
-        QualityOverride {
-            num_inference_steps: self.steps(steps),
-            guidance: self.guidance(guidance),
-        }
-    }
-
-    fn model(&mut self) -> ModelConfig {
-        ModelConfig {
-            id: self.name(keys::MODEL_ID).unwrap_or_default(),
-            name: self.name(keys::MODEL_NAME),
-            revision: self.name(keys::MODEL_REVISION),
-            device: self
-                .read(keys::DEVICE, DeviceChoice::CHOICES, |value| value.as_str()?.parse().ok())
-                .unwrap_or(DeviceChoice::Auto),
-            dtype: self
-                .read(keys::DTYPE, DtypeChoice::CHOICES, |value| value.as_str()?.parse().ok())
-                .unwrap_or(DtypeChoice::Auto),
-            // Sides of scaled pictures are multiples of 32.
-            image_area: self.integer(keys::IMAGE_AREA, 32 * 32, 1 << 26),
-            condition_area: self.integer(keys::CONDITION_AREA, 32 * 32, 1 << 26),
-            defaults: self.defaults_of_requests(),
-            capabilities: self.capabilities(),
-            lora: self.lora(),
-            memory: self
-                .read(keys::MEMORY, MemoryChoice::CHOICES, |value| value.as_str()?.parse().ok())
-                .unwrap_or(MemoryChoice::Auto),
-            cache_bytes: self.integer(keys::CACHE_BYTES, 0, 1 << 40).unwrap_or_default(),
-            exact_timesteps: self.boolean(keys::EXACT_TIMESTEPS).unwrap_or(true),
-            fp8_all_layers: self.boolean(keys::FP8_ALL_LAYERS).unwrap_or(true),
-        }
-    }
-
     fn threads(&mut self) -> Option<NonZeroUsize> {
         self.read(keys::THREADS, values::THREADS, values::parse_threads).flatten()
-    }
-
-    fn defaults_of_requests(&mut self) -> DefaultOverrides {
-        DefaultOverrides {
-            num_inference_steps: self.steps(keys::STEPS),
-            true_cfg_scale: self.guidance(keys::TRUE_CFG_SCALE),
-            guidance_scale: self.guidance(keys::GUIDANCE_SCALE),
-            negative_prompt: self.read(
-                keys::NEGATIVE_PROMPT,
-                "a text of at most 32000 characters",
-                |value| {
-                    let text = value.as_str()?;
-                    Prompt::negative(text).ok()?;
-                    Some(text.to_owned())
-                },
-            ),
-        }
-    }
-
-    fn capabilities(&mut self) -> CapabilitySwitches {
-        CapabilitySwitches {
-            text_to_image: self.boolean(keys::TEXT_TO_IMAGE),
-            image_edit: self.boolean(keys::IMAGE_EDIT),
-            image_variation: self.boolean(keys::IMAGE_VARIATION),
-            inpainting: self.boolean(keys::INPAINTING),
-            mask: self.boolean(keys::MASK),
-        }
     }
 
     fn service(&mut self) -> ServiceConfig {
         ServiceConfig {
             queue_capacity: self.integer(keys::QUEUE_CAPACITY, 1, 1_000_000).unwrap_or_default(),
+            budget: Budget {
+                memory_bytes: self.integer(keys::POOL_MEMORY, 1, 1 << 50),
+                max_loaded: self
+                    .integer::<usize>(keys::MAX_LOADED, 1, 1000)
+                    .and_then(NonZeroUsize::new),
+            },
         }
     }
 

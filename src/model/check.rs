@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 
-use super::registry::{find_embedded, load_from};
+use super::registry::{ModelFiles, find_embedded};
 use super::{DeviceChoice, DtypeChoice, LoadError, ModelConfig, ModelError, Unobserved};
 use crate::domain::{
     GuidanceScale, ImageRequest, Prompt, RgbImage, Seed, Steps, Task, ValidationError,
@@ -181,7 +181,7 @@ fn edit(model: &str, device: DeviceChoice, dtype: DtypeChoice) -> Result<Edit, C
     })?;
     let config =
         ModelConfig { device, dtype, image_area: Some(SIDE * SIDE), ..ModelConfig::of(model) };
-    let mut model = load_from(&snapshot, model.to_owned(), &config)?;
+    let mut model = ModelFiles::of(snapshot, model, &config)?.load_onto(config.device)?;
     let request = ImageRequest {
         negative_prompt: Some(Prompt::negative(" ")?),
         steps: Steps::new(4)?,

@@ -16,13 +16,16 @@ use crate::hub::HubError;
 /// `Sync`.
 pub trait DiffusionModel: Send {
     /// What this model is and what it can do.
-    fn info(&self) -> &ModelInfo;
+    fn card(&self) -> &ModelCard;
+
+    /// Where it is, and as what.
+    fn loaded(&self) -> &Loaded;
 
     /// Makes the pictures that `request` asks for.
     ///
     /// Blocks for seconds or minutes. Tells `observer` after every step, asks it
     /// between layers and stops soon after it breaks. `request` has been held against
-    /// [`ModelInfo::tasks`] by the caller.
+    /// [`ModelCard::tasks`] by the caller.
     ///
     /// # Errors
     /// [`ModelError`]: the request cannot be served, was cancelled, or the
@@ -178,9 +181,10 @@ impl GuidanceParameter {
     }
 }
 
-/// What a model is and can do: all that the server shows and enforces.
+/// What a model is and can do: all that the server enforces. Its configuration files say so,
+/// so that it is known of models that are not loaded, too.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ModelInfo {
+pub struct ModelCard {
     /// The name in `/v1/models`, such as `Qwen/Qwen-Image-Edit` or `demo`.
     pub id: String,
     /// The pipeline class of `model_index.json`.
@@ -218,6 +222,11 @@ pub struct ModelInfo {
     /// Whether the encoder sees a copy of the picture of its own size, so that
     /// `condition_area` acts.
     pub has_condition_picture: bool,
+}
+
+/// How a model is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
     /// Device that it runs on, such as `cpu` or `cuda:0`.
     pub device: String,
     /// Dtype of the weights, such as `float32`.
@@ -226,7 +235,7 @@ pub struct ModelInfo {
     pub weight_bytes: usize,
 }
 
-impl ModelInfo {
+impl ModelCard {
     /// Whether `size`, floored to the model's grid, is one it can make.
     #[must_use]
     pub fn accepts(&self, size: ImageSize) -> bool {
@@ -320,4 +329,22 @@ pub enum LoadError {
     /// Files could not be fetched from the hub.
     #[error("download failed")]
     Hub(#[from] HubError),
+}
+
+impl LoadError {
+    /// Its kind, in words for clients: what they may know of the server.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::UnknownModel { .. } | Self::NeitherFolderNorRepository { .. } => {
+                "its files are not there"
+            }
+            Self::Setting { .. } => "a setting does not go with it",
+            Self::Checkpoint(_) | Self::Tokenizer(_) => "its files are faulty",
+            Self::Device(_) => "its device is not there",
+            Self::Thread(_) => "the system gives no thread for it",
+            Self::Tensor(_) => "the device failed, or has too little memory",
+            Self::Hub(_) => "its files could not be fetched",
+        }
+    }
 }

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device};
 
-use super::{AreaRange, DiffusionModel, DtypeChoice, LoadError, ModelConfig, RequestDefaults};
+use super::{
+    AreaRange, DiffusionModel, DtypeChoice, LoadError, ModelCard, ModelConfig, RequestDefaults,
+};
 use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
 use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
 
@@ -10,6 +12,7 @@ use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
 const DEFAULT_STRENGTH: f64 = 0.6;
 
 /// A pipeline class of `model_index.json`, and what loads it.
+#[derive(Debug)]
 pub(super) struct ModelEntry {
     pub(super) class_name: &'static str,
     /// Whether it merges the LoRA files of the settings; else they are refused.
@@ -19,6 +22,8 @@ pub(super) struct ModelEntry {
     pub(super) offloads: bool,
     /// Whether it can keep matrices in 8 bits; else a choice of that is refused.
     pub(super) rounds_matrices: bool,
+    /// What its configuration files say of it, without a weight.
+    pub(super) card: fn(&CardContext) -> Result<ModelCard, LoadError>,
     pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
 }
 
@@ -34,12 +39,21 @@ pub(super) enum WeightSource<'a> {
     Placeholders,
 }
 
+/// What there is of a model before it is loaded.
+#[derive(Clone, Copy)]
+pub(super) struct CardContext<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) config: &'a ModelConfig,
+    /// The name that clients see.
+    pub(super) id: &'a str,
+}
+
 /// What a model needs in order to load.
 pub(super) struct LoadContext<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) config: &'a ModelConfig,
     /// The name that clients see.
-    pub(super) id: String,
+    pub(super) id: &'a str,
     pub(super) device: Device,
     pub(super) dtype: DType,
     pub(super) weights: WeightSource<'a>,
@@ -156,7 +170,14 @@ impl CheckpointDefaults {
     }
 }
 
-impl LoadContext<'_> {
+impl<'a> LoadContext<'a> {
+    /// What of it was there before.
+    pub(super) fn files(&self) -> CardContext<'a> {
+        CardContext { snapshot: self.snapshot, config: self.config, id: self.id }
+    }
+}
+
+impl CardContext<'_> {
     /// The settings' defaults, else the checkpoint's, else those of the original system.
     pub(super) fn request_defaults(
         &self,

@@ -16,18 +16,25 @@ mod warnings;
 
 pub use diffusion::{
     AreaRange, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, LoadError,
-    ModelError, ModelInfo, RequestDefaults, StepObserver, StepProgress, TokenUsage, Unobserved,
+    Loaded, ModelCard, ModelError, RequestDefaults, StepObserver, StepProgress, TokenUsage,
+    Unobserved,
 };
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
-pub use registry::{find_embedded, load};
+pub use registry::{ModelFiles, find_embedded, load};
 pub use residency::{MemoryChoice, Offloadable, Residency};
 pub use warnings::CutTokens;
 
 use std::path::PathBuf;
 
 use crate::domain::{GuidanceScale, Steps};
+
+/// Bytes of memory that are free on the device that `choice` names, if that can be told.
+#[must_use]
+pub fn free_memory_bytes(choice: DeviceChoice) -> Option<usize> {
+    crate::device::free_memory_bytes(&crate::device::open(choice).ok()?)
+}
 
 /// Which model to load, where, and what to change about it.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,11 +1,11 @@
 //! Finds the model that a name means, and the code that loads it.
 
-use super::loading::{CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
+use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry, WeightSource};
 use super::location::find;
 use super::precision::{matrix_format, open_device};
 use super::{
-    CapabilitySwitches, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError, MemoryChoice,
-    ModelConfig,
+    CapabilitySwitches, DeviceChoice, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError,
+    MemoryChoice, ModelCard, ModelConfig,
 };
 use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::{CheckpointError, MatrixFormat, Snapshot};
@@ -22,40 +22,85 @@ const MODELS: &[ModelEntry] = &[
     stable_diffusion::XL,
 ];
 
+/// A model whose files are at hand, and of which no weight has been read.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    snapshot: Snapshot,
+    entry: &'static ModelEntry,
+    config: ModelConfig,
+    card: ModelCard,
+}
+
+impl ModelFiles {
+    /// Finds, and where need be fetches, the files that `config` names.
+    ///
+    /// # Errors
+    /// [`LoadError`] says what there is instead, or which configuration file is at fault.
+    pub fn find(config: &ModelConfig, hub: &HubConfig) -> Result<Self, LoadError> {
+        let (snapshot, id) = find(config, hub)?;
+        Self::of(snapshot, &id, config)
+    }
+
+    /// The same for files that are at hand; `id`: their own name.
+    pub(super) fn of(
+        snapshot: Snapshot,
+        id: &str,
+        config: &ModelConfig,
+    ) -> Result<Self, LoadError> {
+        let entry = entry_of(&snapshot)?;
+        if let Some(lora) = config.lora.first().filter(|_| !entry.takes_lora) {
+            let class_name = entry.class_name;
+            return Err(LoadError::Checkpoint(CheckpointError::Malformed {
+                file: lora.file.display().to_string(),
+                reason: format!("LoRA files are not merged into models of {class_name}"),
+            }));
+        }
+        let config = with_dtype_of(&snapshot, config)?;
+        check_settings(&config, entry)?;
+        let id = config.name.as_deref().unwrap_or(id);
+        let context = CardContext { snapshot: &snapshot, config: &config, id };
+        // What the files say that is odd is told once, when the model is loaded.
+        let quiet = tracing::subscriber::NoSubscriber::default();
+        let card = tracing::subscriber::with_default(quiet, || (entry.card)(&context))?;
+        Ok(Self { snapshot, entry, config, card })
+    }
+
+    /// What the model is and can do.
+    #[must_use]
+    pub fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    /// Bytes of its files of weights, as they are stored: about what it will take.
+    #[must_use]
+    pub fn weight_file_bytes(&self) -> usize {
+        self.snapshot.weight_bytes()
+    }
+
+    /// Loads the model onto `device`, on the calling thread, which must be the one that
+    /// will use it (a CUDA stream belongs to a thread).
+    ///
+    /// # Errors
+    /// [`LoadError`] says which file, key or tensor, and what to do.
+    pub fn load_onto(&self, device: DeviceChoice) -> Result<Box<dyn DiffusionModel>, LoadError> {
+        let config = &ModelConfig { device, ..self.config.clone() };
+        let device = open_device(config)?;
+        let dtype = crate::device::dtype(config.dtype, &device);
+        let (snapshot, id, weights) = (&self.snapshot, &self.card.id, WeightSource::Stored);
+        let context = LoadContext { snapshot, config, id, device, dtype, weights };
+        let model = (self.entry.load)(&context)?;
+        warn_of_settings_without_effect(config, model.as_ref());
+        Ok(model)
+    }
+}
+
 /// Loads the model that `config` names, on the calling thread, which must be
 /// the one that will use it (a CUDA stream belongs to a thread).
 ///
 /// # Errors
 /// [`LoadError`] says which file, key or tensor, and what to do.
 pub fn load(config: &ModelConfig, hub: &HubConfig) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    let (snapshot, id) = find(config, hub)?;
-    load_from(&snapshot, id, config)
-}
-
-/// The same for files that are at hand; `id`: their own name.
-pub(super) fn load_from(
-    snapshot: &Snapshot,
-    id: String,
-    config: &ModelConfig,
-) -> Result<Box<dyn DiffusionModel>, LoadError> {
-    let entry = entry_of(snapshot)?;
-    if let Some(lora) = config.lora.first().filter(|_| !entry.takes_lora) {
-        let class_name = entry.class_name;
-        return Err(LoadError::Checkpoint(CheckpointError::Malformed {
-            file: lora.file.display().to_string(),
-            reason: format!("LoRA files are not merged into models of {class_name}"),
-        }));
-    }
-    let config = &with_dtype_of(snapshot, config)?;
-    check_settings(config, entry)?;
-    let device = open_device(config)?;
-    let dtype = crate::device::dtype(config.dtype, &device);
-    let id = config.name.clone().unwrap_or(id);
-    let weights = WeightSource::Stored;
-    let context = LoadContext { snapshot, config, id, device, dtype, weights };
-    let model = (entry.load)(&context)?;
-    warn_of_settings_without_effect(config, model.as_ref());
-    Ok(model)
+    ModelFiles::find(config, hub)?.load_onto(config.device)
 }
 
 /// `config` with the dtype that the checkpoint asks for, if it does and the
@@ -110,7 +155,7 @@ fn entry_of(snapshot: &Snapshot) -> Result<&'static ModelEntry, LoadError> {
 }
 
 fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionModel) {
-    let info = model.info();
+    let (info, loaded) = (model.card(), model.loaded());
     for (capability, wanted, kind) in config.capabilities.all() {
         if wanted == Some(true) && !info.tasks.contains(kind) {
             tracing::warn!(capability, model = info.id, "switched on, but this model cannot do it");
@@ -123,7 +168,7 @@ fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionMo
         );
     }
     let acts = info.guidance_parameter;
-    let float32 = info.dtype.starts_with(crate::device::dtype_name(candle_core::DType::F32));
+    let float32 = loaded.dtype.starts_with(crate::device::dtype_name(candle_core::DType::F32));
     if !config.exact_timesteps && (float32 || acts == GuidanceParameter::GuidanceScale) {
         tracing::warn!(
             model = info.id,

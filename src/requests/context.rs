@@ -1,15 +1,14 @@
-//! What requests are read against: the model, the settings, and what they may take.
+//! What requests are read against: the models, the settings, and what they may take.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::names::ModelNames;
+use super::models::Models;
 use super::parameters::{Accepted, DefaultResponseFormat};
-use super::quality::{QualityOverrides, QualityTable};
 use crate::imaging::codec::DecodeLimits;
-use crate::service::{ImageService, RequestMemory};
+use crate::service::{Client, RequestMemory};
 
 /// What requests may be like, and what they mean where they say nothing.
 #[derive(Debug, Clone, Copy)]
@@ -29,15 +28,15 @@ pub(crate) struct Asked {
     pub(crate) deployment: Option<String>,
     /// What the reply is to be.
     pub(crate) accepted: Accepted,
+    /// Who asks.
+    pub(crate) client: Client,
 }
 
 /// What requests are read against; clones share all of it.
 #[derive(Clone)]
 pub(crate) struct RequestContext {
-    pub(crate) images: ImageService,
+    pub(crate) models: Arc<Models>,
     pub(crate) settings: RequestSettings,
-    pub(crate) names: Arc<ModelNames>,
-    pub(crate) qualities: Arc<QualityTable>,
     /// What all requests together may hold.
     pub(crate) memory: RequestMemory,
     /// Pictures that may be decoded at a time: one processor is left for everything else.
@@ -45,21 +44,9 @@ pub(crate) struct RequestContext {
 }
 
 impl RequestContext {
-    /// `aliases`: other names of the model.
-    pub(crate) fn new(
-        images: ImageService,
-        memory: RequestMemory,
-        settings: RequestSettings,
-        (aliases, qualities): (&[String], &QualityOverrides),
-    ) -> Self {
-        Self {
-            names: Arc::new(ModelNames::new(&images.info().id, aliases)),
-            qualities: Arc::new(QualityTable::new(images.info(), qualities)),
-            decoders: Arc::new(Semaphore::new(decoders())),
-            images,
-            settings,
-            memory,
-        }
+    pub(crate) fn new(models: Models, memory: RequestMemory, settings: RequestSettings) -> Self {
+        let decoders = Arc::new(Semaphore::new(decoders()));
+        Self { models: Arc::new(models), settings, memory, decoders }
     }
 }
 

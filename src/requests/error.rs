@@ -1,7 +1,5 @@
 //! Why a request cannot be prepared: one variant for each cause.
 
-use super::context::RequestContext;
-use super::fields::quote;
 use crate::domain::ValidationError;
 use crate::service::{MemoryError, ServiceError};
 
@@ -21,12 +19,12 @@ pub(crate) enum RequestError {
     /// A file was asked for, and the request makes something else.
     #[error("{what} do not go into one file")]
     NotOneFile { field: &'static str, what: &'static str },
-    /// The loaded model has no such name.
+    /// No model has such a name.
     #[error("the model '{asked}' does not exist")]
     UnknownModel {
         asked: String,
-        /// A name that would do.
-        served: String,
+        /// The names that would do.
+        served: Vec<String>,
     },
     /// Work that blocks ended early.
     #[error("the request was not read to its end")]
@@ -34,12 +32,6 @@ pub(crate) enum RequestError {
     /// A fault of ours.
     #[error("a request lost its picture")]
     LostPicture,
-}
-
-impl RequestError {
-    pub(crate) fn unknown_model(asked: &str, context: &RequestContext) -> Self {
-        Self::UnknownModel { asked: quote(asked), served: context.images.info().id.clone() }
-    }
 }
 
 impl From<MemoryError> for RequestError {

@@ -11,15 +11,18 @@ mod endpoint;
 mod error;
 mod fields;
 mod masks;
+mod models;
 mod names;
 mod parameters;
 mod pictures;
 mod prepare;
 mod quality;
 mod recipe;
+mod route;
 pub(crate) mod schema;
 mod table;
 
+pub use models::ModelService;
 pub use parameters::DefaultResponseFormat;
 pub use quality::{QualityOverride, QualityOverrides};
 
@@ -28,6 +31,7 @@ pub(crate) use endpoint::Endpoint;
 pub(crate) use error::RequestError;
 pub(crate) use fields::{Fields, RawValue, quote};
 pub(crate) use masks::MaskConvention;
+pub(crate) use models::{Models, ServedModel};
 pub(crate) use parameters::{Accepted, Delivery};
 pub(crate) use prepare::{Prepared, prepare};
 pub(crate) use quality::{Preset, Quality, QualityTable};

@@ -1,16 +1,26 @@
 //! The names of a model.
 
-/// The names under which clients may ask for the loaded model.
+/// The names under which clients may ask for a model.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelNames {
-    id: String,
+    id: Option<String>,
     /// Some end with `*`, for all names that begin so.
     pub(crate) aliases: Vec<String>,
 }
 
 impl ModelNames {
     pub(crate) fn new(id: &str, aliases: &[String]) -> Self {
-        Self { id: id.to_owned(), aliases: aliases.to_owned() }
+        Self { id: Some(id.to_owned()), aliases: aliases.to_owned() }
+    }
+
+    /// Names that are no model's own.
+    pub(crate) fn of_aliases(aliases: &[String]) -> Self {
+        Self { id: None, aliases: aliases.to_owned() }
+    }
+
+    /// Whether `asked` is the model's id.
+    pub(crate) fn is_id(&self, asked: &str) -> bool {
+        self.id.as_deref() == Some(asked)
     }
 
     /// Whether `asked` is the model's id, the last part of it, or an alias.
@@ -19,14 +29,15 @@ impl ModelNames {
             Some(beginning) => asked.starts_with(beginning),
             None => asked == alias,
         };
-        let last_part = self.id.rsplit('/').next();
-        asked == self.id || last_part == Some(asked) || self.aliases.iter().any(is_alias)
+        let last_part = self.id.as_deref().and_then(|id| id.rsplit('/').next());
+        self.is_id(asked) || last_part == Some(asked) || self.aliases.iter().any(is_alias)
     }
 
     /// The id, then the aliases that are whole names.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &str> {
-        let whole = self.aliases.iter().filter(|alias| !alias.ends_with('*') && **alias != self.id);
-        std::iter::once(self.id.as_str()).chain(whole.map(String::as_str))
+        let id = self.id.as_deref();
+        let whole = self.aliases.iter().map(String::as_str);
+        id.into_iter().chain(whole.filter(move |alias| !alias.ends_with('*') && Some(*alias) != id))
     }
 }
 

@@ -13,8 +13,8 @@ use super::fields::{Fields, RawValue, wrong_type};
 use super::masks::{self, MaskConvention};
 use crate::domain::{FaultKind, GreyImage, Picture, ValidationError};
 use crate::imaging::codec::{self, DecodeLimits, DroppedProfile};
-use crate::model::ModelInfo;
-use crate::service::MemoryShare;
+use crate::model::ModelCard;
+use crate::service::{ImageService, MemoryShare};
 
 /// OpenAI's limit on input pictures.
 const MAX_PICTURES: usize = 16;
@@ -63,7 +63,7 @@ impl Inputs {
     pub(super) fn take(
         fields: &mut Fields,
         endpoint: Endpoint,
-        model: &ModelInfo,
+        model: &ModelCard,
     ) -> Result<Self, ValidationError> {
         match endpoint {
             Endpoint::Generations => Ok(Self { images: Vec::new(), mask: None }),
@@ -95,10 +95,10 @@ impl Inputs {
     /// others; for want of memory.
     pub(super) async fn decode(
         mut self,
-        context: &RequestContext,
+        (context, images): (&RequestContext, &ImageService),
         memory: MemoryShare,
     ) -> Result<(DecodedInputs, MemoryShare), RequestError> {
-        let mut decoding = Decoding { context, memory, held: 0, warnings: Vec::new() };
+        let mut decoding = Decoding { context, images, memory, held: 0, warnings: Vec::new() };
         let has_mask = self.mask.is_some();
         let mut images = Vec::new();
         while let Some(picture) = self.images.pop() {
@@ -124,6 +124,7 @@ impl Inputs {
 /// The way from files to pictures, and what it holds.
 struct Decoding<'a> {
     context: &'a RequestContext,
+    images: &'a ImageService,
     memory: MemoryShare,
     /// Bytes of the pictures so far.
     held: usize,
@@ -145,7 +146,7 @@ impl Decoding<'_> {
         let needed = opened.needed;
         // A URL's text is gone by now, and its bytes are there.
         self.memory.grow_to(held + opened.bytes.len() + needed).await?;
-        let images = self.context.images.clone();
+        let images = self.images.clone();
         // Never closed. It goes along: the work goes on if the client leaves.
         let place = Arc::clone(&self.context.decoders).acquire_owned().await.ok();
         let (decoded, warning) = self

@@ -1,24 +1,30 @@
 //! From the fields of a request to what the service is to do.
 
+use std::sync::Arc;
+
 use super::context::{Asked, RequestContext};
 use super::endpoint::Endpoint;
 use super::error::RequestError;
 use super::fields::Fields;
 use super::masks::MaskConvention;
+use super::models::ServedModel;
 use super::parameters::{Output, Parameters};
 use super::pictures::{DecodedInputs, Inputs};
 use super::quality::Quality;
 use super::recipe::Recipe;
+use super::route::Route;
 use crate::domain::{ImageRequest, Task, TaskKind};
-use crate::model::{EditKind, ModelInfo};
-use crate::service::{Framing, MemoryShare};
+use crate::model::{EditKind, ModelCard};
+use crate::service::{Client, Framing, MemoryShare};
 
 /// A request that has been understood, with its pictures.
-#[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) endpoint: Endpoint,
+    /// The model that it is for.
+    pub(crate) model: Arc<ServedModel>,
     pub(crate) request: ImageRequest,
     pub(crate) framing: Framing,
+    pub(crate) client: Client,
     pub(crate) output: Output,
     pub(crate) quality: Quality,
     /// How to make the pictures again.
@@ -30,7 +36,7 @@ pub(crate) struct Prepared {
     pub(crate) memory: MemoryShare,
 }
 
-/// Fields → parameters → pictures → task. What can be refused is refused before a picture
+/// Fields → model → parameters → pictures → task. What can be refused is refused before a picture
 /// is decoded. `memory` is the share of `fields`.
 ///
 /// # Errors
@@ -41,11 +47,16 @@ pub(crate) async fn prepare(
     endpoint: Endpoint,
     asked: Asked,
 ) -> Result<Prepared, RequestError> {
-    let model = context.images.info();
-    let mut parameters = Parameters::take(&mut fields, endpoint, asked, context)?;
+    let client = asked.client;
+    let route = Route::find(&mut fields, endpoint, asked.deployment, &context.models)?;
+    let served = Arc::clone(&route.model);
+    let model = served.images.card();
+    served.images.check_offered(endpoint.task_kind())?;
+    let against = (context.settings, asked.accepted);
+    let mut parameters = Parameters::take(&mut fields, endpoint, route, against)?;
     let inputs = Inputs::take(&mut fields, endpoint, model)?;
     if inputs.has_mask() {
-        context.images.check_offered(TaskKind::Inpainting)?;
+        served.images.check_offered(TaskKind::Inpainting)?;
     } else {
         parameters.note_missing_mask();
     }
@@ -53,7 +64,7 @@ pub(crate) async fn prepare(
     drop(fields);
     memory.shrink_to(inputs.held_bytes());
 
-    let (mut inputs, memory) = inputs.decode(context, memory).await?;
+    let (mut inputs, memory) = inputs.decode((context, &served.images), memory).await?;
     parameters.warnings.append(&mut inputs.warnings);
     let mask_convention = inputs.mask_convention;
     let task = task_of(endpoint, &mut parameters, inputs, model)?;
@@ -65,20 +76,22 @@ pub(crate) async fn prepare(
         framing: parameters.framing(),
         output: parameters.output,
         quality: parameters.quality,
-        recipe: parameters.recipe(endpoint, &task, context),
+        recipe: parameters.recipe(endpoint, &task, (model, context.settings)),
+        client,
         request: parameters.request(task),
         mask_convention,
         warnings: parameters.warnings,
         memory,
+        model: served,
     })
 }
 
-/// What the request is to the loaded model.
+/// What the request is to its model.
 fn task_of(
     endpoint: Endpoint,
     parameters: &mut Parameters,
     inputs: DecodedInputs,
-    model: &ModelInfo,
+    model: &ModelCard,
 ) -> Result<Task, RequestError> {
     let DecodedInputs { images, mask, .. } = inputs;
     let mut images = images.into_iter();

@@ -1,7 +1,7 @@
 //! `quality`: names for step counts and guidance of the loaded model.
 
 use crate::domain::{GuidanceScale, Steps};
-use crate::model::ModelInfo;
+use crate::model::ModelCard;
 
 /// The steps of low and medium quality, of ten of the model's own.
 const LOW_TENTHS: usize = 4;
@@ -65,7 +65,7 @@ pub(crate) struct QualityTable {
 }
 
 impl QualityTable {
-    pub(crate) fn new(model: &ModelInfo, overrides: &QualityOverrides) -> Self {
+    pub(crate) fn new(model: &ModelCard, overrides: &QualityOverrides) -> Self {
         let own = model.defaults.num_inference_steps;
         let preset = |tenths: usize, settings: QualityOverride| Preset {
             steps: settings.num_inference_steps.unwrap_or_else(|| share(own, tenths)),

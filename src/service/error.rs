@@ -18,8 +18,8 @@ pub enum ServiceError {
         /// What is wrong with it: a whole sentence for the client.
         reason: String,
     },
-    /// The loaded model does not do this kind of work.
-    #[error("the loaded model does not offer {what}")]
+    /// The model does not do this kind of work.
+    #[error("this model does not offer {what}")]
     NotOffered {
         /// The work, in words for the client.
         what: &'static str,
@@ -33,6 +33,14 @@ pub enum ServiceError {
         waiting: usize,
         /// Seconds after which there may be a place: as long as requests have taken.
         retry_after_s: u8,
+    },
+    /// The model is not there, and cannot be loaded now.
+    #[error("the model '{model}' could not be loaded: {reason}")]
+    NotLoaded {
+        /// Its name.
+        model: String,
+        /// Why not, in words for the client.
+        reason: String,
     },
     /// The memory for requests is taken, or would never do.
     #[error(transparent)]
@@ -77,6 +85,8 @@ pub enum ErrorKind {
         /// In so many seconds, 1 to 60.
         retry_after_s: u8,
     },
+    /// The model cannot be loaded now; trying again may help.
+    NotLoaded,
     /// The memory for requests is taken; trying again soon may help.
     OutOfMemory,
     /// The request needs more memory than all of them may hold.
@@ -102,6 +112,7 @@ impl ServiceError {
             }
             Self::NotOffered { field, .. } => ErrorKind::NotImplemented { field: *field },
             Self::Busy { retry_after_s, .. } => ErrorKind::Busy { retry_after_s: *retry_after_s },
+            Self::NotLoaded { .. } => ErrorKind::NotLoaded,
             Self::Memory(MemoryError::NotInTime) => ErrorKind::OutOfMemory,
             Self::Memory(MemoryError::NeverFits { .. }) => ErrorKind::NeverFits,
             Self::ShuttingDown => ErrorKind::ShuttingDown,

@@ -3,7 +3,7 @@
 
 use crate::domain::{Picture, Task};
 use crate::imaging::reduce::reduce;
-use crate::model::ModelInfo;
+use crate::model::ModelCard;
 
 use super::size_plan::Framing;
 
@@ -22,14 +22,14 @@ pub(super) fn is_large(picture: &Picture) -> bool {
 }
 
 /// A large picture as small as the model's own scaling allows; others as they are.
-pub(super) fn reduced(picture: Picture, model: &ModelInfo) -> Picture {
+pub(super) fn reduced(picture: Picture, model: &ModelCard) -> Picture {
     let enough = REDUCING_GAP * REDUCING_GAP * model.image_area.max(1);
     let factor = (picture.width() * picture.height() / enough).isqrt();
     if is_large(&picture) && factor > 1 { reduce(picture, factor) } else { picture }
 }
 
 /// As [`reduced`], of the pictures of tasks whose result does not lie over them.
-pub(super) fn reduced_task(task: Task, model: &ModelInfo) -> Task {
+pub(super) fn reduced_task(task: Task, model: &ModelCard) -> Task {
     match task {
         Task::Edit { images } => {
             let images = images.into_iter().map(|image| reduced(image, model));
@@ -53,7 +53,7 @@ pub(super) fn held_by(task: &Task) -> usize {
 }
 
 /// Bytes that bringing a task's pictures to their sizes takes besides them, at most.
-pub(super) fn needed_to_plan(task: &Task, framing: Framing, model: &ModelInfo) -> usize {
+pub(super) fn needed_to_plan(task: &Task, framing: Framing, model: &ModelCard) -> usize {
     let (first, mask) = match task {
         Task::Generate => return 0,
         Task::Edit { images } => (images.first(), 0),

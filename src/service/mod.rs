@@ -1,62 +1,74 @@
-//! The queue, and the thread on which the model lives.
+//! The lines before the models, and the threads on which these live.
 //!
-//! [`ImageService::start`] loads a model on a thread of its own and hands out
-//! an [`ImageService`], of which clones are cheap. Requests are made one at a
-//! time, in the order of their arrival. A full queue refuses at once; a client
-//! that goes away takes its job with it; a panic of the model fails one request.
+//! [`start`] makes a pool of models and hands out an [`ImageService`] for each, of which
+//! clones are cheap. A thread owns a device and the models on it, which it loads when they
+//! are asked for and unloads to make room; it makes one request after the other, in the order
+//! that `order` finds. A full line refuses at once; a client that goes away takes its job
+//! with it; a panic of a model fails one request.
 
+mod board;
 mod error;
 mod held;
+mod host;
 mod mask;
 mod memory;
+mod order;
+mod pace;
+mod pool;
 mod queue;
 mod size_plan;
 mod transparency;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use board::ReplicaState;
 pub use error::{ErrorKind, ServiceError};
+pub use host::{LoadFailure, PreloadError};
 pub use memory::{MemoryError, MemoryShare, RequestMemory};
+pub use order::Client;
+pub use pool::{Budget, Loader, PooledModel, ServiceConfig, WorkerHandle, start};
 pub use size_plan::{Framing, SizeChoice};
 
 use crate::domain::{
     ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt, RgbImage, Steps, Task,
     TaskKind, ValidationError,
 };
-use crate::model::{DiffusionModel, EditKind, GeneratedImage, Generation, LoadError, ModelInfo};
-use queue::{Length, Place, Queue};
+use crate::model::{EditKind, GeneratedImage, Generation, ModelCard};
+use board::Board;
+use pace::Work;
+use queue::{Action, Command, Length, Place, Queue};
 use size_plan::SizePlan;
 use transparency::Ground;
-use worker::{Answer, Job, Previews};
+use worker::{Answer, Job, Made, Previews};
 
-/// What the service can be told.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ServiceConfig {
-    /// How many requests may wait while one is being served.
-    pub queue_capacity: usize,
-}
-
-/// The way to the model. Clones share one queue and one model.
+/// The way to one model. Clones share its line, and all services one pool.
 #[derive(Clone)]
 pub struct ImageService {
     shared: Arc<Shared>,
+    /// Which of the models.
+    model: usize,
 }
 
+/// What the services of all models share.
 struct Shared {
-    info: ModelInfo,
+    cards: Vec<ModelCard>,
     queue: Arc<Queue>,
-    alive: Arc<AtomicBool>,
+    board: Arc<Board>,
     is_shut_down: watch::Sender<bool>,
 }
 
+impl Shared {
+    fn new(cards: Vec<ModelCard>, queue: Arc<Queue>, board: Arc<Board>) -> Self {
+        Self { cards, queue, board, is_shut_down: watch::Sender::new(false) }
+    }
+}
+
 impl Drop for Shared {
-    /// Nobody is left who could ask for anything: the thread of the model may end.
+    /// Nobody is left who could ask for anything: the threads of the devices may end.
     fn drop(&mut self) {
         self.queue.close();
     }
@@ -65,83 +77,40 @@ impl Drop for Shared {
 /// How the service is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceStatus {
-    /// Requests that wait for the model.
+    /// Requests that wait for a model.
     pub waiting: usize,
-    /// How many may wait.
+    /// How many may wait for each.
     pub capacity: usize,
-    /// Whether the model is at work.
+    /// Whether a model is at work.
     pub busy: bool,
     /// Whether new requests are taken.
     pub accepting: bool,
-    /// Whether the thread of the model runs.
+    /// Whether the threads of the models run.
     pub worker_alive: bool,
 }
 
-/// The thread of the model, to wait for after a shutdown.
-#[derive(Debug)]
-pub struct WorkerHandle(JoinHandle<()>);
-
-impl WorkerHandle {
-    /// Blocks until the thread has ended, which it does once
-    /// [`ImageService::shut_down`] was called, or all services were dropped, and
-    /// the running request is finished.
-    pub fn join(self) {
-        if self.0.join().is_err() {
-            tracing::error!("the thread of the model ended with a panic");
-        }
-    }
+/// What a model is asked for.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// The request; what its `size` says does not count.
+    pub request: ImageRequest,
+    /// The sizes of its pictures, and of those that come back.
+    pub framing: Framing,
+    /// How many looks at the unfinished picture, at most.
+    pub previews: usize,
+    /// Who asks.
+    pub client: Client,
 }
 
 impl ImageService {
-    /// Starts the thread `model`, has `load` make a model there (a CUDA stream
-    /// belongs to a thread) and waits until it has. That thread calls `at_rest` whenever it
-    /// has made what it was asked for and nobody waits: what it has freed can go back then.
-    ///
-    /// # Errors
-    /// What `load` gives back, or [`LoadError::Thread`] if the system gives no
-    /// thread.
-    ///
-    /// # Panics
-    /// If `load` does: its panic is passed on.
-    pub fn start(
-        config: ServiceConfig,
-        load: impl FnOnce() -> Result<Box<dyn DiffusionModel>, LoadError> + Send + 'static,
-        at_rest: fn(),
-    ) -> Result<(Self, WorkerHandle), LoadError> {
-        let queue = Arc::new(Queue::new(config.queue_capacity));
-        let alive = Arc::new(AtomicBool::new(true));
-        let (tell_loaded, loaded) = std::sync::mpsc::sync_channel(1);
-        let life_sign = LifeSign { alive: Arc::clone(&alive), queue: Arc::clone(&queue) };
-        let thread = std::thread::Builder::new()
-            .name("model".to_owned())
-            .spawn(move || {
-                let life_sign = life_sign;
-                match load() {
-                    Ok(mut model) => {
-                        let _ = tell_loaded.send(Ok(model.info().clone()));
-                        worker::work(&life_sign.queue, model.as_mut(), at_rest);
-                    }
-                    Err(error) => {
-                        let _ = tell_loaded.send(Err(error));
-                    }
-                }
-            })
-            .map_err(LoadError::Thread)?;
-        let Ok(loaded) = loaded.recv() else {
-            // The thread went away without a word: `load` panicked.
-            let panic = thread.join().err();
-            std::panic::resume_unwind(panic.unwrap_or_else(|| Box::new("loading ended early")));
-        };
-        let shared =
-            Shared { info: loaded?, queue, alive, is_shut_down: watch::Sender::new(false) };
-        let service = Self { shared: Arc::new(shared) };
-        Ok((service, WorkerHandle(thread)))
+    fn of(shared: Arc<Shared>, model: usize) -> Self {
+        Self { shared, model }
     }
 
     /// What the model is and can do.
     #[must_use]
-    pub fn info(&self) -> &ModelInfo {
-        &self.shared.info
+    pub fn card(&self) -> &ModelCard {
+        &self.shared.cards[self.model]
     }
 
     /// Refuses what the model does not do, or was switched off.
@@ -149,7 +118,7 @@ impl ImageService {
     /// # Errors
     /// [`ServiceError::NotOffered`].
     pub fn check_offered(&self, kind: TaskKind) -> Result<(), ServiceError> {
-        if self.info().tasks.contains(kind) {
+        if self.card().tasks.contains(kind) {
             return Ok(());
         }
         let (what, field) = match kind {
@@ -161,39 +130,74 @@ impl ImageService {
         Err(ServiceError::NotOffered { what, field })
     }
 
-    /// Queues `request`, with its pictures and its size as `framing` says, and
-    /// up to `previews` looks at the unfinished picture. What `request.size` says
-    /// does not count. `memory` is the request's share: it becomes what waits, and what
-    /// the reply needs. Dropping the [`JobHandle`] calls the work off at its next step.
+    /// What there is of the model, on each of its devices.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<ReplicaState> {
+        self.shared.board.replicas(self.model)
+    }
+
+    /// Loads the model on all its devices, if it is not there.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotLoaded`] says why it cannot be; or the service is shut down.
+    pub async fn load(&self) -> Result<(), ServiceError> {
+        self.command(Action::Load).await
+    }
+
+    /// Unloads the model everywhere, after what runs; a request that comes loads it again.
+    ///
+    /// # Errors
+    /// If the service is shut down.
+    pub async fn unload(&self) -> Result<(), ServiceError> {
+        self.command(Action::Unload).await
+    }
+
+    async fn command(&self, action: Action) -> Result<(), ServiceError> {
+        let mut answers = Vec::new();
+        for thread in self.shared.board.hosts(self.model) {
+            let (reply, answer) = oneshot::channel();
+            let command = Command { model: self.model, action, reply };
+            self.shared.queue.command(thread, command)?;
+            answers.push(answer);
+        }
+        for answer in answers {
+            answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        }
+        Ok(())
+    }
+
+    /// Queues what is asked for, with its pictures and its size as its framing says.
+    /// `memory` is the request's share: it becomes what waits, and what the reply needs.
+    /// Dropping the [`JobHandle`] calls the work off at its next step.
     ///
     /// # Errors
     /// [`ServiceError`]; `Busy` and `ShuttingDown` come at once.
     pub async fn submit(
         &self,
-        request: ImageRequest,
-        framing: Framing,
-        previews: usize,
+        submission: Submission,
         mut memory: MemoryShare,
     ) -> Result<JobHandle, ServiceError> {
-        let shared = Arc::clone(&self.shared);
+        let Submission { request, framing, previews, client } = submission;
+        let (shared, model) = (Arc::clone(&self.shared), self.model);
         let held = held::held_by(&request.task);
-        let needed = held::needed_to_plan(&request.task, framing, &shared.info);
+        let needed = held::needed_to_plan(&request.task, framing, self.card());
         memory.grow_to(held + needed).await?;
         // The share goes along: the work goes on if the client leaves.
         let planning = off_the_runtime(move || {
-            let ground = Ground::for_task(&request.task, &shared.info, framing);
+            let card = &shared.cards[model];
+            let ground = Ground::for_task(&request.task, card, framing);
             let task = ground.lay_under_large(request.task);
-            let (mut size_plan, task) = SizePlan::plan(task, &shared.info, framing)?;
+            let (mut size_plan, task) = SizePlan::plan(task, card, framing)?;
             size_plan.notes.extend(ground.note());
             let size = size_plan.model_size;
-            let task = held::reduced_task(ground.lay_under(task), &shared.info);
+            let task = held::reduced_task(ground.lay_under(task), card);
             let request = ImageRequest { task, size, ..request };
             Ok::<_, ValidationError>((Arc::new(size_plan), request, memory))
         });
         let (size_plan, request, mut memory) = planning.await??;
         let waiting = held::held_by(&request.task);
         memory.shrink_to(waiting + size_plan.held_bytes());
-        let submitted = self.enqueue(request, previews, memory.split(waiting))?;
+        let submitted = self.enqueue(request, (previews, client), memory.split(waiting))?;
         Ok(JobHandle { submitted, size_plan, memory })
     }
 
@@ -201,25 +205,27 @@ impl ImageService {
     /// than the model looks at is reduced. Not for the async runtime.
     #[must_use]
     pub fn reduced(&self, picture: Picture) -> Picture {
-        held::reduced(picture, self.info())
+        held::reduced(picture, self.card())
     }
 
     fn enqueue(
         &self,
         request: ImageRequest,
-        previews: usize,
+        (previews, client): (usize, Client),
         memory: MemoryShare,
     ) -> Result<Submitted, ServiceError> {
         let (reply, answer) = oneshot::channel();
         let (to, arriving) = mpsc::unbounded_channel();
         let previews = Previews { count: previews, to };
-        let job = Job { request, previews, reply, memory, span: tracing::Span::current() };
-        let place = self.shared.queue.join(job)?;
+        let work = Work::of(&request, self.card());
+        let span = tracing::Span::current();
+        let job = Job { model: self.model, request, work, previews, reply, memory, span };
+        let place = self.shared.queue.join(job, client, work)?;
         Ok(Submitted { answer, previews: arriving, _place: place })
     }
 
-    /// Takes no more requests, and refuses those that wait. The running one is
-    /// finished and answered; then the thread of the model ends.
+    /// Takes no more requests, of any model, and refuses those that wait. The running ones
+    /// are finished and answered; then the threads of the devices end.
     pub fn shut_down(&self) {
         self.shared.queue.close();
         self.shared.is_shut_down.send_replace(true);
@@ -236,13 +242,13 @@ impl ImageService {
     #[must_use]
     pub fn status(&self) -> ServiceStatus {
         let queue = &self.shared.queue;
-        let Length { waiting, running, is_open } = queue.length();
+        let Length { waiting, running, is_open, is_hosted } = queue.length();
         ServiceStatus {
             waiting,
             capacity: queue.capacity,
             busy: running > 0,
             accepting: is_open,
-            worker_alive: self.shared.alive.load(Ordering::Relaxed),
+            worker_alive: is_hosted,
         }
     }
 
@@ -256,9 +262,9 @@ impl ImageService {
     /// [`ServiceError`], as for any request.
     pub async fn warm_up(&self, image: Option<Picture>) -> Result<f64, ServiceError> {
         let started = Instant::now();
-        let request = warm_up_request(self.info(), image)?;
+        let request = warm_up_request(self.card(), image)?;
         let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
-        let submitted = self.enqueue(request, 0, nobody_elses)?;
+        let submitted = self.enqueue(request, (0, Client::NOBODY), nobody_elses)?;
         submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         Ok(started.elapsed().as_secs_f64())
     }
@@ -273,6 +279,16 @@ struct Submitted {
     answer: Answer,
     previews: mpsc::UnboundedReceiver<Picture>,
     _place: Place,
+}
+
+/// What a request came to.
+pub struct Finished {
+    /// The pictures, as the client asked for them.
+    pub generation: Generation,
+    /// For what becomes of them.
+    pub memory: MemoryShare,
+    /// How long the request waited for its model to be loaded, if it did.
+    pub loading: Option<Duration>,
 }
 
 /// An order on its way. Dropped, it is called off.
@@ -301,9 +317,10 @@ impl JobHandle {
     ///
     /// # Errors
     /// [`ServiceError`] says why there are none.
-    pub async fn finish(self) -> Result<(Generation, MemoryShare), ServiceError> {
+    pub async fn finish(self) -> Result<Finished, ServiceError> {
         let Self { submitted, size_plan, mut memory } = self;
-        let generation = submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        let Made { generation, loading } =
+            submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
         let Generation { images, usage, mut warnings } = generation;
         let pixels = images.iter().map(|generated| generated.image.bytes());
         memory.grow_by_what_is_free(REPLY_COPIES * pixels.sum::<usize>());
@@ -314,7 +331,8 @@ impl JobHandle {
                 seed,
             };
             let images = images.into_iter().map(finish).collect();
-            (Generation { images, usage, warnings }, memory)
+            let generation = Generation { images, usage, warnings };
+            Finished { generation, memory, loading }
         })
         .await
     }
@@ -332,47 +350,34 @@ impl std::fmt::Debug for ImageService {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("ImageService")
-            .field("model", &self.info().id)
+            .field("model", &self.card().id)
             .field("status", &self.status())
             .finish()
     }
 }
 
-/// Says that the thread of the model has ended, however it ends.
-struct LifeSign {
-    alive: Arc<AtomicBool>,
-    queue: Arc<Queue>,
-}
-
-impl Drop for LifeSign {
-    fn drop(&mut self) {
-        self.alive.store(false, Ordering::Relaxed);
-        self.queue.desert();
-    }
-}
-
 /// The least that the model can be asked for: two steps, one small picture.
 fn warm_up_request(
-    info: &ModelInfo,
+    card: &ModelCard,
     image: Option<Picture>,
 ) -> Result<ImageRequest, ValidationError> {
     const SIDE: usize = 256;
-    let side = SIDE.min(info.image_area.isqrt()).next_multiple_of(info.size_multiple.max(1));
+    let side = SIDE.min(card.image_area.isqrt()).next_multiple_of(card.size_multiple.max(1));
     let size = ImageSize::new(side, side)?;
     let grey = || RgbImage::filled(side, side, [128, 128, 128]).into();
     let image = image.unwrap_or_else(grey);
-    let task = match info.edit_kind {
-        _ if info.tasks.contains(TaskKind::TextToImage) => Task::Generate,
+    let task = match card.edit_kind {
+        _ if card.tasks.contains(TaskKind::TextToImage) => Task::Generate,
         EditKind::Instruction => Task::Edit { images: vec![image] },
-        EditKind::ImageToImage => Task::ImageToImage { image, strength: info.defaults.strength },
+        EditKind::ImageToImage => Task::ImageToImage { image, strength: card.defaults.strength },
         EditKind::Layers => Task::Decompose { image, layers: LayerCount::new(1)? },
     };
-    let negative_prompt = info.defaults.negative_prompt.clone();
+    let negative_prompt = card.defaults.negative_prompt.clone();
     Ok(ImageRequest {
         negative_prompt: negative_prompt.map(Prompt::negative).transpose()?,
-        size: if info.accepts(size) { OutputSize::Exact(size) } else { OutputSize::Reference },
+        size: if card.accepts(size) { OutputSize::Exact(size) } else { OutputSize::Reference },
         steps: Steps::new(2)?,
-        guidance: info.defaults.guidance,
+        guidance: card.defaults.guidance,
         ..ImageRequest::new(task, Prompt::new("warm up")?)
     })
 }

@@ -1,32 +1,58 @@
-//! Requests that wait for the model: a bounded line, from which whoever waits may leave.
+//! Requests that wait for their models: bounded lines, from which whoever waits may leave.
 //!
-//! A [`Place`] belongs to the one who waits: dropped, it takes the job out of the line, with
-//! its pictures. A job that runs takes a place, too, until its [`Running`] is dropped.
+//! A [`Place`] belongs to the one who waits: dropped, it takes the job out of its line, with
+//! its pictures. A job that runs takes a place, too, until its [`Running`] is dropped. Each
+//! model has a line of its own; a thread takes from those of the models that it hosts, in
+//! the [`Order`] of all.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::oneshot;
+
 use super::ServiceError;
+use super::order::{Client, Order, Ticket};
+use super::pace::{Pace, Work};
 use super::worker::Job;
 
-/// The line of one model. The service and the thread of the model share it.
+/// The lines of all models. The service and the threads of the models share them.
 pub(super) struct Queue {
     state: Mutex<State>,
     /// Something has changed for a thread that wants a job.
     changed: Condvar,
-    /// How many may wait.
+    /// How many may wait for a model.
     pub(super) capacity: usize,
 }
 
 struct State {
-    waiting: VecDeque<(u64, Job)>,
-    running: usize,
+    waiting: Vec<Waiting>,
+    lines: Vec<Line>,
+    /// What each thread is told to do besides.
+    commands: Vec<VecDeque<Command>>,
+    order: Order,
     /// The number of the next job.
     next: u64,
+    is_open: bool,
+}
+
+struct Waiting {
+    number: u64,
+    ticket: Ticket,
+    job: Job,
+}
+
+/// What is known of one model's jobs.
+#[derive(Default)]
+struct Line {
+    waiting: usize,
+    /// Whose jobs run.
+    running: Vec<Client>,
+    pace: Pace,
     /// How long jobs have taken lately, in seconds.
     usual_s: Option<f64>,
-    doors: Doors,
+    /// Threads that serve it.
+    hosts: usize,
 }
 
 /// What a client is told that comes before any job has ended.
@@ -36,7 +62,7 @@ const MOST_S: f64 = 60.0;
 /// The share of the last job in what is usual.
 const LATEST: f64 = 0.25;
 
-impl State {
+impl Line {
     /// Seconds until a place may be free: as long as a job takes.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 60")]
     fn retry_after_s(&self) -> u8 {
@@ -49,111 +75,186 @@ impl State {
     }
 }
 
-/// Whether jobs may come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doors {
-    Open,
-    /// The service was shut down.
-    Closed,
-    /// The thread of the model has ended.
-    Deserted,
+/// What a thread is told to do with one of its models.
+pub(super) struct Command {
+    pub(super) model: usize,
+    pub(super) action: Action,
+    pub(super) reply: oneshot::Sender<Result<(), ServiceError>>,
 }
 
-/// How long the line is.
+/// What can be done with a model besides asking it for pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    Load,
+    Unload,
+}
+
+/// What a thread is to do next.
+pub(super) enum Next {
+    Job(Box<Job>, Running),
+    Command(Command),
+    /// Nothing came in time.
+    Nothing,
+    /// The lines were closed.
+    End,
+}
+
+/// How long the lines are, together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Length {
     pub(super) waiting: usize,
     pub(super) running: usize,
     pub(super) is_open: bool,
+    /// Whether every model has a thread.
+    pub(super) is_hosted: bool,
 }
 
 impl Queue {
-    pub(super) fn new(capacity: usize) -> Self {
+    /// Lines with `capacity` places for each model; `hosted`: the models of each thread.
+    pub(super) fn new(capacity: usize, models: usize, hosted: &[Vec<usize>]) -> Self {
+        let mut lines: Vec<Line> = (0..models).map(|_| Line::default()).collect();
+        for model in hosted.iter().flatten() {
+            lines[*model].hosts += 1;
+        }
         let state = State {
-            waiting: VecDeque::new(),
-            running: 0,
+            waiting: Vec::new(),
+            lines,
+            commands: hosted.iter().map(|_| VecDeque::new()).collect(),
+            order: Order::default(),
             next: 0,
-            usual_s: None,
-            doors: Doors::Open,
+            is_open: true,
         };
         Self { state: Mutex::new(state), changed: Condvar::new(), capacity }
     }
 
-    /// Puts a job at the end of the line.
+    /// Puts a job into the line of its model.
     ///
     /// # Errors
     /// `Busy` if the line is full, `ShuttingDown` if it was closed, `WorkerGone` if nobody
     /// will ever take a job from it.
-    pub(super) fn join(self: &Arc<Self>, job: Job) -> Result<Place, ServiceError> {
+    pub(super) fn join(
+        self: &Arc<Self>,
+        job: Job,
+        client: Client,
+        work: Work,
+    ) -> Result<Place, ServiceError> {
         let mut state = self.lock();
-        match state.doors {
-            Doors::Open => {}
-            Doors::Closed => return Err(ServiceError::ShuttingDown),
-            Doors::Deserted => return Err(ServiceError::WorkerGone),
-        }
-        // One more than may wait: the next to run.
-        if state.waiting.len() + state.running > self.capacity {
-            let retry_after_s = state.retry_after_s();
+        state.check_open(job.model)?;
+        let line = &mut state.lines[job.model];
+        // As many more than may wait as run at a time: the next to run.
+        if line.waiting + line.running.len() >= self.capacity + line.hosts {
+            let retry_after_s = line.retry_after_s();
             return Err(ServiceError::Busy { waiting: self.capacity, retry_after_s });
         }
+        line.waiting += 1;
+        let cost_s = line.pace.estimate_s(work);
+        let ticket = state.order.ticket(client, cost_s);
         let number = state.next;
         state.next += 1;
-        state.waiting.push_back((number, job));
+        state.waiting.push(Waiting { number, ticket, job });
         drop(state);
-        self.changed.notify_one();
+        self.changed.notify_all();
         Ok(Place { queue: Arc::clone(self), number })
     }
 
-    /// The job that is next; blocks until there is one, and calls `at_rest` before that.
-    /// `None` once the line was closed.
-    pub(super) fn take(self: &Arc<Self>, at_rest: fn()) -> Option<(Job, Running)> {
-        if self.lock().waiting.is_empty() {
-            at_rest();
-        }
+    /// Has `thread` do something with a model that it hosts.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
+    pub(super) fn command(&self, thread: usize, command: Command) -> Result<(), ServiceError> {
         let mut state = self.lock();
+        state.check_open(command.model)?;
+        state.commands[thread].push_back(command);
+        drop(state);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// What `thread` is to do next; blocks until there is something, or until `until`.
+    /// `loading_s` says of a model whether the thread hosts it, and how long it would take
+    /// to load. Calls `at_rest` before it blocks.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        thread: usize,
+        until: Option<Instant>,
+        loading_s: impl Fn(usize) -> Option<f64>,
+        at_rest: fn(),
+    ) -> Next {
+        let mut state = self.lock();
+        let mut has_rested = false;
         loop {
-            if let Some((_, job)) = state.waiting.pop_front() {
-                state.running += 1;
-                let running = Running { queue: Arc::clone(self), started: Instant::now() };
-                return Some((job, running));
+            if let Some(command) = state.commands[thread].pop_front() {
+                return Next::Command(command);
             }
-            if state.doors != Doors::Open {
-                return None;
+            if let Some((client, job)) = state.pop(&loading_s) {
+                let running = Running {
+                    queue: Arc::clone(self),
+                    model: job.model,
+                    client,
+                    started: Instant::now(),
+                };
+                return Next::Job(Box::new(job), running);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if !state.is_open {
+                return Next::End;
+            }
+            if !has_rested {
+                has_rested = true;
+                drop(state);
+                at_rest();
+                state = self.lock();
+                continue;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            state = match left {
+                Some(left) if left.is_zero() => return Next::Nothing,
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 
     /// Lets nobody in any more, and tells those who wait.
     pub(super) fn close(&self) {
-        let waiting = self.empty(Doors::Closed);
-        for (_, job) in waiting {
-            job.refuse();
-        }
-    }
-
-    /// Lets nobody in any more: nobody will serve them. Those who wait are dropped.
-    pub(super) fn desert(&self) {
-        self.empty(Doors::Deserted);
-    }
-
-    fn empty(&self, doors: Doors) -> VecDeque<(u64, Job)> {
         let mut state = self.lock();
-        if state.doors == Doors::Open {
-            state.doors = doors;
-        }
-        let waiting = std::mem::take(&mut state.waiting);
+        state.is_open = false;
+        let waiting = state.remove(|_| true);
+        let commands: Vec<Command> = state.commands.iter_mut().flat_map(std::mem::take).collect();
         drop(state);
         self.changed.notify_all();
-        waiting
+        for job in waiting {
+            job.refuse();
+        }
+        for command in commands {
+            let _ = command.reply.send(Err(ServiceError::ShuttingDown));
+        }
+    }
+
+    /// `thread`, which hosts `models`, has ended: those who wait for what nobody else will
+    /// serve are dropped, and nobody is let in for it any more.
+    pub(super) fn desert(&self, thread: usize, models: &[usize]) {
+        let mut state = self.lock();
+        for model in models {
+            state.lines[*model].hosts -= 1;
+        }
+        let commands = std::mem::take(&mut state.commands[thread]);
+        let hosts: Vec<usize> = state.lines.iter().map(|line| line.hosts).collect();
+        let left = state.remove(|model| hosts[model] == 0);
+        drop(state);
+        drop((commands, left));
+        self.changed.notify_all();
     }
 
     pub(super) fn length(&self) -> Length {
         let state = self.lock();
         Length {
             waiting: state.waiting.len(),
-            running: state.running,
-            is_open: state.doors == Doors::Open,
+            running: state.lines.iter().map(|line| line.running.len()).sum(),
+            is_open: state.is_open,
+            is_hosted: state.lines.iter().all(|line| line.hosts > 0),
         }
     }
 
@@ -162,7 +263,55 @@ impl Queue {
     }
 }
 
-/// A place in the line. Dropped, it is free, and its job is called off.
+impl State {
+    fn check_open(&self, model: usize) -> Result<(), ServiceError> {
+        if !self.is_open {
+            return Err(ServiceError::ShuttingDown);
+        }
+        if self.lines[model].hosts == 0 {
+            return Err(ServiceError::WorkerGone);
+        }
+        Ok(())
+    }
+
+    /// Takes out the job that is next for a thread.
+    fn pop(&mut self, loading_s: impl Fn(usize) -> Option<f64>) -> Option<(Client, Job)> {
+        let candidates = self.waiting.iter().enumerate().filter_map(|(index, waiting)| {
+            Some((index, &waiting.ticket, loading_s(waiting.job.model)?))
+        });
+        let index = self.order.next(candidates)?;
+        let running = self.lines.iter().flat_map(|line| &line.running).copied();
+        let waiting = self.waiting.iter().map(|waiting| waiting.ticket.client());
+        let clients: BTreeSet<Client> = running.chain(waiting).collect();
+        let Waiting { ticket, job, .. } = self.waiting.remove(index);
+        let others = self.waiting.iter_mut().map(|waiting| &mut waiting.ticket);
+        self.order.begin(&ticket, others, &clients);
+        let line = &mut self.lines[job.model];
+        line.waiting -= 1;
+        line.running.push(ticket.client());
+        Some((ticket.client(), job))
+    }
+
+    /// Takes out the jobs of models that are `meant`.
+    fn remove(&mut self, meant: impl Fn(usize) -> bool) -> Vec<Job> {
+        let (out, kept) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition::<Vec<_>, _>(|waiting| meant(waiting.job.model));
+        self.waiting = kept;
+        for waiting in &out {
+            self.lines[waiting.job.model].waiting -= 1;
+        }
+        out.into_iter().map(|waiting| waiting.job).collect()
+    }
+
+    fn rest_if_idle(&mut self) {
+        if self.waiting.is_empty() && self.lines.iter().all(|line| line.running.is_empty()) {
+            self.order.rest();
+        }
+    }
+}
+
+/// A place in a line. Dropped, it is free, and its job is called off.
 pub(super) struct Place {
     queue: Arc<Queue>,
     number: u64,
@@ -171,8 +320,12 @@ pub(super) struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
-        let found = state.waiting.iter().position(|(number, _)| *number == self.number);
-        let left = found.and_then(|index| state.waiting.remove(index));
+        let found = state.waiting.iter().position(|waiting| waiting.number == self.number);
+        let left = found.map(|index| state.waiting.remove(index).job);
+        if let Some(job) = &left {
+            state.lines[job.model].waiting -= 1;
+            state.rest_if_idle();
+        }
         // Its pictures are freed without the lock.
         drop(state);
         drop(left);
@@ -182,20 +335,35 @@ impl Drop for Place {
 /// A job that runs. Dropped, its place is free.
 pub(super) struct Running {
     queue: Arc<Queue>,
+    model: usize,
+    client: Client,
     started: Instant,
 }
 
 impl Running {
+    /// Its model is loaded, if it was not: the work begins.
+    pub(super) fn begins(&mut self) {
+        self.started = Instant::now();
+    }
+
     /// Takes note of how long a job took that was made to its end: what is called off, or
     /// fails, says nothing of that.
-    pub(super) fn finished(&self) {
-        self.queue.lock().note(self.started.elapsed().as_secs_f64());
+    pub(super) fn finished(&self, work: Work) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let line = &mut self.queue.lock().lines[self.model];
+        line.note(seconds);
+        line.pace.note(work, seconds);
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.queue.lock().running -= 1;
+        let mut state = self.queue.lock();
+        let running = &mut state.lines[self.model].running;
+        if let Some(index) = running.iter().position(|client| *client == self.client) {
+            running.swap_remove(index);
+        }
+        state.rest_if_idle();
     }
 }
 
@@ -210,6 +378,9 @@ mod tests {
     use crate::service::RequestMemory;
     use crate::service::worker::{Answer, Previews};
 
+    /// Who asks in these tests: everybody.
+    const CLIENT: Client = Client::NOBODY;
+
     fn job(seed: u64) -> (Job, Answer) {
         let prompt = Prompt::new("a cat").unwrap();
         let request =
@@ -218,45 +389,65 @@ mod tests {
         let previews = Previews { count: 0, to: mpsc::unbounded_channel().0 };
         let memory = RequestMemory::new(0, Duration::ZERO).share();
         let span = tracing::Span::none();
-        (Job { request, previews, reply, memory, span }, answer)
+        let work = Work::NONE;
+        (Job { model: 0, request, work, previews, reply, memory, span }, answer)
+    }
+
+    /// A queue before one model with one thread.
+    fn queue(capacity: usize) -> Arc<Queue> {
+        Arc::new(Queue::new(capacity, 1, &[vec![0]]))
+    }
+
+    fn join(queue: &Arc<Queue>, job: Job) -> Result<Place, ServiceError> {
+        queue.join(job, CLIENT, Work::NONE)
+    }
+
+    /// What the thread of a queue gets that has every model at hand.
+    fn take(queue: &Arc<Queue>, at_rest: fn()) -> Option<(u64, Running)> {
+        match queue.take(0, None, |_| Some(0.0), at_rest) {
+            Next::Job(job, running) => Some((job.request.seed.get(), running)),
+            Next::Command(_) | Next::Nothing | Next::End => None,
+        }
     }
 
     fn next(queue: &Arc<Queue>) -> (u64, Running) {
-        let (job, running) = queue.take(|| {}).unwrap();
-        (job.request.seed.get(), running)
+        take(queue, || {}).unwrap()
     }
 
     #[test]
     fn who_leaves_is_not_served_and_gives_the_place_to_another() {
-        let queue = Arc::new(Queue::new(1));
-        let first = queue.join(job(1).0).unwrap();
-        let second = queue.join(job(2).0).unwrap();
+        let queue = queue(1);
+        let first = join(&queue, job(1).0).unwrap();
+        let second = join(&queue, job(2).0).unwrap();
         assert!(matches!(
-            queue.join(job(3).0),
+            join(&queue, job(3).0),
             Err(ServiceError::Busy { waiting: 1, retry_after_s: 5 })
         ));
 
         drop(first);
-        let third = queue.join(job(3).0).unwrap();
+        let third = join(&queue, job(3).0).unwrap();
 
         let (seed, running) = next(&queue);
         assert_eq!(seed, 2);
         // One runs, one waits: there is no room.
-        assert!(queue.join(job(4).0).is_err());
+        assert!(join(&queue, job(4).0).is_err());
         // What runs has no place in the line any more: the seat is free once it has ended.
         drop(second);
-        assert!(queue.join(job(4).0).is_err());
+        assert!(join(&queue, job(4).0).is_err());
         drop(running);
-        let fourth = queue.join(job(4).0).unwrap();
+        let fourth = join(&queue, job(4).0).unwrap();
         assert_eq!((next(&queue).0, next(&queue).0), (3, 4));
         drop((third, fourth));
-        assert_eq!(queue.length(), Length { waiting: 0, running: 0, is_open: true });
+        assert_eq!(
+            queue.length(),
+            Length { waiting: 0, running: 0, is_open: true, is_hosted: true }
+        );
     }
 
     #[test]
     fn who_finds_no_place_is_told_to_come_back_after_as_long_as_jobs_take() {
-        let mut state = Queue::new(0).state.into_inner().unwrap();
-        let after = |state: &State| state.retry_after_s();
+        let mut state = Line::default();
+        let after = |line: &Line| line.retry_after_s();
 
         assert_eq!(after(&state), 5);
         state.note(0.01);
@@ -270,13 +461,13 @@ mod tests {
 
     #[test]
     fn only_jobs_that_were_made_to_their_end_say_how_long_jobs_take() {
-        let queue = Arc::new(Queue::new(0));
-        let usual = || queue.lock().usual_s.is_some();
+        let queue = queue(0);
+        let usual = || queue.lock().lines[0].usual_s.is_some();
         for finishes in [false, true] {
-            let _place = queue.join(job(1).0).unwrap();
+            let _place = join(&queue, job(1).0).unwrap();
             let (_, running) = next(&queue);
             if finishes {
-                running.finished();
+                running.finished(Work::NONE);
             }
             drop(running);
 
@@ -286,47 +477,94 @@ mod tests {
 
     #[test]
     fn a_closed_line_refuses_who_waits_and_who_comes() {
-        let queue = Arc::new(Queue::new(8));
+        let queue = queue(8);
         let (waiting, mut answer) = job(1);
-        let _place = queue.join(waiting).unwrap();
+        let _place = join(&queue, waiting).unwrap();
 
         queue.close();
 
         assert!(matches!(answer.try_recv().unwrap(), Err(ServiceError::ShuttingDown)));
-        assert!(matches!(queue.join(job(2).0), Err(ServiceError::ShuttingDown)));
-        assert!(queue.take(|| {}).is_none());
+        assert!(matches!(join(&queue, job(2).0), Err(ServiceError::ShuttingDown)));
+        assert!(take(&queue, || {}).is_none());
     }
 
     #[test]
     fn a_deserted_line_drops_who_waits_and_refuses_who_comes() {
-        let queue = Arc::new(Queue::new(8));
+        let queue = queue(8);
         let (waiting, mut answer) = job(1);
-        let _place = queue.join(waiting).unwrap();
+        let _place = join(&queue, waiting).unwrap();
 
-        queue.desert();
+        queue.desert(0, &[0]);
 
         assert!(matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed)));
-        assert!(matches!(queue.join(job(2).0), Err(ServiceError::WorkerGone)));
+        assert!(matches!(join(&queue, job(2).0), Err(ServiceError::WorkerGone)));
     }
 
     #[test]
     fn who_wants_a_job_rests_once_and_gets_the_next_that_comes() {
         static RESTS: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let count = || RESTS.load(std::sync::atomic::Ordering::SeqCst);
-        let queue = Arc::new(Queue::new(8));
+        let queue = queue(8);
         let taker = Arc::clone(&queue);
         let taken = std::thread::spawn(move || {
             let rest = || {
                 RESTS.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             };
-            taker.take(rest).map(|(job, _)| job.request.seed.get())
+            take(&taker, rest).map(|(seed, _)| seed)
         });
         while count() == 0 {
             std::thread::yield_now();
         }
 
-        let _place = queue.join(job(7).0).unwrap();
+        let _place = join(&queue, job(7).0).unwrap();
 
         assert_eq!((taken.join().unwrap(), count()), (Some(7), 1));
+    }
+
+    #[test]
+    fn a_thread_takes_jobs_of_its_models_only_and_a_full_line_keeps_no_other_model_from_work() {
+        let queue = Arc::new(Queue::new(1, 2, &[vec![0], vec![1]]));
+        let of_model = |model, seed| Job { model, ..job(seed).0 };
+        let _first = join(&queue, of_model(0, 1)).unwrap();
+        let _second = join(&queue, of_model(0, 2)).unwrap();
+        assert!(join(&queue, of_model(0, 3)).is_err());
+        let _other = join(&queue, of_model(1, 4)).unwrap();
+
+        let own = |model: usize| (model == 1).then_some(0.0);
+        let Next::Job(job, _running) = queue.take(1, None, own, || {}) else { panic!() };
+
+        assert_eq!(job.request.seed.get(), 4);
+        let soon = Some(Instant::now());
+        assert!(matches!(queue.take(1, soon, own, || {}), Next::Nothing));
+    }
+
+    #[test]
+    fn a_model_with_two_threads_has_a_place_more_and_outlives_one_of_them() {
+        let queue = Arc::new(Queue::new(1, 1, &[vec![0], vec![0]]));
+        let places: Vec<_> = (0..3).map(|seed| join(&queue, job(seed).0).unwrap()).collect();
+        assert!(join(&queue, job(3).0).is_err());
+
+        queue.desert(1, &[0]);
+
+        assert_eq!(queue.length().waiting, 3);
+        drop(places);
+        let _place = join(&queue, job(4).0).unwrap();
+        assert_eq!(next(&queue).0, 4);
+        queue.desert(0, &[0]);
+        assert!(matches!(join(&queue, job(5).0), Err(ServiceError::WorkerGone)));
+        assert!(!queue.length().is_hosted);
+    }
+
+    #[test]
+    fn what_a_thread_is_told_to_do_comes_before_the_next_job() {
+        let queue = queue(8);
+        let _place = join(&queue, job(1).0).unwrap();
+        let (reply, _answer) = oneshot::channel();
+        queue.command(0, Command { model: 0, action: Action::Unload, reply }).unwrap();
+
+        let first = queue.take(0, None, |_| Some(0.0), || {});
+
+        assert!(matches!(first, Next::Command(Command { action: Action::Unload, .. })));
+        assert_eq!(next(&queue).0, 1);
     }
 }

@@ -7,7 +7,7 @@
 use super::held::is_large;
 use super::size_plan::Framing;
 use crate::domain::{Picture, RgbImage, Task};
-use crate::model::ModelInfo;
+use crate::model::ModelCard;
 
 /// What browsers and viewers show behind a picture.
 const WHITE: [u8; 3] = [255; 3];
@@ -24,7 +24,7 @@ pub(super) enum Ground {
 }
 
 impl Ground {
-    pub(super) fn for_task(task: &Task, model: &ModelInfo, framing: Framing) -> Self {
+    pub(super) fn for_task(task: &Task, model: &ModelCard, framing: Framing) -> Self {
         let is_glassy = pictures(task).iter().any(|picture| picture.alpha().is_some());
         if !is_glassy || model.takes_transparency {
             Self::NotNeeded

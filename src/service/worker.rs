@@ -1,27 +1,38 @@
-//! The thread that owns the model and makes one request after the other.
+//! Makes the pictures of one job with a model, on the thread that owns it.
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
-use super::queue::{Queue, Running};
+use super::pace::Work;
+use super::queue::Running;
 use super::{MemoryShare, ServiceError};
 use crate::domain::{ImageRequest, Picture};
 use crate::model::{DiffusionModel, Generation, StepObserver, StepProgress};
 
 /// What becomes of a job.
-pub(super) type Answer = oneshot::Receiver<Result<Generation, ServiceError>>;
+pub(super) type Answer = oneshot::Receiver<Result<Made, ServiceError>>;
 
-/// One request on its way to the model.
+/// What a model made.
+pub(super) struct Made {
+    pub(super) generation: Generation,
+    /// How long the job waited for its model to be loaded, if it did.
+    pub(super) loading: Option<Duration>,
+}
+
+/// One request on its way to its model.
 pub(super) struct Job {
+    /// Which of the models.
+    pub(super) model: usize,
     pub(super) request: ImageRequest,
+    pub(super) work: Work,
     /// How many unfinished pictures the client wants to see, and where to.
     pub(super) previews: Previews,
     /// Closed once nobody waits for the answer any more.
-    pub(super) reply: oneshot::Sender<Result<Generation, ServiceError>>,
+    pub(super) reply: oneshot::Sender<Result<Made, ServiceError>>,
     /// What its pictures hold; given back with them.
     pub(super) memory: MemoryShare,
     /// That of the request, so that what is logged meanwhile bears its id.
@@ -31,7 +42,14 @@ pub(super) struct Job {
 impl Job {
     /// Tells whoever waits that the service is shutting down.
     pub(super) fn refuse(self) {
-        let _ = self.reply.send(Err(ServiceError::ShuttingDown));
+        self.fail(ServiceError::ShuttingDown);
+    }
+
+    /// Tells whoever waits why there will be no pictures.
+    pub(super) fn fail(self, error: ServiceError) {
+        let Self { reply, .. } = self;
+        // A client that has gone needs no answer.
+        let _ = reply.send(Err(error));
     }
 }
 
@@ -50,27 +68,25 @@ impl Previews {
     }
 }
 
-/// Serves until the queue is closed. Calls `at_rest` whenever nothing is left to do.
-pub(super) fn work(queue: &Arc<Queue>, model: &mut dyn DiffusionModel, at_rest: fn()) {
-    while let Some((job, running)) = queue.take(at_rest) {
-        if !job.reply.is_closed() {
-            serve(job, running, model);
-        }
-    }
-}
-
-/// Makes the pictures of one job. A panic fails this job only.
-fn serve(job: Job, running: Running, model: &mut dyn DiffusionModel) {
-    let Job { request, previews, reply, memory, span } = job;
+/// Makes the pictures of one job, which waited so long for its model. A panic fails this
+/// job only.
+pub(super) fn serve(
+    job: Job,
+    loading: Option<Duration>,
+    running: Running,
+    model: &mut dyn DiffusionModel,
+) {
+    let Job { request, work, previews, reply, memory, span, .. } = job;
     let mut observer = ClientWatch { reply: &reply, previews };
     let outcome = span
         .in_scope(|| catch_unwind(AssertUnwindSafe(|| model.generate(&request, &mut observer))));
     let result = match outcome {
-        Ok(result) => result.map_err(ServiceError::from),
+        Ok(Ok(generation)) => Ok(Made { generation, loading }),
+        Ok(Err(error)) => Err(error.into()),
         Err(panic) => Err(ServiceError::Panicked { message: panic_message(panic.as_ref()) }),
     };
     if result.is_ok() {
-        running.finished();
+        running.finished(work);
     }
     // The place is free before the client hears of it, so that its next request is not
     // refused for its last one.
@@ -81,7 +97,7 @@ fn serve(job: Job, running: Running, model: &mut dyn DiffusionModel) {
 
 /// Stops a job between two of its layers once its client has gone.
 struct ClientWatch<'a> {
-    reply: &'a oneshot::Sender<Result<Generation, ServiceError>>,
+    reply: &'a oneshot::Sender<Result<Made, ServiceError>>,
     previews: Previews,
 }
 
@@ -105,7 +121,7 @@ impl StepObserver for ClientWatch<'_> {
 }
 
 /// What a panic said, where it said so in words.
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

@@ -127,11 +127,11 @@ impl StepObserver for OneStep {
 }
 
 fn request(model: &dyn DiffusionModel) -> ImageRequest {
-    let tasks = model.info().tasks;
+    let tasks = model.card().tasks;
     let picture = RgbImage::filled(64, 64, [200, 90, 30]).into();
-    let task = if model.info().pipeline.contains("Layered") {
+    let task = if model.card().pipeline.contains("Layered") {
         Task::Decompose { image: picture, layers: LayerCount::new(2).unwrap() }
-    } else if model.info().pipeline.contains("Edit") {
+    } else if model.card().pipeline.contains("Edit") {
         Task::Edit { images: vec![picture] }
     } else if tasks.contains(TaskKind::Variation) {
         Task::ImageToImage { image: picture, strength: Strength::new(1.0).unwrap() }

@@ -6,7 +6,7 @@ use reqwest::multipart::Form;
 use serde_json::json;
 
 use crate::support::files::{png, white};
-use crate::support::server::{Setup, TestServer, error_of, file_part, json_of};
+use crate::support::server::{Setup, TestServer, error_of, file_part, json_of, pooled};
 
 /// A request that a class either serves or refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,8 +119,7 @@ pub(crate) async fn server_of(checkpoint: &str) -> TestServer {
     ];
     let environment = Environment::from_iter(variables);
     let config = Config::load(&Sources { environment, ..Sources::default() }).unwrap();
-    let load = move || diffuser_api::model::load(&config.model, &config.hub);
-    Setup::default().start_with(load).await
+    Setup::default().start_with(vec![pooled(&config.models[0].config)]).await
 }
 
 async fn answer(server: &TestServer, ask: Ask) -> reqwest::Response {

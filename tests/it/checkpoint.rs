@@ -345,7 +345,7 @@ fn each_class_says_what_it_can_do() {
         ("qwen-image-layered", "QwenImageLayeredPipeline", edit, EditKind::Layers, 1, false, 50),
     ] {
         let model = load(&fixture_checkpoint(name).display().to_string()).unwrap();
-        let info = model.info();
+        let info = model.card();
         assert_eq!(info.pipeline, class_name);
         assert_eq!(info.tasks, tasks, "{name}");
         assert_eq!((info.edit_kind, info.max_input_images), (edit_kind, images), "{name}");
@@ -390,7 +390,7 @@ fn a_checkpoint_says_what_it_computes_in_unless_the_settings_do() {
         let device = DeviceChoice::Cpu;
         let id = copy.path("").display().to_string();
         let config = ModelConfig { device, dtype, ..ModelConfig::of(id) };
-        diffuser_api::model::load(&config, &offline_hub()).map(|model| model.info().dtype.clone())
+        diffuser_api::model::load(&config, &offline_hub()).map(|model| model.loaded().dtype.clone())
     };
 
     asks_for("bfloat16");
@@ -409,9 +409,9 @@ fn a_checkpoint_may_make_sizes_on_a_coarser_grid_than_its_layers_demand() {
         std::fs::write(copy.path("diffuser.json"), defaults).unwrap();
         load(&copy.path("").display().to_string())
     };
-    let own = load(&copy.path("").display().to_string()).unwrap().info().size_multiple;
+    let own = load(&copy.path("").display().to_string()).unwrap().card().size_multiple;
 
-    assert_eq!(with_multiple(3 * own).unwrap().info().size_multiple, 3 * own);
+    assert_eq!(with_multiple(3 * own).unwrap().card().size_multiple, 3 * own);
     let fault = with_multiple(own + 1).err().unwrap().to_string();
     assert!(fault.contains("diffuser.json") && fault.contains("size_multiple"), "{fault}");
 }
@@ -427,8 +427,8 @@ fn a_name_that_is_no_model_is_answered_with_what_would_be_one() {
 fn the_embedded_model_edits() {
     let mut model = load("tiny-random").unwrap();
 
-    assert_eq!(model.info().id, "tiny-random");
-    assert_eq!(model.info().tasks, TaskKinds::of(&[TaskKind::Edit, TaskKind::Inpainting]));
+    assert_eq!(model.card().id, "tiny-random");
+    assert_eq!(model.card().tasks, TaskKinds::of(&[TaskKind::Edit, TaskKind::Inpainting]));
     let picture = picture_of(model.as_mut());
     assert_eq!((picture.width(), picture.height()), (64, 64));
 }
@@ -449,14 +449,14 @@ struct Demo(Box<dyn DiffusionModel>);
 impl Demo {
     fn load() -> Self {
         let config = Config::load(&Sources::default()).unwrap();
-        let model = diffuser_api::model::load(&config.model, &config.hub).unwrap();
-        assert_eq!((model.info().id.as_str(), model.info().image_area), ("demo", 128 * 128));
+        let model = diffuser_api::model::load(&config.models[0].config, &config.hub).unwrap();
+        assert_eq!((model.card().id.as_str(), model.card().image_area), ("demo", 128 * 128));
         Self(model)
     }
 
     /// An edit by one of the instructions that the model says it knows.
     fn edit(&mut self, input: &RgbImage, prompt: &str) -> RgbImage {
-        let info = self.0.info().clone();
+        let info = self.0.card().clone();
         assert!(info.instructions.iter().any(|known| known == prompt), "{prompt}");
         let request = ImageRequest {
             size: OutputSize::AsInput,

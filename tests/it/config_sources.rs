@@ -48,12 +48,12 @@ fn without_any_source_the_documented_defaults_hold() {
     assert_eq!(config.api.app_version, env!("CARGO_PKG_VERSION"));
     assert_eq!(config.api.max_upload_bytes, 134_217_728);
     assert_eq!(config.api.max_image_pixels, 67_108_864);
-    assert_eq!(config.model.id, "demo");
-    assert_eq!(config.model.name, None);
-    assert_eq!(config.model.device, DeviceChoice::Auto);
-    assert_eq!(config.model.dtype, DtypeChoice::Auto);
-    assert_eq!(config.model.defaults, Default::default());
-    assert_eq!(config.model.capabilities, Default::default());
+    assert_eq!(config.models[0].config.id, "demo");
+    assert_eq!(config.models[0].config.name, None);
+    assert_eq!(config.models[0].config.device, DeviceChoice::Auto);
+    assert_eq!(config.models[0].config.dtype, DtypeChoice::Auto);
+    assert_eq!(config.models[0].config.defaults, Default::default());
+    assert_eq!(config.models[0].config.capabilities, Default::default());
     assert_eq!(config.threads, None);
     assert_eq!(config.api.png_compression, PngCompression::Fast);
     assert_eq!(config.service.queue_capacity, 64);
@@ -167,42 +167,42 @@ fn every_variable_works() {
     assert_eq!(config.api.app_version, "1.0");
     assert_eq!(config.api.max_upload_bytes, 1000);
     assert_eq!(config.api.max_image_pixels, 2000);
-    assert_eq!(config.model.id, "Qwen/Qwen-Image-Edit");
-    assert_eq!(config.model.name.as_deref(), Some("2511"));
-    assert_eq!(config.model.revision.as_deref(), Some("1234567"));
-    assert_eq!(config.model.device, DeviceChoice::Cuda(1));
-    assert_eq!(config.model.dtype, DtypeChoice::Bfloat16);
-    assert_eq!(config.model.image_area, Some(4096));
-    assert_eq!(config.model.condition_area, Some(1024));
-    let defaults = &config.model.defaults;
+    assert_eq!(config.models[0].config.id, "Qwen/Qwen-Image-Edit");
+    assert_eq!(config.models[0].config.name.as_deref(), Some("2511"));
+    assert_eq!(config.models[0].config.revision.as_deref(), Some("1234567"));
+    assert_eq!(config.models[0].config.device, DeviceChoice::Cuda(1));
+    assert_eq!(config.models[0].config.dtype, DtypeChoice::Bfloat16);
+    assert_eq!(config.models[0].config.image_area, Some(4096));
+    assert_eq!(config.models[0].config.condition_area, Some(1024));
+    let defaults = &config.models[0].config.defaults;
     assert_eq!(defaults.num_inference_steps.map(Steps::get), Some(20));
     assert_eq!(defaults.true_cfg_scale.map(GuidanceScale::get), Some(3.0));
     assert_eq!(defaults.guidance_scale.map(GuidanceScale::get), Some(7.5));
     assert_eq!(defaults.negative_prompt.as_deref(), Some("blurry"));
-    let capabilities = config.model.capabilities;
+    let capabilities = config.models[0].config.capabilities;
     assert_eq!(capabilities.text_to_image, Some(false));
     assert_eq!(capabilities.image_edit, Some(true));
     assert_eq!(capabilities.image_variation, Some(false));
     assert_eq!(capabilities.inpainting, Some(false));
     assert_eq!(capabilities.mask, Some(true));
     assert_eq!(config.service.queue_capacity, 3);
-    let lora: Vec<_> = config
-        .model
+    let lora: Vec<_> = config.models[0]
+        .config
         .lora
         .iter()
         .map(|lora| (lora.file.display().to_string(), lora.scale))
         .collect();
     assert_eq!(lora, [("/a.safetensors".to_owned(), 0.5), ("C:/b.safetensors".to_owned(), 1.0)]);
-    assert_eq!(config.model.memory, MemoryChoice::Stream);
-    assert_eq!(config.model.cache_bytes, 0);
-    assert!(!config.model.exact_timesteps);
+    assert_eq!(config.models[0].config.memory, MemoryChoice::Stream);
+    assert_eq!(config.models[0].config.cache_bytes, 0);
+    assert!(!config.models[0].config.exact_timesteps);
     assert_eq!(config.threads.map(NonZeroUsize::get), Some(3));
     assert_eq!(config.api.png_compression, PngCompression::Best);
-    assert!(!config.model.fp8_all_layers);
+    assert!(!config.models[0].config.fp8_all_layers);
     assert_eq!(config.api.model_aliases, ["one", "two-*"]);
     assert_eq!(format!("{:?}", config.api.api_keys), "ApiKeys(2)");
-    assert_eq!(config.api.quality.low.num_inference_steps.map(Steps::get), Some(6));
-    assert_eq!(config.api.quality.high.guidance.map(GuidanceScale::get), Some(2.5));
+    assert_eq!(config.models[0].quality.low.num_inference_steps.map(Steps::get), Some(6));
+    assert_eq!(config.models[0].quality.high.guidance.map(GuidanceScale::get), Some(2.5));
     assert_eq!(config.api.picture_store.lifetime.as_secs(), 9);
     assert_eq!(config.api.public_url.as_deref(), Some("https://a.test"));
     assert!(config.warmup.enabled);
@@ -243,7 +243,7 @@ fn capability_variables_of_the_original_system_work_without_our_prefix() {
     ])
     .unwrap();
 
-    let capabilities = config.model.capabilities;
+    let capabilities = config.models[0].config.capabilities;
     assert_eq!(capabilities.text_to_image, Some(false));
     assert_eq!(capabilities.image_edit, Some(true));
     assert_eq!(capabilities.image_variation, Some(false));
@@ -274,7 +274,7 @@ fn the_environment_of_the_original_system_starts_this_one() {
     ])
     .unwrap();
 
-    assert_eq!(config.model.device, DeviceChoice::Metal);
+    assert_eq!(config.models[0].config.device, DeviceChoice::Metal);
     assert_eq!(config.warmup.image_path, None);
     assert!(load(&[("DIFFUSER_WORKERS", "4")]).is_err());
 }
@@ -301,10 +301,10 @@ fn threads_are_a_number_in_a_file_and_the_pools_own_variable_sets_them() {
 fn a_single_blank_is_a_negative_prompt_and_so_is_nothing() {
     for prompt in [" ", "", "  two  ", "12", "true", "[1]"] {
         let config = load(&[("DIFFUSER_DEFAULT_NEGATIVE_PROMPT", prompt)]).unwrap();
-        assert_eq!(config.model.defaults.negative_prompt.as_deref(), Some(prompt));
+        assert_eq!(config.models[0].config.defaults.negative_prompt.as_deref(), Some(prompt));
     }
     let (config, _) = load_file("[defaults]\nnegative_prompt = \" \"\n", &[]);
-    assert_eq!(config.unwrap().model.defaults.negative_prompt.as_deref(), Some(" "));
+    assert_eq!(config.unwrap().models[0].config.defaults.negative_prompt.as_deref(), Some(" "));
 }
 
 #[test]
@@ -324,7 +324,8 @@ fn a_lora_scale_that_is_no_number_is_told_with_setting_value_and_origin() {
     let (config, _) = load_file("[model]\nlora = [\"a.safetensors:0,8\", \"b\"]\n", &[]);
     let told = config.unwrap_err().to_string();
     assert!(told.contains("model.lora") && told.contains("a.safetensors:0,8"), "{told}");
-    let loras = load(&[("DIFFUSER_LORA", "a.safetensors:0.8,b")]).unwrap().model.lora;
+    let config = load(&[("DIFFUSER_LORA", "a.safetensors:0.8,b")]).unwrap();
+    let loras = &config.models[0].config.lora;
     assert_eq!(loras.iter().map(|lora| lora.scale).collect::<Vec<_>>(), [0.8, 1.0]);
 }
 
@@ -340,8 +341,8 @@ fn texts_that_look_like_numbers_stay_texts() {
 
     assert_eq!(config.api.app_version, "1.0");
     assert_eq!(config.api.app_name, "true");
-    assert_eq!(config.model.name.as_deref(), Some("2511"));
-    assert_eq!(config.model.id, "007");
+    assert_eq!(config.models[0].config.name.as_deref(), Some("2511"));
+    assert_eq!(config.models[0].config.id, "007");
 }
 
 #[test]
@@ -355,7 +356,7 @@ fn an_empty_variable_is_not_set_except_where_emptiness_means_something() {
     .unwrap();
 
     assert_eq!(config.listen.port, 8000);
-    assert_eq!(config.model.name, None);
+    assert_eq!(config.models[0].config.name, None);
     assert_eq!(config.api.api_prefix, "");
 }
 
@@ -400,7 +401,8 @@ fn all_faults_are_told_at_once_with_value_and_origin() {
     let file = path.display();
     for line in [
         format!("server.port: expected a whole number from 0 to 65535, got 70000 (file {file})"),
-        "model.device: expected auto, cpu, cuda, cuda:N or metal, got 'gpu' (flag --device)"
+        "model.device: expected auto, cpu, cuda, cuda:N or metal, or several between commas, \
+         got 'gpu' (flag --device)"
             .to_owned(),
         "warmup.enabled: expected true or false, got 'perhaps' \
          (environment variable DIFFUSER_ENABLE_WARMUP)"
@@ -538,10 +540,10 @@ fn every_configuration_file_of_the_project_loads() {
         let config = load_with(&[], flags).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if name == "qwen-image-edit-cuda.toml" {
-            assert_eq!(config.model.id, "Qwen/Qwen-Image-Edit");
-            assert_eq!(config.model.device, DeviceChoice::Cuda(0));
-            assert_eq!(config.model.dtype, DtypeChoice::Bfloat16);
-            assert_eq!(config.model.defaults.negative_prompt.as_deref(), Some(" "));
+            assert_eq!(config.models[0].config.id, "Qwen/Qwen-Image-Edit");
+            assert_eq!(config.models[0].config.device, DeviceChoice::Cuda(0));
+            assert_eq!(config.models[0].config.dtype, DtypeChoice::Bfloat16);
+            assert_eq!(config.models[0].config.defaults.negative_prompt.as_deref(), Some(" "));
             assert!(config.warmup.enabled);
         }
         names.insert(name);
@@ -594,7 +596,8 @@ fn the_program_tells_its_faults_on_standard_error_and_fails() {
         String::from_utf8(output.stderr).unwrap(),
         "diffuser-api: 3 faulty settings:
   server.port: expected a whole number from 0 to 65535, got '-1' (flag --port)
-  model.device: expected auto, cpu, cuda, cuda:N or metal, got 'gpu' (flag --device)
+  model.device: expected auto, cpu, cuda, cuda:N or metal, or several between commas, got 'gpu' \
+(flag --device)
   model.dtype: expected auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0, got 'int4' \
 (environment variable DIFFUSER_TORCH_DTYPE)
 "

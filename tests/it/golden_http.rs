@@ -2,14 +2,13 @@
 //! diffusers made. The numbers come from `tests/data/make_fixtures.py`; the list of
 //! cases is that of the folder.
 
-use diffuser_api::hub::HubConfig;
 use diffuser_api::model::{DeviceChoice, DtypeChoice, ModelConfig};
 use image::ImageFormat;
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
 use crate::support::golden::{Golden, assert_same_picture, fixtures};
-use crate::support::server::{Setup, TestServer, image_bytes, json_of};
+use crate::support::server::{Setup, TestServer, image_bytes, json_of, pooled};
 
 /// How the recorded calls of a pipeline class are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,13 +64,7 @@ async fn server_of(case: &Value) -> TestServer {
             fixtures().join(case["checkpoint"].as_str().unwrap()).display().to_string(),
         )
     };
-    let hub = HubConfig {
-        endpoint: "http://127.0.0.1:9".to_owned(),
-        cache: std::env::temp_dir(),
-        token: None,
-        offline: true,
-    };
-    Setup::default().start_with(move || diffuser_api::model::load(&config, &hub)).await
+    Setup::default().start_with(vec![pooled(&config)]).await
 }
 
 /// The call's parameters, whatever the way.

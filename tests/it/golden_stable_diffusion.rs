@@ -472,7 +472,7 @@ fn what_is_cut_of_either_prompt_is_said() {
 #[test]
 fn without_a_negative_prompt_the_reference_decides_and_the_empty_one_is_a_prompt() {
     let mut model = load(&data().join("sdxl")).unwrap();
-    assert_eq!(model.info().defaults.negative_prompt, None);
+    assert_eq!(model.card().defaults.negative_prompt, None);
     let mut made = |negative: Option<&str>| {
         let negative_prompt = negative.map(|text| Prompt::negative(text).unwrap());
         let request = ImageRequest { negative_prompt, ..request(3, 5.0) };
@@ -492,7 +492,7 @@ fn without_a_negative_prompt_the_reference_decides_and_the_empty_one_is_a_prompt
     let mut config = config(&data().join("sdxl"));
     config.defaults.negative_prompt = Some(String::new());
     let model = load_configured(&config).unwrap();
-    assert_eq!(model.info().defaults.negative_prompt.as_deref(), Some(""));
+    assert_eq!(model.card().defaults.negative_prompt.as_deref(), Some(""));
 }
 
 #[test]
@@ -596,7 +596,7 @@ fn the_model_says_what_it_is_and_can_do() {
         (&sdxl, "StableDiffusionXLPipeline", (50, 5.0, 0.3)),
         (&turbo, "StableDiffusionPipeline", (4, 0.0, 0.5)),
     ] {
-        let info = model.info();
+        let info = model.card();
         assert_eq!(info.pipeline, class);
         assert_eq!(info.tasks, TaskKinds::of(&TaskKind::ALL).without(TaskKind::Inpainting));
         assert_eq!(info.edit_kind, EditKind::ImageToImage);

@@ -25,10 +25,10 @@ async fn edit(server: &TestServer, fields: &[(&'static str, &'static str)]) -> V
 
 #[tokio::test]
 async fn who_asks_for_a_dall_e_gets_addresses_and_all_others_base64() {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.with(TaskKind::TextToImage);
-    info.tasks = info.tasks.with(TaskKind::Variation);
-    let server = Setup { info, ..Setup::default() }.start().await;
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::TextToImage);
+    card.tasks = card.tasks.with(TaskKind::Variation);
+    let server = Setup { card, ..Setup::default() }.start().await;
 
     for name in ["dall-e-2", "dall-e-3"] {
         let edited = edit(&server, &[("model", name)]).await;
@@ -139,12 +139,12 @@ async fn reply_to(server: &TestServer, request: &[u8]) -> Value {
 /// Recorded by `tests/clients/replay.mjs`, with the libraries of these clients.
 #[tokio::test]
 async fn recorded_requests_of_n8n_and_librechat_get_what_these_read() {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.with(TaskKind::TextToImage);
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::TextToImage);
     let adjust = |config: &mut ApiConfig| {
         config.api_keys = ApiKeys::new(vec!["clients-key".to_owned()]);
     };
-    let server = Setup { info, adjust, ..Setup::default() }.start().await;
+    let server = Setup { card, adjust, ..Setup::default() }.start().await;
     for (name, reads_urls) in [
         ("n8n-generate-dall-e-3", false),
         ("n8n-generate-dall-e-2-urls", true),

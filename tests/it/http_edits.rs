@@ -316,10 +316,10 @@ async fn a_file_input_left_empty_by_a_browser_is_no_file() {
 
 #[tokio::test]
 async fn generations_and_variations_work_where_the_model_does_them() {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.with(TaskKind::TextToImage);
-    info.tasks = info.tasks.with(TaskKind::Variation);
-    let setup = Setup { info, ..Setup::default() };
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::TextToImage);
+    card.tasks = card.tasks.with(TaskKind::Variation);
+    let setup = Setup { card, ..Setup::default() };
     let mut server = setup.start().await;
 
     let object = json!({"prompt": "a red ball", "n": 2, "size": "64x64", "extra": 1});

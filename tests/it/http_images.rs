@@ -3,7 +3,8 @@
 
 use diffuser_api::domain::{OutputSize, Task, TaskKind};
 use diffuser_api::imaging::provenance;
-use diffuser_api::model::{EditKind, ModelInfo};
+use diffuser_api::model::{EditKind, ModelCard};
+use diffuser_api::requests::{QualityOverride, QualityOverrides};
 use diffuser_api::service::ImageService;
 use reqwest::multipart::Form;
 use serde_json::{Value, json};
@@ -15,16 +16,16 @@ use crate::support::server::{
 };
 
 /// A model that can do everything.
-fn able() -> ModelInfo {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.with(TaskKind::TextToImage);
-    info.tasks = info.tasks.with(TaskKind::Variation);
-    info.tasks = info.tasks.with(TaskKind::Inpainting);
-    info
+fn able() -> ModelCard {
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::TextToImage);
+    card.tasks = card.tasks.with(TaskKind::Variation);
+    card.tasks = card.tasks.with(TaskKind::Inpainting);
+    card
 }
 
 async fn able_server() -> TestServer {
-    Setup { info: able(), ..Setup::default() }.start().await
+    Setup { card: able(), ..Setup::default() }.start().await
 }
 
 /// The events of a stream: name and data.
@@ -208,9 +209,9 @@ async fn masks_come_as_data_urls_too_and_must_fit_the_picture() {
 #[tokio::test]
 async fn an_edit_is_what_the_model_makes_of_one() {
     for kind in [EditKind::ImageToImage, EditKind::Layers] {
-        let mut info = able();
-        info.edit_kind = kind;
-        let mut server = Setup { info, ..Setup::default() }.start().await;
+        let mut card = able();
+        card.edit_kind = kind;
+        let mut server = Setup { card, ..Setup::default() }.start().await;
 
         match kind {
             EditKind::ImageToImage => {
@@ -359,13 +360,12 @@ async fn an_upload_that_does_not_end_gets_a_408() {
 
 #[tokio::test]
 async fn a_quality_stands_for_steps_and_guidance_and_explicit_parameters_win() {
-    let adjust = |config: &mut diffuser_api::api::ApiConfig| {
-        config.quality.medium.num_inference_steps =
-            Some(diffuser_api::domain::Steps::new(17).unwrap());
-        config.quality.medium.guidance =
-            Some(diffuser_api::domain::GuidanceScale::new(1.5).unwrap());
+    let medium = QualityOverride {
+        num_inference_steps: Some(diffuser_api::domain::Steps::new(17).unwrap()),
+        guidance: Some(diffuser_api::domain::GuidanceScale::new(1.5).unwrap()),
     };
-    let mut server = Setup { adjust, ..Setup::default() }.start().await;
+    let quality = QualityOverrides { medium, ..QualityOverrides::default() };
+    let mut server = Setup { quality, ..Setup::default() }.start().await;
     for (quality, steps, guidance) in
         [("low", 2, 4.0), ("medium", 17, 1.5), ("high", 4, 4.0), ("auto", 4, 4.0), ("hd", 4, 4.0)]
     {

@@ -152,9 +152,9 @@ async fn the_document_and_its_page_come_from_the_binary() {
 
 #[tokio::test]
 async fn every_documented_field_is_known() {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.with(TaskKind::TextToImage);
-    let server = Setup { info, ..Setup::default() }.start().await;
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::TextToImage);
+    let server = Setup { card, ..Setup::default() }.start().await;
     let document = json_of(server.get("/openapi.json").send().await.unwrap()).await;
     let fields_of = |schema: &str| {
         let properties = &document["components"]["schemas"][schema]["properties"];
@@ -179,11 +179,11 @@ async fn every_documented_field_is_known() {
 #[tokio::test]
 async fn the_document_has_what_the_loaded_model_does_and_nothing_else() {
     let document_of = async |able: bool| {
-        let mut info = scripted_model::info();
+        let mut card = scripted_model::card();
         let kinds = [TaskKind::TextToImage, TaskKind::Variation, TaskKind::Inpainting];
-        let all = kinds.into_iter().fold(info.tasks, TaskKinds::with);
-        info.tasks = if able { all } else { info.tasks };
-        let server = Setup { info, ..Setup::default() }.start().await;
+        let all = kinds.into_iter().fold(card.tasks, TaskKinds::with);
+        card.tasks = if able { all } else { card.tasks };
+        let server = Setup { card, ..Setup::default() }.start().await;
         json_of(server.get("/openapi.json").send().await.unwrap()).await
     };
 
@@ -218,9 +218,9 @@ async fn the_prefix_can_be_another_or_none() {
 
 #[tokio::test]
 async fn what_the_model_cannot_do_is_501_and_not_tried_again() {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.without(TaskKind::Edit);
-    let setup = Setup { info, ..Setup::default() };
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.without(TaskKind::Edit);
+    let setup = Setup { card, ..Setup::default() };
     let server = setup.start().await;
 
     for endpoint in ["edits", "generations", "variations"] {

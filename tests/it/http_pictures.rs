@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use diffuser_api::domain::{GreyImage, Picture, RgbImage, Task, TaskKind};
 use diffuser_api::imaging::codec::{OutputFormat, encode};
-use diffuser_api::model::ModelInfo;
+use diffuser_api::model::ModelCard;
 use reqwest::multipart::Form;
 use serde_json::{Value, json};
 
@@ -17,11 +17,11 @@ use crate::support::server::{
 const WIDTH: usize = 64;
 const HEIGHT: usize = 48;
 
-async fn server(adjust: impl FnOnce(&mut ModelInfo)) -> TestServer {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.with(TaskKind::Inpainting);
-    adjust(&mut info);
-    Setup { info, ..Setup::default() }.start().await
+async fn server(adjust: impl FnOnce(&mut ModelCard)) -> TestServer {
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::Inpainting);
+    adjust(&mut card);
+    Setup { card, ..Setup::default() }.start().await
 }
 
 /// Transparent but for its middle, and `hidden` in colour there.
@@ -99,10 +99,10 @@ async fn outside_a_mask_transparency_comes_back_and_inside_it_is_painted_over() 
 
 #[tokio::test]
 async fn a_model_that_takes_transparency_gets_it_as_it_is() {
-    let mut server = server(|info| {
-        info.takes_transparency = true;
+    let mut server = server(|card| {
+        card.takes_transparency = true;
         // Works at the picture's own size.
-        info.image_area = WIDTH * HEIGHT;
+        card.image_area = WIDTH * HEIGHT;
     })
     .await;
 

@@ -13,10 +13,10 @@ use crate::support::{files, server};
 
 /// A server whose model does all that there is an endpoint for.
 async fn able_server() -> TestServer {
-    let mut info = scripted_model::info();
-    info.tasks = info.tasks.with(TaskKind::TextToImage);
-    info.tasks = info.tasks.with(TaskKind::Variation);
-    Setup { info, ..Setup::default() }.start().await
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::TextToImage);
+    card.tasks = card.tasks.with(TaskKind::Variation);
+    Setup { card, ..Setup::default() }.start().await
 }
 
 async fn edit_at(server: &TestServer, path: &str) -> Response {

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use diffuser_api::model::LoadError;
-use diffuser_api::service::{ImageService, ServiceConfig};
+use diffuser_api::service::{Budget, PooledModel, ServiceConfig, start};
 
 use reqwest::multipart::Form;
 
-use crate::support::scripted_model::{Behaviour, Event};
-use crate::support::server::{Setup, TestServer, edit_form, error_of, json_of, within_patience};
+use crate::support::scripted_model::{self, Behaviour, Event};
+use crate::support::server::{
+    Setup, TestServer, edit_form, error_of, json_of, unloadable, within_patience,
+};
 
 /// Steps of a request that says nothing about them.
 const STEPS: usize = 4;
@@ -267,16 +269,18 @@ async fn warm_up_makes_one_small_picture() {
 
 #[test]
 fn a_model_that_does_not_load_is_reported_to_the_starter() {
-    let config = ServiceConfig { queue_capacity: 1 };
-
-    let load = || {
+    let config = ServiceConfig { queue_capacity: 1, budget: Budget::default() };
+    let load = |_| {
         Err(LoadError::UnknownModel {
             id: "nobody/nothing".to_owned(),
             reason: "it is a test".to_owned(),
         })
     };
-    let error = ImageService::start(config, load, || {});
+    let model = PooledModel { load: Box::new(load), ..unloadable(scripted_model::card()) };
 
-    let error = error.unwrap_err().to_string();
-    assert_eq!(error, "no model 'nobody/nothing': it is a test");
+    let error = start(vec![model], config, || {}).unwrap_err();
+
+    let cause = error.error.to_string();
+    assert_eq!(cause, "no model 'nobody/nothing': it is a test");
+    assert!(error.to_string().contains("test/scripted-edit"), "{error}");
 }

@@ -108,7 +108,7 @@ fn fault_of(id: &str) -> String {
 
 fn picture_of(model: &mut dyn DiffusionModel) -> RgbImage {
     let image = || RgbImage::filled(64, 64, [200, 30, 90]).into();
-    let task = match model.info().edit_kind {
+    let task = match model.card().edit_kind {
         EditKind::Instruction => Task::Edit { images: vec![image()] },
         EditKind::Layers => Task::Decompose { image: image(), layers: LayerCount::new(2).unwrap() },
         EditKind::ImageToImage => Task::Generate,

@@ -8,14 +8,11 @@ use reqwest::multipart::Form;
 use serde_json::Value;
 
 use crate::support::files::decode;
-use crate::support::server::{Setup, TestServer, file_part, image_bytes, json_of};
+use crate::support::server::{Setup, TestServer, file_part, image_bytes, json_of, pooled};
 
 async fn demo() -> TestServer {
-    let load = || {
-        let config = Config::load(&Sources::default()).unwrap();
-        diffuser_api::model::load(&config.model, &config.hub)
-    };
-    Setup::default().start_with(load).await
+    let config = Config::load(&Sources::default()).unwrap();
+    Setup::default().start_with(vec![pooled(&config.models[0].config)]).await
 }
 
 /// Colours that change slowly from left to right and from top to bottom.

@@ -21,15 +21,15 @@ use super::error::ApiError;
 use super::wire::{ErrorEnvelope, ImageEvent, ImagesResponse, json_bytes};
 use super::{ApiConfig, deadline, path_prefix};
 use crate::domain::TaskKind;
-use crate::model::{EditKind, GuidanceParameter, ModelInfo};
-use crate::requests::DefaultResponseFormat;
+use crate::model::{EditKind, GuidanceParameter, ModelCard};
+use crate::requests::{DefaultResponseFormat, Models};
 
 /// Where the document is.
 pub(super) const DOCUMENT_PATH: &str = "/openapi.json";
 /// Where the page is.
 pub(super) const UI_PATH: &str = "/docs";
 
-/// The schemas of request bodies, in which the loaded model's defaults are filled in.
+/// The schemas of request bodies, in which the models' defaults are filled in.
 const REQUEST_BODIES: [&str; 5] =
     ["EditForm", "EditJson", "GenerationJson", "VariationForm", "ReplayForm"];
 
@@ -147,9 +147,10 @@ pub(super) fn base() -> OpenApi {
 pub(super) fn router<S: Clone + Send + Sync + 'static>(
     document: OpenApi,
     config: &ApiConfig,
-    model: &ModelInfo,
+    models: &Models,
 ) -> Router<S> {
-    let document = finished(document, config, model);
+    let cards: Vec<&ModelCard> = models.all().iter().map(|model| model.images.card()).collect();
+    let document = finished(document, config, &cards);
     let serve_document = move || {
         let document = document.clone();
         async move { json_bytes(StatusCode::OK, document.into_bytes()) }
@@ -157,14 +158,15 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(
     Router::new().route(DOCUMENT_PATH, get(serve_document)).merge(page::router())
 }
 
-/// `document` as JSON, with what the settings and the loaded model make of it.
-fn finished(mut document: OpenApi, config: &ApiConfig, model: &ModelInfo) -> String {
+/// `document` as JSON, with what the settings and the models make of it.
+fn finished(mut document: OpenApi, config: &ApiConfig, models: &[&ModelCard]) -> String {
     document.info.title.clone_from(&config.app_name);
     document.info.version.clone_from(&config.app_version);
     document.info.license = None;
+    let described = models.iter().map(|model| format!("`{}`. {}", model.id, model.description));
     document.info.description = Some(format!(
-        "OpenAI's images API, answered by `{}` on `{}`. {}",
-        model.id, model.device, model.description
+        "OpenAI's images API, answered by {}",
+        described.collect::<Vec<_>>().join(" And by ")
     ));
     let prefix = path_prefix(config);
     // A parameter that spans segments is the router's business.
@@ -173,10 +175,10 @@ fn finished(mut document: OpenApi, config: &ApiConfig, model: &ModelInfo) -> Str
         paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
-    leave_out_what_is_not_offered(&mut document, model, &prefix);
-    leave_out_single_files(&mut document, model);
-    fill_in_examples(&mut document, model);
-    tell_defaults(&mut document, model);
+    leave_out_what_is_not_offered(&mut document, models, &prefix);
+    leave_out_single_files(&mut document, models);
+    fill_in_examples(&mut document, models);
+    tell_defaults(&mut document, models);
     fill_in_bodies(&mut document);
     fill_in_response_format(&mut document, config.response_format);
     put_forms_first(&mut document);
@@ -187,10 +189,12 @@ fn finished(mut document: OpenApi, config: &ApiConfig, model: &ModelInfo) -> Str
     document.to_string()
 }
 
-/// Leaves out the endpoints and the fields that the loaded model answers with a
-/// 501, or refuses whatever their value.
-fn leave_out_what_is_not_offered(document: &mut Value, model: &ModelInfo, prefix: &str) {
-    let offers = |kind| model.tasks.contains(kind);
+/// Leaves out the endpoints and the fields that every model answers with a 501, or refuses
+/// whatever their value.
+fn leave_out_what_is_not_offered(document: &mut Value, models: &[&ModelCard], prefix: &str) {
+    let offers = |kind| models.iter().any(|model| model.tasks.contains(kind));
+    let edits_as = |kind| models.iter().any(|model| model.edit_kind == kind);
+    let guides_by = |name| models.iter().any(|model| model.guidance_parameter == name);
     let endpoints = [
         ("edits", offers(TaskKind::Edit)),
         ("generations", offers(TaskKind::TextToImage)),
@@ -202,15 +206,15 @@ fn leave_out_what_is_not_offered(document: &mut Value, model: &ModelInfo, prefix
         }
     }
     let masks = offers(TaskKind::Inpainting);
-    let by_noise = masks || model.edit_kind == EditKind::ImageToImage;
+    let by_noise = masks || edits_as(EditKind::ImageToImage);
     let fields = [
         ("mask", masks),
         ("preserve_unmasked", masks),
         ("padding_mask_crop", masks),
-        ("layers", model.edit_kind == EditKind::Layers),
+        ("layers", edits_as(EditKind::Layers)),
         ("strength", by_noise || offers(TaskKind::Variation)),
-        ("guidance_scale", model.guidance_parameter == GuidanceParameter::GuidanceScale),
-        ("true_cfg_scale", model.guidance_parameter == GuidanceParameter::TrueCfgScale),
+        ("guidance_scale", guides_by(GuidanceParameter::GuidanceScale)),
+        ("true_cfg_scale", guides_by(GuidanceParameter::TrueCfgScale)),
     ];
     for schema in request_schemas(document) {
         let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else {
@@ -223,8 +227,8 @@ fn leave_out_what_is_not_offered(document: &mut Value, model: &ModelInfo, prefix
 }
 
 /// Leaves out that one file may be asked for, where every reply has several pictures.
-fn leave_out_single_files(document: &mut Value, model: &ModelInfo) {
-    if model.edit_kind != EditKind::Layers {
+fn leave_out_single_files(document: &mut Value, models: &[&ModelCard]) {
+    if models.iter().any(|model| model.edit_kind != EditKind::Layers) {
         return;
     }
     for (_, operations) in paths(document) {
@@ -297,8 +301,9 @@ fn fill_in_response_format(document: &mut Value, response_format: DefaultRespons
 
 /// Fills in what a person would type, and what the first try needs. All else stays empty,
 /// so that a form asks for nothing by itself.
-fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
-    let prompt = model.instructions.first().map(|phrase| ("prompt", phrase.as_str().into()));
+fn fill_in_examples(document: &mut Value, models: &[&ModelCard]) {
+    let instructions = models.iter().flat_map(|model| model.instructions.first());
+    let prompt = instructions.take(1).map(|phrase| ("prompt", phrase.as_str().into()));
     // Of several layers none can be shown as one file.
     let examples = [("layers", Value::from(1))].into_iter().chain(prompt);
     for (name, example) in examples {
@@ -308,23 +313,49 @@ fn fill_in_examples(document: &mut Value, model: &ModelInfo) {
     }
 }
 
-/// Says what the loaded model does where a field is left out. Not as defaults: clients
-/// that are made from the document send these, and what is sent wins over `quality`.
-fn tell_defaults(document: &mut Value, model: &ModelInfo) {
-    let defaults = &model.defaults;
-    let negative_prompt = defaults.negative_prompt.as_ref();
-    let facts = [
-        ("model", Some(format!("`{}`", model.id))),
-        ("num_inference_steps", Some(defaults.num_inference_steps.get().to_string())),
-        (model.guidance_parameter.name(), Some(defaults.guidance.get().to_string())),
-        ("negative_prompt", negative_prompt.map(|text| format!("`{text:?}`"))),
-    ];
-    for (name, fact) in facts.into_iter().filter_map(|(name, fact)| Some((name, fact?))) {
+/// Says what the models do where a field is left out. Not as defaults: clients that are made
+/// from the document send these, and what is sent wins over `quality`.
+fn tell_defaults(document: &mut Value, models: &[&ModelCard]) {
+    let names: Vec<String> = models.iter().map(|model| format!("`{}`", model.id)).collect();
+    let default_model = match names.as_slice() {
+        [only] => only.clone(),
+        _ => "the first that does what is asked".to_owned(),
+    };
+    let mut facts = vec![("model", default_model)];
+    for name in ["num_inference_steps", "true_cfg_scale", "guidance_scale", "negative_prompt"] {
+        let of_models = models.iter().filter_map(|model| Some((*model, default_of(model, name)?)));
+        let of_models: Vec<(&ModelCard, String)> = of_models.collect();
+        if let Some(told) = told(&of_models) {
+            facts.push((name, told));
+        }
+    }
+    for (name, fact) in facts {
         for field in request_fields(document, name) {
             let text = field["description"].as_str().unwrap_or_default();
             field["description"] = format!("{text} Without it: {fact}.").into();
         }
     }
+}
+
+/// What a model does where the field `name` is left out, if it has that field.
+fn default_of(model: &ModelCard, name: &str) -> Option<String> {
+    let defaults = &model.defaults;
+    match name {
+        "num_inference_steps" => Some(defaults.num_inference_steps.get().to_string()),
+        "negative_prompt" => defaults.negative_prompt.as_ref().map(|text| format!("`{text:?}`")),
+        _ if name == model.guidance_parameter.name() => Some(defaults.guidance.get().to_string()),
+        _ => None,
+    }
+}
+
+/// What models do, once where they all do the same.
+fn told(defaults: &[(&ModelCard, String)]) -> Option<String> {
+    let (_, first) = defaults.first()?;
+    if defaults.iter().all(|(_, default)| default == first) {
+        return Some(first.clone());
+    }
+    let each = defaults.iter().map(|(model, default)| format!("{default} (`{}`)", model.id));
+    Some(each.collect::<Vec<_>>().join(", "))
 }
 
 /// The field `name` of every request body that has it.

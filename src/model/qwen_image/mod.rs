@@ -20,12 +20,14 @@ pub mod vae;
 pub mod variant;
 pub mod vision_tower;
 
+use config::{TransformerConfig, VaeConfig};
 use pipeline::Pipeline;
 use pipeline::cache::PipelineCache;
 use variant::{Shown, Variant};
 
-use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
-use super::{DiffusionModel, GuidanceParameter, LoadError, ModelInfo};
+use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry};
+use super::precision::{matrix_format, precision_name};
+use super::{DiffusionModel, GuidanceParameter, LoadError, Loaded, ModelCard};
 use crate::checkpoint::{CheckpointError, ConfigFile};
 
 /// Qwen/Qwen-Image and -2512.
@@ -34,6 +36,7 @@ pub(super) const TEXT_TO_IMAGE: ModelEntry = ModelEntry {
     takes_lora: true,
     offloads: true,
     rounds_matrices: true,
+    card: |context| card(context, &variant::TEXT_TO_IMAGE),
     load: |context| load(context, &variant::TEXT_TO_IMAGE),
 };
 
@@ -43,6 +46,7 @@ pub(super) const EDIT: ModelEntry = ModelEntry {
     takes_lora: true,
     offloads: true,
     rounds_matrices: true,
+    card: |context| card(context, &variant::EDIT),
     load: |context| load(context, &variant::EDIT),
 };
 
@@ -52,6 +56,7 @@ pub(super) const EDIT_PLUS: ModelEntry = ModelEntry {
     takes_lora: true,
     offloads: true,
     rounds_matrices: true,
+    card: |context| card(context, &variant::EDIT_PLUS),
     load: |context| load(context, &variant::EDIT_PLUS),
 };
 
@@ -61,6 +66,7 @@ pub(super) const LAYERED: ModelEntry = ModelEntry {
     takes_lora: true,
     offloads: true,
     rounds_matrices: true,
+    card: |context| card(context, &variant::LAYERED),
     load: |context| load(context, &variant::LAYERED),
 };
 
@@ -76,9 +82,7 @@ fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionMod
 }
 
 fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, LoadError> {
-    check_components(context, variant)?;
-    let mut defaults = CheckpointDefaults::load(context.snapshot)?;
-    defaults.num_inference_steps = defaults.num_inference_steps.or(Some(variant.steps));
+    let card = card(&context.files(), variant)?;
     let (components, weight_bytes) = loading::load_components(context, variant)?;
     components.tokenizer.check(&variant.template)?;
     let mut variant = variant.clone();
@@ -87,19 +91,35 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     {
         *area = configured;
     }
+    let loaded = Loaded {
+        device: crate::device::device_name(&context.device),
+        dtype: precision_name(context.dtype, matrix_format(context.config.dtype)),
+        weight_bytes,
+    };
+    let cache = PipelineCache::new(context.config.cache_bytes);
+    let exact_timesteps = context.config.exact_timesteps;
+    Ok(Pipeline { card, loaded, variant, components, cache, exact_timesteps })
+}
+
+fn card(context: &CardContext, variant: &Variant) -> Result<ModelCard, LoadError> {
+    check_components(context, variant)?;
+    let mut defaults = CheckpointDefaults::load(context.snapshot)?;
+    defaults.num_inference_steps = defaults.num_inference_steps.or(Some(variant.steps));
+    let transformer = TransformerConfig::load(context.snapshot)?;
+    let vae = VaeConfig::load(context.snapshot)?;
     let own_description = || variant.description.to_owned();
     let configured_area = context.config.image_area;
     let image_area = configured_area.or(defaults.image_area).unwrap_or(variant.image_area);
-    let is_published = components.transformer.config().inner_dim() == PUBLISHED_WIDTH;
-    let info = ModelInfo {
-        id: context.id.clone(),
+    let is_published = transformer.inner_dim() == PUBLISHED_WIDTH;
+    Ok(ModelCard {
+        id: context.id.to_owned(),
         pipeline: variant.class_name.to_owned(),
         description: defaults.description.clone().unwrap_or_else(own_description),
         instructions: defaults.instructions.clone().unwrap_or_default(),
         tasks: context.config.capabilities.left_of(variant.tasks),
         defaults: context.request_defaults(&defaults)?,
         max_input_images: variant.max_input_images,
-        size_multiple: defaults.size_multiple(components.token_side())?,
+        size_multiple: defaults.size_multiple(pipeline::token_side(&vae))?,
         max_output_area: MAX_OUTPUT_AREA,
         image_area,
         area_range: defaults.area_range(configured_area, image_area, is_published),
@@ -108,20 +128,11 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         takes_transparency: variant.image_channels > 3,
         has_condition_picture: matches!(variant.shown, Shown::Copy { .. }),
-        device: crate::device::device_name(&context.device),
-        dtype: crate::model::precision::precision_name(
-            context.dtype,
-            crate::model::precision::matrix_format(context.config.dtype),
-        ),
-        weight_bytes,
-    };
-    let cache = PipelineCache::new(context.config.cache_bytes);
-    let exact_timesteps = context.config.exact_timesteps;
-    Ok(Pipeline { info, variant, components, cache, exact_timesteps })
+    })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
-fn check_components(context: &LoadContext, variant: &Variant) -> Result<(), CheckpointError> {
+fn check_components(context: &CardContext, variant: &Variant) -> Result<(), CheckpointError> {
     let mut index: ConfigFile = context.snapshot.config("model_index.json")?;
     let known: [(&str, &[&str]); 6] = [
         ("scheduler", &["FlowMatchEulerDiscreteScheduler"]),

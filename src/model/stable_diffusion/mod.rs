@@ -30,10 +30,12 @@ use scheduler::SchedulerConfig;
 use unet::Unet;
 
 use super::cache::ContentCache;
-use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
+use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry};
 use super::residency::{Offloadable, Residency};
-use super::{DiffusionModel, EditKind, GuidanceParameter, LoadError, ModelInfo, RequestDefaults};
-use crate::checkpoint::{CheckpointError, Weights};
+use super::{
+    DiffusionModel, EditKind, GuidanceParameter, LoadError, Loaded, ModelCard, RequestDefaults,
+};
+use crate::checkpoint::{CheckpointError, Snapshot, Weights};
 use crate::device::DeviceError;
 use crate::domain::{GuidanceScale, Steps, Strength, TaskKind, TaskKinds, ValidationError};
 
@@ -43,6 +45,7 @@ pub(super) const PLAIN: ModelEntry = ModelEntry {
     takes_lora: false,
     offloads: false,
     rounds_matrices: false,
+    card: |context| card(context, &ONE_TEXT),
     load: |context| load(context, &ONE_TEXT),
 };
 
@@ -52,6 +55,7 @@ pub(super) const XL: ModelEntry = ModelEntry {
     takes_lora: false,
     offloads: false,
     rounds_matrices: false,
+    card: |context| card(context, &TWO_TEXTS),
     load: |context| load(context, &TWO_TEXTS),
 };
 
@@ -103,6 +107,7 @@ static TWO_TEXTS: Variant = Variant {
 struct Index {
     scheduler_class: String,
     force_zeros_for_empty_prompt: bool,
+    has_safety_checker: bool,
 }
 
 /// Width of the network's first block in every published checkpoint; of others it is not
@@ -114,22 +119,36 @@ fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionMod
 }
 
 fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, LoadError> {
-    let index = read_index(context, variant)?;
+    let index = read_index(&context.files(), variant)?;
+    if index.has_safety_checker {
+        let model = context.id;
+        tracing::warn!(model, "its safety checker is not run: pictures are not screened");
+    }
     check_number_format(context)?;
-    let defaults = CheckpointDefaults::load(context.snapshot)?;
+    let card = card(&context.files(), variant)?;
     let (components, weight_bytes) = load_components(context, variant, &index)?;
-    let factor = components.vae_config.spatial_factor();
-    let side = picture_side(components.unet.config().sample_size, factor)?;
+    let loaded = Loaded {
+        device: crate::device::device_name(&context.device),
+        dtype: crate::device::dtype_name(context.dtype).to_owned(),
+        weight_bytes,
+    };
+    let encoded = RefCell::new(ContentCache::new(context.config.cache_bytes));
+    Ok(Pipeline { card, loaded, components, encoded })
+}
+
+fn card(context: &CardContext, variant: &Variant) -> Result<ModelCard, LoadError> {
+    let index = read_index(context, variant)?;
+    let snapshot = context.snapshot;
+    let defaults = CheckpointDefaults::load(snapshot)?;
+    let scheduler = scheduler_config(snapshot, variant, &index)?;
+    let (unet, vae) = (UnetConfig::load(snapshot)?, VaeConfig::load(snapshot)?);
+    let factor = vae.spatial_factor();
+    let side = picture_side(unet.sample_size, factor)?;
     let configured_area = context.config.image_area;
     let area = configured_area.or(defaults.image_area).unwrap_or(side * side);
-    let is_published = components
-        .unet
-        .config()
-        .blocks
-        .first()
-        .is_some_and(|block| block.channels == PUBLISHED_WIDTH);
-    let info = ModelInfo {
-        id: context.id.clone(),
+    let is_published = unet.blocks.first().is_some_and(|block| block.channels == PUBLISHED_WIDTH);
+    Ok(ModelCard {
+        id: context.id.to_owned(),
         pipeline: variant.class_name.to_owned(),
         description: defaults.description.clone().unwrap_or_else(|| {
             "Makes pictures from a prompt, or from a prompt and a picture (Stable Diffusion)."
@@ -137,7 +156,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         }),
         instructions: defaults.instructions.clone().unwrap_or_default(),
         tasks: context.config.capabilities.left_of(TASKS),
-        defaults: request_defaults(context, variant, &defaults, &components.scheduler)?,
+        defaults: request_defaults(context, variant, &defaults, &scheduler)?,
         max_input_images: 1,
         size_multiple: defaults.size_multiple(SIZE_MULTIPLE.max(factor))?,
         max_output_area: MAX_OUTPUT_AREA.max(area),
@@ -148,12 +167,20 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
         guidance_parameter: GuidanceParameter::GuidanceScale,
         takes_transparency: false,
         has_condition_picture: false,
-        device: crate::device::device_name(&context.device),
-        dtype: crate::device::dtype_name(context.dtype).to_owned(),
-        weight_bytes,
-    };
-    let encoded = RefCell::new(ContentCache::new(context.config.cache_bytes));
-    Ok(Pipeline { info, components, encoded })
+    })
+}
+
+/// The noise schedule, as the pipeline of `variant` has it.
+fn scheduler_config(
+    snapshot: &Snapshot,
+    variant: &Variant,
+    index: &Index,
+) -> Result<SchedulerConfig, CheckpointError> {
+    let scheduler = SchedulerConfig::load(snapshot, &index.scheduler_class)?;
+    if variant.has_text_time {
+        return Ok(scheduler);
+    }
+    Ok(scheduler.as_the_plain_pipeline_has_it())
 }
 
 /// Pixels of a side of the pictures that the network was trained with.
@@ -168,7 +195,7 @@ fn picture_side(sample_size: usize, factor: usize) -> Result<usize, CheckpointEr
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
-fn read_index(context: &LoadContext, variant: &Variant) -> Result<Index, CheckpointError> {
+fn read_index(context: &CardContext, variant: &Variant) -> Result<Index, CheckpointError> {
     let mut file = context.snapshot.config("model_index.json")?;
     let mut class_of = |component: &str, classes: &[&str]| {
         let names: Vec<Option<String>> = file.required(component);
@@ -190,15 +217,12 @@ fn read_index(context: &LoadContext, variant: &Variant) -> Result<Index, Checkpo
         file.fault(format!("image_encoder = {name}: picture prompts are not supported"));
     }
     let checker: Option<Vec<Option<String>>> = file.optional("safety_checker");
-    if checker.is_some_and(|names| names.iter().any(Option::is_some)) {
-        let model = context.id.as_str();
-        tracing::warn!(model, "its safety checker is not run: pictures are not screened");
-    }
+    let has_safety_checker = checker.is_some_and(|names| names.iter().any(Option::is_some));
     let force_zeros_for_empty_prompt = file.or("force_zeros_for_empty_prompt", true);
     file.only("requires_aesthetics_score", false);
     file.inert(&["add_watermarker", "feature_extractor", "requires_safety_checker"]);
     file.finish()?;
-    Ok(Index { scheduler_class, force_zeros_for_empty_prompt })
+    Ok(Index { scheduler_class, force_zeros_for_empty_prompt, has_safety_checker })
 }
 
 /// candle's convolutions have no 16-bit arithmetic on a CPU.
@@ -222,10 +246,7 @@ fn load_components(
     index: &Index,
 ) -> Result<(Components, usize), LoadError> {
     let snapshot = context.snapshot;
-    let mut scheduler = SchedulerConfig::load(snapshot, &index.scheduler_class)?;
-    if !variant.has_text_time {
-        scheduler = scheduler.as_the_plain_pipeline_has_it();
-    }
+    let scheduler = scheduler_config(snapshot, variant, index)?;
     let text_configs = variant
         .texts
         .iter()
@@ -346,7 +367,7 @@ fn check_widths(
 /// The settings' defaults, else the checkpoint's, else the reference's; the
 /// few-step models' are those of their published examples.
 fn request_defaults(
-    context: &LoadContext,
+    context: &CardContext,
     variant: &Variant,
     checkpoint: &CheckpointDefaults,
     scheduler: &SchedulerConfig,

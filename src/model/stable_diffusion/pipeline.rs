@@ -26,8 +26,8 @@ use crate::model::components::noise::TorchGenerator;
 use crate::model::components::watched::observed;
 use crate::model::residency::Offloadable;
 use crate::model::{
-    CutTokens, DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver,
-    StepProgress, TokenUsage,
+    CutTokens, DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError,
+    StepObserver, StepProgress, TokenUsage,
 };
 
 /// A text encoder with its tokenizer.
@@ -77,7 +77,8 @@ pub struct Components {
 
 /// `StableDiffusionPipeline` and `StableDiffusionXLPipeline`.
 pub struct Pipeline {
-    pub(super) info: ModelInfo,
+    pub(super) card: ModelCard,
+    pub(super) loaded: Loaded,
     pub(super) components: Components,
     /// Texts that were encoded before. The model's thread is its only user.
     pub(super) encoded: RefCell<ContentCache<EncodedPrompt>>,
@@ -117,8 +118,12 @@ enum Source<'a> {
 }
 
 impl DiffusionModel for Pipeline {
-    fn info(&self) -> &ModelInfo {
-        &self.info
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn generate(
@@ -232,22 +237,22 @@ fn source(task: &Task) -> Result<Source<'_>, ModelError> {
 impl Pipeline {
     /// The output's size, on the model's grid.
     fn size(&self, source: &Source, size: OutputSize) -> Result<ImageSize, ModelError> {
-        let grid = self.info.size_multiple;
+        let grid = self.card.size_multiple;
         let (field, width, height) = match (size, source) {
             (OutputSize::Exact(size), _) => ("size", size.width(), size.height()),
             (_, Source::Picture { image, .. }) => ("image", image.width(), image.height()),
             (_, Source::Noise) => {
-                let side = self.info.image_area.isqrt();
+                let side = self.card.image_area.isqrt();
                 ("size", side, side)
             }
         };
         let unsuitable = |reason| ModelError::Unsuitable { field, reason };
         let size = ImageSize::new(width / grid * grid, height / grid * grid)
             .map_err(|_| unsuitable(format!("Both sides must be at least {grid} pixels.")))?;
-        if !self.info.accepts(size) {
+        if !self.card.accepts(size) {
             return Err(unsuitable(format!(
                 "{size} pixels are too many for this model: at most {} in all.",
-                self.info.max_output_area
+                self.card.max_output_area
             )));
         }
         Ok(size)

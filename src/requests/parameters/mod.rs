@@ -11,12 +11,13 @@ mod output;
 
 use serde_json::{Map, Value};
 
-use super::context::{Asked, RequestContext};
+use super::context::RequestSettings;
 use super::endpoint::Endpoint;
 use super::error::RequestError;
 use super::fields::{Fields, quote};
 use super::quality::{Preset, Quality, QualityTable};
 use super::recipe::Recipe;
+use super::route::Route;
 use super::table::{self, Integer, Row};
 pub use output::DefaultResponseFormat;
 pub(crate) use output::{Accepted, Delivery, Output};
@@ -25,7 +26,7 @@ use crate::domain::{
     FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
     Seed, Steps, Strength, Task, ValidationError,
 };
-use crate::model::{EditKind, GuidanceParameter, ModelInfo};
+use crate::model::{EditKind, GuidanceParameter, ModelCard};
 use crate::service::{Framing, SizeChoice};
 
 /// Unknown fields that a reply names; more are counted.
@@ -72,17 +73,16 @@ impl Parameters {
     pub(super) fn take(
         fields: &mut Fields,
         endpoint: Endpoint,
-        asked: Asked,
-        context: &RequestContext,
+        route: Route,
+        (settings, accepted): (RequestSettings, Accepted),
     ) -> Result<Self, RequestError> {
-        let model = context.images.info();
-        let mut warnings = Vec::new();
-        let name = take_model(fields, asked.deployment, context, &mut warnings)?;
+        let Route { model: served, name, mut warnings } = route;
+        let model = served.images.card();
         refuse_foreign(fields, endpoint, &mut warnings)?;
         inert::take(fields, &mut warnings)?;
-        let unless_told = context.settings.response_format.for_model(name.as_deref());
-        let output = Output::take(fields, model, (asked.accepted, unless_told), &mut warnings)?;
-        let (quality, preset) = take_quality(fields, &context.qualities, &mut warnings)?;
+        let unless_told = settings.response_format.for_model(name.as_deref());
+        let output = Output::take(fields, model, (accepted, unless_told), &mut warnings)?;
+        let (quality, preset) = take_quality(fields, &served.qualities, &mut warnings)?;
         let guidance = take_guidance(fields, model, &mut warnings)?;
         let negative_prompt = fields.text_or_empty(table::NEGATIVE_PROMPT.name)?;
         let negative_prompt = negative_prompt.or_else(|| model.defaults.negative_prompt.clone());
@@ -139,9 +139,8 @@ impl Parameters {
         &self,
         endpoint: Endpoint,
         task: &Task,
-        context: &RequestContext,
+        (model, settings): (&ModelCard, RequestSettings),
     ) -> Recipe {
-        let model = context.images.info();
         let mut fields = Map::new();
         let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         put("num_inference_steps", self.steps.get().into());
@@ -163,7 +162,7 @@ impl Parameters {
                 put("layers", layers.get().into());
             }
         }
-        if context.settings.write_prompts {
+        if settings.write_prompts {
             put("prompt", self.prompt.as_str().into());
             let negative = self.negative_prompt.as_ref();
             put("negative_prompt", negative.map_or(Value::Null, |text| text.as_str().into()));
@@ -259,31 +258,6 @@ impl Masking {
     }
 }
 
-/// Takes the name by which the loaded model is asked for. Where the address names a
-/// deployment, that is it, as it is on Azure; else another model is refused.
-fn take_model(
-    fields: &mut Fields,
-    deployment: Option<String>,
-    context: &RequestContext,
-    warnings: &mut Vec<String>,
-) -> Result<Option<String>, RequestError> {
-    let asked = fields.text(table::MODEL.name)?;
-    let unknown = asked.as_ref().filter(|asked| !context.names.include(asked));
-    match (unknown, deployment) {
-        (None, None) => Ok(asked),
-        (None, Some(name)) => Ok(Some(name)),
-        (Some(unknown), Some(name)) => {
-            warnings.push(format!(
-                "'model' {} has no effect: the address names the deployment {}.",
-                quote(unknown),
-                quote(&name)
-            ));
-            Ok(Some(name))
-        }
-        (Some(unknown), None) => Err(RequestError::unknown_model(unknown, context)),
-    }
-}
-
 /// Refuses what would change the picture, and belongs to another endpoint.
 fn refuse_foreign(
     fields: &mut Fields,
@@ -354,7 +328,7 @@ fn take_quality(
 /// clients send that fill in every parameter.
 fn take_guidance(
     fields: &mut Fields,
-    model: &ModelInfo,
+    model: &ModelCard,
     warnings: &mut Vec<String>,
 ) -> Result<Option<GuidanceScale>, ValidationError> {
     let (row, other, what_other_is) = match model.guidance_parameter {
@@ -422,7 +396,7 @@ fn missing_side(missing: &'static str, given: &str) -> ValidationError {
 fn take_layers(
     fields: &mut Fields,
     endpoint: Endpoint,
-    model: &ModelInfo,
+    model: &ModelCard,
 ) -> Result<Option<LayerCount>, ValidationError> {
     let layers = take_integer(fields, &table::LAYERS)?.map(LayerCount::new).transpose()?;
     let makes_layers = endpoint == Endpoint::Edits && model.edit_kind == EditKind::Layers;

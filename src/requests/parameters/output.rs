@@ -7,7 +7,7 @@ use super::super::fields::Fields;
 use super::super::table;
 use crate::domain::{FaultKind, UnknownChoice, ValidationError};
 use crate::imaging::codec::OutputFormat;
-use crate::model::{EditKind, ModelInfo};
+use crate::model::{EditKind, ModelCard};
 
 /// What a client accepts as a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Output {
     /// itself gets it, whatever the `response_format`.
     pub(super) fn take(
         fields: &mut Fields,
-        model: &ModelInfo,
+        model: &ModelCard,
         (accepted, unless_told): (Accepted, Delivery),
         warnings: &mut Vec<String>,
     ) -> Result<Self, RequestError> {
@@ -154,7 +154,7 @@ fn take_format(
 /// or in files that cannot hold it.
 fn refuse_transparency(
     fields: &mut Fields,
-    model: &ModelInfo,
+    model: &ModelCard,
     format: OutputFormat,
 ) -> Result<(), ValidationError> {
     let background = fields.choice(&table::BACKGROUND)?;

@@ -17,7 +17,7 @@ mod sizes;
 
 use super::mask::MaskBlend;
 use crate::domain::{FaultKind, GreyImage, ImageSize, OutputSize, Picture, Task, ValidationError};
-use crate::model::{AreaRange, ModelInfo};
+use crate::model::{AreaRange, ModelCard};
 use fit::Fit;
 use sizes::{is_of_shape, largest_within, next_on_grid, size_of_area, within};
 
@@ -66,7 +66,7 @@ impl SizePlan {
     /// [`ValidationError`] on `size` if the model makes nothing that could become it.
     pub(super) fn plan(
         task: Task,
-        model: &ModelInfo,
+        model: &ModelCard,
         framing: Framing,
     ) -> Result<(Self, Task), ValidationError> {
         let (task, notes) = framed(task, model, framing)?;
@@ -96,7 +96,7 @@ impl SizePlan {
     }
 
     /// A result that lies over the input, pixel by pixel.
-    fn over_input(input: ImageSize, model: &ModelInfo) -> Result<Self, ValidationError> {
+    fn over_input(input: ImageSize, model: &ModelCard) -> Result<Self, ValidationError> {
         let on_grid = next_on_grid(input, model)?;
         let range = model.area_range.unwrap_or_else(|| AreaRange::around(model.image_area));
         if range.contains(on_grid.area()) && model.accepts(on_grid) {
@@ -140,7 +140,7 @@ impl SizePlan {
     fn exact(
         size: ImageSize,
         input: Option<ImageSize>,
-        model: &ModelInfo,
+        model: &ModelCard,
     ) -> Result<Self, ValidationError> {
         let on_grid = accepted(size, model)?;
         let works = model.area_range.is_none_or(|range| range.contains(on_grid.area()));
@@ -222,7 +222,7 @@ impl SizePlan {
 /// if something was cut off.
 fn framed(
     task: Task,
-    model: &ModelInfo,
+    model: &ModelCard,
     framing: Framing,
 ) -> Result<(Task, Vec<String>), ValidationError> {
     let spares = matches!(task, Task::Inpaint { .. }) && framing.preserve_unmasked;
@@ -251,7 +251,7 @@ fn framed(
 ///
 /// # Errors
 /// [`ValidationError`] on `size` if the model does not make it.
-fn accepted(size: ImageSize, model: &ModelInfo) -> Result<ImageSize, ValidationError> {
+fn accepted(size: ImageSize, model: &ModelCard) -> Result<ImageSize, ValidationError> {
     let on_grid = next_on_grid(size, model)?;
     if model.accepts(on_grid) {
         return Ok(on_grid);
@@ -263,7 +263,7 @@ fn accepted(size: ImageSize, model: &ModelInfo) -> Result<ImageSize, ValidationE
     Err(ValidationError::new("size", FaultKind::Invalid, message))
 }
 
-fn elsewhere_note(size: ImageSize, work: ImageSize, model: &ModelInfo) -> String {
+fn elsewhere_note(size: ImageSize, work: ImageSize, model: &ModelCard) -> String {
     let AreaRange { least, most } =
         model.area_range.unwrap_or_else(|| AreaRange::around(model.image_area));
     format!(

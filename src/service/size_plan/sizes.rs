@@ -1,7 +1,7 @@
 //! Sizes that follow from other sizes, the grid of the model and its areas.
 
 use crate::domain::{ImageSize, ValidationError};
-use crate::model::ModelInfo;
+use crate::model::ModelCard;
 
 /// Sides of pictures scaled to an area are multiples of this, as in the reference …
 const AREA_GRID: usize = 32;
@@ -12,7 +12,7 @@ const LEAST_AREA_ON_GRID: usize = 512 * 512;
 /// The smallest size on the model's grid that `size` fits into.
 pub(super) fn next_on_grid(
     size: ImageSize,
-    model: &ModelInfo,
+    model: &ModelCard,
 ) -> Result<ImageSize, ValidationError> {
     let up = |side: usize| side.next_multiple_of(model.size_multiple.max(1));
     ImageSize::new(up(size.width()), up(size.height()))
@@ -27,7 +27,7 @@ pub(super) fn next_on_grid(
     clippy::cast_sign_loss,
     reason = "sides are positive and far below 2^32"
 )]
-pub(super) fn size_of_area(area: usize, shape: ImageSize, model: &ModelInfo) -> Option<ImageSize> {
+pub(super) fn size_of_area(area: usize, shape: ImageSize, model: &ModelCard) -> Option<ImageSize> {
     let own = model.size_multiple.max(1);
     let grid = if area < LEAST_AREA_ON_GRID { own } else { AREA_GRID.next_multiple_of(own) };
     let ratio = shape.width() as f64 / shape.height() as f64;

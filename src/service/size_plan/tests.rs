@@ -5,8 +5,8 @@ use crate::domain::{GuidanceScale, RgbImage, Steps, Strength, TaskKinds};
 use crate::imaging::resample::{Resampler, resize};
 use crate::model::{EditKind, GuidanceParameter, RequestDefaults};
 
-fn model() -> ModelInfo {
-    ModelInfo {
+fn model() -> ModelCard {
+    ModelCard {
         id: "m".to_owned(),
         pipeline: "P".to_owned(),
         description: String::new(),
@@ -28,9 +28,6 @@ fn model() -> ModelInfo {
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         takes_transparency: false,
         has_condition_picture: false,
-        device: String::new(),
-        dtype: String::new(),
-        weight_bytes: 0,
     }
 }
 
@@ -52,7 +49,7 @@ fn plan(task: &Task, size: SizeChoice) -> SizePlan {
 }
 
 /// The size_plan, and the task as the model takes it.
-fn planned(task: &Task, model: &ModelInfo, size: SizeChoice) -> (SizePlan, Task) {
+fn planned(task: &Task, model: &ModelCard, size: SizeChoice) -> (SizePlan, Task) {
     SizePlan::plan(task.clone(), model, Framing { size, preserve_unmasked: true }).unwrap()
 }
 
@@ -122,7 +119,7 @@ fn small_and_large_pictures_are_worked_on_at_the_models_area_and_come_back_in_th
 
 #[test]
 fn a_model_of_a_small_area_keeps_the_shape_of_a_picture_that_is_scaled_to_it() {
-    let small = ModelInfo { image_area: 128 * 128, size_multiple: 8, ..model() };
+    let small = ModelCard { image_area: 128 * 128, size_multiple: 8, ..model() };
     let task = edit(512, 384);
     let (size_plan, task) = planned(&task, &small, SizeChoice::Auto);
 
@@ -218,9 +215,9 @@ fn a_mask_with_a_named_size_is_laid_over_at_full_resolution_and_then_scaled() {
 }
 
 /// A model that is known to work at about 512x512 pixels only.
-fn particular(fills_beyond_input: bool) -> ModelInfo {
+fn particular(fills_beyond_input: bool) -> ModelCard {
     let area_range = Some(AreaRange::around(512 * 512));
-    ModelInfo { area_range, fills_beyond_input, ..model() }
+    ModelCard { area_range, fills_beyond_input, ..model() }
 }
 
 #[test]

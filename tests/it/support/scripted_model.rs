@@ -9,8 +9,8 @@ use diffuser_api::domain::{
     TaskKinds,
 };
 use diffuser_api::model::{
-    DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, ModelError, ModelInfo,
-    RequestDefaults, StepObserver, StepProgress, TokenUsage,
+    DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, Loaded, ModelCard,
+    ModelError, RequestDefaults, StepObserver, StepProgress, TokenUsage,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -43,15 +43,16 @@ pub(crate) enum Event {
 }
 
 pub(crate) struct ScriptedModel {
-    pub(crate) info: ModelInfo,
+    pub(crate) card: ModelCard,
+    pub(crate) loaded: Loaded,
     /// One for each request; then it tints.
     pub(crate) script: VecDeque<Behaviour>,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) releases: Receiver<()>,
 }
 
-pub(crate) fn info() -> ModelInfo {
-    ModelInfo {
+pub(crate) fn card() -> ModelCard {
+    ModelCard {
         id: "test/scripted-edit".to_owned(),
         pipeline: "ScriptedPipeline".to_owned(),
         description: "Tints pictures.".to_owned(),
@@ -73,15 +74,21 @@ pub(crate) fn info() -> ModelInfo {
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         takes_transparency: false,
         has_condition_picture: false,
-        device: "cpu".to_owned(),
-        dtype: "float32".to_owned(),
-        weight_bytes: 0,
     }
 }
 
+/// A scripted model is at once there.
+pub(crate) fn loaded() -> Loaded {
+    Loaded { device: "cpu".to_owned(), dtype: "float32".to_owned(), weight_bytes: 0 }
+}
+
 impl DiffusionModel for ScriptedModel {
-    fn info(&self) -> &ModelInfo {
-        &self.info
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn generate(
@@ -159,7 +166,7 @@ impl ScriptedModel {
         }
         let seed = request.seed.of_image(image);
         let tint = seed.get().to_le_bytes()[0];
-        Ok(GeneratedImage { image: tinted(request, self.info.size_multiple, tint).into(), seed })
+        Ok(GeneratedImage { image: tinted(request, self.card.size_multiple, tint).into(), seed })
     }
 }
 

@@ -1,14 +1,18 @@
 //! A server with a scripted model on a real socket.
 
 use std::future::Future;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use base64::Engine;
 use diffuser_api::api::{ApiConfig, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
-use diffuser_api::model::{DiffusionModel, LoadError, ModelInfo};
-use diffuser_api::service::{ImageService, ServiceConfig, ServiceStatus, WorkerHandle};
+use diffuser_api::model::{DeviceChoice, DiffusionModel, ModelCard, ModelConfig, ModelFiles};
+use diffuser_api::requests::{ModelService, QualityOverrides};
+use diffuser_api::service::{
+    Budget, ImageService, PooledModel, ServiceConfig, ServiceStatus, WorkerHandle, start,
+};
 use reqwest::multipart::{Form, Part};
 use reqwest::{RequestBuilder, Response};
 use serde_json::Value;
@@ -16,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::checkpoints::offline_hub;
 use super::files;
 use super::scripted_model::{self, Behaviour, Event, ScriptedModel};
 
@@ -24,11 +29,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a [`TestServer`] is to be like.
 pub(crate) struct Setup {
-    pub(crate) info: ModelInfo,
+    pub(crate) card: ModelCard,
     pub(crate) script: Vec<Behaviour>,
     pub(crate) queue_capacity: usize,
     pub(crate) max_upload_bytes: usize,
     pub(crate) api_prefix: String,
+    pub(crate) quality: QualityOverrides,
+    pub(crate) budget: Budget,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -36,17 +43,20 @@ pub(crate) struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            info: scripted_model::info(),
+            card: scripted_model::card(),
             script: Vec::new(),
             queue_capacity: 4,
             max_upload_bytes: 20 << 20,
             api_prefix: "/v1".to_owned(),
+            quality: QualityOverrides::default(),
+            budget: Budget::default(),
             adjust: |_| {},
         }
     }
 }
 
 pub(crate) struct TestServer {
+    /// The way to the default model.
     pub(crate) service: ImageService,
     pub(crate) worker: Option<WorkerHandle>,
     pub(crate) serving: JoinHandle<std::io::Result<()>>,
@@ -55,6 +65,25 @@ pub(crate) struct TestServer {
     client: reqwest::Client,
     events: mpsc::UnboundedReceiver<Event>,
     release: std::sync::mpsc::Sender<()>,
+}
+
+/// A model that is loaded from the start and stays, but for what loads it.
+pub(crate) fn unloadable(card: ModelCard) -> PooledModel {
+    PooledModel {
+        card,
+        devices: vec![DeviceChoice::Cpu],
+        preload: true,
+        keep_alive: None,
+        expected_bytes: 0,
+        load: Box::new(|_| panic!("it is not to be loaded")),
+    }
+}
+
+/// The checkpoint that `config` names.
+pub(crate) fn pooled(config: &ModelConfig) -> PooledModel {
+    let files = ModelFiles::find(config, &offline_hub()).unwrap();
+    let card = files.card().clone();
+    PooledModel { load: Box::new(move |device| files.load_onto(device)), ..unloadable(card) }
 }
 
 impl Setup {
@@ -66,24 +95,34 @@ impl Setup {
         let (event_sender, events) = mpsc::unbounded_channel();
         let (release, releases) = std::sync::mpsc::channel();
         let model = ScriptedModel {
-            info: self.info.clone(),
+            card: self.card.clone(),
+            loaded: scripted_model::loaded(),
             script: std::mem::take(&mut self.script).into(),
             events: event_sender,
             releases,
         };
-        let server = self.start_with(|| Ok(Box::new(model))).await;
+        let load = Mutex::new(Some(model));
+        let load = move |_| {
+            let model = load.lock().unwrap().take().expect("it is loaded once");
+            Ok(Box::new(model) as Box<dyn DiffusionModel>)
+        };
+        let model = PooledModel { load: Box::new(load), ..unloadable(self.card.clone()) };
+        let server = self.start_with(vec![model]).await;
         TestServer { events, release, ..server }
     }
 
-    /// A server of the model that `load` makes.
-    pub(crate) async fn start_with(
-        self,
-        load: impl FnOnce() -> Result<Box<dyn DiffusionModel>, LoadError> + Send + 'static,
-    ) -> TestServer {
+    /// A server of `models`, the default one first.
+    pub(crate) async fn start_with(self, models: Vec<PooledModel>) -> TestServer {
         let (_, events) = mpsc::unbounded_channel();
         let (release, _) = std::sync::mpsc::channel();
-        let service_config = ServiceConfig { queue_capacity: self.queue_capacity };
-        let (service, worker) = ImageService::start(service_config, load, || {}).unwrap();
+        let config = ServiceConfig { queue_capacity: self.queue_capacity, budget: self.budget };
+        let (services, worker) = start(models, config, || {}).unwrap();
+        let with_settings = |images: &ImageService| ModelService {
+            images: images.clone(),
+            aliases: Vec::new(),
+            quality: self.quality,
+        };
+        let models = services.iter().map(with_settings).collect();
         let mut api_config = ApiConfig {
             app_name: "Test Service".to_owned(),
             app_version: "1.2.3".to_owned(),
@@ -100,9 +139,9 @@ impl Setup {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(serve(listener, service.clone(), api_config, shutdown));
+        let serving = tokio::spawn(serve(listener, models, api_config, shutdown));
         TestServer {
-            service,
+            service: services[0].clone(),
             worker: Some(worker),
             serving,
             stop: Some(stop),

@@ -233,9 +233,9 @@ pub fn run(
     let Bench { pipeline, extent, prompts, .. } = bench;
     Ok(BenchmarkReport {
         device: crate::device::device_name(&device),
-        dtype: pipeline.info.dtype.clone(),
+        dtype: pipeline.loaded.dtype.clone(),
         threads: rayon::current_num_threads(),
-        weight_bytes: pipeline.info.weight_bytes,
+        weight_bytes: pipeline.loaded.weight_bytes,
         loaded_bytes,
         load_s,
         image_tokens: extent.image_tokens,
@@ -403,7 +403,7 @@ fn with_context<T>(
     let context = LoadContext {
         snapshot: &snapshot,
         config: &config,
-        id: "benchmark".to_owned(),
+        id: "benchmark",
         device: device.clone(),
         dtype,
         weights,

@@ -105,7 +105,7 @@ impl Pipeline {
         let can_inpaint = self.variant.tasks.contains(TaskKind::Inpainting);
         let job = match (&request.task, self.variant.edit_kind) {
             (Task::Generate, EditKind::ImageToImage) => Job {
-                output: self.asked(size, None).floored_to(self.info.size_multiple),
+                output: self.asked(size, None).floored_to(self.card.size_multiple),
                 shown: Vec::new(),
                 references: Vec::new(),
                 source: None,
@@ -130,7 +130,7 @@ impl Pipeline {
             }
             (task, _) => return Err(self.refuse(task)),
         };
-        let least = self.info.size_multiple;
+        let least = self.card.size_multiple;
         if job.output.width < least || job.output.height < least {
             return Err(unsuitable("size", format!("Both sides must be at least {least} pixels.")));
         }
@@ -166,9 +166,9 @@ impl Pipeline {
         let mut references = Vec::with_capacity(images.len());
         for (index, image) in images.iter().enumerate() {
             let reference = if index == 0 && size == OutputSize::AsInput {
-                PixelSize::of(image).floored_to(self.info.size_multiple)
+                PixelSize::of(image).floored_to(self.card.size_multiple)
             } else {
-                self.size_of_area(self.info.image_area, image)?
+                self.size_of_area(self.card.image_area, image)?
             };
             let reference = self.scaled(image, reference);
             shown.extend(self.shown(image, &reference)?);
@@ -184,7 +184,7 @@ impl Pipeline {
             }
             (OutputSize::AsInput | OutputSize::Reference, []) => self.asked(size, None),
         };
-        let output = output.floored_to(self.info.size_multiple);
+        let output = output.floored_to(self.card.size_multiple);
         Ok(Job { output, shown, references, source: None, layers: None })
     }
 
@@ -199,7 +199,7 @@ impl Pipeline {
         let is_reference = self.variant.edit_kind == EditKind::Instruction;
         let wanted =
             if is_reference { self.own_size(size, image)? } else { self.asked(size, Some(image)) };
-        let output = wanted.floored_to(self.info.size_multiple);
+        let output = wanted.floored_to(self.card.size_multiple);
         if let Some(masking) = masking
             && (masking.mask.width(), masking.mask.height()) != (image.width(), image.height())
         {
@@ -243,7 +243,7 @@ impl Pipeline {
         layers: LayerCount,
         size: OutputSize,
     ) -> Result<Job, ModelError> {
-        let output = self.own_size(size, image)?.floored_to(self.info.size_multiple);
+        let output = self.own_size(size, image)?.floored_to(self.card.size_multiple);
         let reference = self.scaled(image, output);
         Ok(Job {
             output,
@@ -295,7 +295,7 @@ impl Pipeline {
     /// The size that a picture is brought to where the output has the same.
     fn own_size(&self, size: OutputSize, image: &Picture) -> Result<PixelSize, ModelError> {
         match size {
-            OutputSize::Reference => self.size_of_area(self.info.image_area, image),
+            OutputSize::Reference => self.size_of_area(self.card.image_area, image),
             OutputSize::Exact(_) | OutputSize::AsInput => Ok(self.asked(size, Some(image))),
         }
     }
@@ -308,7 +308,7 @@ impl Pipeline {
             }
             (OutputSize::AsInput, Some(image)) => PixelSize::of(image),
             (OutputSize::AsInput | OutputSize::Reference, _) => {
-                preprocess::size_of_area(self.info.image_area, 1, 1)
+                preprocess::size_of_area(self.card.image_area, 1, 1)
             }
         }
     }

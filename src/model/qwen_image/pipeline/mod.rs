@@ -39,8 +39,8 @@ use crate::model::components::noise::TorchGenerator;
 use crate::model::components::watched::observed;
 use crate::model::residency::Offloadable;
 use crate::model::{
-    DiffusionModel, GeneratedImage, Generation, ModelError, ModelInfo, StepObserver, StepProgress,
-    TokenUsage,
+    DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError, StepObserver,
+    StepProgress, TokenUsage,
 };
 use crate::nn::{intermediate, trace};
 use cache::PipelineCache;
@@ -73,16 +73,15 @@ pub struct Components {
     pub device: Device,
 }
 
-impl Components {
-    /// Pixels of a side of what becomes one token of the transformer.
-    pub(super) fn token_side(&self) -> usize {
-        self.vae_config.spatial_factor() * TransformerConfig::PATCH_SIZE
-    }
+/// Pixels of a side of what becomes one token of the transformer.
+pub(super) fn token_side(vae: &VaeConfig) -> usize {
+    vae.spatial_factor() * TransformerConfig::PATCH_SIZE
 }
 
 /// A pipeline of the family with its components.
 pub struct Pipeline {
-    pub(super) info: ModelInfo,
+    pub(super) card: ModelCard,
+    pub(super) loaded: Loaded,
     pub(super) variant: Variant,
     pub(super) components: Components,
     pub(super) cache: PipelineCache,
@@ -134,8 +133,12 @@ struct SourceLatents {
 }
 
 impl DiffusionModel for Pipeline {
-    fn info(&self) -> &ModelInfo {
-        &self.info
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     fn generate(
@@ -259,7 +262,7 @@ impl Pipeline {
 
     /// Tokens of a picture of `size` pixels.
     fn grid(&self, size: PixelSize) -> Grid {
-        let token = self.components.token_side();
+        let token = token_side(&self.components.vae_config);
         Grid { height: size.height / token, width: size.width / token }
     }
 

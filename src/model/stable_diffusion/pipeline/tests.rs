@@ -38,7 +38,7 @@ fn pipeline(checkpoint: &str, variant: &Variant, scheduler: &Value) -> Pipeline 
     let context = LoadContext {
         snapshot: &snapshot,
         config: &config,
-        id: "tiny".to_owned(),
+        id: "tiny",
         device: Device::Cpu,
         dtype: DType::F32,
         weights: WeightSource::Stored,

@@ -121,7 +121,7 @@ fn layers_that_lose_most_by_8_bits_can_be_spared() {
         let generation = pipeline.generate(&case.request(), &mut Unobserved).unwrap();
         let decibels = decibels(generation.images[0].image.colour().pixels(), &exact);
         println!("{dtype:?}, all layers {all_layers}: {decibels:.1} dB");
-        (decibels, pipeline.info.weight_bytes)
+        (decibels, pipeline.loaded.weight_bytes)
     };
     for dtype in [DtypeChoice::Fp8, DtypeChoice::Fp8Weights] {
         let ((all, all_bytes), (spared, spared_bytes)) = (made(dtype, true), made(dtype, false));

@@ -160,7 +160,7 @@ impl Case {
         change(&mut config);
         let device = Device::Cpu;
         let dtype = crate::device::dtype(config.dtype, &device);
-        let id = "golden".to_owned();
+        let id = "golden";
         let weights = WeightSource::Stored;
         let context =
             LoadContext { snapshot: &snapshot, config: &config, id, device, dtype, weights };

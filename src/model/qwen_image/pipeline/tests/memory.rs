@@ -21,7 +21,7 @@ fn the_picture_is_the_same_wherever_the_weights_are() {
         let case = Case::read(name);
         let picture = |memory| {
             let mut pipeline = case.pipeline_with(|config| config.memory = memory);
-            (colours(&mut pipeline, &case.request()), pipeline.info.weight_bytes)
+            (colours(&mut pipeline, &case.request()), pipeline.loaded.weight_bytes)
         };
         let (resident, all_bytes) = picture(MemoryChoice::Resident);
 
@@ -48,7 +48,7 @@ fn matrices_of_8_bits_take_a_quarter_and_may_come_and_go() {
     let width = config.inner_dim();
     let saved = 3 * config.num_layers * 2 * (4 * width * width + 2 * 4 * width * width);
 
-    let bytes = exact.info.weight_bytes - resident.info.weight_bytes;
+    let bytes = exact.loaded.weight_bytes - resident.loaded.weight_bytes;
 
     assert!(bytes <= saved && bytes > saved * 9 / 10, "{bytes} of {saved}");
     let picture = colours(&mut resident, &case.request());
@@ -73,7 +73,7 @@ fn matrices_of_8_bit_integers_are_those_of_the_text_encoder_too() {
     let of_stream = 4 * saved(width, width) + saved(width, 4 * width) + saved(4 * width, width);
     let of_blocks = config.num_layers * 2 * of_stream;
 
-    let bytes = exact.info.weight_bytes - resident.info.weight_bytes;
+    let bytes = exact.loaded.weight_bytes - resident.loaded.weight_bytes;
 
     // More than the blocks' layers can save.
     assert!(bytes > of_blocks, "{bytes} of {of_blocks}");

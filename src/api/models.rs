@@ -1,0 +1,55 @@
+//! Loading and unloading of models, for administrators.
+
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::auth::require_administrator;
+use super::error::ApiError;
+use super::meta::details;
+use super::state::AppState;
+use super::wire::{ErrorEnvelope, ModelDetails, json_response};
+
+/// What can be done with a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Load,
+    Unload,
+}
+
+/// Load or unload a model
+///
+/// For administrators (`server.admin_keys`). `{id}/load` loads the model if it is not there;
+/// `{id}/unload` frees its memory, after what runs. A request for it loads it again.
+#[utoipa::path(
+    post,
+    path = "/models/{*id}",
+    tag = "models",
+    params(("id" = String, Path, description = "The model's id, then `/load` or `/unload`")),
+    responses(
+        (status = 200, description = "The model as it is now", body = ModelDetails),
+        (status = 403, description = "Not an administrator's key", body = ErrorEnvelope),
+        (status = 404, description = "No such model", body = ErrorEnvelope),
+        (status = 503, description = "It cannot be loaded", body = ErrorEnvelope),
+    )
+)]
+pub(super) async fn change(
+    State(state): State<AppState>,
+    Path(path): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let unknown = || ApiError::wrong_method(&request);
+    let (id, action) = path.rsplit_once('/').ok_or_else(unknown)?;
+    let change = match action {
+        "load" => Change::Load,
+        "unload" => Change::Unload,
+        _ => return Err(unknown()),
+    };
+    require_administrator(request.headers(), &state.config)?;
+    let model = state.requests.models.named(id, None)?;
+    match change {
+        Change::Load => model.images.load().await?,
+        Change::Unload => model.images.unload().await?,
+    }
+    Ok(json_response(StatusCode::OK, &details(&state, model)))
+}

@@ -1,0 +1,337 @@
+//! The thread of a device: it owns the models that are loaded there, loads them when they are
+//! asked for, and lets them go when others need the room or nobody has asked for a while.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ServiceError;
+use super::board::{Board, ReplicaState};
+use super::pool::{Budget, PooledModel};
+use super::queue::{Action, Command, Next, Queue, Running};
+use super::worker::{self, Job, panic_message};
+use crate::model::{DeviceChoice, DiffusionModel, LoadError, Loaded, free_memory_bytes};
+
+/// How long a model is given to load by the order of jobs, before that was measured.
+const UNKNOWN_LOADING_S: f64 = 10.0;
+/// Letters of what the log says of a model that cannot be loaded.
+const LONGEST_CAUSE: usize = 4000;
+/// How long a model that could not be loaded is not tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// A device's thread, with what it owns.
+pub(super) struct Host {
+    /// The number of the thread.
+    thread: usize,
+    queue: Arc<Queue>,
+    board: Arc<Board>,
+    budget: Budget,
+    replicas: Vec<Replica>,
+}
+
+/// A model that this thread serves.
+struct Replica {
+    /// Its number among all models.
+    index: usize,
+    device: DeviceChoice,
+    model: Arc<PooledModel>,
+    state: State,
+    /// When it was last used.
+    used: Instant,
+    loading_s: f64,
+    /// Bytes that it takes: those that it took, or as many as its files have.
+    bytes: usize,
+}
+
+enum State {
+    Absent,
+    Present(Box<dyn DiffusionModel>),
+    Failed { at: Instant, reason: String },
+}
+
+impl Host {
+    pub(super) fn new(
+        thread: usize,
+        (queue, board, budget): (Arc<Queue>, Arc<Board>, Budget),
+        models: Vec<(usize, DeviceChoice, Arc<PooledModel>)>,
+    ) -> Self {
+        let replica = |(index, device, model): (usize, DeviceChoice, Arc<PooledModel>)| Replica {
+            index,
+            device,
+            bytes: model.expected_bytes,
+            model,
+            state: State::Absent,
+            used: Instant::now(),
+            loading_s: UNKNOWN_LOADING_S,
+        };
+        let replicas = models.into_iter().map(replica).collect();
+        Self { thread, queue, board, budget, replicas }
+    }
+
+    /// The numbers of its models.
+    pub(super) fn models(&self) -> Vec<usize> {
+        self.replicas.iter().map(|replica| replica.index).collect()
+    }
+
+    /// Loads what is to be there from the start, as long as there is room for it: the first
+    /// ones stay.
+    ///
+    /// # Errors
+    /// Why a model cannot be loaded, with its name.
+    pub(super) fn preload(&mut self) -> Result<(), PreloadError> {
+        for place in 0..self.replicas.len() {
+            if self.replicas[place].model.preload && self.has_room_for(place) {
+                self.load(place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves until the lines are closed. Calls `at_rest` whenever nothing is left to do.
+    pub(super) fn work(&mut self, at_rest: fn()) {
+        loop {
+            let loading_s = |model| self.loading_s(model);
+            match self.queue.take(self.thread, self.next_expiry(), loading_s, at_rest) {
+                Next::Job(job, running) => self.serve(*job, running),
+                Next::Command(command) => self.obey(command, at_rest),
+                Next::Nothing => self.unload_idle(at_rest),
+                Next::End => return,
+            }
+        }
+    }
+
+    fn place_of(&self, model: usize) -> Option<usize> {
+        self.replicas.iter().position(|replica| replica.index == model)
+    }
+
+    /// How long a job would wait for its model; `None` for models of other threads.
+    fn loading_s(&self, model: usize) -> Option<f64> {
+        let replica = &self.replicas[self.place_of(model)?];
+        Some(match replica.state {
+            State::Present(_) => 0.0,
+            State::Absent => replica.loading_s,
+            // It is told at once.
+            State::Failed { .. } => 0.0,
+        })
+    }
+
+    fn serve(&mut self, job: Job, mut running: Running) {
+        let Some(place) = self.place_of(job.model) else {
+            return job.fail(ServiceError::WorkerGone);
+        };
+        // Nobody waits for it any more.
+        if job.reply.is_closed() {
+            return;
+        }
+        let span = job.span.clone();
+        let loading = match span.in_scope(|| self.ensure_loaded(place)) {
+            Ok(loading) => loading,
+            Err(error) => {
+                drop(running);
+                return job.fail(error);
+            }
+        };
+        // Nor now.
+        if job.reply.is_closed() {
+            return;
+        }
+        running.begins();
+        let replica = &mut self.replicas[place];
+        if let State::Present(model) = &mut replica.state {
+            worker::serve(job, loading, running, model.as_mut());
+        }
+        replica.used = Instant::now();
+    }
+
+    fn obey(&mut self, command: Command, at_rest: fn()) {
+        let done = match (self.place_of(command.model), command.action) {
+            (None, _) => Err(ServiceError::WorkerGone),
+            (Some(place), Action::Load) => {
+                // Whoever asks for it again knows of what has changed.
+                self.forget_failure(place);
+                self.ensure_loaded(place).map(drop)
+            }
+            (Some(place), Action::Unload) => {
+                self.unload(place);
+                at_rest();
+                Ok(())
+            }
+        };
+        let _ = command.reply.send(done);
+    }
+
+    fn forget_failure(&mut self, place: usize) {
+        if matches!(self.replicas[place].state, State::Failed { .. }) {
+            self.replicas[place].state = State::Absent;
+        }
+    }
+
+    /// Loads a model that is not there; says how long that took.
+    ///
+    /// # Errors
+    /// [`ServiceError::NotLoaded`] if it cannot be, or could not be a moment ago.
+    fn ensure_loaded(&mut self, place: usize) -> Result<Option<Duration>, ServiceError> {
+        let replica = &self.replicas[place];
+        match &replica.state {
+            State::Present(_) => return Ok(None),
+            State::Failed { at, reason } if at.elapsed() < RETRY_AFTER => {
+                return Err(ServiceError::NotLoaded {
+                    model: replica.model.card.id.clone(),
+                    reason: reason.clone(),
+                });
+            }
+            State::Absent | State::Failed { .. } => {}
+        }
+        self.make_room_for(place);
+        let started = Instant::now();
+        self.load(place).map_err(|PreloadError { model, error }| {
+            tracing::error!(model, cause = error.cause(), "cannot load the model");
+            ServiceError::NotLoaded { model, reason: error.reason() }
+        })?;
+        Ok(Some(started.elapsed()))
+    }
+
+    fn load(&mut self, place: usize) -> Result<(), PreloadError> {
+        let replica = &mut self.replicas[place];
+        let id = &replica.model.card.id;
+        self.board.set(replica.index, self.thread, ReplicaState::Loading);
+        let started = Instant::now();
+        let load = &replica.model.load;
+        let outcome = catch_unwind(AssertUnwindSafe(|| load(replica.device)));
+        let error = match outcome {
+            Ok(Ok(model)) => {
+                replica.loading_s = started.elapsed().as_secs_f64();
+                replica.used = Instant::now();
+                let loaded = model.loaded().clone();
+                replica.bytes = loaded.weight_bytes;
+                log_loaded(id, &loaded, replica.loading_s);
+                replica.state = State::Present(model);
+                self.board.set(replica.index, self.thread, ReplicaState::Loaded(loaded));
+                return Ok(());
+            }
+            Ok(Err(error)) => LoadFailure::Error(Box::new(error)),
+            Err(panic) => LoadFailure::Panicked(panic_message(panic.as_ref())),
+        };
+        let reason = error.reason();
+        let model = id.clone();
+        replica.state = State::Failed { at: Instant::now(), reason: reason.clone() };
+        self.board.set(replica.index, self.thread, ReplicaState::Failed(reason));
+        Err(PreloadError { model, error })
+    }
+
+    fn unload(&mut self, place: usize) {
+        let replica = &mut self.replicas[place];
+        if let State::Present(model) = std::mem::replace(&mut replica.state, State::Absent) {
+            tracing::info!(model = replica.model.card.id, "unloading");
+            drop(model);
+        }
+        self.board.set(replica.index, self.thread, ReplicaState::NotLoaded);
+    }
+
+    /// When the first of the loaded models will have been idle for too long.
+    fn next_expiry(&self) -> Option<Instant> {
+        self.replicas.iter().filter_map(Replica::expires).min()
+    }
+
+    fn unload_idle(&mut self, at_rest: fn()) {
+        let now = Instant::now();
+        for place in 0..self.replicas.len() {
+            if self.replicas[place].expires().is_some_and(|expires| expires <= now) {
+                self.unload(place);
+                at_rest();
+            }
+        }
+    }
+
+    /// Unloads what was used least recently until there is room for one more.
+    fn make_room_for(&mut self, place: usize) {
+        while !self.has_room_for(place) {
+            let loaded = self.replicas.iter().enumerate().filter(|(_, other)| other.is_loaded());
+            let oldest = loaded.min_by_key(|(_, other)| other.used).map(|(oldest, _)| oldest);
+            match oldest {
+                Some(oldest) => self.unload(oldest),
+                None => return,
+            }
+        }
+    }
+
+    fn has_room_for(&self, place: usize) -> bool {
+        let needed = self.replicas[place].bytes;
+        let loaded = self.replicas.iter().filter(|replica| replica.is_loaded());
+        // Alone it is loaded as well as may be: weights that do not fit are streamed.
+        if loaded.clone().next().is_none() {
+            return true;
+        }
+        let (count, bytes) =
+            loaded.fold((0, 0), |(count, bytes), replica| (count + 1, bytes + replica.bytes));
+        if self.budget.max_loaded.is_some_and(|most| count + 1 > most.get()) {
+            return false;
+        }
+        match self.budget.memory_bytes {
+            Some(most) => bytes + needed <= most,
+            None => {
+                free_memory_bytes(self.replicas[place].device).is_none_or(|free| needed <= free)
+            }
+        }
+    }
+}
+
+impl Replica {
+    fn is_loaded(&self) -> bool {
+        matches!(self.state, State::Present(_))
+    }
+
+    /// When it will have been idle for too long, if it is loaded and not to stay for ever.
+    fn expires(&self) -> Option<Instant> {
+        let keep_alive = self.model.keep_alive.filter(|_| self.is_loaded())?;
+        self.used.checked_add(keep_alive)
+    }
+}
+
+/// A model that is to be there from the start cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot load the model '{model}'")]
+pub struct PreloadError {
+    /// Its name.
+    pub model: String,
+    /// Why not.
+    #[source]
+    pub error: LoadFailure,
+}
+
+/// Why a model was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadFailure {
+    /// It said why.
+    #[error(transparent)]
+    Error(Box<LoadError>),
+    /// It panicked.
+    #[error("loading panicked: {0}")]
+    Panicked(String),
+}
+
+impl LoadFailure {
+    /// A sentence for clients, without what is only the server's business.
+    fn reason(&self) -> String {
+        match self {
+            Self::Error(error) => error.kind().to_owned(),
+            Self::Panicked(_) => "loading it failed".to_owned(),
+        }
+    }
+
+    /// All that is known, in one line that is not too long.
+    fn cause(&self) -> String {
+        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |e| e.source());
+        // Further lines are a backtrace, which some errors carry.
+        let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
+        let causes: Vec<_> = causes.map(|cause| first_line(cause.to_string())).collect();
+        causes.join(": ").chars().take(LONGEST_CAUSE).collect()
+    }
+}
+
+fn log_loaded(model: &str, loaded: &Loaded, seconds: f64) {
+    let weights = indicatif::BinaryBytes(loaded.weight_bytes as u64);
+    let (device, dtype) = (&loaded.device, &loaded.dtype);
+    let seconds = format!("{seconds:.1}");
+    tracing::info!(model, device, dtype, %weights, %seconds, "loaded");
+}
