@@ -311,6 +311,7 @@ impl Layers {
             defaults: self.defaults_of_requests(),
             capabilities: self.capabilities(),
             lora: self.lora(),
+            lora_dir: None,
             memory: self
                 .read(keys::MEMORY, MemoryChoice::CHOICES, |value| value.as_str()?.parse().ok())
                 .unwrap_or(MemoryChoice::Auto),

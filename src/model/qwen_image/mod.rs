@@ -25,6 +25,7 @@ use pipeline::cache::PipelineCache;
 use variant::{Shown, Variant};
 
 use super::loading::{CheckpointDefaults, LoadContext, ModelEntry};
+use super::loras::LoraFolder;
 use super::{DiffusionModel, GuidanceParameter, LoadError, ModelInfo};
 use crate::checkpoint::{CheckpointError, ConfigFile};
 
@@ -117,7 +118,8 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     };
     let cache = PipelineCache::new(context.config.cache_bytes);
     let exact_timesteps = context.config.exact_timesteps;
-    Ok(Pipeline { info, variant, components, cache, exact_timesteps })
+    let loras = LoraFolder::new(context.config.lora_dir.clone());
+    Ok(Pipeline { info, variant, components, cache, loras, exact_timesteps })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.
