@@ -29,6 +29,19 @@ pub fn lora_names(folder: &Path) -> Vec<String> {
     files_by_name(folder).into_keys().collect()
 }
 
+/// Looks up the names of `loras` in `folder`, without opening a file: so that a request
+/// need not wait for its turn to hear of a wrong one.
+///
+/// # Errors
+/// [`ModelError::Unsuitable`] on `loras`, as the model itself refuses them.
+pub fn check_lora_names(folder: Option<&Path>, loras: &RequestLoras) -> Result<(), ModelError> {
+    if loras.is_empty() {
+        return Ok(());
+    }
+    let files = files_in(folder)?;
+    loras.as_slice().iter().try_for_each(|lora| path_of(lora, &files).map(drop))
+}
+
 /// The folder of a model, and those of its files that were used last.
 pub(super) struct LoraFolder {
     folder: Option<PathBuf>,
@@ -56,10 +69,10 @@ impl LoraFolder {
         let mut taken = Vec::new();
         let mut key = String::new();
         if !loras.is_empty() {
-            let files = self.files()?;
+            let files = files_in(self.folder.as_deref())?;
             for lora in loras.as_slice() {
                 let (name, scale) = (lora.name(), lora.scale());
-                let path = files.get(name).ok_or_else(|| unknown(name, &files))?;
+                let path = path_of(lora, &files)?;
                 let (layers, stamp) = self.layers((name, path), adapters, kind)?;
                 if scale.abs() > 0.0 {
                     taken.push((layers, scale));
@@ -68,12 +81,6 @@ impl LoraFolder {
             }
         }
         Ok(adapters.activate(&taken, &key))
-    }
-
-    fn files(&self) -> Result<BTreeMap<String, PathBuf>, ModelError> {
-        let folder = self.folder.as_ref();
-        let folder = folder.ok_or_else(|| unsuitable("This server has no folder of LoRAs."))?;
-        Ok(files_by_name(folder))
     }
 
     /// The matrices of the file `path`, and what tells its content from any other.
@@ -101,6 +108,19 @@ impl LoraFolder {
     }
 }
 
+fn files_in(folder: Option<&Path>) -> Result<BTreeMap<String, PathBuf>, ModelError> {
+    let folder = folder.ok_or_else(|| unsuitable("This server has no folder of LoRAs."))?;
+    Ok(files_by_name(folder))
+}
+
+fn path_of<'a>(
+    lora: &RequestLora,
+    files: &'a BTreeMap<String, PathBuf>,
+) -> Result<&'a Path, ModelError> {
+    let path = files.get(lora.name()).map(PathBuf::as_path);
+    path.ok_or_else(|| unknown(lora.name(), files))
+}
+
 /// What lies in `folder`: paths by the names that requests use.
 fn files_by_name(folder: &Path) -> BTreeMap<String, PathBuf> {
     let entries = match std::fs::read_dir(folder) {
@@ -112,7 +132,7 @@ fn files_by_name(folder: &Path) -> BTreeMap<String, PathBuf> {
     };
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     // A file of the same name goes before a folder.
-    paths.sort_by_key(|path| (path.is_file(), path.clone()));
+    paths.sort_by_cached_key(|path| (path.is_file(), path.clone()));
     paths.into_iter().filter_map(|path| Some((name_of(&path)?, path))).collect()
 }
 
@@ -236,6 +256,22 @@ mod tests {
         assert!(sentence.ends_with("l19 and 3 more."), "{sentence}");
         let none = unknown("x", &BTreeMap::new()).to_string();
         assert_eq!(none, "There is no LoRA 'x'; this server has no LoRA.");
+    }
+
+    #[test]
+    fn names_can_be_looked_up_before_a_model_is_asked() {
+        let folder = folder_of(&["a.safetensors", "b/x.safetensors"]);
+        let check = |names: &[&str], folder| {
+            let loras = names.iter().map(|name| RequestLora::new(*name, 1.0).unwrap());
+            check_lora_names(folder, &RequestLoras::new(loras.collect()).unwrap())
+        };
+
+        assert!(check(&["a", "b", "a"], Some(folder.path())).is_ok());
+        let refused = check(&["a", "c"], Some(folder.path())).unwrap_err();
+        assert!(matches!(refused, ModelError::Unsuitable { field: "loras", .. }));
+        assert!(refused.to_string().contains("'c'; this server has a, b."), "{refused}");
+        assert!(check(&["a"], None).unwrap_err().to_string().contains("no folder"));
+        assert!(check(&[], None).is_ok());
     }
 
     #[test]

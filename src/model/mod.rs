@@ -22,7 +22,7 @@ pub use diffusion::{
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
-pub use loras::lora_names;
+pub use loras::{check_lora_names, lora_names};
 pub use registry::{find_embedded, load};
 pub use residency::{MemoryChoice, Offloadable, Residency};
 pub use warnings::CutTokens;

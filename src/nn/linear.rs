@@ -332,9 +332,12 @@ fn multiplied_in_strips(weight: &Tensor, x: &Tensor, at_a_time: usize) -> Result
 
 #[cfg(test)]
 mod tests {
-    use super::super::kernels::emulation::numbers;
+    use std::collections::{BTreeMap, HashMap};
+
+    use super::super::kernels::emulation::{assert_close, numbers};
     use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
+    use crate::checkpoint::{Adapters, Lora, LoraLayers};
 
     #[test]
     fn a_large_product_is_made_by_strips_and_can_be_broken_off_between_them() {
@@ -363,6 +366,68 @@ mod tests {
         assert!(pairs.into_iter().all(|(ours, whole)| (ours - whole).abs() < 1e-5));
         assert!(by_strips(2).is_err());
         assert_eq!(asked.get(), 2);
+    }
+
+    /// The changes of a layer `layer` of 64 inputs and 96 outputs, and what they add to a
+    /// product of `x`, at strength 0.5.
+    fn two_loras(x: &Tensor) -> (Vec<(Arc<LoraLayers>, f64)>, Tensor) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x.safetensors");
+        let mut sum = None;
+        let loras = [3, 8].map(|rank| {
+            let down = numbers(&[rank, 64], 2 * rank, DType::F32);
+            let up = numbers(&[96, rank], 2 * rank + 1, DType::F32);
+            let tensors = [("layer.lora_A.weight", &down), ("layer.lora_B.weight", &up)];
+            let tensors = tensors.map(|(name, tensor)| (name, tensor.clone()));
+            candle_core::safetensors::save(&HashMap::from(tensors), &file).unwrap();
+            let narrow = x.broadcast_matmul(&down.t().unwrap()).unwrap();
+            let added = (narrow.broadcast_matmul(&up.t().unwrap()).unwrap() * 0.5).unwrap();
+            sum = Some(sum.take().map_or(added.clone(), |sum: Tensor| (sum + added).unwrap()));
+            let layers = BTreeMap::from([("layer".to_owned(), [96, 64])]);
+            let lora = Lora::open(&file, 1.0).unwrap();
+            let layers = lora.layers(&layers, (DType::F32, &Device::Cpu)).unwrap();
+            (Arc::new(layers.unwrap_or_else(|fault| panic!("{fault}"))), 0.5)
+        });
+        (loras.into(), sum.unwrap())
+    }
+
+    #[test]
+    fn what_loras_add_is_exact_whatever_the_matrix_is_rounded_to_and_in_every_form() {
+        let x = (numbers(&[2, 7, 64], 1, DType::F32) * 0.1).unwrap();
+        let (loras, added) = two_loras(&x);
+        for matrices in [
+            MatrixFormat::AsComputed,
+            MatrixFormat::Fp8,
+            MatrixFormat::Fp8Weights,
+            MatrixFormat::Q8_0,
+        ] {
+            let adapters = Arc::new(Adapters::default());
+            let weights = Weights::random("component", (DType::F32, &Device::Cpu));
+            let weights = weights.adaptable(&adapters).with_matrices(matrices).at("layer");
+            let layer = Linear::load_quantizable(&weights, 64, 96).unwrap();
+            let forms = || {
+                let input = layer.input(&x).unwrap();
+                let products = [layer.product(&x), layer.product_of(&input)];
+                let sums = [layer.forward(&x), layer.forward_of(&input)];
+                (products.map(Result::unwrap), sums.map(Result::unwrap), layer.gelu_tanh(&x))
+            };
+            let (plain, ..) = forms();
+
+            let active = adapters.activate(&loras, "two");
+            let (products, sums, activated) = forms();
+            drop(active);
+
+            let expected = (&plain[0] + &added).unwrap();
+            let most = added.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            // Sums of some hundred products below ten, in whatever order.
+            products.iter().for_each(|made| assert_close(made, &expected, 1e-4));
+            // Random weights have biases of 0.
+            sums.iter().for_each(|made| assert_close(made, &expected, 1e-4));
+            let gelu = gelu_tanh(&expected, None).unwrap();
+            assert_close(&activated.unwrap(), &gelu, 1e-4);
+            assert!(most > 1.0 && adapters.active_key().is_none(), "{matrices:?}");
+            assert_close(&forms().0[0], &plain[0], 0.0);
+        }
     }
 
     #[test]

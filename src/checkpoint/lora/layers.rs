@@ -44,7 +44,7 @@ impl Lora {
             interruption::check()?;
             let Halves { down, up, strength: factor } = match self.halves(name, shape)? {
                 Some(Ok(halves)) => halves,
-                Some(Err(fault)) => return Ok(Err(format!("is for another model: {fault}"))),
+                Some(Err(fault)) => return Ok(Err(format!("cannot be used: {fault}"))),
                 None => continue,
             };
             made.bytes += (down.elem_count() + up.elem_count()) * dtype.size_in_bytes();
