@@ -56,7 +56,8 @@ impl LoraFolder {
     }
 
     /// Has `loras` change the layers of `adapters`, which compute in `kind`, until what is
-    /// returned is dropped. Those of strength 0 are held against the layers all the same.
+    /// returned is dropped; `None` if nothing is to change. Those of strength 0 are held
+    /// against the layers all the same.
     ///
     /// # Errors
     /// [`ModelError::Unsuitable`] on `loras`: there is none of that name, or it does not fit.
@@ -65,22 +66,23 @@ impl LoraFolder {
         loras: &RequestLoras,
         adapters: &Arc<Adapters>,
         kind: (DType, &Device),
-    ) -> Result<ActiveAdapters, ModelError> {
+    ) -> Result<Option<ActiveAdapters>, ModelError> {
+        if loras.is_empty() {
+            return Ok(None);
+        }
+        let files = files_in(self.folder.as_deref())?;
         let mut taken = Vec::new();
         let mut key = String::new();
-        if !loras.is_empty() {
-            let files = files_in(self.folder.as_deref())?;
-            for lora in loras.as_slice() {
-                let (name, scale) = (lora.name(), lora.scale());
-                let path = path_of(lora, &files)?;
-                let (layers, stamp) = self.layers((name, path), adapters, kind)?;
-                if scale.abs() > 0.0 {
-                    taken.push((layers, scale));
-                    key += &format!("{stamp} at {:x}\n", scale.to_bits());
-                }
+        for lora in loras.as_slice() {
+            let (name, scale) = (lora.name(), lora.scale());
+            let path = path_of(lora, &files)?;
+            let (layers, stamp) = self.layers((name, path), adapters, kind)?;
+            if scale.abs() > 0.0 {
+                taken.push((layers, scale));
+                key += &format!("{stamp} at {:x}\n", scale.to_bits());
             }
         }
-        Ok(adapters.activate(&taken, &key))
+        Ok((!taken.is_empty()).then(|| adapters.activate(&taken, &key)))
     }
 
     /// The matrices of the file `path`, and what tells its content from any other.

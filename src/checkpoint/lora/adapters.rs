@@ -72,9 +72,8 @@ impl Adapters {
             }
         }
         let changes = changes.into_iter().map(|(name, list)| (name.clone(), list.into()));
-        let key = (!loras.is_empty()).then(|| key.into());
-        *lock(&self.active) = Active { changes: changes.collect(), key };
-        self.are_active.store(!loras.is_empty(), Ordering::Release);
+        *lock(&self.active) = Active { changes: changes.collect(), key: Some(key.into()) };
+        self.are_active.store(true, Ordering::Release);
         ActiveAdapters(self.clone())
     }
 
