@@ -4,7 +4,8 @@
 //! [`Snapshot`] finds files, [`WeightFiles`] says which of them are a component's
 //! weights, [`ConfigFile`] reads a `config.json` so that no value in it is
 //! overlooked, [`Weights`] hands out tensors and keeps account of those that are
-//! missing, unexpected or misshapen; [`Lora`] changes them while they are taken.
+//! missing, unexpected or misshapen; [`Lora`] changes them while they are taken, or the layers
+//! made of them while they compute ([`Adapters`]).
 
 mod config_file;
 mod content;
@@ -20,7 +21,7 @@ mod weights;
 pub use config_file::{ConfigFile, LARGEST_WIDTH, MOST_LAYERS};
 pub use content::text;
 pub use error::CheckpointError;
-pub use lora::Lora;
+pub use lora::{ActiveAdapters, AdapterSlot, Adapters, Lora, LoraLayers, LowRank};
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
 pub use weight_files::{WeightFile, WeightFiles, is_file_name, shards};
 pub use weights::{CheckedTensors, MatrixFormat, Weights};

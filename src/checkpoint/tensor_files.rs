@@ -103,6 +103,12 @@ impl TensorFiles {
         self.entries.keys()
     }
 
+    /// How many numbers the files hold.
+    pub(super) fn elements(&self) -> usize {
+        let counts = self.entries.values().map(|entry| entry.shape.iter().product::<usize>());
+        counts.fold(0, usize::saturating_add)
+    }
+
     /// Asks the system to have the tensor `name` read from the disk. Returns at once.
     pub(super) fn read_ahead(&self, name: &str) {
         #[cfg(unix)]

@@ -20,7 +20,7 @@ use safetensors::tensor::TensorView;
 use super::tensor_files::TensorFiles;
 #[cfg(feature = "cuda")]
 use super::upload::{self, UploadOrder};
-use super::{CheckpointError, Lora, Snapshot};
+use super::{AdapterSlot, Adapters, CheckpointError, Lora, Snapshot};
 use crate::interruption;
 
 /// How many faults a message lists before it only counts.
@@ -52,6 +52,8 @@ pub enum MatrixFormat {
 pub struct Weights {
     store: Arc<Store>,
     loras: Arc<[Lora]>,
+    /// What may change layers that are loaded from here, while they compute.
+    adapters: Option<Arc<Adapters>>,
     prefix: String,
     dtype: DType,
     matrices: MatrixFormat,
@@ -166,6 +168,7 @@ impl Weights {
         Self {
             store: Arc::new(store),
             loras: Arc::new([]),
+            adapters: None,
             prefix: String::new(),
             dtype,
             matrices: MatrixFormat::AsComputed,
@@ -203,6 +206,19 @@ impl Weights {
     #[must_use]
     pub fn merging(self, loras: Vec<Lora>) -> Self {
         Self { loras: loras.into(), ..self }
+    }
+
+    /// The same place, from which layers are loaded that `adapters` can change.
+    #[must_use]
+    pub fn adaptable(&self, adapters: &Arc<Adapters>) -> Self {
+        Self { adapters: Some(adapters.clone()), ..self.clone() }
+    }
+
+    /// What can change the layer at this place, whose matrix is (`outputs`, `inputs`).
+    #[must_use]
+    pub fn adapter_slot(&self, outputs: usize, inputs: usize) -> Option<AdapterSlot> {
+        let adapters = self.adapters.as_ref()?;
+        Some(adapters.slot(&self.prefix, [outputs, inputs]))
     }
 
     /// The same, calling `on_read` with the bytes of each tensor that is read.

@@ -7,13 +7,15 @@
 
 mod choice;
 mod image;
+mod lora;
 mod request;
 mod task;
 
 pub use choice::UnknownChoice;
 pub use image::{GreyImage, ImageError, Picture, RgbImage};
+pub use lora::{RequestLora, RequestLoras};
 pub use request::{
     FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
-    Seed, Steps, Strength, ValidationError,
+    ScheduleShift, Seed, Steps, Strength, ValidationError,
 };
 pub use task::{Task, TaskKind, TaskKinds};

@@ -1,6 +1,6 @@
 //! One request for pictures, as a model understands it.
 
-use super::Task;
+use super::{RequestLoras, Task};
 
 /// A value that a request may not have, with the field that carried it.
 ///
@@ -84,7 +84,7 @@ impl ValidationError {
     }
 
     /// Refuses a number that is not finite or lies outside `minimum..=maximum`.
-    fn check_decimal(
+    pub(super) fn check_decimal(
         field: &'static str,
         value: f64,
         minimum: f64,
@@ -262,6 +262,14 @@ bounded_decimal! {
     Strength, "strength", 0.0..=1.0
 }
 
+bounded_decimal! {
+    /// How far a schedule's noise levels are moved towards noise, for pictures of every
+    /// size: 0.01 to 100. 1 leaves them evenly spaced; above 1 more of the steps are made
+    /// where there is much noise. (Networks that were distilled to few steps were trained
+    /// with one, often 3.)
+    ScheduleShift, "schedule_shift", 0.01..=100.0
+}
+
 /// The number that a picture's noise grows from. Picture `i` of a request uses
 /// `seed + i`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -397,6 +405,10 @@ pub struct ImageRequest {
     pub guidance: GuidanceScale,
     /// Where the noise comes from.
     pub seed: Seed,
+    /// What changes the model for this request; without any it is as it was loaded.
+    pub loras: RequestLoras,
+    /// Replaces the checkpoint's own shift of the noise levels.
+    pub schedule_shift: Option<ScheduleShift>,
 }
 
 impl ImageRequest {
@@ -412,6 +424,8 @@ impl ImageRequest {
             steps: Steps(50),
             guidance: GuidanceScale(1.0),
             seed: Seed(0),
+            loras: RequestLoras::default(),
+            schedule_shift: None,
         }
     }
 }
@@ -454,6 +468,8 @@ mod tests {
         assert_eq!(GuidanceScale::new(f64::NAN).unwrap_err().field, "true_cfg_scale");
         assert_eq!(GuidanceScale::new(20.5).unwrap_err().kind, FaultKind::DecimalTooLarge);
         assert_eq!(Steps::new(150).unwrap().get(), 150);
+        assert_eq!(ScheduleShift::new(0.0).unwrap_err().field, "schedule_shift");
+        assert_eq!(ScheduleShift::new(3.0).unwrap().get(), 3.0);
     }
 
     #[test]

@@ -61,7 +61,13 @@ impl<V: Clone> ContentCache<V> {
             self.bytes -= replaced;
         }
         self.bytes += bytes;
-        while self.bytes > self.max_bytes {
+        self.make_room(0);
+    }
+
+    /// Forgets as much, the least recently used first, as `bytes` more would take the place
+    /// of: to be called before these are made, where both would not fit the device.
+    pub(super) fn make_room(&mut self, bytes: usize) {
+        while self.bytes.saturating_add(bytes) > self.max_bytes {
             let Some((_, (_, freed))) = self.entries.pop_lru() else {
                 return;
             };
@@ -90,6 +96,20 @@ mod tests {
         assert_eq!(cache.get(&key(2)), None);
         assert_eq!(cache.get(&key(1)), Some("one"));
         assert_eq!(cache.get(&key(3)), Some("three"));
+    }
+
+    #[test]
+    fn room_can_be_made_for_what_is_not_there_yet() {
+        let mut cache = ContentCache::new(10);
+        cache.insert(key(1), "one", 4);
+        cache.insert(key(2), "two", 4);
+
+        cache.make_room(2);
+        assert_eq!(cache.get(&key(1)), Some("one"));
+        cache.make_room(3);
+        assert_eq!((cache.get(&key(1)), cache.get(&key(2))), (Some("one"), None));
+        cache.make_room(usize::MAX);
+        assert_eq!(cache.get(&key(1)), None);
     }
 
     #[test]

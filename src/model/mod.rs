@@ -7,6 +7,7 @@ mod diffusion;
 mod embedded;
 mod loading;
 mod location;
+mod loras;
 mod precision;
 pub mod qwen_image;
 mod registry;
@@ -22,6 +23,7 @@ pub use diffusion::{
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
+pub use loras::{check_lora_names, lora_names};
 pub use registry::{ModelFiles, find_embedded, load};
 pub use residency::{MemoryChoice, Offloadable, Residency};
 pub use warnings::CutTokens;
@@ -60,6 +62,8 @@ pub struct ModelConfig {
     pub capabilities: CapabilitySwitches,
     /// LoRA files to merge into the weights while they load, in this order.
     pub lora: Vec<LoraConfig>,
+    /// The folder of the LoRAs that requests may name; without one, none may be.
+    pub lora_dir: Option<PathBuf>,
     /// Which weights stay on the device.
     pub memory: MemoryChoice,
     /// Bytes of results that are kept for requests with the same pictures, prompts
@@ -89,6 +93,7 @@ impl ModelConfig {
             defaults: DefaultOverrides::default(),
             capabilities: CapabilitySwitches::default(),
             lora: Vec::new(),
+            lora_dir: None,
             memory: MemoryChoice::Auto,
             cache_bytes: 0,
             exact_timesteps: true,

@@ -1,6 +1,8 @@
 //! A dense layer.
 
-use candle_core::{D, DType, Device, Module, Result, Shape, Tensor};
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, Module, Result, Tensor};
 
 use super::activation::gelu_tanh;
 use super::few_rows;
@@ -9,19 +11,22 @@ use super::fp8::{self, Fp8Rows};
 use super::fusion::Fusion;
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
 use super::kernels::{Elements, add_bias};
+use super::low_rank;
 use super::q8::{self, Q8Matrix, Q8Rows};
 use super::trace::{self, Kind};
 use super::widened;
-use crate::checkpoint::{MatrixFormat, Weights};
+use crate::checkpoint::{AdapterSlot, LowRank, MatrixFormat, Weights};
 use crate::interruption;
 
 /// Multiplications of a product on a CPU between two checks: a second or two of two cores.
 const CPU_PRODUCTS_AT_A_TIME: usize = 1 << 36;
 
-/// y = x · weightᵀ (+ bias).
+/// y = x · weightᵀ (+ bias), with what a request's LoRAs add to the product.
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    /// What may change it while it computes.
+    adapter: Option<AdapterSlot>,
 }
 
 enum Weight {
@@ -42,10 +47,19 @@ enum Inputs {
 pub enum LayerInput<'a> {
     /// As it is.
     Exact(&'a Tensor),
-    /// Rounded, with the shape that it had.
-    Rounded(Fp8Rows, Shape),
-    /// As integers, with the shape that it had.
-    Integers(Q8Rows, Shape),
+    /// Rounded, and as it was.
+    Rounded(Fp8Rows, &'a Tensor),
+    /// As integers, and as it was.
+    Integers(Q8Rows, &'a Tensor),
+}
+
+impl<'a> LayerInput<'a> {
+    /// As it was given.
+    fn exact(&self) -> &'a Tensor {
+        match self {
+            Self::Exact(x) | Self::Rounded(_, x) | Self::Integers(_, x) => x,
+        }
+    }
 }
 
 impl Linear {
@@ -54,9 +68,9 @@ impl Linear {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        let weight = weights.get("weight", (outputs, inputs))?;
-        let bias = weights.get("bias", outputs)?;
-        Ok(Self { bias: Some(bias), ..Self::from_weight(weight) })
+        let weight = Weight::exact(weights.get("weight", (outputs, inputs))?);
+        let bias = Some(weights.get("bias", outputs)?);
+        Ok(Self { weight, bias, adapter: weights.adapter_slot(outputs, inputs) })
     }
 
     /// As [`Self::load`], for a layer that can do with fewer digits: its matrix is
@@ -66,7 +80,8 @@ impl Linear {
     /// As [`Weights::get`].
     pub fn load_quantizable(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let weight = Weight::load(weights, inputs, outputs)?;
-        Ok(Self { weight, bias: Some(weights.get("bias", outputs)?) })
+        let bias = Some(weights.get("bias", outputs)?);
+        Ok(Self { weight, bias, adapter: weights.adapter_slot(outputs, inputs) })
     }
 
     /// The same without a bias.
@@ -78,7 +93,8 @@ impl Linear {
         inputs: usize,
         outputs: usize,
     ) -> Result<Self> {
-        Ok(Self { weight: Weight::load(weights, inputs, outputs)?, bias: None })
+        let weight = Weight::load(weights, inputs, outputs)?;
+        Ok(Self { weight, bias: None, adapter: weights.adapter_slot(outputs, inputs) })
     }
 
     /// Takes `weight` (outputs, inputs) alone.
@@ -86,13 +102,14 @@ impl Linear {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        Ok(Self::from_weight(weights.get("weight", (outputs, inputs))?))
+        let adapter = weights.adapter_slot(outputs, inputs);
+        Ok(Self { adapter, ..Self::from_weight(weights.get("weight", (outputs, inputs))?) })
     }
 
     /// A layer from a (outputs, inputs) matrix at hand.
     #[must_use]
     pub fn from_weight(weight: Tensor) -> Self {
-        Self { weight: Weight::Exact(candle_nn::Linear::new(weight, None)), bias: None }
+        Self { weight: Weight::exact(weight), bias: None, adapter: None }
     }
 
     /// The same with a `bias` (outputs).
@@ -124,11 +141,11 @@ impl Linear {
         match &self.weight {
             Weight::Rounded { inputs: Inputs::Rounded, .. } => {
                 let _span = trace::span(Kind::Elementwise, "rounding to 8 bits");
-                Ok(LayerInput::Rounded(Fp8Rows::round(x)?, x.shape().clone()))
+                Ok(LayerInput::Rounded(Fp8Rows::round(x)?, x))
             }
             Weight::Integers { .. } if Q8Rows::are_wanted() => {
                 let _span = trace::span(Kind::Elementwise, "rounding to integers");
-                Ok(LayerInput::Integers(Q8Rows::round(x)?, x.shape().clone()))
+                Ok(LayerInput::Integers(Q8Rows::round(x)?, x))
             }
             Weight::Exact(_) | Weight::Rounded { .. } | Weight::Integers { .. } => {
                 Ok(LayerInput::Exact(x))
@@ -141,22 +158,35 @@ impl Linear {
     /// # Errors
     /// A candle error if the shapes do not fit, or the input is of another format.
     pub fn product_of(&self, input: &LayerInput) -> Result<Tensor> {
+        let product = self.unchanged_product(input)?;
+        match self.changes() {
+            None => Ok(product),
+            Some(changes) => low_rank::added(product, input.exact(), &changes),
+        }
+    }
+
+    /// What changes this layer now.
+    fn changes(&self) -> Option<Arc<[LowRank]>> {
+        self.adapter.as_ref()?.changes()
+    }
+
+    fn unchanged_product(&self, input: &LayerInput) -> Result<Tensor> {
         let _span = trace::counted(Kind::Product, "product", || self.operations(input));
         match (&self.weight, input) {
-            (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer, x),
+            (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer.weight(), x),
             (Weight::Integers { matrix, .. }, LayerInput::Exact(x)) => matrix.widened_product(x),
-            (Weight::Integers { matrix, dtype }, LayerInput::Integers(x, shape)) => {
-                q8::product(x, shape, matrix, *dtype)
+            (Weight::Integers { matrix, dtype }, LayerInput::Integers(rows, x)) => {
+                q8::product(rows, x.shape(), matrix, *dtype)
             }
             (Weight::Rounded { rows, .. }, LayerInput::Exact(x)) if x.device().is_cpu() => {
                 rows.widened_product(x)
             }
             (Weight::Rounded { rows, dtype, .. }, LayerInput::Exact(x)) => {
-                multiplied(&candle_nn::Linear::new(rows.widen(*dtype)?, None), x)
+                multiplied(&rows.widen(*dtype)?, x)
             }
-            (Weight::Rounded { rows, dtype, .. }, LayerInput::Rounded(x, shape)) => {
-                let product = fp8::product(x, rows, *dtype)?;
-                let mut dims = shape.dims().to_vec();
+            (Weight::Rounded { rows, dtype, .. }, LayerInput::Rounded(rounded, x)) => {
+                let product = fp8::product(rounded, rows, *dtype)?;
+                let mut dims = x.dims().to_vec();
                 dims.pop();
                 dims.push(product.dim(D::Minus1)?);
                 product.reshape(dims)
@@ -184,6 +214,8 @@ impl Linear {
         #[cfg(feature = "cuda")]
         if let (Weight::Exact(layer), Some(bias)) = (&self.weight, &self.bias)
             && Fusion::GeluEpilogue.applies_to(x)
+            // What is added to a product comes before GELU.
+            && self.changes().is_none()
         {
             let span = trace::span(Kind::Product, "product, bias, GELU");
             if let Some(made) = super::cublaslt::gelu_product(x, layer.weight(), bias)? {
@@ -201,11 +233,7 @@ impl Linear {
             Weight::Rounded { rows, .. } => rows.rows,
             Weight::Integers { matrix, .. } => matrix.outputs,
         };
-        let inputs = match input {
-            LayerInput::Exact(x) => x.elem_count(),
-            LayerInput::Rounded(_, shape) | LayerInput::Integers(_, shape) => shape.elem_count(),
-        };
-        2.0 * inputs as f64 * outputs as f64
+        2.0 * input.exact().elem_count() as f64 * outputs as f64
     }
 
     /// What [`Self::product`] leaves out: (outputs).
@@ -216,6 +244,10 @@ impl Linear {
 }
 
 impl Weight {
+    fn exact(weight: Tensor) -> Self {
+        Self::Exact(candle_nn::Linear::new(weight, None))
+    }
+
     /// `weight` (outputs, inputs) in the format of [`Weights::matrices`], which is rounded,
     /// and dropped, at once.
     fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
@@ -230,10 +262,7 @@ impl Weight {
             Ok(Self::Rounded { rows, inputs: inputs_are, dtype })
         };
         match weights.matrices() {
-            MatrixFormat::AsComputed => {
-                let weight = weights.get("weight", (outputs, inputs))?;
-                Ok(Self::Exact(candle_nn::Linear::new(weight, None)))
-            }
+            MatrixFormat::AsComputed => Ok(Self::exact(weights.get("weight", (outputs, inputs))?)),
             MatrixFormat::Fp8 => rounded(Inputs::Rounded),
             MatrixFormat::Fp8Weights => rounded(Inputs::Exact),
             MatrixFormat::Q8_0 => {
@@ -249,10 +278,9 @@ impl Weight {
 }
 
 /// x · weightᵀ, which can be broken off on a CPU.
-fn multiplied(layer: &candle_nn::Linear, x: &Tensor) -> Result<Tensor> {
-    let weight = layer.weight();
+pub(super) fn multiplied(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        return layer.forward(x);
+        return candle_nn::Linear::new(weight.clone(), None).forward(x);
     }
     let is_wide = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
     let rows = x.elem_count() / weight.dim(1)?.max(1);

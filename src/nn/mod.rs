@@ -26,6 +26,7 @@ mod heads;
 pub mod intermediate;
 mod kernels;
 mod linear;
+mod low_rank;
 mod modulation;
 mod norm;
 mod q8;

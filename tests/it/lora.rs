@@ -23,27 +23,27 @@ use serde_json::{Map, Value, json};
 use crate::support::golden::assert_close;
 
 /// What the reference fused with.
-const SCALE: f64 = 0.7;
-const STYLES: [&str; 3] = ["diffusers", "lightx2v", "kohya"];
+pub(super) const SCALE: f64 = 0.7;
+pub(super) const STYLES: [&str; 3] = ["diffusers", "lightx2v", "kohya"];
 
-fn data() -> PathBuf {
+pub(super) fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
 }
 
-fn lora_file(style: &str) -> PathBuf {
+pub(super) fn lora_file(style: &str) -> PathBuf {
     data().join(format!("lora/{style}.safetensors"))
 }
 
 /// The folder that the LoRA was made for.
-fn checkpoint() -> PathBuf {
+pub(super) fn checkpoint() -> PathBuf {
     data().join("fixtures/ckpt/qwen-image")
 }
 
-fn read(path: &Path) -> HashMap<String, Tensor> {
+pub(super) fn read(path: &Path) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(path, &Device::Cpu).unwrap()
 }
 
-fn load_transformer(loras: Vec<Lora>) -> Result<Transformer, CheckpointError> {
+pub(super) fn load_transformer(loras: Vec<Lora>) -> Result<Transformer, CheckpointError> {
     let snapshot = Snapshot::Directory(checkpoint());
     let config = TransformerConfig::load(&snapshot)?;
     let kind = (DType::F32, &Device::Cpu);
@@ -56,7 +56,7 @@ fn load_transformer(loras: Vec<Lora>) -> Result<Transformer, CheckpointError> {
 }
 
 /// The transformer's output for the recorded inputs.
-fn predict(transformer: &Transformer) -> Tensor {
+pub(super) fn predict(transformer: &Transformer) -> Tensor {
     let inputs = read(&data().join("fixtures/components/dit_qwen-image.safetensors"));
     let shape: Vec<i64> = inputs["img_shapes"].flatten_all().unwrap().to_vec1().unwrap();
     let grid = Grid { height: shape[1] as usize, width: shape[2] as usize };
@@ -102,7 +102,7 @@ fn every_style_changes_the_transformer_as_in_the_reference() {
 }
 
 /// A tensor as a safetensors file stores it.
-type Stored = (Dtype, Vec<usize>, Vec<u8>);
+pub(super) type Stored = (Dtype, Vec<usize>, Vec<u8>);
 
 fn stored(tensor: &Tensor) -> Stored {
     let numbers: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
@@ -125,7 +125,7 @@ fn stored_number(value: f64, dtype: &str, has_dimension: bool) -> Stored {
     (dtype, if has_dimension { vec![1] } else { vec![] }, bytes)
 }
 
-fn write(path: &Path, tensors: &HashMap<String, Stored>, metadata: &[(&str, String)]) {
+pub(super) fn write(path: &Path, tensors: &HashMap<String, Stored>, metadata: &[(&str, String)]) {
     let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
@@ -135,7 +135,7 @@ fn write(path: &Path, tensors: &HashMap<String, Stored>, metadata: &[(&str, Stri
 }
 
 /// The adapter of `tests/data/lora`, with `prefix` in the place of PEFT's.
-fn adapter(prefix: &str) -> HashMap<String, Stored> {
+pub(super) fn adapter(prefix: &str) -> HashMap<String, Stored> {
     let tensors = read(&data().join("lora/adapter.safetensors")).into_iter();
     let renamed =
         tensors.map(|(key, tensor)| (key.replace("base_model.model.", prefix), stored(&tensor)));
@@ -143,7 +143,7 @@ fn adapter(prefix: &str) -> HashMap<String, Stored> {
 }
 
 /// Writes the files of a recorded case. Returns the path that a setting would name.
-fn write_case(case: &Value, folder: &Path) -> PathBuf {
+pub(super) fn write_case(case: &Value, folder: &Path) -> PathBuf {
     let file = folder.join("adapter_model.safetensors");
     let config = &case["config"];
     if case["kind"] == "peft" {

@@ -32,6 +32,8 @@ mod hub_download;
 mod interruption;
 mod layers;
 mod lora;
+mod lora_of_layers;
+mod lora_requests;
 mod pictures;
 mod pool;
 mod queue;

@@ -1,10 +1,13 @@
-//! LoRA files: low-rank changes of a component's weights, added while it loads.
+//! LoRA files: low-rank changes of a component's weights, added while it loads, or while
+//! its layers compute.
 //!
 //! [`Lora::open`] reads a file in any of the styles that are published for this
 //! family: diffusers and PEFT (`transformer.X.lora_A.weight`), lightx2v
 //! (`X.lora_down.weight`, `X.alpha`) and Kohya (`lora_unet_X_with_underscores`).
-//! [`Weights::merging`](super::Weights::merging) adds it. A key that is not
-//! understood, or that matches no tensor, is a fault: half a LoRA is none.
+//! [`Weights::merging`](super::Weights::merging) adds it to weights that are being loaded;
+//! [`Lora::layers`] makes of it what layers that are loaded add to their products
+//! (`adapters`). A key that is not understood, or that matches nothing, is a fault: half a
+//! LoRA is none.
 //!
 //! A module's strength is alpha over rank: from the file's own numbers, from PEFT's
 //! configuration in its header, or from `adapter_config.json` beside it; 1 where nobody
@@ -14,11 +17,13 @@
 //! `load_lora_adapter`; PEFT 0.21, `LoraLayer` (scaling).
 
 mod adapter;
+mod adapters;
 mod files;
 mod keys;
+mod layers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
@@ -28,7 +33,9 @@ use serde_json::{Map, Value};
 use super::tensor_files::TensorFiles;
 use super::{CheckpointError, Snapshot};
 use adapter::AdapterConfig;
+pub use adapters::{ActiveAdapters, AdapterSlot, Adapters, LowRank};
 use keys::{FLAT_PREFIX, Part, flat_name, other_kind, split_key};
+pub use layers::LoraLayers;
 
 /// Metadata key under which diffusers saves PEFT's configuration.
 const ADAPTER_METADATA: &str = "lora_adapter_metadata";
@@ -68,6 +75,16 @@ struct Module {
     /// Key of the number that the file has for it.
     alpha_key: Option<String>,
     alpha: Option<f64>,
+}
+
+/// The change of one module, in float32 on the CPU.
+struct Halves {
+    /// (rank, inputs).
+    down: Tensor,
+    /// (outputs, rank).
+    up: Tensor,
+    /// The factor of their product.
+    strength: f64,
 }
 
 impl Lora {
@@ -117,6 +134,20 @@ impl Lora {
         self.modules.is_empty()
     }
 
+    /// The safetensors file that `path` means: itself, or the one in that folder.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if a folder has none, or several.
+    pub fn file_of(path: &Path) -> Result<PathBuf, CheckpointError> {
+        files::find(path)
+    }
+
+    /// Whatever else says how strongly the file `path` acts: it need not be there.
+    #[must_use]
+    pub fn configuration_beside(path: &Path) -> PathBuf {
+        path.with_file_name(ADAPTER_FILE)
+    }
+
     /// What is to be added to tensor `name` of `shape`, in float32 on the CPU.
     /// `None` if the file does not change it; the inner error says why it cannot.
     pub(super) fn change(
@@ -124,34 +155,46 @@ impl Lora {
         name: &str,
         shape: &[usize],
     ) -> TensorResult<Option<Result<Tensor, String>>> {
-        let change = name.strip_suffix(".weight").and_then(|dotted| {
-            let module = self.modules.get(&flat_name(dotted))?;
-            Some((dotted, module, module.down.as_deref()?, module.up.as_deref()?))
-        });
-        let Some((dotted, module, down_key, up_key)) = change else {
+        let Some(dotted) = name.strip_suffix(".weight") else { return Ok(None) };
+        Ok(match self.halves(dotted, shape)? {
+            None => None,
+            Some(Ok(Halves { down, up, strength })) => {
+                Some(Ok((up.matmul(&down)? * (strength * self.scale))?))
+            }
+            Some(Err(fault)) => Some(Err(format!("{}: {fault}", self.file))),
+        })
+    }
+
+    /// What the file has for the module called `dotted`, whose weight has `shape`.
+    fn halves(
+        &self,
+        dotted: &str,
+        shape: &[usize],
+    ) -> TensorResult<Option<Result<Halves, String>>> {
+        let keys = self
+            .modules
+            .get(&flat_name(dotted))
+            .and_then(|module| Some((module, module.down.as_deref()?, module.up.as_deref()?)));
+        let Some((module, down_key, up_key)) = keys else {
             return Ok(None);
         };
-        let file = &self.file;
-        let named = |fault: String| format!("{file}: {fault}");
         match self.config.as_ref().map_or(Ok(true), |config| config.changes(dotted)) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
-            Err(fault) => return Ok(Some(Err(named(fault)))),
+            Err(fault) => return Ok(Some(Err(fault))),
         }
         let (down, up) = match (self.matrix(down_key)?, self.matrix(up_key)?) {
             (Ok(down), Ok(up)) => (down, up),
-            (Err(fault), _) | (_, Err(fault)) => return Ok(Some(Err(named(fault)))),
+            (Err(fault), _) | (_, Err(fault)) => return Ok(Some(Err(fault))),
         };
         if !fits(&up, &down, shape) {
             let (up, down) = (up.dims(), down.dims());
             return Ok(Some(Err(format!(
-                "{file}: {up_key} {up:?} times {down_key} {down:?} does not fit {name} {shape:?}"
+                "{up_key} {up:?} times {down_key} {down:?} does not fit {dotted}.weight {shape:?}"
             ))));
         }
-        match self.strength(dotted, module, down.dim(0)?) {
-            Ok(strength) => Ok(Some(Ok((up.matmul(&down)? * (strength * self.scale))?))),
-            Err(fault) => Ok(Some(Err(named(fault)))),
-        }
+        let strength = self.strength(dotted, module, down.dim(0)?);
+        Ok(Some(strength.map(|strength| Halves { down, up, strength })))
     }
 
     /// The factor of up · down for the module called `dotted`.
@@ -163,14 +206,16 @@ impl Lora {
 
     /// The keys of modules that no tensor of `names` belongs to.
     pub(super) fn unmatched<'a>(&self, names: impl Iterator<Item = &'a String>) -> Vec<String> {
-        let known: BTreeSet<String> =
-            names.filter_map(|name| name.strip_suffix(".weight").map(flat_name)).collect();
-        let unknown_keys = self.modules.iter().filter(|(name, _)| !known.contains(*name));
+        let keys = self.unknown_keys(names.filter_map(|name| name.strip_suffix(".weight")));
         let file = &self.file;
-        unknown_keys
-            .filter_map(|(_, module)| module.some_key())
-            .map(|key| format!("{file}: {key} matches no tensor"))
-            .collect()
+        keys.into_iter().map(|key| format!("{file}: {key} matches no tensor")).collect()
+    }
+
+    /// A key of each module that is none of `dotted`.
+    fn unknown_keys<'a>(&self, dotted: impl Iterator<Item = &'a str>) -> Vec<String> {
+        let known: BTreeSet<String> = dotted.map(flat_name).collect();
+        let unknown = self.modules.iter().filter(|(name, _)| !known.contains(*name));
+        unknown.filter_map(|(_, module)| module.some_key()).collect()
     }
 
     fn matrix(&self, key: &str) -> TensorResult<Result<Tensor, String>> {

@@ -121,6 +121,19 @@ impl SchedulerConfig {
         Ok(config)
     }
 
+    /// The same, whose levels are moved by the factor `shift` for pictures of every size,
+    /// and not stretched at the end: what networks that were distilled to few steps are
+    /// published with (as `base_shift` and `max_shift` of its logarithm).
+    #[must_use]
+    pub fn shifted_by(&self, shift: f64) -> Self {
+        let kind = TimeShift::Exponential;
+        let (base_shift, max_shift) = (shift.ln(), shift.ln());
+        let (base_image_seq_len, max_image_seq_len) = (256, 8192);
+        let shift =
+            Shift::Dynamic { kind, base_shift, max_shift, base_image_seq_len, max_image_seq_len };
+        Self { shift, shift_terminal: None, ..self.clone() }
+    }
+
     /// The schedule of `steps` steps for a picture of `image_tokens` tokens
     /// (those of the picture being made; reference pictures do not count).
     #[must_use]
@@ -247,5 +260,60 @@ impl Schedule {
     #[must_use]
     pub fn sigma_change(&self, index: usize) -> f32 {
         self.sigmas[index + 1] - self.sigmas[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shift_of_a_request_moves_levels_of_all_sizes_alike_and_replaces_the_checkpoints() {
+        let published = SchedulerConfig {
+            num_train_timesteps: 1000,
+            shift: Shift::Dynamic {
+                kind: TimeShift::Exponential,
+                base_shift: 0.5,
+                max_shift: 0.9,
+                base_image_seq_len: 256,
+                max_image_seq_len: 8192,
+            },
+            shift_terminal: Some(0.02),
+        };
+        let fixed = SchedulerConfig { shift: Shift::Static { shift: 7.0 }, ..published.clone() };
+        for config in [published, fixed] {
+            for (steps, shift) in [(4, 3.0), (8, 3.0), (1, 3.0), (5, 1.0), (6, 0.4)] {
+                let shifted = config.shifted_by(shift);
+                for tokens in [16, 4096, 16_384] {
+                    let schedule = shifted.schedule(steps, tokens);
+
+                    // shift · sigma / (1 + (shift - 1) · sigma), from sigma 1 to 1 / steps.
+                    assert_eq!(schedule.sigmas.len(), steps + 1);
+                    for (index, made) in schedule.sigmas.iter().enumerate() {
+                        let sigma = 1.0 - index as f64 / steps as f64;
+                        let expected = shift * sigma / (1.0 + (shift - 1.0) * sigma);
+                        let distance = (f64::from(*made) - expected).abs();
+                        assert!(distance < 1e-6, "{steps} steps, {shift}: {made}, {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_shift_of_three_gives_the_levels_of_the_published_schedule_of_few_steps() {
+        let any = SchedulerConfig {
+            num_train_timesteps: 1000,
+            shift: Shift::Static { shift: 1.0 },
+            shift_terminal: None,
+        };
+
+        let schedule = any.shifted_by(3.0).schedule(4, 4096);
+
+        // As diffusers makes them with base_shift = max_shift = log(3), no terminal level.
+        let expected = [1.0, 0.9, 0.75, 0.5, 0.0];
+        assert_eq!(schedule.sigmas.len(), expected.len());
+        let mut pairs = schedule.sigmas.iter().zip(expected);
+        assert!(pairs.all(|(made, expected)| (made - expected).abs() < 1e-6));
     }
 }

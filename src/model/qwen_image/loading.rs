@@ -14,6 +14,7 @@ use super::variant::{Shown, Variant};
 use crate::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
 use crate::model::components::flow_match::SchedulerConfig;
 use crate::model::loading::{LoadContext, WeightSource};
+use crate::model::loras::KEPT_BYTES;
 use crate::model::precision::{matrix_format, text_encoder_matrices};
 use crate::model::residency::{Offloadable, Residency};
 use crate::model::{EditKind, LoadError, LoraConfig};
@@ -217,7 +218,8 @@ fn memory_plan(
 ) -> MemoryPlan {
     let config = context.config;
     let area = config.image_area.unwrap_or(variant.image_area);
-    let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes;
+    let loras = config.lora_dir.as_ref().map_or(0, |_| KEPT_BYTES);
+    let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes + loras;
     let free = crate::device::free_memory_bytes(&context.device);
     let plan = MemoryPlan::new(config.memory, bytes, free, working);
     let readable = |bytes: usize| indicatif::BinaryBytes(bytes as u64).to_string();

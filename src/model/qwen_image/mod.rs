@@ -26,6 +26,7 @@ use pipeline::cache::PipelineCache;
 use variant::{Shown, Variant};
 
 use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry};
+use super::loras::LoraFolder;
 use super::precision::{matrix_format, precision_name};
 use super::{DiffusionModel, GuidanceParameter, LoadError, Loaded, ModelCard};
 use crate::checkpoint::{CheckpointError, ConfigFile};
@@ -98,7 +99,8 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     };
     let cache = PipelineCache::new(context.config.cache_bytes);
     let exact_timesteps = context.config.exact_timesteps;
-    Ok(Pipeline { card, loaded, variant, components, cache, exact_timesteps })
+    let loras = LoraFolder::new(context.config.lora_dir.clone());
+    Ok(Pipeline { card, loaded, variant, components, cache, loras, exact_timesteps })
 }
 
 fn card(context: &CardContext, variant: &Variant) -> Result<ModelCard, LoadError> {

@@ -3,12 +3,14 @@
 //!
 //! Source: diffusers 0.42.1, `QwenImageTransformer2DModel`.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::config::TransformerConfig;
 use super::modulation::{Modulation, ModulationLayers, ModulationTable, StepModulation};
 use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
-use crate::checkpoint::Weights;
+use crate::checkpoint::{AdapterSlot, Adapters, Weights};
 use crate::interruption;
 use crate::model::residency::{Offloadable, Residency};
 use crate::nn::{
@@ -30,8 +32,8 @@ const F16_MAX: f64 = 65_504.0;
 /// The transformer with its weights.
 pub struct Transformer {
     timestep_embedder: TimestepEmbedder,
-    /// (2, width): what is added for a picture of layers, and for one of colours alone.
-    addition_t_embedding: Option<Tensor>,
+    /// What is added for a picture of layers, and for one of colours alone.
+    addition_t_embedding: Option<AdditionEmbedding>,
     txt_norm: RmsNorm,
     img_in: Linear,
     txt_in: Linear,
@@ -39,6 +41,8 @@ pub struct Transformer {
     transformer_blocks: Vec<Offloadable<Block>>,
     norm_out: OutputNorm,
     proj_out: Linear,
+    /// What may change its layers for a request.
+    adapters: Arc<Adapters>,
     config: TransformerConfig,
     dtype: DType,
     device: Device,
@@ -145,6 +149,8 @@ impl Transformer {
     ) -> Result<Self> {
         let width = config.inner_dim();
         let text_width = config.joint_attention_dim;
+        let adapters = Arc::new(Adapters::default());
+        let weights = &weights.adaptable(&adapters);
         let blocks = weights.at("transformer_blocks");
         let block = |place: &Weights, index| {
             let is_outermost = index == 0 || index + 1 == config.num_layers;
@@ -167,9 +173,8 @@ impl Transformer {
             addition_t_embedding: config
                 .use_additional_t_cond
                 .then(|| {
-                    weights
-                        .at("time_text_embed.addition_t_embedding")
-                        .get("weight", (ADDITIONAL_CONDITIONS, width))
+                    let weights = weights.at("time_text_embed.addition_t_embedding");
+                    AdditionEmbedding::load(&weights, width)
                 })
                 .transpose()?,
             txt_norm: RmsNorm::load(&weights.at("txt_norm"), text_width, NORM_EPS.into())?,
@@ -179,10 +184,24 @@ impl Transformer {
             transformer_blocks: blocks.load_each(config.num_layers, block)?,
             norm_out: OutputNorm::load(&weights.at("norm_out"), width)?,
             proj_out: Linear::load(&weights.at("proj_out"), width, config.in_channels)?,
+            adapters,
             config: config.clone(),
             dtype: weights.dtype(),
             device: weights.device().clone(),
         })
+    }
+
+    /// What can change its layers while they compute. Whatever is made by it and kept
+    /// belongs to [`Adapters::active_key`].
+    #[must_use]
+    pub fn adapters(&self) -> &Arc<Adapters> {
+        &self.adapters
+    }
+
+    /// What it computes in, and where.
+    #[must_use]
+    pub fn tensor_kind(&self) -> (DType, &Device) {
+        (self.dtype, &self.device)
     }
 
     /// Its configuration.
@@ -294,9 +313,34 @@ impl Transformer {
     fn temb(&self, sigmas: &[f32]) -> Result<Tensor> {
         let mut temb = self.timestep_embedder.forward(sigmas, self.dtype, &self.device)?;
         if let Some(additions) = &self.addition_t_embedding {
-            temb = temb.broadcast_add(&additions.narrow(0, 0, 1)?)?;
+            temb = temb.broadcast_add(&additions.of(0)?)?;
         }
         silu(&temb) // the first layer of every modulation
+    }
+}
+
+/// A row for each kind of picture.
+struct AdditionEmbedding {
+    /// (kinds, width)
+    weight: Tensor,
+    adapter: Option<AdapterSlot>,
+}
+
+impl AdditionEmbedding {
+    fn load(weights: &Weights, width: usize) -> Result<Self> {
+        Ok(Self {
+            weight: weights.get("weight", (ADDITIONAL_CONDITIONS, width))?,
+            adapter: weights.adapter_slot(ADDITIONAL_CONDITIONS, width),
+        })
+    }
+
+    /// (1, width), of pictures of kind `kind`.
+    fn of(&self, kind: usize) -> Result<Tensor> {
+        let row = self.weight.narrow(0, kind, 1)?;
+        let changes = self.adapter.as_ref().and_then(AdapterSlot::changes);
+        changes.iter().flat_map(|changes| changes.iter()).try_fold(row, |row, change| {
+            row + (change.up.narrow(0, kind, 1)?.matmul(&change.down)? * change.factor)?
+        })
     }
 }
 

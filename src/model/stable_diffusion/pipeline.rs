@@ -143,6 +143,7 @@ impl Pipeline {
         observer: &mut dyn StepObserver,
     ) -> Result<Generation, ModelError> {
         let source = source(&request.task)?;
+        refuse_changes(request)?;
 
         // 1. Size and schedule.
         let size = self.size(&source, request.size)?;
@@ -215,6 +216,19 @@ impl Watch<'_> {
         }
         observe(self.observer, progress)
     }
+}
+
+/// Refuses what would change these models for a request.
+fn refuse_changes(request: &ImageRequest) -> Result<(), ModelError> {
+    let unsuitable =
+        |field, reason: &str| Err(ModelError::Unsuitable { field, reason: reason.to_owned() });
+    if !request.loras.is_empty() {
+        return unsuitable("loras", "This model takes no LoRAs: Qwen-Image models do.");
+    }
+    if request.schedule_shift.is_some() {
+        return unsuitable("schedule_shift", "This model's schedule has no shift.");
+    }
+    Ok(())
 }
 
 fn source(task: &Task) -> Result<Source<'_>, ModelError> {

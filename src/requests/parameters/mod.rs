@@ -215,14 +215,13 @@ impl Parameters {
     /// business: see [`Self::framing`].
     pub(super) fn request(&self, task: Task) -> ImageRequest {
         ImageRequest {
-            task,
-            prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
             count: self.count,
             size: OutputSize::Reference,
             steps: self.steps,
             guidance: self.guidance,
             seed: self.seed,
+            ..ImageRequest::new(task, self.prompt.clone())
         }
     }
 }

@@ -55,14 +55,16 @@ impl PipelineCache {
         self.0.borrow_mut().insert(key, Kept::Tensor(tensor.clone()), bytes);
     }
 
-    /// What noise levels do to the tokens of `transformer`.
+    /// What noise levels do to the tokens of `transformer`, as it is changed now.
     pub(super) fn modulations(
         &self,
         transformer: &Transformer,
         sigmas: &[f32],
     ) -> TensorResult<Arc<ModulationTable>> {
         let bits = sigmas.iter().map(|sigma| sigma.to_bits());
-        let key = ContentHash::of("modulations").numbers(bits).finish();
+        let changes = transformer.adapters().active_key();
+        let changes = changes.as_deref().unwrap_or_default().as_bytes();
+        let key = ContentHash::of("modulations").numbers(bits).bytes(changes).finish();
         if let Some(Kept::Modulations(table)) = self.0.borrow_mut().get(&key) {
             return Ok(table);
         }

@@ -37,6 +37,7 @@ use crate::model::components::flow_match::{Schedule, SchedulerConfig, skipped_st
 use crate::model::components::latents::{pack_latents, unpack_latents};
 use crate::model::components::noise::TorchGenerator;
 use crate::model::components::watched::observed;
+use crate::model::loras::LoraFolder;
 use crate::model::residency::Offloadable;
 use crate::model::{
     DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError, StepObserver,
@@ -85,6 +86,8 @@ pub struct Pipeline {
     pub(super) variant: Variant,
     pub(super) components: Components,
     pub(super) cache: PipelineCache,
+    /// What requests may have the transformer changed by.
+    pub(super) loras: LoraFolder,
     /// Whether the transformer is told the noise level exactly.
     pub(super) exact_timesteps: bool,
 }
@@ -161,8 +164,12 @@ impl Pipeline {
         let mut stage = trace::stage("plan");
         let job = self.plan(request)?;
         let grids = self.grids(&job);
-        let schedule = self.schedule(&job, &grids, request.steps.get())?;
+        let schedule = self.schedule(&job, &grids, request)?;
         let total_steps = schedule.steps();
+        // What changes the transformer, as long as this request takes.
+        let transformer = &self.components.transformer;
+        let (adapters, kind) = (transformer.adapters(), transformer.tensor_kind());
+        let _changed = self.loras.activate(&request.loras, adapters, kind)?;
         // 2. Pictures and prompts → what steers the transformer.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         stage.next("text encoder");
@@ -179,7 +186,6 @@ impl Pipeline {
         // 4. What the steps have in common.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         stage.next("modulation");
-        let transformer = &self.components.transformer;
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
         let cfg_rescale = self.variant.cfg_rescale;
         let step_inputs =
@@ -275,11 +281,18 @@ impl Pipeline {
         grids
     }
 
-    fn schedule(&self, job: &Job, grids: &[Grid], steps: usize) -> Result<Schedule, ModelError> {
+    fn schedule(
+        &self,
+        job: &Job,
+        grids: &[Grid],
+        request: &ImageRequest,
+    ) -> Result<Schedule, ModelError> {
         let scheduler = &self.components.scheduler;
-        let schedule = match self.variant.schedule_basis {
-            ScheduleBasis::Made => scheduler.schedule(steps, grids[0].len()),
-            ScheduleBasis::RootOfReference => {
+        let steps = request.steps.get();
+        let schedule = match (request.schedule_shift, self.variant.schedule_basis) {
+            (Some(shift), _) => scheduler.shifted_by(shift.get()).schedule(steps, grids[0].len()),
+            (None, ScheduleBasis::Made) => scheduler.schedule(steps, grids[0].len()),
+            (None, ScheduleBasis::RootOfReference) => {
                 let tokens = grids[job.frames()..].iter().map(|grid| grid.len()).sum::<usize>();
                 scheduler.schedule_of_mu(steps, (tokens as f64 / 256.0).sqrt())
             }

@@ -90,7 +90,7 @@ impl Pipeline {
         let mut stage = trace::stage("plan");
         let job = self.plan(request)?;
         let grids = self.grids(&job);
-        let total_steps = self.schedule(&job, &grids, request.steps.get())?.steps();
+        let total_steps = self.schedule(&job, &grids, request)?.steps();
         let progress = StepProgress { image: 0, step: 0, total_steps };
         observe(observer, progress)?;
         stage.next("text encoder");
@@ -127,7 +127,7 @@ impl Pipeline {
         observer: &mut dyn StepObserver,
     ) -> Result<(), ModelError> {
         let grids = self.grids(job);
-        let schedule = self.schedule(job, &grids, request.steps.get())?;
+        let schedule = self.schedule(job, &grids, request)?;
         let transformer = &self.components.transformer;
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
         let cfg_rescale = self.variant.cfg_rescale;

@@ -9,7 +9,7 @@ use super::case::Case;
 use super::{Denoising, StepInputs, Watch, first_step};
 use crate::domain::{
     GreyImage, GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt,
-    RgbImage, Strength, Task,
+    RgbImage, Steps, Strength, Task,
 };
 use crate::model::{
     DiffusionModel, DtypeChoice, Generation, MemoryChoice, ModelError, StepObserver, StepProgress,
@@ -150,7 +150,7 @@ fn timesteps_are_rounded_as_the_reference_does_if_that_is_asked_for() {
         });
         let request = case.request();
         let job = pipeline.plan(&request).unwrap();
-        let schedule = pipeline.schedule(&job, &pipeline.grids(&job), request.steps.get()).unwrap();
+        let schedule = pipeline.schedule(&job, &pipeline.grids(&job), &request).unwrap();
         let told: Vec<f32> = case.tensors["bf16.timesteps"].to_vec1().unwrap();
         assert_eq!(pipeline.noise_levels(&schedule), told, "{name}");
 
@@ -276,10 +276,10 @@ fn numbers_that_are_not_finite_make_no_picture_in_any_format() {
 fn the_step_after_which_latents_are_not_finite_is_named_and_nothing_of_it_is_shown() {
     let case = Case::read("t2i_nocfg_odd");
     let pipeline = case.pipeline(DtypeChoice::Float32);
-    let request = case.request();
+    let request = ImageRequest { steps: Steps::new(4).unwrap(), ..case.request() };
     let job = pipeline.plan(&request).unwrap();
     let grids = pipeline.grids(&job);
-    let mut schedule = pipeline.schedule(&job, &grids, 4).unwrap();
+    let mut schedule = pipeline.schedule(&job, &grids, &request).unwrap();
     let guidance = pipeline.encode_prompts(&job.shown, &request, &grids).unwrap();
     let inputs = pipeline.encode_pictures(&job).unwrap();
     let start = pipeline.start(7, &job, &inputs, &schedule).unwrap();

@@ -34,7 +34,7 @@ fn assert_stages(case: &Case) {
     assert_mask(case, &job);
     let grids = pipeline.grids(&job);
     assert_grids(case, &grids);
-    let schedule = pipeline.schedule(&job, &grids, request.steps.get()).unwrap();
+    let schedule = pipeline.schedule(&job, &grids, &request).unwrap();
     assert_schedule(case, &schedule);
 
     let guidance = pipeline.encode_prompts(&job.shown, &request, &grids).unwrap();
@@ -62,7 +62,7 @@ fn first_step(case: &Case, pipeline: &Pipeline) -> Tensor {
     let request = case.request();
     let job = pipeline.plan(&request).unwrap();
     let grids = pipeline.grids(&job);
-    let schedule = pipeline.schedule(&job, &grids, request.steps.get()).unwrap();
+    let schedule = pipeline.schedule(&job, &grids, &request).unwrap();
     let guidance = pipeline.encode_prompts(&job.shown, &request, &grids).unwrap();
     let inputs = pipeline.encode_pictures(&job).unwrap();
     let start = start(case, pipeline, &job, &inputs, &schedule);
