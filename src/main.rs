@@ -130,8 +130,8 @@ async fn start(
         }
     }
     let with_settings = services.into_iter().zip(&config.models).map(|(images, model)| {
-        let (aliases, quality) = (model.aliases.clone(), model.quality);
-        ModelService { images, aliases, quality }
+        let (aliases, quality) = (model.aliases.clone(), model.quality.clone());
+        ModelService { images, aliases, quality, lora_dir: model.config.lora_dir.clone() }
     });
     Ok((with_settings.collect(), worker))
 }

@@ -150,6 +150,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(images::replay))
         .routes(routes!(meta::models))
         .routes(routes!(meta::model, models::change))
+        .routes(routes!(models::loras))
         .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
         .route_layer(from_fn_with_state(state.clone(), auth::require_key))
         .routes(routes!(images::file));

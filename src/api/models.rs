@@ -1,4 +1,6 @@
-//! Loading and unloading of models, for administrators.
+//! Loading and unloading of models, for administrators; and what changes them.
+
+use std::collections::BTreeMap;
 
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -8,7 +10,7 @@ use super::auth::require_administrator;
 use super::error::ApiError;
 use super::meta::details;
 use super::state::AppState;
-use super::wire::{ErrorEnvelope, ModelDetails, json_response};
+use super::wire::{ErrorEnvelope, LoraListing, LoraObject, ModelDetails, json_response};
 
 /// What can be done with a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,4 +54,28 @@ pub(super) async fn change(
         Change::Unload => model.images.unload().await?,
     }
     Ok(json_response(StatusCode::OK, &details(&state, model)))
+}
+
+/// The LoRAs that requests may name
+///
+/// What lies in the folders of the settings now; one that is added can be used at once.
+#[utoipa::path(
+    get,
+    path = "/loras",
+    tag = "models",
+    responses((status = 200, description = "Their names", body = LoraListing))
+)]
+pub(super) async fn loras(State(state): State<AppState>) -> Result<Response, ApiError> {
+    let models = state.requests.models.all().to_vec();
+    let listing = tokio::task::spawn_blocking(move || {
+        let mut by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for model in &models {
+            for name in model.loras() {
+                by_name.entry(name).or_default().push(model.images.card().id.clone());
+            }
+        }
+        let object = |(id, models)| LoraObject { id, object: "lora", models };
+        LoraListing { object: "list", data: by_name.into_iter().map(object).collect() }
+    });
+    Ok(json_response(StatusCode::OK, &listing.await?))
 }

@@ -167,6 +167,7 @@ fn body(
         background: Background::of(is_transparent),
         mask_convention: facts.mask_convention,
         usage: generation.usage.into(),
+        skipped_blocks: generation.skipped_blocks,
         warnings: facts.warnings,
     };
     serde_json::to_vec(&response).map_err(|error| ApiError::Internal(chain(&error)))

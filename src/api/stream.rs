@@ -122,6 +122,7 @@ impl Streaming {
                 let _held_until_encoded = memory;
                 let mut event = image_event(&facts, kind, &picture, seed)?;
                 event.usage = Some(usage.into());
+                event.skipped_blocks = generation.skipped_blocks;
                 event.mask_convention = facts.mask_convention;
                 event.model_load_ms = loading.map(reply::whole_ms);
                 event.warnings = [facts.warnings.clone(), generation.warnings].concat();
@@ -171,6 +172,7 @@ fn image_event(
         output_format: facts.format.name(),
         usage: None,
         model_load_ms: None,
+        skipped_blocks: None,
         seed: seed.get(),
         warnings: Vec::new(),
     })

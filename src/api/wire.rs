@@ -6,7 +6,7 @@ use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::domain::{TaskKind, TaskKinds};
+use crate::domain::{ScheduleShift, TaskKind, TaskKinds};
 use crate::model::{EditKind, TokenUsage};
 use crate::requests::{self, Preset, Quality, QualityTable};
 use crate::service::{ImageService, ReplicaState};
@@ -55,6 +55,9 @@ pub(super) struct ImagesResponse {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mask_convention: Option<MaskConvention>,
     pub(super) usage: Usage,
+    /// The share of the network's blocks that `cache_threshold` spared; only with that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) skipped_blocks: Option<f64>,
     /// What was accepted without effect; left out if there is nothing to say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
@@ -141,6 +144,10 @@ pub(super) struct ImageEvent {
     /// finished picture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) model_load_ms: Option<u64>,
+    /// The share of the network's blocks that `cache_threshold` spared; only with that, and
+    /// with the finished picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) skipped_blocks: Option<f64>,
     /// How the mask was understood; only with the finished picture, and a mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mask_convention: Option<MaskConvention>,
@@ -223,14 +230,26 @@ pub(super) struct QualityFacts {
     quality: &'static str,
     num_inference_steps: usize,
     guidance: f64,
+    /// LoRAs that act with it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    loras: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule_shift: Option<f64>,
 }
 
 impl QualityFacts {
     pub(super) fn all_of(table: &QualityTable) -> Vec<Self> {
         let facts = |quality: Quality| {
-            let Preset { steps, guidance } = table.preset(quality);
-            let (num_inference_steps, guidance) = (steps.get(), guidance.get());
-            Self { quality: quality.name(), num_inference_steps, guidance }
+            let Preset { steps, guidance, loras, schedule_shift } = table.preset(quality);
+            let loras = loras.as_slice().iter();
+            Self {
+                quality: quality.name(),
+                num_inference_steps: steps.get(),
+                guidance: guidance.get(),
+                loras: loras.map(|lora| lora.name().to_owned()).collect(),
+                schedule_shift: schedule_shift.map(ScheduleShift::get),
+            }
         };
         Quality::ALL.map(facts).into()
     }
@@ -243,6 +262,28 @@ pub(super) struct ModelList {
     #[schema(example = "list")]
     pub(super) object: &'static str,
     pub(super) data: Vec<ModelObject>,
+}
+
+/// What requests may name as `loras`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LoraListing {
+    /// Always `list`.
+    #[schema(example = "list")]
+    pub(super) object: &'static str,
+    pub(super) data: Vec<LoraObject>,
+}
+
+/// A LoRA.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct LoraObject {
+    /// Its name.
+    #[schema(example = "Qwen-Image-Edit-Lightning-8steps")]
+    pub(super) id: String,
+    /// Always `lora`.
+    #[schema(example = "lora")]
+    pub(super) object: &'static str,
+    /// The models in whose folder it is.
+    pub(super) models: Vec<String>,
 }
 
 /// How the server is doing.
@@ -326,6 +367,8 @@ pub(super) struct ModelFacts {
     edit_kind: &'static str,
     /// The parameter that sets the strength of its guidance.
     guidance_parameter: &'static str,
+    /// Whether it takes `loras`, `cache_threshold` and `schedule_shift`.
+    is_tunable: bool,
     /// Instructions that it follows, if it knows a fixed list.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
@@ -401,6 +444,7 @@ impl ModelFacts {
                 EditKind::Layers => "layers",
             },
             guidance_parameter: card.guidance_parameter.name(),
+            is_tunable: card.is_tunable,
             instructions: card.instructions.clone(),
             defaults: DefaultFacts {
                 num_inference_steps: card.defaults.num_inference_steps.get(),

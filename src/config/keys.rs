@@ -66,6 +66,7 @@ keys! {
     MODEL_ALIASES: "model.aliases", "DIFFUSER_MODEL_ALIASES", "other names that clients may use";
     MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
     LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
+    LORA_DIR: "model.lora_dir", "DIFFUSER_LORA_DIR", "folder of the LoRAs that requests may name";
     DEVICE: "model.device", "DIFFUSER_DEVICE" flag "--device", "auto, cpu, cuda, cuda:N or metal; several make replicas";
     DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0";
     THREADS: "model.threads", "DIFFUSER_THREADS" or "RAYON_NUM_THREADS" flag "--threads", "threads that compute on a CPU";
@@ -91,6 +92,8 @@ keys! {
 
     LOW_STEPS: "quality.low_num_inference_steps", "DIFFUSER_QUALITY_LOW_NUM_INFERENCE_STEPS", "steps of quality low";
     LOW_GUIDANCE: "quality.low_guidance", "DIFFUSER_QUALITY_LOW_GUIDANCE", "guidance of quality low";
+    LOW_LORAS: "quality.low_loras", "DIFFUSER_QUALITY_LOW_LORAS", "LoRAs of that folder for quality low";
+    LOW_SHIFT: "quality.low_schedule_shift", "DIFFUSER_QUALITY_LOW_SCHEDULE_SHIFT", "the schedule that goes with them";
     MEDIUM_STEPS: "quality.medium_num_inference_steps", "DIFFUSER_QUALITY_MEDIUM_NUM_INFERENCE_STEPS", "steps of quality medium";
     MEDIUM_GUIDANCE: "quality.medium_guidance", "DIFFUSER_QUALITY_MEDIUM_GUIDANCE", "guidance of quality medium";
     HIGH_STEPS: "quality.high_num_inference_steps", "DIFFUSER_QUALITY_HIGH_NUM_INFERENCE_STEPS", "steps of quality high";

@@ -1,11 +1,12 @@
 //! The settings of models: `[model]` for all, `[models.NAME]` for one, `--model`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keys::{self, Key};
 use super::layers::Layers;
 use super::{Fault, values};
-use crate::domain::Prompt;
+use crate::domain::{Prompt, RequestLoras, ScheduleShift};
 use crate::model::{
     CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice,
     ModelConfig,
@@ -114,7 +115,11 @@ impl Layers {
             devices,
             aliases: Vec::new(),
             quality: QualityOverrides {
-                low: self.quality(keys::LOW_STEPS, keys::LOW_GUIDANCE),
+                low: QualityOverride {
+                    loras: self.request_loras(keys::LOW_LORAS),
+                    schedule_shift: self.schedule_shift(keys::LOW_SHIFT),
+                    ..self.quality(keys::LOW_STEPS, keys::LOW_GUIDANCE)
+                },
                 medium: self.quality(keys::MEDIUM_STEPS, keys::MEDIUM_GUIDANCE),
                 high: self.quality(keys::HIGH_STEPS, keys::HIGH_GUIDANCE),
             },
@@ -153,6 +158,7 @@ impl Layers {
             defaults: self.defaults_of_requests(),
             capabilities: self.capabilities(),
             lora: self.lora(),
+            lora_dir: self.name(keys::LORA_DIR).map(PathBuf::from),
             memory: self
                 .read(keys::MEMORY, MemoryChoice::CHOICES, |value| value.as_str()?.parse().ok())
                 .unwrap_or(MemoryChoice::Auto),
@@ -173,10 +179,33 @@ impl Layers {
         loras
     }
 
+    /// LoRAs by the names that requests use.
+    fn request_loras(&mut self, key: Key) -> RequestLoras {
+        let mut loras = Vec::new();
+        for text in self.names(key) {
+            match values::parse_request_lora(&text) {
+                Some(lora) => loras.push(lora),
+                None => self.refuse_entry(key, &text, values::REQUEST_LORAS),
+            }
+        }
+        RequestLoras::new(loras).unwrap_or_else(|_too_many| {
+            self.refuse_entry(key, "", "at most eight of them");
+            RequestLoras::default()
+        })
+    }
+
+    fn schedule_shift(&mut self, key: Key) -> Option<ScheduleShift> {
+        let (least, most) = (ScheduleShift::MIN, ScheduleShift::MAX);
+        self.read(key, &format!("a number from {least} to {most}"), |value| {
+            ScheduleShift::new(super::number(value)?).ok()
+        })
+    }
+
     fn quality(&mut self, steps: Key, guidance: Key) -> QualityOverride {
         QualityOverride {
             num_inference_steps: self.steps(steps),
             guidance: self.guidance(guidance),
+            ..QualityOverride::default()
         }
     }
 

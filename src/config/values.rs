@@ -5,6 +5,7 @@ use std::path::Path;
 
 use figment::value::Value;
 
+use crate::domain::RequestLora;
 use crate::model::LoraConfig;
 
 /// The ways to write a number of threads.
@@ -43,6 +44,18 @@ pub(super) fn parse_lora(text: &str) -> Option<LoraConfig> {
     let is_path = scale.contains(['/', '\\']) || Path::new(scale).extension().is_some();
     let is_path = is_path && scale.parse::<f64>().is_err() && !is_numeric(scale);
     if is_path && !Path::new(file).exists() { whole() } else { None }
+}
+
+/// The ways to write a LoRA of the folder that requests may name.
+pub(super) const REQUEST_LORAS: &str = "NAME, or NAME:SCALE with a number from -10 to 10";
+
+/// Reads the name of a LoRA, perhaps with a colon and a scale after it.
+pub(super) fn parse_request_lora(text: &str) -> Option<RequestLora> {
+    let scaled = text.rsplit_once(':').and_then(|(name, scale)| {
+        let scale = scale.trim().parse::<f64>().ok()?;
+        Some(RequestLora::new(name, scale))
+    });
+    scaled.unwrap_or_else(|| RequestLora::new(text, 1.0)).ok()
 }
 
 /// Whether `text` begins as numbers do.

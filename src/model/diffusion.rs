@@ -222,6 +222,8 @@ pub struct ModelCard {
     /// Whether the encoder sees a copy of the picture of its own size, so that
     /// `condition_area` acts.
     pub has_condition_picture: bool,
+    /// Whether requests may change how it works: by LoRAs, a step cache, a schedule.
+    pub is_tunable: bool,
 }
 
 /// How a model is loaded.

@@ -104,6 +104,20 @@ impl Fields {
         Ok(text.filter(|text| !text.is_empty()))
     }
 
+    /// Takes what is JSON, in a form written as a text.
+    pub(crate) fn value(&mut self, name: &'static str) -> Result<Option<Value>, ValidationError> {
+        match self.take(name)? {
+            None => Ok(None),
+            Some(RawValue::Json(value)) if !value.is_string() => Ok(Some(value)),
+            Some(other) if other.is_empty_text() => Ok(None),
+            Some(other) => {
+                let text = other.into_text(name)?;
+                let read = serde_json::from_str(&text);
+                read.map(Some).map_err(|_not_json| wrong_type(name, "JSON", &text))
+            }
+        }
+    }
+
     /// Takes one of the words of `row`.
     pub(crate) fn choice(
         &mut self,

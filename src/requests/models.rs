@@ -1,12 +1,14 @@
 //! The models that requests can be for, and which one a request is for.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::error::RequestError;
 use super::fields::quote;
 use super::names::ModelNames;
 use super::quality::{QualityOverrides, QualityTable};
-use crate::domain::TaskKind;
+use crate::domain::{RequestLoras, TaskKind};
+use crate::model::{check_lora_names, lora_names};
 use crate::service::{ImageService, ServiceError};
 
 /// A model with what the settings say of requests to it.
@@ -18,6 +20,8 @@ pub struct ModelService {
     pub aliases: Vec<String>,
     /// What `quality` stands for, where the settings say so.
     pub quality: QualityOverrides,
+    /// The folder of the LoRAs that requests may name, if there is one.
+    pub lora_dir: Option<PathBuf>,
 }
 
 /// A model that requests can be for.
@@ -25,6 +29,28 @@ pub(crate) struct ServedModel {
     pub(crate) images: ImageService,
     pub(crate) names: ModelNames,
     pub(crate) qualities: QualityTable,
+    lora_dir: Option<PathBuf>,
+}
+
+impl ServedModel {
+    /// The names of the LoRAs that requests may use. Not for the async runtime.
+    pub(crate) fn loras(&self) -> Vec<String> {
+        self.lora_dir.as_deref().map(lora_names).unwrap_or_default()
+    }
+
+    /// Whether there may be any.
+    pub(crate) fn has_loras(&self) -> bool {
+        self.lora_dir.is_some()
+    }
+
+    /// Refuses names that are none, before the request waits for its turn. Not for the
+    /// async runtime.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unsuitable`] on `loras`.
+    pub(super) fn check_loras(&self, loras: &RequestLoras) -> Result<(), ServiceError> {
+        Ok(check_lora_names(self.lora_dir.as_deref(), loras)?)
+    }
 }
 
 /// All of them, the default one first.
@@ -42,6 +68,7 @@ impl Models {
             Arc::new(ServedModel {
                 names: ModelNames::new(&card.id, &service.aliases),
                 qualities: QualityTable::new(card, &service.quality),
+                lora_dir: service.lora_dir,
                 images: service.images,
             })
         };

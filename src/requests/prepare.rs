@@ -54,6 +54,7 @@ pub(crate) async fn prepare(
     served.images.check_offered(endpoint.task_kind())?;
     let against = (context.settings, asked.accepted);
     let mut parameters = Parameters::take(&mut fields, endpoint, route, against)?;
+    check_loras(&served, &parameters).await?;
     let inputs = Inputs::take(&mut fields, endpoint, model)?;
     if inputs.has_mask() {
         served.images.check_offered(TaskKind::Inpainting)?;
@@ -84,6 +85,19 @@ pub(crate) async fn prepare(
         memory,
         model: served,
     })
+}
+
+/// Refuses LoRAs that are not there: off the runtime, for a folder is looked at.
+async fn check_loras(
+    served: &Arc<ServedModel>,
+    parameters: &Parameters,
+) -> Result<(), RequestError> {
+    let loras = parameters.tuning.loras.clone();
+    if loras.is_empty() {
+        return Ok(());
+    }
+    let served = Arc::clone(served);
+    Ok(tokio::task::spawn_blocking(move || served.check_loras(&loras)).await??)
 }
 
 /// What the request is to its model.

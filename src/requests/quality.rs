@@ -1,6 +1,6 @@
 //! `quality`: names for step counts and guidance of the loaded model.
 
-use crate::domain::{GuidanceScale, Steps};
+use crate::domain::{GuidanceScale, RequestLoras, ScheduleShift, Steps};
 use crate::model::ModelCard;
 
 /// The steps of low and medium quality, of ten of the model's own.
@@ -30,16 +30,20 @@ impl Quality {
 }
 
 /// What the settings say about one quality.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct QualityOverride {
     /// Denoising steps; a share of the model's own if absent.
     pub num_inference_steps: Option<Steps>,
     /// Strength of guidance; the model's own if absent.
     pub guidance: Option<GuidanceScale>,
+    /// LoRAs of the model's folder, such as one that was distilled to few steps.
+    pub loras: RequestLoras,
+    /// The schedule that goes with it.
+    pub schedule_shift: Option<ScheduleShift>,
 }
 
 /// What the settings say about the qualities.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct QualityOverrides {
     /// `quality=low`
     pub low: QualityOverride,
@@ -50,10 +54,12 @@ pub struct QualityOverrides {
 }
 
 /// What a quality stands for.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Preset {
     pub(crate) steps: Steps,
     pub(crate) guidance: GuidanceScale,
+    pub(crate) loras: RequestLoras,
+    pub(crate) schedule_shift: Option<ScheduleShift>,
 }
 
 /// What each quality stands for with the loaded model.
@@ -67,22 +73,24 @@ pub(crate) struct QualityTable {
 impl QualityTable {
     pub(crate) fn new(model: &ModelCard, overrides: &QualityOverrides) -> Self {
         let own = model.defaults.num_inference_steps;
-        let preset = |tenths: usize, settings: QualityOverride| Preset {
+        let preset = |tenths: usize, settings: &QualityOverride| Preset {
             steps: settings.num_inference_steps.unwrap_or_else(|| share(own, tenths)),
             guidance: settings.guidance.unwrap_or(model.defaults.guidance),
+            loras: settings.loras.clone(),
+            schedule_shift: settings.schedule_shift,
         };
         Self {
-            low: preset(LOW_TENTHS, overrides.low),
-            medium: preset(MEDIUM_TENTHS, overrides.medium),
-            high: preset(10, overrides.high),
+            low: preset(LOW_TENTHS, &overrides.low),
+            medium: preset(MEDIUM_TENTHS, &overrides.medium),
+            high: preset(10, &overrides.high),
         }
     }
 
-    pub(crate) fn preset(&self, quality: Quality) -> Preset {
+    pub(crate) fn preset(&self, quality: Quality) -> &Preset {
         match quality {
-            Quality::Low => self.low,
-            Quality::Medium => self.medium,
-            Quality::High => self.high,
+            Quality::Low => &self.low,
+            Quality::Medium => &self.medium,
+            Quality::High => &self.high,
         }
     }
 }

@@ -4,7 +4,10 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::{GuidanceScale, ImageCount, LayerCount, Prompt, Steps, Strength};
+use crate::domain::{
+    CacheThreshold, GuidanceScale, ImageCount, LayerCount, Prompt, RequestLora, RequestLoras,
+    ScheduleShift, Steps, Strength,
+};
 
 /// A request body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,10 @@ pub(crate) struct Choice {
 pub(crate) struct Flag {
     default: bool,
 }
+
+/// LoRAs, each by its name and its strength.
+#[derive(Debug)]
+pub(crate) struct LoraList;
 
 /// Any text.
 #[derive(Debug)]
@@ -189,6 +196,34 @@ pub(crate) const SEED: Row<Integer> = Row {
            -1, and reported.",
 };
 
+pub(crate) const LORAS: Row<LoraList> = Row {
+    name: "loras",
+    aliases: &[],
+    bodies: ALL,
+    kind: LoraList,
+    help: "LoRAs that change the model for this request: names of `/v1/loras`, each with a \
+           strength. In a form, the list as JSON.",
+};
+
+pub(crate) const CACHE_THRESHOLD: Row<Decimal> = Row {
+    name: "cache_threshold",
+    aliases: &[],
+    bodies: ALL,
+    kind: Decimal { least: CacheThreshold::MIN, above_least: false, most: CacheThreshold::MAX },
+    help: "Skips most of a step where its first block changes by less than this share since the \
+           last whole one: faster, and not the same picture. 0.12 is usual; the reply's \
+           `skipped_blocks` says what it saved. Not given: no step is skipped.",
+};
+
+pub(crate) const SCHEDULE_SHIFT: Row<Decimal> = Row {
+    name: "schedule_shift",
+    aliases: &["shift"],
+    bodies: ALL,
+    kind: Decimal { least: ScheduleShift::MIN, above_least: false, most: ScheduleShift::MAX },
+    help: "Moves the noise levels of the schedule, whatever the picture's size; networks that \
+           were distilled to few steps want one, often 3. Not given: the checkpoint's own.",
+};
+
 pub(crate) const PRESERVE_UNMASKED: Row<Flag> = Row {
     name: "preserve_unmasked",
     aliases: &[],
@@ -277,7 +312,7 @@ pub(crate) const INERT_TEXTS: [&str; 2] = ["user", "safety_identifier"];
 const PICTURE_ALIASES: [(&str, &str); 2] = [("mask[]", "mask"), ("mask_image", "mask")];
 
 /// The parameters that are described, in the order in which people read of them.
-const TABLE: [&dyn Described; 19] = [
+const TABLE: [&dyn Described; 22] = [
     &MODEL,
     &N,
     &SIZE,
@@ -288,6 +323,9 @@ const TABLE: [&dyn Described; 19] = [
     &GUIDANCE_SCALE,
     &STRENGTH,
     &SEED,
+    &LORAS,
+    &CACHE_THRESHOLD,
+    &SCHEDULE_SHIFT,
     &PRESERVE_UNMASKED,
     &PADDING_MASK_CROP,
     &LAYERS,
@@ -396,6 +434,29 @@ impl Kind for Flag {
     }
 }
 
+impl Kind for LoraList {
+    fn schema(&self) -> Value {
+        let scale = RequestLora::MAX_SCALE;
+        json!({
+            "type": "array",
+            "maxItems": RequestLoras::MAX,
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": {"type": "string", "maxLength": RequestLora::MAX_NAME},
+                    "scale": {
+                        "type": "number",
+                        "minimum": whole(-scale),
+                        "maximum": whole(scale),
+                        "default": 1,
+                    },
+                },
+            },
+        })
+    }
+}
+
 impl Kind for Text {
     fn schema(&self) -> Value {
         let mut schema = json!({"type": "string"});
@@ -473,6 +534,9 @@ mod tests {
                 format!("{}, {least} to {most}", schema["type"].as_str().unwrap())
             }
             (_, _, Some(most)) => format!("text, at most {most} characters"),
+            _ if schema["type"] == "array" => {
+                format!("list of `name` and `scale`, at most {}", schema["maxItems"])
+            }
             _ => schema["type"].as_str().unwrap().replace("string", "text"),
         }
     }

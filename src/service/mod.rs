@@ -321,7 +321,7 @@ impl JobHandle {
         let Self { submitted, size_plan, mut memory } = self;
         let Made { generation, loading } =
             submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
-        let Generation { images, usage, mut warnings } = generation;
+        let Generation { images, usage, mut warnings, skipped_blocks } = generation;
         let pixels = images.iter().map(|generated| generated.image.bytes());
         memory.grow_by_what_is_free(REPLY_COPIES * pixels.sum::<usize>());
         warnings.splice(..0, size_plan.notes.iter().cloned());
@@ -331,7 +331,7 @@ impl JobHandle {
                 seed,
             };
             let images = images.into_iter().map(finish).collect();
-            let generation = Generation { images, usage, warnings };
+            let generation = Generation { images, usage, warnings, skipped_blocks };
             Finished { generation, memory, loading }
         })
         .await

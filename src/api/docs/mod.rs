@@ -150,7 +150,8 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(
     models: &Models,
 ) -> Router<S> {
     let cards: Vec<&ModelCard> = models.all().iter().map(|model| model.images.card()).collect();
-    let document = finished(document, config, &cards);
+    let has_loras = models.all().iter().any(|model| model.has_loras());
+    let document = finished(document, config, (&cards, has_loras));
     let serve_document = move || {
         let document = document.clone();
         async move { json_bytes(StatusCode::OK, document.into_bytes()) }
@@ -159,7 +160,7 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(
 }
 
 /// `document` as JSON, with what the settings and the models make of it.
-fn finished(mut document: OpenApi, config: &ApiConfig, models: &[&ModelCard]) -> String {
+fn finished(mut document: OpenApi, config: &ApiConfig, (models, has_loras): (&[&ModelCard], bool)) -> String {
     document.info.title.clone_from(&config.app_name);
     document.info.version.clone_from(&config.app_version);
     document.info.license = None;
@@ -175,7 +176,7 @@ fn finished(mut document: OpenApi, config: &ApiConfig, models: &[&ModelCard]) ->
         paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
-    leave_out_what_is_not_offered(&mut document, models, &prefix);
+    leave_out_what_is_not_offered(&mut document, (models, has_loras), &prefix);
     leave_out_single_files(&mut document, models);
     fill_in_examples(&mut document, models);
     tell_defaults(&mut document, models);
@@ -191,7 +192,12 @@ fn finished(mut document: OpenApi, config: &ApiConfig, models: &[&ModelCard]) ->
 
 /// Leaves out the endpoints and the fields that every model answers with a 501, or refuses
 /// whatever their value.
-fn leave_out_what_is_not_offered(document: &mut Value, models: &[&ModelCard], prefix: &str) {
+fn leave_out_what_is_not_offered(
+    document: &mut Value,
+    (models, has_loras): (&[&ModelCard], bool),
+    prefix: &str,
+) {
+    let is_tunable = models.iter().any(|model| model.is_tunable);
     let offers = |kind| models.iter().any(|model| model.tasks.contains(kind));
     let edits_as = |kind| models.iter().any(|model| model.edit_kind == kind);
     let guides_by = |name| models.iter().any(|model| model.guidance_parameter == name);
@@ -212,6 +218,9 @@ fn leave_out_what_is_not_offered(document: &mut Value, models: &[&ModelCard], pr
         ("preserve_unmasked", masks),
         ("padding_mask_crop", masks),
         ("layers", edits_as(EditKind::Layers)),
+        ("loras", has_loras && is_tunable),
+        ("cache_threshold", is_tunable),
+        ("schedule_shift", is_tunable),
         ("strength", by_noise || offers(TaskKind::Variation)),
         ("guidance_scale", guides_by(GuidanceParameter::GuidanceScale)),
         ("true_cfg_scale", guides_by(GuidanceParameter::TrueCfgScale)),

@@ -130,6 +130,7 @@ fn card(context: &CardContext, variant: &Variant) -> Result<ModelCard, LoadError
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         takes_transparency: variant.image_channels > 3,
         has_condition_picture: matches!(variant.shown, Shown::Copy { .. }),
+        is_tunable: true,
     })
 }
 

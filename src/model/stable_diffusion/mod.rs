@@ -167,6 +167,7 @@ fn card(context: &CardContext, variant: &Variant) -> Result<ModelCard, LoadError
         guidance_parameter: GuidanceParameter::GuidanceScale,
         takes_transparency: false,
         has_condition_picture: false,
+        is_tunable: false,
     })
 }
 

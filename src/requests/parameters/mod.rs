@@ -8,6 +8,7 @@
 
 mod inert;
 mod output;
+mod tuning;
 
 use serde_json::{Map, Value};
 
@@ -21,6 +22,7 @@ use super::route::Route;
 use super::table::{self, Integer, Row};
 pub use output::DefaultResponseFormat;
 pub(crate) use output::{Accepted, Delivery, Output};
+use tuning::Tuning;
 
 use crate::domain::{
     FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
@@ -53,6 +55,7 @@ pub(super) struct Parameters {
     layers: Option<LayerCount>,
     pub(super) masking: Masking,
     seed: Seed,
+    pub(super) tuning: Tuning,
     pub(super) output: Output,
     /// What was accepted without effect, in sentences for the client.
     pub(super) warnings: Vec<String>,
@@ -110,6 +113,7 @@ impl Parameters {
             layers: take_layers(fields, endpoint, model)?,
             masking: Masking::take(fields)?,
             seed: take_seed(fields)?,
+            tuning: Tuning::take(fields, model, &preset)?,
             output,
             warnings,
         })
@@ -146,6 +150,8 @@ impl Parameters {
         put("num_inference_steps", self.steps.get().into());
         put(model.guidance_parameter.name(), self.guidance.get().into());
         put("size", self.size_text().into());
+        self.tuning.put_into(&mut fields);
+        let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
         match task {
             Task::Generate | Task::Edit { .. } => {}
             Task::ImageToImage { strength, .. } => {
@@ -214,7 +220,7 @@ impl Parameters {
     /// The request to do `task` with these parameters. Its size is the service's
     /// business: see [`Self::framing`].
     pub(super) fn request(&self, task: Task) -> ImageRequest {
-        ImageRequest {
+        self.tuning.of(ImageRequest {
             negative_prompt: self.negative_prompt.clone(),
             count: self.count,
             size: OutputSize::Reference,
@@ -222,7 +228,7 @@ impl Parameters {
             guidance: self.guidance,
             seed: self.seed,
             ..ImageRequest::new(task, self.prompt.clone())
-        }
+        })
     }
 }
 
@@ -318,7 +324,7 @@ fn take_quality(
         // `standard` and `hd` are what clients of retired models send.
         Some(_) | None => Quality::High,
     };
-    Ok((quality, table.preset(quality)))
+    Ok((quality, table.preset(quality).clone()))
 }
 
 /// Takes the strength of guidance by the name that the loaded model has for it.

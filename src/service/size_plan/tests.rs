@@ -28,6 +28,7 @@ fn model() -> ModelCard {
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         takes_transparency: false,
         has_condition_picture: false,
+        is_tunable: false,
     }
 }
 

@@ -74,6 +74,7 @@ pub(crate) fn card() -> ModelCard {
         guidance_parameter: GuidanceParameter::TrueCfgScale,
         takes_transparency: false,
         has_condition_picture: false,
+        is_tunable: true,
     }
 }
 

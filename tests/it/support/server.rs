@@ -35,6 +35,7 @@ pub(crate) struct Setup {
     pub(crate) max_upload_bytes: usize,
     pub(crate) api_prefix: String,
     pub(crate) quality: QualityOverrides,
+    pub(crate) lora_dir: Option<std::path::PathBuf>,
     pub(crate) budget: Budget,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
@@ -49,6 +50,7 @@ impl Default for Setup {
             max_upload_bytes: 20 << 20,
             api_prefix: "/v1".to_owned(),
             quality: QualityOverrides::default(),
+            lora_dir: None,
             budget: Budget::default(),
             adjust: |_| {},
         }
@@ -120,7 +122,8 @@ impl Setup {
         let with_settings = |images: &ImageService| ModelService {
             images: images.clone(),
             aliases: Vec::new(),
-            quality: self.quality,
+            quality: self.quality.clone(),
+            lora_dir: self.lora_dir.clone(),
         };
         let models = services.iter().map(with_settings).collect();
         let mut api_config = ApiConfig {
