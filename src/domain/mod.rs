@@ -13,7 +13,7 @@ mod task;
 pub use choice::UnknownChoice;
 pub use image::{GreyImage, ImageError, Picture, RgbImage};
 pub use request::{
-    FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
-    Seed, Steps, Strength, ValidationError,
+    CacheThreshold, FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount,
+    OutputSize, Prompt, Seed, Steps, Strength, ValidationError,
 };
 pub use task::{Task, TaskKind, TaskKinds};

@@ -262,6 +262,18 @@ bounded_decimal! {
     Strength, "strength", 0.0..=1.0
 }
 
+bounded_decimal! {
+    /// How much the first block of a transformer may change from a step to the next for the
+    /// other blocks to be skipped, relative to what it changed before: 0 (they are never
+    /// skipped) to 1 (as often as is allowed at all).
+    CacheThreshold, "cache_threshold", 0.0..=1.0
+}
+
+impl CacheThreshold {
+    /// What cache-dit recommends with one block compared.
+    pub const USUAL: Self = Self(0.12);
+}
+
 /// The number that a picture's noise grows from. Picture `i` of a request uses
 /// `seed + i`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -397,10 +409,13 @@ pub struct ImageRequest {
     pub guidance: GuidanceScale,
     /// Where the noise comes from.
     pub seed: Seed,
+    /// From which likeness on steps reuse what an earlier one computed; without it none does.
+    pub cache_threshold: Option<CacheThreshold>,
 }
 
 impl ImageRequest {
-    /// One picture of the model's own size in 50 steps without guidance, from seed 0.
+    /// One picture of the model's own size in 50 steps without guidance, from seed 0, every
+    /// step computed.
     #[must_use]
     pub fn new(task: Task, prompt: Prompt) -> Self {
         Self {
@@ -412,6 +427,7 @@ impl ImageRequest {
             steps: Steps(50),
             guidance: GuidanceScale(1.0),
             seed: Seed(0),
+            cache_threshold: None,
         }
     }
 }
@@ -454,6 +470,9 @@ mod tests {
         assert_eq!(GuidanceScale::new(f64::NAN).unwrap_err().field, "true_cfg_scale");
         assert_eq!(GuidanceScale::new(20.5).unwrap_err().kind, FaultKind::DecimalTooLarge);
         assert_eq!(Steps::new(150).unwrap().get(), 150);
+        let error = CacheThreshold::new(1.5).unwrap_err();
+        assert_eq!((error.field, error.kind), ("cache_threshold", FaultKind::DecimalTooLarge));
+        assert_eq!(CacheThreshold::new(-0.1).unwrap_err().kind, FaultKind::DecimalTooSmall);
     }
 
     #[test]

@@ -304,7 +304,7 @@ impl JobHandle {
     pub async fn finish(self) -> Result<(Generation, MemoryShare), ServiceError> {
         let Self { submitted, size_plan, mut memory } = self;
         let generation = submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
-        let Generation { images, usage, mut warnings } = generation;
+        let Generation { images, usage, mut warnings, skipped_blocks } = generation;
         let pixels = images.iter().map(|generated| generated.image.bytes());
         memory.grow_by_what_is_free(REPLY_COPIES * pixels.sum::<usize>());
         warnings.splice(..0, size_plan.notes.iter().cloned());
@@ -314,7 +314,7 @@ impl JobHandle {
                 seed,
             };
             let images = images.into_iter().map(finish).collect();
-            (Generation { images, usage, warnings }, memory)
+            (Generation { images, usage, warnings, skipped_blocks }, memory)
         })
         .await
     }

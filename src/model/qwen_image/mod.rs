@@ -10,10 +10,12 @@ pub mod cost;
 mod loading;
 pub mod memory;
 pub mod modulation;
+pub mod passes;
 pub mod pipeline;
 pub mod positions;
 pub mod preprocess;
 pub mod prompt;
+pub mod step_cache;
 pub mod text_encoder;
 pub mod transformer;
 pub mod vae;
@@ -117,7 +119,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     };
     let cache = PipelineCache::new(context.config.cache_bytes);
     let exact_timesteps = context.config.exact_timesteps;
-    Ok(Pipeline { info, variant, components, cache, exact_timesteps })
+    Ok(Pipeline { info, variant, components, cache, exact_timesteps, batching: None })
 }
 
 /// Refuses a checkpoint whose components are of classes that we do not have.

@@ -224,6 +224,7 @@ impl Parameters {
             steps: self.steps,
             guidance: self.guidance,
             seed: self.seed,
+            cache_threshold: None,
         }
     }
 }
