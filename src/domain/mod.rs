@@ -15,7 +15,7 @@ pub use choice::UnknownChoice;
 pub use image::{GreyImage, ImageError, Picture, RgbImage};
 pub use lora::{RequestLora, RequestLoras};
 pub use request::{
-    FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
-    ScheduleShift, Seed, Steps, Strength, ValidationError,
+    CacheThreshold, FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount,
+    OutputSize, Prompt, ScheduleShift, Seed, Steps, Strength, ValidationError,
 };
 pub use task::{Task, TaskKind, TaskKinds};

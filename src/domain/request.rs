@@ -270,6 +270,18 @@ bounded_decimal! {
     ScheduleShift, "schedule_shift", 0.01..=100.0
 }
 
+bounded_decimal! {
+    /// How much the first block of a transformer may change from a step to the next for the
+    /// other blocks to be skipped, relative to what it changed before: 0 (they are never
+    /// skipped) to 1 (as often as is allowed at all).
+    CacheThreshold, "cache_threshold", 0.0..=1.0
+}
+
+impl CacheThreshold {
+    /// What cache-dit recommends with one block compared.
+    pub const USUAL: Self = Self(0.12);
+}
+
 /// The number that a picture's noise grows from. Picture `i` of a request uses
 /// `seed + i`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -409,10 +421,13 @@ pub struct ImageRequest {
     pub loras: RequestLoras,
     /// Replaces the checkpoint's own shift of the noise levels.
     pub schedule_shift: Option<ScheduleShift>,
+    /// From which likeness on steps reuse what an earlier one computed; without it none does.
+    pub cache_threshold: Option<CacheThreshold>,
 }
 
 impl ImageRequest {
-    /// One picture of the model's own size in 50 steps without guidance, from seed 0.
+    /// One picture of the model's own size in 50 steps without guidance, from seed 0, every
+    /// step computed.
     #[must_use]
     pub fn new(task: Task, prompt: Prompt) -> Self {
         Self {
@@ -426,6 +441,7 @@ impl ImageRequest {
             seed: Seed(0),
             loras: RequestLoras::default(),
             schedule_shift: None,
+            cache_threshold: None,
         }
     }
 }
@@ -470,6 +486,9 @@ mod tests {
         assert_eq!(Steps::new(150).unwrap().get(), 150);
         assert_eq!(ScheduleShift::new(0.0).unwrap_err().field, "schedule_shift");
         assert_eq!(ScheduleShift::new(3.0).unwrap().get(), 3.0);
+        let error = CacheThreshold::new(1.5).unwrap_err();
+        assert_eq!((error.field, error.kind), ("cache_threshold", FaultKind::DecimalTooLarge));
+        assert_eq!(CacheThreshold::new(-0.1).unwrap_err().kind, FaultKind::DecimalTooSmall);
     }
 
     #[test]

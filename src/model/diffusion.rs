@@ -63,7 +63,8 @@ pub trait StepObserver {
 /// Where a request stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepProgress {
-    /// The picture being made, 0-based.
+    /// The picture being made, 0-based. Where pictures are made together, all of them are
+    /// told of a step before the next one begins; the steps of each come in order.
     pub image: usize,
     /// Steps finished for this picture; 0 right before the first one.
     pub step: usize,
@@ -90,6 +91,10 @@ pub struct Generation {
     pub usage: TokenUsage,
     /// What the client should know of how they were made: sentences.
     pub warnings: Vec<String>,
+    /// Which share of the transformer's blocks reused what an earlier step had computed, of
+    /// all that the steps go through: 0 to 1. `None` if the request set no
+    /// [`ImageRequest::cache_threshold`].
+    pub skipped_blocks: Option<f64>,
 }
 
 /// One finished picture.

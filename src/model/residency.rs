@@ -114,6 +114,12 @@ impl<T> Offloadable<T> {
         }
     }
 
+    /// Whether it is there all the time.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        matches!(self.0, State::Resident(_))
+    }
+
     /// Has the system read the component's files, if it is going to be loaded.
     /// Returns at once.
     pub fn read_ahead(&self) {
@@ -133,24 +139,29 @@ pub enum Loading<'a, T> {
 
 impl<T> Loading<'_, T> {
     /// What `action` makes of the component. Then it is dropped, if it does not stay,
-    /// after `meanwhile`, which is done while a GPU is at work.
+    /// after `meanwhile`, which is shown that and is done while a GPU is at work.
     ///
     /// # Errors
     /// What `action` or `meanwhile` fails with, or the loading.
     pub fn with<R, M, E>(
         self,
         action: impl FnOnce(&T) -> Result<R, E>,
-        meanwhile: impl FnOnce() -> Result<M, E>,
+        meanwhile: impl FnOnce(&R) -> Result<M, E>,
     ) -> Result<(R, M), E>
     where
         E: From<candle_core::Error>,
     {
         match self {
-            Self::Later(held) => Ok((held.with(action)?, meanwhile()?)),
+            Self::Later(held) => {
+                let made = held.with(action)?;
+                let meanwhile = meanwhile(&made)?;
+                Ok((made, meanwhile))
+            }
             Self::Beside(beside) => {
                 beside.weights.await_uploads()?;
                 let made = action(&beside.component)?;
-                Ok((made, meanwhile()?))
+                let meanwhile = meanwhile(&made)?;
+                Ok((made, meanwhile))
             }
         }
     }
@@ -200,8 +211,9 @@ mod tests {
         let now = || Ok::<_, candle_core::Error>(alive.load(Ordering::SeqCst));
         let beside = || Loading::Beside(Beside { component: counted(), weights: weights.clone() });
 
-        assert_eq!(beside().with(|_| now(), now).unwrap(), (1, 1));
-        let failed = beside().with(|_| candle_core::bail!("no") as candle_core::Result<()>, now);
+        assert_eq!(beside().with(|_| now(), |_| now()).unwrap(), (1, 1));
+        let failed =
+            beside().with(|_| candle_core::bail!("no") as candle_core::Result<()>, |()| now());
         assert!(failed.is_err());
         drop(beside());
         assert_eq!(now().unwrap(), 0);
@@ -215,7 +227,7 @@ mod tests {
         });
         // A CPU has it only while it is used.
         let on_demand = on_demand.unwrap();
-        assert_eq!(on_demand.start_loading().unwrap().with(|_| now(), now).unwrap(), (1, 0));
+        assert_eq!(on_demand.start_loading().unwrap().with(|_| now(), |_| now()).unwrap(), (1, 0));
     }
 
     #[test]

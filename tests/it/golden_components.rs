@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{Snapshot, Weights};
-use diffuser_api::domain::RgbImage;
+use diffuser_api::domain::{CacheThreshold, RgbImage};
 use diffuser_api::imaging::resample::{Resampler, resize};
 use diffuser_api::model::components::flow_match::{
     Schedule, SchedulerConfig, Shift, TimeShift, skipped_steps,
@@ -18,6 +18,7 @@ use diffuser_api::model::components::noise::TorchGenerator;
 use diffuser_api::model::qwen_image::config::{
     ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig,
 };
+use diffuser_api::model::qwen_image::passes::{PassInputs, PromptTokens};
 use diffuser_api::model::qwen_image::positions::{
     Grid, Segment, language_positions, transformer_positions,
 };
@@ -25,10 +26,9 @@ use diffuser_api::model::qwen_image::preprocess::{
     PixelSize, encoder_input, size_of_area, smart_resize,
 };
 use diffuser_api::model::qwen_image::prompt::PromptTokenizer;
+use diffuser_api::model::qwen_image::step_cache::StepCache;
 use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
-use diffuser_api::model::qwen_image::transformer::{
-    PromptTokens, Transformer, TransformerResidency,
-};
+use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::qwen_image::vision_tower::WindowLayout;
 
@@ -438,19 +438,18 @@ fn the_transformer_predicts_what_the_reference_predicts() {
     }
 }
 
+/// All tokens of `latents` are read, every step is computed.
+fn inputs_of<'a>(latents: &'a Tensor, prompts: &[PromptTokens<'a>]) -> PassInputs<'a> {
+    let read = latents.dim(1).unwrap();
+    PassInputs { latents, read, prompts: prompts.to_vec(), caches: &mut [] }
+}
+
 #[test]
-fn a_block_that_does_not_stay_is_read_once_for_two_prompts() {
+fn a_block_that_does_not_stay_is_read_once_for_two_prompts_and_pictures() {
     let name = "qwen-image-edit";
-    let TransformerCase { golden, config, transformer: resident, grids } =
-        TransformerCase::load(name, DType::F32);
-    let bytes = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&bytes);
-    let count = move |read| {
-        counted.fetch_add(read, Ordering::Relaxed);
-    };
-    let weights = open(name, "transformer", DType::F32).reporting(count);
-    let none = TransformerResidency { resident_blocks: 0, ..TransformerResidency::RESIDENT };
-    let streaming = Transformer::load(&weights, &config, none).unwrap();
+    let case = TransformerCase::load(name, DType::F32);
+    let (streaming, bytes) = streaming(&case, name);
+    let TransformerCase { golden, transformer: resident, grids, .. } = case;
     let latents = golden.tensor("hidden_states").narrow(0, 0, 1).unwrap();
     let text = golden.tensor("encoder_hidden_states").narrow(0, 0, 1).unwrap();
     let tokens = text.dim(1).unwrap();
@@ -469,10 +468,14 @@ fn a_block_that_does_not_stay_is_read_once_for_two_prompts() {
     let for_one = read_by(&|| {
         streaming.forward(&latents, prompts[0], modulations.at(0)).unwrap();
     });
+    let for_two_pictures = read_by(&|| {
+        let inputs = || inputs_of(&latents, &prompts);
+        let flows = streaming.forward_each(vec![inputs(), inputs()], modulations.at(0)).unwrap();
+        assert_eq!(flows.len(), 4);
+    });
     let for_two = read_by(&|| {
-        let flows = streaming
-            .forward_each((&latents, latents.dim(1).unwrap()), prompts, modulations.at(0))
-            .unwrap();
+        let flows = streaming.forward_each(vec![inputs_of(&latents, &prompts)], modulations.at(0));
+        let flows = flows.unwrap();
         for (flow, prompt) in flows.iter().zip(prompts) {
             let alone = resident.forward(&latents, prompt, modulations.at(0)).unwrap();
             crate::support::golden::assert_close("alone", flow, &alone, 0.0);
@@ -480,7 +483,52 @@ fn a_block_that_does_not_stay_is_read_once_for_two_prompts() {
     });
 
     assert!(for_one > 0);
-    assert_eq!(for_one, for_two);
+    assert_eq!((for_one, for_one), (for_two, for_two_pictures));
+}
+
+/// The transformer of `case` with blocks that come and go, and how many bytes it has read.
+fn streaming(case: &TransformerCase, name: &str) -> (Transformer, Arc<AtomicUsize>) {
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&bytes);
+    let count = move |read| {
+        counted.fetch_add(read, Ordering::Relaxed);
+    };
+    let weights = open(name, "transformer", DType::F32).reporting(count);
+    let none = TransformerResidency { resident_blocks: 0, ..TransformerResidency::RESIDENT };
+    (Transformer::load(&weights, &case.config, none).unwrap(), bytes)
+}
+
+#[test]
+fn blocks_that_no_branch_needs_are_not_read() {
+    let name = "qwen-image-edit";
+    let case = TransformerCase::load(name, DType::F32);
+    let (transformer, bytes) = streaming(&case, name);
+    let latents = case.golden.tensor("hidden_states").narrow(0, 0, 1).unwrap();
+    let text = case.golden.tensor("encoder_hidden_states").narrow(0, 0, 1).unwrap();
+    let positions = transformer.positions(&case.grids, text.dim(1).unwrap()).unwrap();
+    let prompt = PromptTokens { embeds: &text, positions: &positions };
+    let modulations = transformer.modulations(&[0.7]).unwrap();
+    let read_by_each_pass = |thresholds: [f64; 2]| -> Vec<usize> {
+        let cache = |number| StepCache::new(CacheThreshold::new(number).unwrap());
+        let mut caches = thresholds.map(cache);
+        let mut pass = || {
+            let before = bytes.load(Ordering::Relaxed);
+            let inputs = inputs_of(&latents, &[prompt; 2]);
+            let inputs = PassInputs { caches: &mut caches, ..inputs };
+            transformer.forward_each(vec![inputs], modulations.at(0)).unwrap();
+            bytes.load(Ordering::Relaxed) - before
+        };
+        (0..7).map(|_| pass()).collect()
+    };
+
+    let both = read_by_each_pass([1.0, 1.0]);
+    let one = read_by_each_pass([1.0, 0.0]);
+
+    let (all, first) = (both[0], both[4]);
+    // Blocks are alike.
+    assert_eq!(first * case.config.num_layers, all);
+    assert_eq!(both, [all, all, all, all, first, first, all]);
+    assert_eq!(one, [all; 7]);
 }
 
 #[test]
@@ -496,8 +544,8 @@ fn the_flow_of_some_tokens_is_that_of_all_where_they_are() {
         let read = grids[0].len();
         assert!(read < latents.dim(1).unwrap(), "{name} has no reference picture");
 
-        let [some] =
-            transformer.forward_each((&latents, read), [prompt], modulations.at(0)).unwrap();
+        let inputs = PassInputs { read, ..inputs_of(&latents, &[prompt]) };
+        let some = transformer.forward_each(vec![inputs], modulations.at(0)).unwrap().remove(0);
 
         let all = transformer.forward(&latents, prompt, modulations.at(0)).unwrap();
         let all = all.narrow(1, 0, read).unwrap();

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{Snapshot, Weights};
 use diffuser_api::domain::{
-    GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt, RgbImage,
-    Seed, Steps, Strength, Task, TaskKind, TaskKinds,
+    CacheThreshold, GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Picture,
+    Prompt, RgbImage, Seed, Steps, Strength, Task, TaskKind, TaskKinds,
 };
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::components::autoencoder_kl::{Vae, VaeConfig};
@@ -628,6 +628,8 @@ fn what_a_request_cannot_have_is_said_by_field() {
     assert_eq!(fault(tiny).0, "image");
     assert_eq!(fault(ImageRequest { task: edit, ..request(5, 1.0) }).0, "image");
     assert_eq!(fault(ImageRequest { size: large, ..request(5, 1.0) }).0, "size");
+    let cache_threshold = Some(CacheThreshold::USUAL);
+    assert_eq!(fault(ImageRequest { cache_threshold, ..request(5, 1.0) }).0, "cache_threshold");
 }
 
 #[test]

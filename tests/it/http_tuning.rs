@@ -167,11 +167,9 @@ async fn a_picture_with_a_lora_is_made_again_with_it() {
 async fn a_model_that_cannot_refuses_and_the_document_does_not_offer_it() {
     let card = ModelCard { is_tunable: false, ..scripted_model::card() };
     let fixed = Setup { card, ..Setup::default() }.start().await;
-    for (name, value) in [
-        ("loras", json!(["fast"])),
-        ("cache_threshold", json!(0.1)),
-        ("schedule_shift", json!(3)),
-    ] {
+    for (name, value) in
+        [("loras", json!(["fast"])), ("cache_threshold", json!(0.1)), ("schedule_shift", json!(3))]
+    {
         let response = fixed.edit_json(&edit(json!({name: value}))).await;
         let error = error_of(response, 400, Some(name)).await;
         assert_eq!(error["code"], "unsupported_parameter");

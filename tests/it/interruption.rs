@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use diffuser_api::domain::{
-    GuidanceScale, ImageRequest, Picture, Prompt, RgbImage, Seed, Steps, Strength, Task,
+    CacheThreshold, GuidanceScale, ImageRequest, Picture, Prompt, RgbImage, Seed, Steps, Strength,
+    Task,
 };
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::{
@@ -142,6 +143,24 @@ fn qwen_image_edit_can_be_stopped_while_weights_are_read() {
     let read = |stage: usize| streamed[stage] - resident[stage];
     let stages = 0..streamed.len();
     assert!(stages.clone().all(|stage| read(stage) >= 2), "{resident:?} {streamed:?}");
+}
+
+#[test]
+fn a_job_can_be_stopped_in_steps_that_skip_blocks_too() {
+    let mut model = load("fixtures/ckpt/qwen-image-edit", MemoryChoice::Resident);
+    let request = ImageRequest {
+        steps: Steps::new(7).unwrap(),
+        cache_threshold: Some(CacheThreshold::new(1.0).unwrap()),
+        ..request(edit)
+    };
+
+    // What was kept by a job that was stopped is not there for the next one.
+    let asked = asked_in_stages(model.as_mut(), &request);
+
+    // Two blocks for each prompt, in the fifth and the sixth step one.
+    let (full, skipping) = (asked[3 + 3], asked[3 + 4]);
+    assert_at_least(&asked[3..10], &[4, 4, 4, 4, 2, 2, 4]);
+    assert!(skipping < full && asked[3 + 5] == skipping && asked[3 + 6] == full, "{asked:?}");
 }
 
 #[test]

@@ -160,7 +160,11 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(
 }
 
 /// `document` as JSON, with what the settings and the models make of it.
-fn finished(mut document: OpenApi, config: &ApiConfig, (models, has_loras): (&[&ModelCard], bool)) -> String {
+fn finished(
+    mut document: OpenApi,
+    config: &ApiConfig,
+    (models, has_loras): (&[&ModelCard], bool),
+) -> String {
     document.info.title.clone_from(&config.app_name);
     document.info.version.clone_from(&config.app_version);
     document.info.license = None;

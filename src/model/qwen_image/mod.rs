@@ -10,10 +10,12 @@ pub mod cost;
 mod loading;
 pub mod memory;
 pub mod modulation;
+pub mod passes;
 pub mod pipeline;
 pub mod positions;
 pub mod preprocess;
 pub mod prompt;
+pub mod step_cache;
 pub mod text_encoder;
 pub mod transformer;
 pub mod vae;
@@ -100,7 +102,16 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     let cache = PipelineCache::new(context.config.cache_bytes);
     let exact_timesteps = context.config.exact_timesteps;
     let loras = LoraFolder::new(context.config.lora_dir.clone());
-    Ok(Pipeline { card, loaded, variant, components, cache, loras, exact_timesteps })
+    Ok(Pipeline {
+        card,
+        loaded,
+        variant,
+        components,
+        cache,
+        loras,
+        exact_timesteps,
+        batching: None,
+    })
 }
 
 fn card(context: &CardContext, variant: &Variant) -> Result<ModelCard, LoadError> {

@@ -9,13 +9,14 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::config::TransformerConfig;
 use super::modulation::{Modulation, ModulationLayers, ModulationTable, StepModulation};
+use super::passes::{PassInputs, PromptTokens};
 use super::positions::{FrameOrder, Grid, Rotations, transformer_positions};
 use crate::checkpoint::{AdapterSlot, Adapters, Weights};
 use crate::interruption;
 use crate::model::residency::{Offloadable, Residency};
 use crate::nn::{
     AttentionMask, Factors, HeadStream, LayerInput, LayerNorm, Linear, RmsNorm, attention, clip,
-    intermediate, joint_heads, merge_heads, modulated_norm, silu, trace,
+    joint_heads, merge_heads, modulated_norm, silu,
 };
 
 /// Epsilon of all its normalisations; a constant of the reference.
@@ -34,13 +35,13 @@ pub struct Transformer {
     timestep_embedder: TimestepEmbedder,
     /// What is added for a picture of layers, and for one of colours alone.
     addition_t_embedding: Option<AdditionEmbedding>,
-    txt_norm: RmsNorm,
-    img_in: Linear,
-    txt_in: Linear,
+    pub(super) txt_norm: RmsNorm,
+    pub(super) img_in: Linear,
+    pub(super) txt_in: Linear,
     modulation_layers: Vec<Offloadable<ModulationLayers>>,
-    transformer_blocks: Vec<Offloadable<Block>>,
-    norm_out: OutputNorm,
-    proj_out: Linear,
+    pub(super) transformer_blocks: Vec<Offloadable<Block>>,
+    pub(super) norm_out: OutputNorm,
+    pub(super) proj_out: Linear,
     /// What may change its layers for a request.
     adapters: Arc<Adapters>,
     config: TransformerConfig,
@@ -63,58 +64,12 @@ impl TransformerResidency {
         Self { modulation: Residency::Resident, resident_blocks: usize::MAX };
 }
 
-/// The text that a flow is predicted for.
-#[derive(Clone, Copy)]
-pub struct PromptTokens<'a> {
-    /// (batch, text tokens, text width)
-    pub embeds: &'a Tensor,
-    /// Of these tokens, and of the pictures.
-    pub positions: &'a TokenPositions,
-}
-
-/// The tokens of a prompt and of the pictures, on their way through the blocks.
-struct Branch<'a> {
-    text: Tensor,
-    image: Tensor,
-    positions: &'a TokenPositions,
-}
-
-/// Which block it is that tokens go through.
-#[derive(Clone, Copy)]
-struct BlockPlace {
-    index: usize,
-    /// In the last one, the image tokens at the beginning that are read afterwards.
-    read: Option<usize>,
-}
-
-impl Branch<'_> {
-    fn through(self, block: &Block, place: BlockPlace, modulation: StepModulation) -> Result<Self> {
-        interruption::check()?;
-        let BlockPlace { index, read } = place;
-        let _span = trace::numbered("block", index);
-        let modulations = BlockModulations {
-            image: modulation.of_image(index, self.positions.first_picture)?,
-            text: modulation.of_text(index)?,
-        };
-        let (text, image, positions) = (&self.text, &self.image, self.positions);
-        let (text, image) = match read {
-            None => block.forward(text, image, &modulations, positions)?,
-            Some(read) => {
-                let image = block.forward_last((text, image), read, &modulations, positions)?;
-                (self.text, image)
-            }
-        };
-        intermediate::note("block", &image)?;
-        Ok(Self { text, image, positions })
-    }
-}
-
 /// What stays the same over all steps of a picture: where the tokens stand.
 pub struct TokenPositions {
     image: RotationTensors,
     text: RotationTensors,
     /// Tokens of the first picture.
-    first_picture: usize,
+    pub(super) first_picture: usize,
 }
 
 /// Cosines and sines, each (tokens, head size / 2), f32.
@@ -210,6 +165,12 @@ impl Transformer {
         &self.config
     }
 
+    /// Whether no block is loaded for each step.
+    #[must_use]
+    pub fn blocks_stay(&self) -> bool {
+        self.transformer_blocks.iter().all(Offloadable::stays)
+    }
+
     /// How pictures are told apart on the frame axis.
     #[must_use]
     pub fn frame_order(&self) -> FrameOrder {
@@ -268,45 +229,10 @@ impl Transformer {
         prompt: PromptTokens,
         modulation: StepModulation,
     ) -> Result<Tensor> {
-        let all = latents.dim(1)?;
-        let [flow] = self.forward_each((latents, all), [prompt], modulation)?;
-        Ok(flow)
-    }
-
-    /// The same for several prompts, block by block: so a block that does not stay is
-    /// loaded once for all of them. Prompts of different lengths need no padding. Returns
-    /// the flow at the first `read` tokens; of the others, nothing is computed that only
-    /// their own flow would need.
-    ///
-    /// # Errors
-    /// As [`Transformer::forward`].
-    pub fn forward_each<const PROMPTS: usize>(
-        &self,
-        (latents, read): (&Tensor, usize),
-        prompts: [PromptTokens; PROMPTS],
-        modulation: StepModulation,
-    ) -> Result<[Tensor; PROMPTS]> {
-        let image = self.img_in.forward(latents)?;
-        let mut branches = try_each(prompts, |prompt| {
-            let text = self.txt_in.forward(&self.txt_norm.forward(prompt.embeds)?)?;
-            Ok(Branch { text, image: image.clone(), positions: prompt.positions })
-        })?;
-        let mut loading =
-            self.transformer_blocks.first().map(Offloadable::start_loading).transpose()?;
-        for index in 0.. {
-            let Some(block) = loading.take() else { break };
-            let next = self.transformer_blocks.get(index + 1);
-            next.inspect(|next| next.read_ahead());
-            let place = BlockPlace { index, read: next.is_none().then_some(read) };
-            let through = |block: &Block| {
-                try_each(branches, |branch| branch.through(block, place, modulation))
-            };
-            (branches, loading) =
-                block.with(through, || next.map(Offloadable::start_loading).transpose())?;
-        }
-        try_each(branches, |branch| {
-            self.proj_out.forward(&self.norm_out.forward(&branch.image, modulation)?)
-        })
+        let read = latents.dim(1)?;
+        let inputs = PassInputs { latents, read, prompts: vec![prompt], caches: &mut [] };
+        let flows = self.forward_each(vec![inputs], modulation)?;
+        flows.into_iter().next().ok_or_else(|| Error::msg("a pass makes a flow"))
     }
 
     /// (levels, width)
@@ -342,15 +268,6 @@ impl AdditionEmbedding {
             row + (change.up.narrow(0, kind, 1)?.matmul(&change.down)? * change.factor)?
         })
     }
-}
-
-/// What `action` makes of each item, or its first error.
-fn try_each<T, R, const COUNT: usize>(
-    items: [T; COUNT],
-    action: impl FnMut(T) -> Result<R>,
-) -> Result<[R; COUNT]> {
-    let made: Vec<R> = items.into_iter().map(action).collect::<Result<_>>()?;
-    made.try_into().map_err(|_| Error::msg("as many results as items"))
 }
 
 /// Noise levels → (levels, width).
@@ -418,12 +335,13 @@ impl Stream {
 }
 
 /// Of the attention half and of the feed-forward half of a block's streams.
-struct BlockModulations {
-    image: (Modulation, Modulation),
-    text: (Modulation, Modulation),
+pub(super) struct BlockModulations {
+    pub(super) image: (Modulation, Modulation),
+    pub(super) text: (Modulation, Modulation),
 }
 
-struct Block {
+/// Both streams, and where they meet.
+pub(super) struct Block {
     img: Stream,
     txt: Stream,
     attn: JointAttention,
@@ -440,7 +358,7 @@ impl Block {
     }
 
     /// `text`, `image`: (batch, tokens, width); returns both, changed.
-    fn forward(
+    pub(super) fn forward(
         &self,
         text: &Tensor,
         image: &Tensor,
@@ -462,7 +380,7 @@ impl Block {
 
     /// The first `read` image tokens of what [`Block::forward`] returns, and nothing else:
     /// of the other tokens, after the last block, nobody reads more than keys and values.
-    fn forward_last(
+    pub(super) fn forward_last(
         &self,
         (text, image): (&Tensor, &Tensor),
         read: usize,
@@ -480,7 +398,7 @@ impl Block {
 }
 
 /// Keeps half-precision hidden states from infinity, as the reference does.
-fn clip_f16(x: Tensor) -> Result<Tensor> {
+pub(super) fn clip_f16(x: Tensor) -> Result<Tensor> {
     if x.dtype() == DType::F16 { clip(&x, -F16_MAX, F16_MAX) } else { Ok(x) }
 }
 
@@ -601,7 +519,7 @@ impl JointAttention {
 }
 
 /// The last normalisation, modulated by the noise level.
-struct OutputNorm {
+pub(super) struct OutputNorm {
     linear: Linear,
     norm: LayerNorm,
 }
@@ -615,7 +533,7 @@ impl OutputNorm {
     }
 
     /// `x`: (batch, tokens, width).
-    fn forward(&self, x: &Tensor, modulation: StepModulation) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, modulation: StepModulation) -> Result<Tensor> {
         let (scale, shift) = modulation.of_output()?;
         modulated_norm(x, &self.norm, Factors::of_all(&scale), Factors::of_all(&shift))
     }

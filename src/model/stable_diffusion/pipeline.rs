@@ -142,6 +142,13 @@ impl Pipeline {
         request: &ImageRequest,
         observer: &mut dyn StepObserver,
     ) -> Result<Generation, ModelError> {
+        if request.cache_threshold.is_some() {
+            return Err(ModelError::Unsuitable {
+                field: "cache_threshold",
+                reason: "This model computes every step: it has no use for 'cache_threshold'."
+                    .to_owned(),
+            });
+        }
         let source = source(&request.task)?;
         refuse_changes(request)?;
 
@@ -178,7 +185,7 @@ impl Pipeline {
             input_image_tokens: if posterior.is_some() { places } else { 0 },
             output_image_tokens: places * images.len(),
         };
-        Ok(Generation { images, usage, warnings })
+        Ok(Generation { images, usage, warnings, skipped_blocks: None })
     }
 }
 

@@ -27,7 +27,8 @@ impl Tuning {
         preset: &Preset,
     ) -> Result<Self, ValidationError> {
         let loras = take_loras(fields)?;
-        let cache = fields.decimal(&table::CACHE_THRESHOLD)?.map(CacheThreshold::new).transpose()?;
+        let cache =
+            fields.decimal(&table::CACHE_THRESHOLD)?.map(CacheThreshold::new).transpose()?;
         let shift = fields.decimal(&table::SCHEDULE_SHIFT)?.map(ScheduleShift::new).transpose()?;
         for (name, is_given) in [
             (table::LORAS.name, loras.as_ref().is_some_and(|loras| !loras.is_empty())),
@@ -110,6 +111,8 @@ fn lora(entry: Value) -> Result<RequestLora, ValidationError> {
                 Some(other) => Err(wrong(&format!("an object with '{other}'"))),
             }
         }
-        other => Err(wrong(&other.to_string())),
+        other @ (Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_)) => {
+            Err(wrong(&other.to_string()))
+        }
     }
 }

@@ -131,6 +131,7 @@ impl DiffusionModel for ScriptedModel {
                 output_image_tokens: 11 * request.count.get(),
             },
             warnings: Vec::new(),
+            skipped_blocks: request.cache_threshold.map(|_| 0.0),
         })
     }
 }

@@ -3,6 +3,7 @@
 //! The pipeline that serves requests is what is measured, stage by stage, through
 //! the observer that a request's client has, too.
 
+mod batches;
 mod ceiling;
 mod prompts;
 mod published;
@@ -13,6 +14,7 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use serde::Serialize;
 
+pub use batches::{BatchTime, batches};
 pub use ceiling::{Ceiling, ProductSpeed};
 pub use published::{LayerCounts, Published};
 pub use stopwatch::Work;
@@ -202,14 +204,9 @@ pub fn run(
     plan: &BenchmarkPlan,
     told: &mut dyn FnMut(Work),
 ) -> Result<BenchmarkReport, BenchmarkError> {
-    let device = open_device(&plan.model)?;
-    let dtype = crate::device::dtype(plan.model.dtype, &device);
     let started = Instant::now();
     told(Work::Loading);
-    let components: Vec<&str> = plan.parts.iter().map(|part| part.component()).collect();
-    let source = (WeightSource::Random(&components), &device, dtype);
-    let pipeline = with_context(plan, source, super::load_pipeline)?;
-    device.synchronize()?;
+    let (pipeline, (dtype, device)) = random_pipeline(plan)?;
     let load_s = started.elapsed().as_secs_f64();
     let mut bench = Bench::new(pipeline, plan)?;
     let loaded_bytes = crate::device::held_memory_bytes(&device);
@@ -247,6 +244,17 @@ pub fn run(
         operations: trace.as_ref().map(Trace::operations).unwrap_or_default(),
         trace,
     })
+}
+
+/// The components that `plan` measures, with random weights; what they compute in, and where.
+fn random_pipeline(plan: &BenchmarkPlan) -> Result<(Pipeline, (DType, Device)), BenchmarkError> {
+    let device = open_device(&plan.model)?;
+    let dtype = crate::device::dtype(plan.model.dtype, &device);
+    let components: Vec<&str> = plan.parts.iter().map(|part| part.component()).collect();
+    let source = (WeightSource::Random(&components), &device, dtype);
+    let pipeline = with_context(plan, source, super::load_pipeline)?;
+    device.synchronize()?;
+    Ok((pipeline, (dtype, device)))
 }
 
 /// Steps of the picture that is traced: they are alike, and so is what they take.

@@ -1,36 +1,42 @@
-//! Noise → latents: the steps of one picture.
+//! Noise → latents: the steps of one picture, or of some together.
 
 use candle_core::{Result as TensorResult, Tensor};
 
-use super::conditioning::{Conditioning, Guidance};
+use super::batching::Joining;
+use super::conditioning::Guidance;
 use super::observe;
-use crate::domain::Picture;
+use crate::domain::{CacheThreshold, Picture};
 use crate::model::components::finite::StepSums;
 use crate::model::components::flow_match::Schedule;
 use crate::model::qwen_image::modulation::ModulationTable;
+use crate::model::qwen_image::passes::{PassInputs, PromptTokens};
 use crate::model::qwen_image::positions::Grid;
-use crate::model::qwen_image::transformer::{PromptTokens, TokenPositions, Transformer};
+use crate::model::qwen_image::step_cache::{BlockCount, StepCache};
+use crate::model::qwen_image::transformer::{TokenPositions, Transformer};
 use crate::model::{ModelError, StepObserver, StepProgress};
 use crate::nn::trace::{self, Kind};
 use crate::nn::{CfgRescale, euler_step, guide, intermediate};
 
-/// Whoever watches the steps of one picture.
+/// Whoever watches the steps of pictures that are made together.
 pub(super) struct Watch<'a> {
     pub(super) observer: &'a mut dyn StepObserver,
-    pub(super) image: usize,
+    /// Which picture of the request is the first of them.
+    pub(super) first_image: usize,
     pub(super) total_steps: usize,
     pub(super) decode: &'a dyn Fn(&Tensor) -> Result<Picture, ModelError>,
 }
 
 impl Watch<'_> {
-    /// After `step` steps. `predicted` makes the clean latents as far as they
-    /// can be told now; it is asked only if somebody wants to see them.
+    /// After `step` steps of picture `index` of them. `predicted` makes the clean latents as
+    /// far as they can be told now; it is asked only if somebody wants to see them.
     fn step(
         &mut self,
+        index: usize,
         step: usize,
         predicted: impl FnOnce() -> TensorResult<Tensor>,
     ) -> Result<(), ModelError> {
-        let progress = StepProgress { image: self.image, step, total_steps: self.total_steps };
+        let image = self.first_image + index;
+        let progress = StepProgress { image, step, total_steps: self.total_steps };
         let unfinished = (1..self.total_steps).contains(&step);
         if unfinished && self.observer.wants_preview(progress) {
             match (self.decode)(&predicted()?) {
@@ -83,12 +89,16 @@ pub(super) fn noised(clean: &Tensor, noise: &Tensor, sigma: f32) -> TensorResult
     (noise * sigma)? + (clean * (1.0 - sigma))?
 }
 
-/// Whereto the steps lead.
+/// Whereto the steps lead, and on which way.
 #[derive(Clone, Copy)]
 pub(super) struct StepInputs<'a> {
     pub(super) guidance: &'a Guidance,
     pub(super) cfg_rescale: CfgRescale,
     pub(super) modulations: &'a ModulationTable,
+    /// From which likeness on a step reuses what an earlier one computed.
+    pub(super) cache_threshold: Option<CacheThreshold>,
+    /// With a threshold, pictures decide for themselves, and so are never joined.
+    pub(super) joining: Joining,
 }
 
 /// All that stays the same over the steps and the pictures of a request.
@@ -96,57 +106,116 @@ pub(super) struct Denoising<'a> {
     transformer: &'a Transformer,
     step_inputs: StepInputs<'a>,
     schedule: &'a Schedule,
+    /// Each takes a pass: the prompt and the negative one, or both at once.
+    prompts: Vec<PassPrompt>,
+}
+
+/// The text of a pass.
+struct PassPrompt {
+    /// (prompts, tokens, text width)
+    embeds: Tensor,
     positions: TokenPositions,
-    negative_positions: Option<TokenPositions>,
+}
+
+/// A picture between two steps.
+pub(super) struct Unfinished {
+    pub(super) latents: Tensor,
+    references: Option<Tensor>,
+    pub(super) known: Option<Known>,
+    /// One for each prompt, or none.
+    caches: Vec<StepCache>,
+    sums: StepSums,
+}
+
+impl Unfinished {
+    /// What the transformer looks at: (1, tokens, numbers).
+    fn tokens(&self) -> TensorResult<Tensor> {
+        let _span = trace::span(Kind::Copy, "latents beside references");
+        match &self.references {
+            Some(references) => Tensor::cat(&[&self.latents, references], 1),
+            None => Ok(self.latents.clone()),
+        }
+    }
+}
+
+/// Pictures after their last step.
+pub(super) struct Denoised {
+    /// Of each: (1, tokens, numbers).
+    pub(super) latents: Vec<Tensor>,
+    /// What the step cache saved.
+    pub(super) blocks: BlockCount,
 }
 
 impl<'a> Denoising<'a> {
     pub(super) fn new(
         transformer: &'a Transformer,
-        step_inputs: StepInputs<'a>,
+        mut step_inputs: StepInputs<'a>,
         grids: &[Grid],
         schedule: &'a Schedule,
     ) -> TensorResult<Self> {
-        let positions = |prompt: &Conditioning| transformer.positions(grids, prompt.embeds.dim(1)?);
-        Ok(Self {
-            transformer,
-            step_inputs,
-            schedule,
-            positions: positions(&step_inputs.guidance.positive)?,
-            negative_positions: step_inputs
-                .guidance
-                .negative
-                .as_ref()
-                .map(positions)
-                .transpose()?,
-        })
+        if step_inputs.cache_threshold.is_some() {
+            step_inputs.joining = Joining::Separate;
+        }
+        let Guidance { positive, negative, .. } = step_inputs.guidance;
+        let mut embeds: Vec<Tensor> =
+            std::iter::once(positive).chain(negative).map(|prompt| prompt.embeds.clone()).collect();
+        let are_alike = embeds.iter().all(|other| other.dims() == embeds[0].dims());
+        if step_inputs.joining == Joining::Joined && are_alike {
+            embeds = vec![Tensor::cat(&embeds, 0)?];
+        }
+        let prompt = |embeds: Tensor| {
+            let positions = transformer.positions(grids, embeds.dim(1)?)?;
+            Ok(PassPrompt { embeds, positions })
+        };
+        let prompts = embeds.into_iter().map(prompt).collect::<TensorResult<_>>()?;
+        Ok(Self { transformer, step_inputs, schedule, prompts })
     }
 
-    /// Follows the schedule from `start` to latents, (1, tokens, numbers).
+    /// A picture before its first step.
+    pub(super) fn begin(&self, start: InitialLatents) -> Unfinished {
+        let InitialLatents { latents, references, known } = start;
+        let cache = |threshold| self.prompts.iter().map(move |_| StepCache::new(threshold));
+        let caches = self.step_inputs.cache_threshold.into_iter().flat_map(cache).collect();
+        Unfinished { latents, references, known, caches, sums: StepSums::default() }
+    }
+
+    /// Follows the schedule from each of `starts` to latents.
     pub(super) fn run(
         &self,
-        start: InitialLatents,
+        starts: Vec<InitialLatents>,
         watch: &mut Watch,
-    ) -> Result<Tensor, ModelError> {
-        let InitialLatents { mut latents, references, known } = start;
-        watch.step(0, || Ok(latents.clone()))?;
-        let mut sums = StepSums::default();
+    ) -> Result<Denoised, ModelError> {
+        let begin = |start| self.begin(start);
+        let mut pictures: Vec<Unfinished> = starts.into_iter().map(begin).collect();
+        for (index, picture) in pictures.iter().enumerate() {
+            watch.step(index, 0, || Ok(picture.latents.clone()))?;
+        }
         for step in 0..self.schedule.steps() {
             let _span = trace::numbered("step", step);
-            let flow = self.predict(&latents, references.as_ref(), step)?;
-            let next = self.advance(&latents, &flow, known.as_ref(), step)?;
-            let predicted = || {
-                // From here straight on to σ = 0.
-                let clean = euler_step(&latents, &flow, -self.schedule.sigmas[step])?;
-                known.as_ref().map_or(Ok(clean.clone()), |known| known.keep(&clean, 0.0))
-            };
-            sums.note(&next)?;
-            intermediate::note("step", &next)?;
-            watch.step(step + 1, predicted)?;
-            latents = next;
+            let flows = self.predict(&mut pictures, step)?;
+            for (index, (picture, flow)) in pictures.iter_mut().zip(flows).enumerate() {
+                let Unfinished { latents, known, sums, .. } = picture;
+                let next = self.advance(latents, &flow, known.as_ref(), step)?;
+                let predicted = || {
+                    // From here straight on to σ = 0.
+                    let clean = euler_step(latents, &flow, -self.schedule.sigmas[step])?;
+                    known.as_ref().map_or(Ok(clean.clone()), |known| known.keep(&clean, 0.0))
+                };
+                sums.note(&next)?;
+                intermediate::note("step", &next)?;
+                watch.step(index, step + 1, predicted)?;
+                *latents = next;
+            }
         }
-        sums.expect_finite("transformer", latents.dtype())?;
-        Ok(latents)
+        let mut blocks = BlockCount::default();
+        for cache in pictures.iter().flat_map(|picture| &picture.caches) {
+            blocks += cache.blocks(self.transformer.config().num_layers);
+        }
+        let finished = |Unfinished { latents, sums, .. }: Unfinished| {
+            sums.expect_finite("transformer", latents.dtype()).map(|()| latents)
+        };
+        let latents = pictures.into_iter().map(finished).collect::<Result<_, _>>()?;
+        Ok(Denoised { latents, blocks })
     }
 
     /// The latents after step `step`.
@@ -161,36 +230,72 @@ impl<'a> Denoising<'a> {
         known.map_or(Ok(next.clone()), |known| known.keep(&next, self.schedule.sigmas[step + 1]))
     }
 
-    /// The flow at the tokens of the picture being made, with guidance.
+    /// The flow at the tokens of each picture being made, with guidance.
     pub(super) fn predict(
         &self,
-        latents: &Tensor,
-        references: Option<&Tensor>,
+        pictures: &mut [Unfinished],
         step: usize,
-    ) -> TensorResult<Tensor> {
-        let copy = trace::span(Kind::Copy, "latents beside references");
-        let tokens = match references {
-            Some(references) => Tensor::cat(&[latents, references], 1)?,
-            None => latents.clone(),
+    ) -> TensorResult<Vec<Tensor>> {
+        let tokens = pictures.iter().map(Unfinished::tokens).collect::<TensorResult<Vec<_>>>()?;
+        match self.step_inputs.joining {
+            Joining::Separate => self.predict_separately(pictures, &tokens, step),
+            Joining::Joined => self.predict_joined(pictures, &tokens, step),
+        }
+    }
+
+    /// Each picture, and each prompt, in a pass of its own.
+    fn predict_separately(
+        &self,
+        pictures: &mut [Unfinished],
+        tokens: &[Tensor],
+        step: usize,
+    ) -> TensorResult<Vec<Tensor>> {
+        let mut inputs = Vec::with_capacity(pictures.len());
+        for (picture, latents) in pictures.iter_mut().zip(tokens) {
+            let (read, caches) = (picture.latents.dim(1)?, picture.caches.as_mut_slice());
+            inputs.push(PassInputs { latents, read, prompts: self.prompts(), caches });
+        }
+        let modulation = self.step_inputs.modulations.at(step);
+        let flows = self.transformer.forward_each(inputs, modulation)?;
+        flows.chunks(self.prompts.len()).map(|flows| self.guided(flows)).collect()
+    }
+
+    /// All pictures in one pass, with both prompts if they are equally long.
+    fn predict_joined(
+        &self,
+        pictures: &[Unfinished],
+        tokens: &[Tensor],
+        step: usize,
+    ) -> TensorResult<Vec<Tensor>> {
+        let [first, ..] = pictures else { return Ok(Vec::new()) };
+        let (latents, read) = (Tensor::cat(tokens, 0)?, first.latents.dim(1)?);
+        let prompts = self.prompts();
+        let inputs = vec![PassInputs { latents: &latents, read, prompts, caches: &mut [] }];
+        let modulation = self.step_inputs.modulations.at(step);
+        let flows = Tensor::cat(&self.transformer.forward_each(inputs, modulation)?, 0)?;
+        // All pictures with the one prompt, then with the other.
+        let guided = |index| {
+            let of_picture = (index..flows.dim(0)?).step_by(pictures.len());
+            let of_picture = of_picture.map(|entry| flows.narrow(0, entry, 1));
+            self.guided(&of_picture.collect::<TensorResult<Vec<_>>>()?)
         };
-        drop(copy);
-        let tokens = (&tokens, latents.dim(1)?);
-        let StepInputs { guidance, cfg_rescale, modulations } = self.step_inputs;
-        let modulation = modulations.at(step);
-        let positive =
-            PromptTokens { embeds: &guidance.positive.embeds, positions: &self.positions };
-        match (&guidance.negative, &self.negative_positions) {
-            (Some(negative), Some(positions)) => {
-                let negative = PromptTokens { embeds: &negative.embeds, positions };
-                let prompts = [positive, negative];
-                let flows = self.transformer.forward_each(tokens, prompts, modulation)?;
-                let [conditional, unconditional] = flows;
-                guide(&conditional, &unconditional, guidance.scale, cfg_rescale)
+        (0..pictures.len()).map(guided).collect()
+    }
+
+    fn prompts(&self) -> Vec<PromptTokens<'_>> {
+        let prompts = self.prompts.iter();
+        prompts.map(|PassPrompt { embeds, positions }| PromptTokens { embeds, positions }).collect()
+    }
+
+    /// One flow of a picture's two, of the prompt and of the negative one; or the only one.
+    fn guided(&self, flows: &[Tensor]) -> TensorResult<Tensor> {
+        let StepInputs { guidance, cfg_rescale, .. } = self.step_inputs;
+        match flows {
+            [conditional, unconditional] => {
+                guide(conditional, unconditional, guidance.scale, cfg_rescale)
             }
-            _ => {
-                let [flow] = self.transformer.forward_each(tokens, [positive], modulation)?;
-                Ok(flow)
-            }
+            [flow] => Ok(flow.clone()),
+            _ => candle_core::bail!("{} flows for a picture", flows.len()),
         }
     }
 }

@@ -8,6 +8,7 @@
 //! `Inpaint`, of `QwenImageEditPipeline`, its `Inpaint` and `Plus`, and of
 //! `QwenImageLayeredPipeline`.
 
+pub(super) mod batching;
 pub(super) mod cache;
 mod conditioning;
 mod denoise;
@@ -25,11 +26,12 @@ use super::config::{
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
 use super::prompt::PromptTokenizer;
+use super::step_cache::BlockCount;
 use super::text_encoder::TextEncoder;
 use super::transformer::Transformer;
 use super::vae::Vae;
 use super::variant::{ScheduleBasis, Shown, Variant};
-use crate::domain::{ImageRequest, Picture};
+use crate::domain::{ImageRequest, Picture, Seed};
 use crate::imaging::region;
 use crate::model::cache::ContentHash;
 use crate::model::components::finite::{Arithmetic, VaeHalf, finite_or_in_float32};
@@ -44,6 +46,7 @@ use crate::model::{
     StepProgress, TokenUsage,
 };
 use crate::nn::{intermediate, trace};
+use batching::Batching;
 use cache::PipelineCache;
 use denoise::{Denoising, InitialLatents, Known, StepInputs, Watch};
 use job::{Job, Source};
@@ -90,6 +93,8 @@ pub struct Pipeline {
     pub(super) loras: LoraFolder,
     /// Whether the transformer is told the noise level exactly.
     pub(super) exact_timesteps: bool,
+    /// How pictures go through the transformer, where that is not left to what was measured.
+    pub(super) batching: Option<Batching>,
 }
 
 /// How much a request is, in pictures and tokens.
@@ -187,29 +192,39 @@ impl Pipeline {
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         stage.next("modulation");
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
-        let cfg_rescale = self.variant.cfg_rescale;
-        let step_inputs =
-            StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
+        let batching = self.batching(request, &guidance, &grids)?;
+        let step_inputs = StepInputs {
+            guidance: &guidance,
+            cfg_rescale: self.variant.cfg_rescale,
+            modulations: &modulations,
+            cache_threshold: request.cache_threshold,
+            joining: batching.joining,
+        };
         let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule)?;
         let mut images = Vec::with_capacity(request.count.get() * job.made_frames().len());
-        for index in 0..request.count.get() {
-            let seed = request.seed.of_image(index);
-            // 5. Noise from the seed, over what the picture is made from.
+        let mut blocks = BlockCount::default();
+        for together in batching.groups(request.count.get()) {
+            // 5. Noise from the seeds, over what the pictures are made from.
             stage.next("steps");
-            let start = self.start(seed.get(), &job, &inputs, &schedule)?;
+            let seeds = together.clone().map(|index| request.seed.of_image(index));
+            let start = |seed: Seed| self.start(seed.get(), &job, &inputs, &schedule);
+            let starts = seeds.clone().map(start).collect::<TensorResult<_>>()?;
             // 6. Noise → latents.
             let mut watch = Watch {
                 observer: &mut *observer,
-                image: index,
+                first_image: together.start,
                 total_steps,
                 decode: &|latents| self.preview(latents, &job),
             };
-            let latents = denoising.run(start, &mut watch)?;
+            let denoised = denoising.run(starts, &mut watch)?;
+            blocks += denoised.blocks;
             // 7. Latents → pictures.
             stage.next("vae decoder");
-            let (pictures, arithmetic) = self.decode(&latents, &job, job.made_frames())?;
-            arithmetic.tell(&mut warnings, VaeHalf::Decoder, dtype);
-            images.extend(pictures.into_iter().map(|image| GeneratedImage { image, seed }));
+            for (seed, latents) in seeds.zip(&denoised.latents) {
+                let (pictures, arithmetic) = self.decode(latents, &job, job.made_frames())?;
+                arithmetic.tell(&mut warnings, VaeHalf::Decoder, dtype);
+                images.extend(pictures.into_iter().map(|image| GeneratedImage { image, seed }));
+            }
         }
         let shown_tokens = guidance.positive.embeds.dim(1)? - guidance.positive.words;
         let looked_at = grids[job.frames()..].iter().map(|grid| grid.len()).sum::<usize>();
@@ -220,7 +235,8 @@ impl Pipeline {
             input_image_tokens: shown_tokens + looked_at + made_from.map_or(0, |_| grids[0].len()),
             output_image_tokens: grids[0].len() * images.len(),
         };
-        Ok(Generation { images, usage, warnings })
+        let skipped_blocks = request.cache_threshold.map(|_| blocks.share());
+        Ok(Generation { images, usage, warnings, skipped_blocks })
     }
 }
 

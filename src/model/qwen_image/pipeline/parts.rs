@@ -130,19 +130,31 @@ impl Pipeline {
         let schedule = self.schedule(job, &grids, request)?;
         let transformer = &self.components.transformer;
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
-        let cfg_rescale = self.variant.cfg_rescale;
-        let step_inputs = StepInputs { guidance, cfg_rescale, modulations: &modulations };
+        let batching = self.batching(request, guidance, &grids)?;
+        let step_inputs = StepInputs {
+            guidance,
+            cfg_rescale: self.variant.cfg_rescale,
+            modulations: &modulations,
+            cache_threshold: request.cache_threshold,
+            joining: batching.joining,
+        };
         let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule)?;
         stage.next("steps");
         let tokens = grids[job.frames()..].iter().map(|grid| grid.len()).sum();
         let width = transformer.config().in_channels;
         let references = (tokens > 0).then(|| self.random(tokens, width)).transpose()?;
         let inputs = InputLatents { references, source: None, arithmetic: Arithmetic::OfModel };
-        let start = self.start(request.seed.get(), job, &inputs, &schedule)?;
         let decode = &|latents: &Tensor| self.preview(latents, job);
         let total_steps = schedule.steps();
-        let mut watch = Watch { observer, image: 0, total_steps, decode };
-        denoising.run(start, &mut watch).map(drop)
+        for together in batching.groups(request.count.get()) {
+            let start =
+                |index| self.start(request.seed.of_image(index).get(), job, &inputs, &schedule);
+            let starts = together.clone().map(start).collect::<TensorResult<_>>()?;
+            let first_image = together.start;
+            let mut watch = Watch { observer: &mut *observer, first_image, total_steps, decode };
+            denoising.run(starts, &mut watch)?;
+        }
+        Ok(())
     }
 
     fn random_guidance(

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use candle_core::{Device, Tensor};
 
 use super::case::Case;
-use super::{Denoising, StepInputs, Watch, first_step};
+use super::{Denoising, Watch, first_step, step_inputs};
 use crate::domain::{
     GreyImage, GuidanceScale, ImageCount, ImageRequest, ImageSize, OutputSize, Picture, Prompt,
     RgbImage, Steps, Strength, Task,
@@ -285,16 +285,16 @@ fn the_step_after_which_latents_are_not_finite_is_named_and_nothing_of_it_is_sho
     let start = pipeline.start(7, &job, &inputs, &schedule).unwrap();
     let transformer = &pipeline.components.transformer;
     let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
-    let cfg_rescale = pipeline.variant.cfg_rescale;
-    let step_inputs = StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
+    let step_inputs = step_inputs(&pipeline, &guidance, &modulations);
     // The second step leads to a noise level that is none.
     schedule.sigmas[2] = f32::NAN;
     let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule).unwrap();
     let mut previews = Previews::default();
     let decode = |latents: &Tensor| pipeline.preview(latents, &job);
-    let mut watch = Watch { observer: &mut previews, image: 0, total_steps: 4, decode: &decode };
+    let observer = &mut previews;
+    let mut watch = Watch { observer, first_image: 0, total_steps: 4, decode: &decode };
 
-    let made = denoising.run(start, &mut watch);
+    let made = denoising.run(vec![start], &mut watch);
 
     let fault = made.err().unwrap().to_string();
     assert!(fault.contains("transformer at step 2"), "{fault}");
@@ -322,9 +322,9 @@ fn an_observer_that_breaks_stops_the_work() {
 
 /// Asks for every preview and keeps them with their steps.
 #[derive(Default)]
-struct Previews {
-    seen: Vec<(StepProgress, Picture)>,
-    steps: Vec<StepProgress>,
+pub(super) struct Previews {
+    pub(super) seen: Vec<(StepProgress, Picture)>,
+    pub(super) steps: Vec<StepProgress>,
 }
 
 impl StepObserver for Previews {

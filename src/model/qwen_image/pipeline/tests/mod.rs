@@ -15,9 +15,15 @@
 mod behaviour;
 mod case;
 mod memory;
+mod step_cache;
+mod together;
 
+use super::batching::Joining;
+use super::conditioning::Guidance;
+use super::denoise::Unfinished;
 use super::*;
 use crate::model::DtypeChoice;
+use crate::model::qwen_image::modulation::ModulationTable;
 use case::Case;
 
 const TOLERANCE: f32 = 1e-4;
@@ -48,8 +54,7 @@ fn assert_stages(case: &Case) {
     let start = start(case, &pipeline, &job, &inputs, &schedule);
     let transformer = &pipeline.components.transformer;
     let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
-    let cfg_rescale = pipeline.variant.cfg_rescale;
-    let step_inputs = StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
+    let step_inputs = step_inputs(&pipeline, &guidance, &modulations);
     let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule).unwrap();
     let latents = assert_steps(case, &denoising, &schedule, start);
 
@@ -68,11 +73,22 @@ fn first_step(case: &Case, pipeline: &Pipeline) -> Tensor {
     let start = start(case, pipeline, &job, &inputs, &schedule);
     let transformer = &pipeline.components.transformer;
     let modulations = transformer.modulations(&pipeline.noise_levels(&schedule)).unwrap();
-    let cfg_rescale = pipeline.variant.cfg_rescale;
-    let step_inputs = StepInputs { guidance: &guidance, cfg_rescale, modulations: &modulations };
+    let step_inputs = step_inputs(pipeline, &guidance, &modulations);
     let denoising = Denoising::new(transformer, step_inputs, &grids, &schedule).unwrap();
-    let flow = denoising.predict(&start.latents, start.references.as_ref(), 0).unwrap();
-    denoising.advance(&start.latents, &flow, start.known.as_ref(), 0).unwrap()
+    let mut pictures = [denoising.begin(start)];
+    let flow = denoising.predict(&mut pictures, 0).unwrap().remove(0);
+    denoising.advance(&pictures[0].latents, &flow, pictures[0].known.as_ref(), 0).unwrap()
+}
+
+/// Every step computed, every picture by itself.
+fn step_inputs<'a>(
+    pipeline: &Pipeline,
+    guidance: &'a Guidance,
+    modulations: &'a ModulationTable,
+) -> StepInputs<'a> {
+    let cfg_rescale = pipeline.variant.cfg_rescale;
+    let joining = Joining::Separate;
+    StepInputs { guidance, cfg_rescale, modulations, cache_threshold: None, joining }
 }
 
 fn assert_mask(case: &Case, job: &Job) {
@@ -146,14 +162,16 @@ fn assert_steps(
     schedule: &Schedule,
     start: InitialLatents,
 ) -> Tensor {
-    let InitialLatents { mut latents, references, known } = start;
+    let mut pictures = [denoising.begin(start)];
     for step in 0..schedule.steps() {
-        let flow = denoising.predict(&latents, references.as_ref(), step).unwrap();
+        let flow = denoising.predict(&mut pictures, step).unwrap().remove(0);
         case.compare(&format!("step{step}.noise_pred"), &flow, LATENT_TOLERANCE);
-        latents = denoising.advance(&latents, &flow, known.as_ref(), step).unwrap();
-        case.compare(&format!("step{step}.latents"), &latents, LATENT_TOLERANCE);
+        let [Unfinished { latents, known, .. }] = &mut pictures;
+        *latents = denoising.advance(latents, &flow, known.as_ref(), step).unwrap();
+        case.compare(&format!("step{step}.latents"), latents, LATENT_TOLERANCE);
     }
     assert!(!case.tensors.contains_key(&format!("step{}.latents", schedule.steps())));
+    let [Unfinished { latents, .. }] = pictures;
     latents
 }
 
