@@ -27,6 +27,8 @@ pub(super) struct Host {
     board: Arc<Board>,
     budget: Budget,
     replicas: Vec<Replica>,
+    /// Gives back to the system what was freed.
+    at_rest: fn(),
 }
 
 /// A model that this thread serves.
@@ -54,6 +56,7 @@ impl Host {
         thread: usize,
         (queue, board, budget): (Arc<Queue>, Arc<Board>, Budget),
         models: Vec<(usize, DeviceChoice, Arc<PooledModel>)>,
+        at_rest: fn(),
     ) -> Self {
         let replica = |(index, device, model): (usize, DeviceChoice, Arc<PooledModel>)| Replica {
             index,
@@ -65,7 +68,7 @@ impl Host {
             loading_s: UNKNOWN_LOADING_S,
         };
         let replicas = models.into_iter().map(replica).collect();
-        Self { thread, queue, board, budget, replicas }
+        Self { thread, queue, board, budget, replicas, at_rest }
     }
 
     /// The numbers of its models.
@@ -80,21 +83,27 @@ impl Host {
     /// Why a model cannot be loaded, with its name.
     pub(super) fn preload(&mut self) -> Result<(), PreloadError> {
         for place in 0..self.replicas.len() {
-            if self.replicas[place].model.preload && self.has_room_for(place) {
+            if !self.replicas[place].model.preload {
+                continue;
+            }
+            if self.has_room_for(place) {
                 self.load(place)?;
+            } else {
+                let model = &self.replicas[place].model.card.id;
+                tracing::info!(model, "no room beside the others: it is loaded when asked for");
             }
         }
         Ok(())
     }
 
-    /// Serves until the lines are closed. Calls `at_rest` whenever nothing is left to do.
-    pub(super) fn work(&mut self, at_rest: fn()) {
+    /// Serves until the lines are closed.
+    pub(super) fn work(&mut self) {
         loop {
             let loading_s = |model| self.loading_s(model);
-            match self.queue.take(self.thread, self.next_expiry(), loading_s, at_rest) {
+            match self.queue.take(self.thread, self.next_expiry(), loading_s, self.at_rest) {
                 Next::Job(job, running) => self.serve(*job, running),
-                Next::Command(command) => self.obey(command, at_rest),
-                Next::Nothing => self.unload_idle(at_rest),
+                Next::Command(command) => self.obey(command),
+                Next::Nothing => self.unload_idle(),
                 Next::End => return,
             }
         }
@@ -143,7 +152,7 @@ impl Host {
         replica.used = Instant::now();
     }
 
-    fn obey(&mut self, command: Command, at_rest: fn()) {
+    fn obey(&mut self, command: Command) {
         let done = match (self.place_of(command.model), command.action) {
             (None, _) => Err(ServiceError::WorkerGone),
             (Some(place), Action::Load) => {
@@ -153,7 +162,6 @@ impl Host {
             }
             (Some(place), Action::Unload) => {
                 self.unload(place);
-                at_rest();
                 Ok(())
             }
         };
@@ -224,6 +232,8 @@ impl Host {
         if let State::Present(model) = std::mem::replace(&mut replica.state, State::Absent) {
             tracing::info!(model = replica.model.card.id, "unloading");
             drop(model);
+            // Else what is free would be told without it.
+            (self.at_rest)();
         }
         self.board.set(replica.index, self.thread, ReplicaState::NotLoaded);
     }
@@ -233,12 +243,11 @@ impl Host {
         self.replicas.iter().filter_map(Replica::expires).min()
     }
 
-    fn unload_idle(&mut self, at_rest: fn()) {
+    fn unload_idle(&mut self) {
         let now = Instant::now();
         for place in 0..self.replicas.len() {
             if self.replicas[place].expires().is_some_and(|expires| expires <= now) {
                 self.unload(place);
-                at_rest();
             }
         }
     }
