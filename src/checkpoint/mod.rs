@@ -11,6 +11,7 @@ mod config_file;
 mod content;
 mod error;
 mod lora;
+mod mapped;
 mod snapshot;
 mod tensor_files;
 #[cfg(feature = "cuda")]
@@ -22,6 +23,7 @@ pub use config_file::{ConfigFile, LARGEST_WIDTH, MOST_LAYERS};
 pub use content::text;
 pub use error::CheckpointError;
 pub use lora::{ActiveAdapters, AdapterSlot, Adapters, Lora, LoraLayers, LowRank};
+pub use mapped::{MappedElements, MappedMatrix, Mapping};
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
 pub use weight_files::{WeightFile, WeightFiles, is_file_name, shards};
 pub use weights::{CheckedTensors, MatrixFormat, Weights};

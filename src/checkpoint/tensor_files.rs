@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
+use super::mapped::Place;
 use super::weight_files::{WeightFile, WeightFiles, shards};
 use super::{CheckpointError, Snapshot, content};
 
@@ -161,6 +162,18 @@ impl TensorFiles {
 }
 
 impl TensorFiles {
+    /// Where the tensor `name` of `shape` lies.
+    pub(super) fn place_of(&self, name: &str, shape: &[usize]) -> Option<Place> {
+        let entry = self.entries.get(name).filter(|entry| entry.shape == shape)?;
+        let (buffer, range, dtype) = (entry.buffer, entry.range.clone(), entry.dtype);
+        Some(Place { buffer, range, dtype })
+    }
+
+    /// The bytes at `place`.
+    pub(super) fn bytes_at(&self, place: &Place) -> Option<&[u8]> {
+        self.buffers.get(place.buffer)?.bytes().get(place.range.clone())
+    }
+
     /// The one finite number that the tensor `name` holds, of whatever format and rank.
     pub(super) fn number(&self, name: &str) -> Result<f64, String> {
         let entry = self.entries.get(name).ok_or_else(|| format!("{name} is missing"))?;

@@ -17,6 +17,7 @@ use half::{bf16, f16};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use safetensors::tensor::TensorView;
 
+use super::mapped::{MappedMatrix, Mapping, Place};
 use super::tensor_files::TensorFiles;
 #[cfg(feature = "cuda")]
 use super::upload::{self, UploadOrder};
@@ -63,6 +64,8 @@ pub struct Weights {
     /// Whether a GPU uploads tensors beside its work.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card"))]
     beside: bool,
+    /// Which matrices are used where their files are mapped.
+    mapping: Mapping,
     /// If tensors are only held against what is asked for, not read: which.
     checked: Option<Arc<Mutex<CheckedTensors>>>,
     /// Is told the bytes of each tensor that is read.
@@ -84,9 +87,11 @@ pub struct CheckedTensors {
     names: Vec<String>,
     /// Their bytes in the formats that they are kept in.
     pub bytes: usize,
+    /// Bytes of those that are used where their files are mapped, besides.
+    pub mapped_bytes: usize,
 }
 
-struct Store {
+pub(super) struct Store {
     /// The component's folder, for messages.
     component: String,
     source: Source,
@@ -100,6 +105,13 @@ enum Source {
     Placeholders,
     /// Random elements of any name and shape.
     Random,
+}
+
+impl Store {
+    /// What lies at `place` in its files.
+    pub(super) fn bytes_at(&self, place: &Place) -> Option<&[u8]> {
+        self.source.files()?.bytes_at(place)
+    }
 }
 
 impl Source {
@@ -119,6 +131,7 @@ struct Account {
     faults: Vec<String>,
     taken: HashSet<String>,
     bytes_taken: usize,
+    mapped_bytes: usize,
     /// Whether all faults have been reported; later ones are errors at once.
     is_closed: bool,
     /// Elements of the kernels that are not there as they were asked for.
@@ -175,6 +188,7 @@ impl Weights {
             spares_sensitive: false,
             device: device.clone(),
             beside: false,
+            mapping: Mapping::default(),
             checked: None,
             on_read: OnRead(Arc::new(|_bytes| {})),
         }
@@ -191,6 +205,18 @@ impl Weights {
     #[must_use]
     pub fn checked(&self) -> CheckedTensors {
         self.checked.as_ref().map_or_else(CheckedTensors::default, |checked| lock(checked).clone())
+    }
+
+    /// The same place, where matrices are used in their files as `mapping` says.
+    #[must_use]
+    pub fn mapping(&self, mapping: Mapping) -> Self {
+        Self { mapping, ..self.clone() }
+    }
+
+    /// Bytes of what was taken where its files are mapped.
+    #[must_use]
+    pub fn mapped_bytes(&self) -> usize {
+        self.account().mapped_bytes
     }
 
     /// Asks the system to have `tensors` read from the disk by the time they are
@@ -391,6 +417,52 @@ impl Weights {
             Some(Err(fault)) => self.stand_in(shape, fault),
             None => self.stand_in(shape, format!("{name} is missing")),
         }
+    }
+
+    /// The matrix `name` where its file is mapped, if it can be used there: on a CPU, as it
+    /// is stored, and unless a LoRA is merged into it. What cannot is to be taken with
+    /// [`Weights::get`], which tells what is wrong, too.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_mapped(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+    ) -> candle_core::Result<Option<MappedMatrix>> {
+        let full_name = self.full_name(name);
+        let Some(matrix) = self.find_mapped(&full_name, shape) else { return Ok(None) };
+        interruption::check()?;
+        let dims = Shape::from(shape);
+        self.request(&full_name, &dims);
+        let bytes = numbers_in(&dims).saturating_mul(self.dtype.size_in_bytes());
+        if let Some(checked) = &self.checked {
+            let mut checked = lock(checked);
+            checked.names.push(full_name);
+            checked.mapped_bytes += bytes;
+            return Ok(Some(matrix));
+        }
+        let mut account = self.account();
+        if account.taken.insert(full_name) {
+            account.mapped_bytes += bytes;
+        }
+        drop(account);
+        Ok(Some(matrix))
+    }
+
+    fn find_mapped(&self, full_name: &str, shape: (usize, usize)) -> Option<MappedMatrix> {
+        if !self.device.is_cpu() || !self.loras.is_empty() || self.mapping == Mapping::Never {
+            return None;
+        }
+        let place = self.store.source.files()?.place_of(full_name, &[shape.0, shape.1])?;
+        let is_as_computed = stored_dtype(self.dtype) == Some(place.dtype);
+        let is_narrower = self.mapping == Mapping::Narrower
+            && self.dtype == DType::F32
+            && [safetensors::Dtype::BF16, safetensors::Dtype::F16].contains(&place.dtype);
+        if !is_as_computed && !is_narrower {
+            return None;
+        }
+        MappedMatrix::new(Arc::clone(&self.store), place, shape)
     }
 
     /// A placeholder for a tensor that is not there as it was asked for; `fault` says why.

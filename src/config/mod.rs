@@ -257,9 +257,9 @@ impl Layers {
     fn refuse_entry(&mut self, key: Key, entry: &str, expected: &str) {
         let Some(found) = self.find(key) else { return };
         let is_whole = found.value.as_str() == Some(entry);
-        let entry = format!("'{}'", ends_of(entry).escape_debug());
-        let whole = printed(&found.value);
-        let value = if is_whole { entry } else { format!("{entry} in {whole}") };
+        let shown = format!("'{}'", ends_of(entry).escape_debug());
+        let is_whole = is_whole || entry.len() > LONGEST_ENTRY;
+        let value = if is_whole { shown } else { format!("{shown} in {}", printed(&found.value)) };
         self.faults.push(Fault {
             key: key.path.to_owned(),
             value: Some(value),
@@ -418,16 +418,19 @@ fn number(value: &Value) -> Option<f64> {
     }
 }
 
+/// Bytes of an entry that is shown whole.
+const LONGEST_ENTRY: usize = 300;
+
 /// `text`, or the ends of one that is far too long: what is wrong stands at the end of what
 /// may be a long path.
 fn ends_of(text: &str) -> String {
-    const LONGEST: usize = 300;
     const SHOWN: usize = 40;
-    let letters: Vec<char> = text.chars().collect();
-    if letters.len() <= LONGEST {
+    if text.len() <= LONGEST_ENTRY {
         return text.to_owned();
     }
-    let (start, end) = (&letters[..SHOWN], &letters[letters.len() - SHOWN..]);
+    let letters: Vec<char> = text.chars().collect();
+    let end = letters.len().saturating_sub(SHOWN).max(SHOWN.min(letters.len()));
+    let (start, end) = (&letters[..SHOWN.min(letters.len())], &letters[end..]);
     start.iter().chain(['…'].iter()).chain(end).collect()
 }
 

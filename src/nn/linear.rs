@@ -15,7 +15,9 @@ use super::low_rank;
 use super::q8::{self, Q8Matrix, Q8Rows};
 use super::trace::{self, Kind};
 use super::widened;
-use crate::checkpoint::{AdapterSlot, LowRank, MatrixFormat, Weights};
+use crate::checkpoint::{
+    AdapterSlot, LowRank, MappedElements, MappedMatrix, MatrixFormat, Weights,
+};
 use crate::interruption;
 
 /// Multiplications of a product on a CPU between two checks: a second or two of two cores.
@@ -31,8 +33,17 @@ pub struct Linear {
 
 enum Weight {
     Exact(candle_nn::Linear),
-    Rounded { rows: Fp8Rows, inputs: Inputs, dtype: DType },
-    Integers { matrix: Q8Matrix, dtype: DType },
+    /// Where its file is mapped, on a CPU.
+    Mapped(MappedMatrix),
+    Rounded {
+        rows: Fp8Rows,
+        inputs: Inputs,
+        dtype: DType,
+    },
+    Integers {
+        matrix: Q8Matrix,
+        dtype: DType,
+    },
 }
 
 /// What becomes of the inputs of a layer whose matrix is rounded.
@@ -68,7 +79,7 @@ impl Linear {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        let weight = Weight::exact(weights.get("weight", (outputs, inputs))?);
+        let weight = Weight::load_exact(weights, inputs, outputs)?;
         let bias = Some(weights.get("bias", outputs)?);
         Ok(Self { weight, bias, adapter: weights.adapter_slot(outputs, inputs) })
     }
@@ -102,8 +113,8 @@ impl Linear {
     /// # Errors
     /// As [`Weights::get`].
     pub fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        let adapter = weights.adapter_slot(outputs, inputs);
-        Ok(Self { adapter, ..Self::from_weight(weights.get("weight", (outputs, inputs))?) })
+        let weight = Weight::load_exact(weights, inputs, outputs)?;
+        Ok(Self { weight, bias: None, adapter: weights.adapter_slot(outputs, inputs) })
     }
 
     /// A layer from a (outputs, inputs) matrix at hand.
@@ -147,9 +158,10 @@ impl Linear {
                 let _span = trace::span(Kind::Elementwise, "rounding to integers");
                 Ok(LayerInput::Integers(Q8Rows::round(x)?, x))
             }
-            Weight::Exact(_) | Weight::Rounded { .. } | Weight::Integers { .. } => {
-                Ok(LayerInput::Exact(x))
-            }
+            Weight::Exact(_)
+            | Weight::Mapped(_)
+            | Weight::Rounded { .. }
+            | Weight::Integers { .. } => Ok(LayerInput::Exact(x)),
         }
     }
 
@@ -174,6 +186,7 @@ impl Linear {
         let _span = trace::counted(Kind::Product, "product", || self.operations(input));
         match (&self.weight, input) {
             (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer.weight(), x),
+            (Weight::Mapped(matrix), LayerInput::Exact(x)) => multiplied_where_mapped(matrix, x),
             (Weight::Integers { matrix, .. }, LayerInput::Exact(x)) => matrix.widened_product(x),
             (Weight::Integers { matrix, dtype }, LayerInput::Integers(rows, x)) => {
                 q8::product(rows, x.shape(), matrix, *dtype)
@@ -230,6 +243,7 @@ impl Linear {
     fn operations(&self, input: &LayerInput) -> f64 {
         let outputs = match &self.weight {
             Weight::Exact(layer) => layer.weight().dim(0).unwrap_or(0),
+            Weight::Mapped(matrix) => matrix.shape().0,
             Weight::Rounded { rows, .. } => rows.rows,
             Weight::Integers { matrix, .. } => matrix.outputs,
         };
@@ -248,6 +262,14 @@ impl Weight {
         Self::Exact(candle_nn::Linear::new(weight, None))
     }
 
+    /// `weight` (outputs, inputs) as it is: where its file is mapped, if that can be.
+    fn load_exact(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
+        match weights.get_mapped("weight", (outputs, inputs))? {
+            Some(matrix) => Ok(Self::Mapped(matrix)),
+            None => Ok(Self::exact(weights.get("weight", (outputs, inputs))?)),
+        }
+    }
+
     /// `weight` (outputs, inputs) in the format of [`Weights::matrices`], which is rounded,
     /// and dropped, at once.
     fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
@@ -262,7 +284,7 @@ impl Weight {
             Ok(Self::Rounded { rows, inputs: inputs_are, dtype })
         };
         match weights.matrices() {
-            MatrixFormat::AsComputed => Ok(Self::exact(weights.get("weight", (outputs, inputs))?)),
+            MatrixFormat::AsComputed => Self::load_exact(weights, inputs, outputs),
             MatrixFormat::Fp8 => rounded(Inputs::Rounded),
             MatrixFormat::Fp8Weights => rounded(Inputs::Exact),
             MatrixFormat::Q8_0 => {
@@ -285,20 +307,40 @@ pub(super) fn multiplied(weight: &Tensor, x: &Tensor) -> Result<Tensor> {
     let is_wide = x.dtype() == DType::F32 && weight.dtype() == DType::F32;
     let rows = x.elem_count() / weight.dim(1)?.max(1);
     if is_wide && !few_rows::are_few(rows) {
-        multiplied_in_strips(weight, x, CPU_PRODUCTS_AT_A_TIME)
+        let shape = weight.dims2()?;
+        let weight = weight.contiguous()?;
+        let elements = Elements::<f32>::of(&weight)?;
+        multiplied_in_strips((elements.all(), shape), x, CPU_PRODUCTS_AT_A_TIME)
     } else {
         widened::product_with_tensor(x, weight)
     }
 }
 
+/// The same with a matrix where its file is mapped.
+fn multiplied_where_mapped(matrix: &MappedMatrix, x: &Tensor) -> Result<Tensor> {
+    let shape = matrix.shape();
+    let are_few = few_rows::are_few(x.elem_count() / shape.1.max(1));
+    match matrix.elements() {
+        MappedElements::F32(elements) if x.dtype() == DType::F32 && !are_few => {
+            multiplied_in_strips((elements, shape), x, CPU_PRODUCTS_AT_A_TIME)
+        }
+        MappedElements::F32(elements) => widened::product_with_slice(x, elements, shape),
+        MappedElements::BF16(elements) => widened::product_with_slice(x, elements, shape),
+        MappedElements::F16(elements) => widened::product_with_slice(x, elements, shape),
+    }
+}
+
 /// The same of f32 by strips of rows, of `at_a_time` multiplications or a single row each,
 /// each put where it belongs.
-fn multiplied_in_strips(weight: &Tensor, x: &Tensor, at_a_time: usize) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
+fn multiplied_in_strips(
+    (weights, (outputs, inputs)): (&[f32], (usize, usize)),
+    x: &Tensor,
+    at_a_time: usize,
+) -> Result<Tensor> {
     let rows = (at_a_time / (outputs * inputs).max(1)).max(1);
-    let (weight, x) = (weight.contiguous()?, x.contiguous()?);
-    let (weights, numbers) = (Elements::<f32>::of(&weight)?, Elements::<f32>::of(&x)?);
-    let weights = Matrix::new(weights.all(), (outputs, inputs), inputs)?.transposed();
+    let x = x.contiguous()?;
+    let numbers = Elements::<f32>::of(&x)?;
+    let weights = Matrix::new(weights, (outputs, inputs), inputs)?.transposed();
     let mut dims = x.dims().to_vec();
     let width = dims.pop();
     if width != Some(inputs) {
@@ -322,12 +364,14 @@ mod tests {
     use super::super::kernels::emulation::numbers;
     use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
+    use crate::checkpoint::Mapping;
 
     #[test]
     fn a_large_product_is_made_by_strips_and_can_be_broken_off_between_them() {
         let x = numbers(&[2, 5, 9], 1, DType::F32);
         let layer = candle_nn::Linear::new(numbers(&[4, 9], 2, DType::F32), None);
         let expected = layer.forward(&x).unwrap();
+        let elements = Elements::<f32>::of(layer.weight()).unwrap();
         let asked = std::cell::Cell::new(0);
         let by_strips = |stops_at| {
             asked.set(0);
@@ -337,7 +381,7 @@ mod tests {
             };
             // Three rows at a time.
             interruption::watched(&is_cancelled, || {
-                multiplied_in_strips(layer.weight(), &x, 3 * 4 * 9)
+                multiplied_in_strips((elements.all(), (4, 9)), &x, 3 * 4 * 9)
             })
         };
 
@@ -377,5 +421,79 @@ mod tests {
             };
             assert_passed_on(&tensors, forms, reference);
         }
+    }
+
+    /// A layer of 9 inputs and 4 outputs from a file in `stored`, and what `weights` makes of
+    /// that file.
+    fn from_file(
+        stored: DType,
+        weights: impl FnOnce(Weights) -> Weights,
+        dtype: DType,
+    ) -> (Linear, Weights) {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("part")).unwrap();
+        let tensors = std::collections::HashMap::from([
+            ("weight".to_owned(), numbers(&[4, 9], 2, stored)),
+            ("bias".to_owned(), numbers(&[4], 3, stored)),
+        ]);
+        let file = folder.path().join("part/model.safetensors");
+        candle_core::safetensors::save(&tensors, file).unwrap();
+        let snapshot = crate::checkpoint::Snapshot::Directory(folder.path().to_owned());
+        let kind = (dtype, &Device::Cpu);
+        let opened = Weights::open(&snapshot, "part", "model", kind, str::to_owned).unwrap();
+        let opened = weights(opened);
+        (Linear::load(&opened, 9, 4).unwrap(), opened)
+    }
+
+    #[test]
+    fn a_matrix_where_its_file_is_mapped_multiplies_as_its_copy_does() {
+        let bits = |x: &Tensor| -> Vec<f32> {
+            x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            // Few rows and many go other ways.
+            for rows in [1, 5, 600] {
+                let x = numbers(&[rows, 9], 1, dtype);
+                let made = |mapping| {
+                    let (layer, weights) =
+                        from_file(dtype, |weights| weights.mapping(mapping), dtype);
+                    assert!(weights.finish().is_ok());
+                    (bits(&layer.forward(&x).unwrap()), weights.mapped_bytes())
+                };
+
+                let (copied, nothing) = made(Mapping::Never);
+                let (mapped, bytes) = made(Mapping::AsComputed);
+
+                assert_eq!(mapped, copied, "{dtype:?} {rows}");
+                assert_eq!((nothing, bytes), (0, 4 * 9 * dtype.size_in_bytes()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_of_16_bits_is_widened_where_it_lies_only_if_that_is_asked_for() {
+        let x = numbers(&[600, 9], 1, DType::F32);
+        let made = |mapping| {
+            let (layer, weights) =
+                from_file(DType::BF16, |weights| weights.mapping(mapping), DType::F32);
+            let made = layer.forward(&x).unwrap();
+            (made, weights.mapped_bytes() > 0)
+        };
+        let (copied, is_mapped) = made(Mapping::AsComputed);
+        assert!(!is_mapped);
+
+        let (mapped, is_mapped) = made(Mapping::Narrower);
+
+        assert!(is_mapped);
+        // The same products, summed in another order.
+        super::super::kernels::emulation::assert_close(&mapped, &copied, 1e-5);
+    }
+
+    #[test]
+    fn a_matrix_that_is_stored_otherwise_is_copied() {
+        let no_lora = |weights: Weights| weights.merging(Vec::new());
+        assert!(from_file(DType::F32, no_lora, DType::F32).1.mapped_bytes() > 0);
+        // Not as computed: a copy.
+        assert_eq!(from_file(DType::F16, no_lora, DType::BF16).1.mapped_bytes(), 0);
     }
 }

@@ -39,10 +39,23 @@ pub(super) fn product_with_tensor(x: &Tensor, matrix: &Tensor) -> Result<Tensor>
 }
 
 fn product_with<W: Element>(x: &Tensor, matrix: &Tensor) -> Result<Tensor> {
-    let (outputs, inputs) = matrix.dims2()?;
+    let shape = matrix.dims2()?;
     let matrix = matrix.contiguous()?;
-    let numbers = Elements::<W>::of(&matrix)?;
-    let numbers = numbers.all();
+    product_with_slice(x, Elements::<W>::of(&matrix)?.all(), shape)
+}
+
+/// The same with a matrix (outputs, inputs) somewhere in memory.
+///
+/// # Errors
+/// As [`product`].
+pub(super) fn product_with_slice<W: Element>(
+    x: &Tensor,
+    numbers: &[W],
+    (outputs, inputs): (usize, usize),
+) -> Result<Tensor> {
+    if numbers.len() != outputs * inputs {
+        candle_core::bail!("{} elements are no {outputs} rows of {inputs}", numbers.len());
+    }
     if few_rows::are_few(x.elem_count() / inputs.max(1)) {
         return in_format!(x.dtype(), "a product", N => few::<N, W>(x, numbers, outputs, inputs));
     }

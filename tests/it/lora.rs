@@ -63,13 +63,15 @@ pub(super) fn predict(transformer: &Transformer) -> Tensor {
     let positions = transformer.positions(&[grid], text.dim(1).unwrap()).unwrap();
     let sigma = inputs["timestep"].to_vec1::<f32>().unwrap()[0];
     let modulations = transformer.modulations(&[sigma]).unwrap();
-    transformer
-        .forward(
-            &inputs["hidden_states"],
-            PromptTokens { embeds: text, positions: &positions },
-            modulations.at(0),
-        )
-        .unwrap()
+    // Each picture with the text of its own.
+    let latents = &inputs["hidden_states"];
+    let flow = |sample| {
+        let embeds = &text.narrow(0, sample, 1)?;
+        let prompt = PromptTokens { embeds, positions: &positions };
+        transformer.forward(&latents.narrow(0, sample, 1)?, prompt, modulations.at(0))
+    };
+    let flows = (0..latents.dim(0).unwrap()).map(flow).collect::<candle_core::Result<Vec<_>>>();
+    Tensor::cat(&flows.unwrap(), 0).unwrap()
 }
 
 fn open(path: &Path, scale: f64) -> Lora {

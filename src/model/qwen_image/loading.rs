@@ -193,7 +193,8 @@ impl Opened {
 
     /// Bytes taken so far, or everything that is wrong.
     fn finish(&self) -> Result<usize, CheckpointError> {
-        self.each().into_iter().map(Weights::finish).sum()
+        let finished = |weights: &Weights| Ok(weights.finish()? + weights.mapped_bytes());
+        self.each().into_iter().map(finished).sum()
     }
 
     fn each(&self) -> [&Weights; 3] {

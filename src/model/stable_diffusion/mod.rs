@@ -266,7 +266,7 @@ fn load_components(
         let name = TextEncoder::canonical_name;
         let weights = open(component, TRANSFORMERS_STEM, context.dtype, name)?;
         let encoder = weights.load::<_, LoadError>(|weights| TextEncoder::load(weights, config))?;
-        bytes += weights.finish()?;
+        bytes += weights.finish()? + weights.mapped_bytes();
         let positions = config.max_position_embeddings;
         let tokenizer = ClipTokenizer::load(snapshot, tokenizer, positions)?;
         tokenizer.check_ids(config.vocab_size)?;
@@ -275,7 +275,7 @@ fn load_components(
     check_text_lengths(&texts)?;
     let weights = open("unet", DIFFUSERS_STEM, context.dtype, unchanged)?;
     let unet = weights.load::<_, LoadError>(|weights| Unet::load(weights, &unet_config))?;
-    bytes += weights.finish()?;
+    bytes += weights.finish()? + weights.mapped_bytes();
     let overflows = vae_config.force_upcast && context.dtype == DType::F16;
     let vae_dtype = if overflows { DType::F32 } else { context.dtype };
     let weights = open("vae", DIFFUSERS_STEM, vae_dtype, unchanged)?;
@@ -288,7 +288,7 @@ fn load_components(
     let vae_in_float32 =
         (vae_dtype != DType::F32).then(|| in_float32(&weights, load_vae.clone())).transpose()?;
     let vae = Offloadable::new(Residency::Resident, &weights, load_vae)?;
-    bytes += weights.finish()?;
+    bytes += weights.finish()? + weights.mapped_bytes();
     let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
     let text_use = if variant.has_text_time {
         TextUse::PenultimateAndPooled { force_zeros_for_empty_prompt }
