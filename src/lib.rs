@@ -14,7 +14,7 @@
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
 //! - [`interruption`] breaks off work that nobody waits for;
-//! - [`telemetry`] sets up the logs, [`threads`] the threads that compute on a CPU, and
+//! - [`telemetry`] sets up the logs, which [`terminal`] keeps above bars, [`threads`] the threads that compute on a CPU, and
 //!   [`allocator`] how long freed memory is kept.
 
 pub mod allocator;
@@ -33,4 +33,5 @@ pub mod nn;
 pub mod requests;
 pub mod service;
 pub mod telemetry;
+pub mod terminal;
 pub mod threads;

@@ -565,6 +565,24 @@ impl Weights {
         Ok(loaded?)
     }
 
+    /// How many places `0`, `1`, … the files have below `place`.
+    #[must_use]
+    pub fn stored_count(&self, place: &str) -> usize {
+        let place = format!("{}.", self.full_name(place));
+        let names = self.store.source.files().into_iter().flat_map(TensorFiles::names);
+        let numbers = names.filter_map(|name| {
+            let number = name.strip_prefix(&place)?.split('.').next()?;
+            number.parse::<usize>().ok()
+        });
+        numbers.collect::<HashSet<_>>().len()
+    }
+
+    /// The shape that the files have of the tensor `name`.
+    #[must_use]
+    pub fn stored_shape(&self, name: &str) -> Option<&[usize]> {
+        self.store.source.files()?.shape(&self.full_name(name))
+    }
+
     /// Every name asked for so far, with the shape.
     #[must_use]
     pub fn requested(&self) -> BTreeMap<String, Vec<usize>> {
