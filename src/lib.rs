@@ -4,7 +4,7 @@
 //! The layers, from the outside in; each names only those below it:
 //!
 //! - [`cli`] is what may be typed;
-//! - [`mod@bench`] prints what a picture takes;
+//! - [`mod@bench`] prints what a picture takes, [`mod@plan`] what a model will;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
@@ -30,6 +30,7 @@ pub mod imaging;
 pub mod interruption;
 pub mod model;
 pub mod nn;
+pub mod plan;
 pub mod requests;
 pub mod service;
 pub mod telemetry;

@@ -45,6 +45,12 @@ impl PlannedComponent {
 }
 
 impl ModelPlan {
+    /// Whether all of it is free, as far as can be told.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        self.free_bytes.is_none_or(|free| self.total_bytes <= free)
+    }
+
     /// Bytes of all weights.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {

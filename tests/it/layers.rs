@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("threads", &[]),
     ("config", &["api", "requests", "service", "model", "hub", "device", "domain"]),
     ("bench", &["model", "nn", "checkpoint"]),
+    ("plan", &["model"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];
 

@@ -33,7 +33,8 @@ use super::cache::ContentCache;
 use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry};
 use super::residency::{Offloadable, Residency};
 use super::{
-    DiffusionModel, EditKind, GuidanceParameter, LoadError, Loaded, ModelCard, RequestDefaults,
+    DiffusionModel, EditKind, GuidanceParameter, LoadError, Loaded, ModelCard, ModelPlan,
+    PlannedComponent, RequestDefaults,
 };
 use crate::checkpoint::{CheckpointError, Snapshot, Weights};
 use crate::device::DeviceError;

@@ -19,17 +19,14 @@ pub use ceiling::{Ceiling, ProductSpeed};
 pub use published::{LayerCounts, Published};
 pub use stopwatch::Work;
 
-pub use super::outlook;
-use super::pipeline::parts::Part;
+pub use super::pipeline::parts::Part;
 
 use prompts::Prompts;
 use stopwatch::{Order, Stopwatch};
 
 use super::pipeline::{Extent, Pipeline};
-use super::positions::Grid;
-use super::preprocess::PixelSize;
 use super::variant::{self, Variant};
-use super::{cost, loading};
+use super::{loading, outlook};
 use crate::checkpoint::Snapshot;
 use crate::domain::{
     GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Task, ValidationError,
