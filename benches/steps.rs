@@ -4,7 +4,7 @@
 //! cargo bench --bench steps -- cache demo          # 4, 20 and 50 steps; tiny-random, or a folder, likewise
 //! cargo bench --bench steps -- batches 256x256     # two random blocks of the published width
 //! cargo bench --bench steps -- batches 128x128 demo
-//! cargo bench --bench steps -- batches 256x256 qwen-image-edit-2511 bfloat16 stream
+//! cargo bench --bench steps -- batches 256x256 qwen-image-edit-2511 bfloat16
 //! ```
 #![expect(
     clippy::print_stdout,
@@ -46,7 +46,7 @@ fn main() {
     match arguments.as_slice() {
         ["cache", model] => cache(model),
         ["batches", size, rest @ ..] => together(ImageSize::parse(size).unwrap(), rest),
-        _ => println!("expected 'cache MODEL' or 'batches SIZE [MODEL [DTYPE [MEMORY]]]'"),
+        _ => println!("expected 'cache MODEL' or 'batches SIZE [MODEL [DTYPE]]'"),
     }
 }
 
@@ -174,7 +174,6 @@ fn together(size: ImageSize, rest: &[&str]) {
         trace: false,
         model: ModelConfig {
             dtype: rest.get(1).map_or(config.dtype, |dtype| dtype.parse().unwrap()),
-            memory: rest.get(2).map_or(config.memory, |memory| memory.parse().unwrap()),
             ..config
         },
     };

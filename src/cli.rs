@@ -379,7 +379,9 @@ mod tests {
         let cli = Cli::try_parse_from([&["diffuser-api"], arguments].concat()).unwrap();
         match cli.into_command() {
             Command::Serve(args) => args.into(),
-            Command::Pull(_) | Command::Plan(_) | Command::Bench(_) => panic!("{arguments:?} is not serve"),
+            Command::Pull(_) | Command::Plan(_) | Command::Bench(_) => {
+                panic!("{arguments:?} is not serve")
+            }
         }
     }
 

@@ -256,9 +256,8 @@ impl Layers {
     /// Notes that one entry of a list is not what is `expected`.
     fn refuse_entry(&mut self, key: Key, entry: &str, expected: &str) {
         let Some(found) = self.find(key) else { return };
-        // What is wrong stands at the end of what may be a long path.
         let is_whole = found.value.as_str() == Some(entry);
-        let entry = format!("'{}'", entry.escape_debug());
+        let entry = format!("'{}'", ends_of(entry).escape_debug());
         let whole = printed(&found.value);
         let value = if is_whole { entry } else { format!("{entry} in {whole}") };
         self.faults.push(Fault {
@@ -417,6 +416,19 @@ fn number(value: &Value) -> Option<f64> {
         Some(text) => text.parse().ok(),
         None => value.to_f64().or_else(|| whole_number(value)?.to_string().parse().ok()),
     }
+}
+
+/// `text`, or the ends of one that is far too long: what is wrong stands at the end of what
+/// may be a long path.
+fn ends_of(text: &str) -> String {
+    const LONGEST: usize = 300;
+    const SHOWN: usize = 40;
+    let letters: Vec<char> = text.chars().collect();
+    if letters.len() <= LONGEST {
+        return text.to_owned();
+    }
+    let (start, end) = (&letters[..SHOWN], &letters[letters.len() - SHOWN..]);
+    start.iter().chain(['…'].iter()).chain(end).collect()
 }
 
 /// The value as a message shows it: one line, cut short.

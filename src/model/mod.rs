@@ -26,8 +26,8 @@ pub use diffusion::{
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use estimate::Estimate;
-pub use plan::{ModelPlan, PlannedComponent};
 pub use loras::{check_lora_names, lora_names};
+pub use plan::{ModelPlan, PlannedComponent};
 pub use registry::{ModelFiles, find_embedded, load};
 pub use residency::{MemoryChoice, Offloadable, Residency};
 pub use warnings::CutTokens;

@@ -44,7 +44,7 @@ pub use conv::{Conv2d, Padding};
 pub use fp8::Fp8Sums;
 pub use guidance::{CfgRescale, euler_step, guide};
 pub use heads::{HeadStream, joint_heads};
-pub use q8::has_integer_products;
 pub use linear::{LayerInput, Linear};
 pub use modulation::{Factors, gated_add, modulated_norm};
 pub use norm::{After, LayerNorm, RmsNorm, channel_norm};
+pub use q8::has_integer_products;

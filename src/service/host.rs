@@ -29,6 +29,8 @@ pub(super) struct Host {
     jobs: Arc<RunningJobs>,
     budget: Budget,
     replicas: Vec<Replica>,
+    /// Gives back to the system what was freed.
+    at_rest: fn(),
 }
 
 /// A model that this thread serves.
@@ -56,6 +58,7 @@ impl Host {
         (thread, budget): (usize, Budget),
         (queue, board, jobs): (Arc<Queue>, Arc<Board>, Arc<RunningJobs>),
         models: Vec<(usize, DeviceChoice, Arc<PooledModel>)>,
+        at_rest: fn(),
     ) -> Self {
         let replica = |(index, device, model): (usize, DeviceChoice, Arc<PooledModel>)| Replica {
             index,
@@ -67,7 +70,7 @@ impl Host {
             loading_s: UNKNOWN_LOADING_S,
         };
         let replicas = models.into_iter().map(replica).collect();
-        Self { thread, queue, board, jobs, budget, replicas }
+        Self { thread, queue, board, jobs, budget, replicas, at_rest }
     }
 
     /// The numbers of its models.
@@ -82,21 +85,27 @@ impl Host {
     /// Why a model cannot be loaded, with its name.
     pub(super) fn preload(&mut self) -> Result<(), PreloadError> {
         for place in 0..self.replicas.len() {
-            if self.replicas[place].model.preload && self.has_room_for(place) {
+            if !self.replicas[place].model.preload {
+                continue;
+            }
+            if self.has_room_for(place) {
                 self.load(place)?;
+            } else {
+                let model = &self.replicas[place].model.card.id;
+                tracing::info!(model, "no room beside the others: it is loaded when asked for");
             }
         }
         Ok(())
     }
 
-    /// Serves until the lines are closed. Calls `at_rest` whenever nothing is left to do.
-    pub(super) fn work(&mut self, at_rest: fn()) {
+    /// Serves until the lines are closed.
+    pub(super) fn work(&mut self) {
         loop {
             let loading_s = |model| self.loading_s(model);
-            match self.queue.take(self.thread, self.next_expiry(), loading_s, at_rest) {
+            match self.queue.take(self.thread, self.next_expiry(), loading_s, self.at_rest) {
                 Next::Job(job, running) => self.serve(*job, running),
-                Next::Command(command) => self.obey(command, at_rest),
-                Next::Nothing => self.unload_idle(at_rest),
+                Next::Command(command) => self.obey(command),
+                Next::Nothing => self.unload_idle(),
                 Next::End => return,
             }
         }
@@ -130,7 +139,7 @@ impl Host {
         let loading = match span.in_scope(|| self.ensure_loaded(place)) {
             Ok(loading) => loading,
             Err(error) => {
-                drop(running);
+                drop((tracked, running));
                 return job.fail(error);
             }
         };
@@ -160,7 +169,7 @@ impl Host {
         Some(self.jobs.begin(self.thread, outlook, Instant::now()))
     }
 
-    fn obey(&mut self, command: Command, at_rest: fn()) {
+    fn obey(&mut self, command: Command) {
         let done = match (self.place_of(command.model), command.action) {
             (None, _) => Err(ServiceError::WorkerGone),
             (Some(place), Action::Load) => {
@@ -170,7 +179,6 @@ impl Host {
             }
             (Some(place), Action::Unload) => {
                 self.unload(place);
-                at_rest();
                 Ok(())
             }
         };
@@ -244,6 +252,8 @@ impl Host {
         if let State::Present(model) = std::mem::replace(&mut replica.state, State::Absent) {
             tracing::info!(model = replica.model.card.id, "unloading");
             drop(model);
+            // Else what is free would be told without it.
+            (self.at_rest)();
         }
         self.board.set(replica.index, self.thread, ReplicaState::NotLoaded);
     }
@@ -253,12 +263,11 @@ impl Host {
         self.replicas.iter().filter_map(Replica::expires).min()
     }
 
-    fn unload_idle(&mut self, at_rest: fn()) {
+    fn unload_idle(&mut self) {
         let now = Instant::now();
         for place in 0..self.replicas.len() {
             if self.replicas[place].expires().is_some_and(|expires| expires <= now) {
                 self.unload(place);
-                at_rest();
             }
         }
     }

@@ -33,8 +33,8 @@ pub use error::{ErrorKind, ServiceError};
 pub use host::{LoadFailure, PreloadError};
 pub use memory::{MemoryError, MemoryShare, RequestMemory};
 pub use order::Client;
-pub use progress::{JobStage, RunningJob};
 pub use pool::{Budget, Loader, PooledModel, ServiceConfig, WorkerHandle, start};
+pub use progress::{JobStage, RunningJob};
 pub use size_plan::{Framing, SizeChoice};
 
 use crate::domain::{

@@ -92,7 +92,7 @@ pub fn start(
         let own =
             hosted.into_iter().map(|(index, device)| (index, device, Arc::clone(&models[index])));
         let shared = (Arc::clone(&queue), Arc::clone(&board), Arc::clone(&jobs));
-        let host = Host::new((thread, config.budget), shared, own.collect());
+        let host = Host::new((thread, config.budget), shared, own.collect(), at_rest);
         let life_sign = LifeSign { queue: Arc::clone(&queue), thread, models: host.models() };
         let tell = tell.clone();
         let work = move || {
@@ -104,7 +104,7 @@ pub fn start(
             let _ = tell.send(preloaded);
             drop(tell);
             if is_ready {
-                host.work(at_rest);
+                host.work();
             }
         };
         let started = std::thread::Builder::new().name("model".to_owned()).spawn(work);

@@ -71,7 +71,12 @@ pub(super) struct RunningJobs(Mutex<Vec<(usize, Progress)>>);
 
 impl RunningJobs {
     /// A job begins on `thread`; it is over when what is returned is dropped.
-    pub(super) fn begin(self: &Arc<Self>, thread: usize, outlook: Outlook, now: Instant) -> Tracked {
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        thread: usize,
+        outlook: Outlook,
+        now: Instant,
+    ) -> Tracked {
         let mut jobs = self.lock();
         jobs.retain(|(other, _)| *other != thread);
         jobs.push((thread, Progress::new(outlook, now)));
@@ -187,9 +192,10 @@ impl Progress {
     /// Steps that are done, with the part of those under way.
     fn steps_done(&self) -> f64 {
         let is_denoising = self.stage == JobStage::Of(Stage::Denoising);
-        let part = self.layer.filter(|_| is_denoising).map_or(0.0, |layer| {
-            layer.done as f64 / layer.total_layers.max(1) as f64
-        });
+        let part = self
+            .layer
+            .filter(|_| is_denoising)
+            .map_or(0.0, |layer| layer.done as f64 / layer.total_layers.max(1) as f64);
         self.done as f64 + part * self.together.max(1) as f64
     }
 

@@ -11,7 +11,8 @@ impl Captured {
     /// What `work` makes, whose log is kept here.
     pub(super) fn during<R>(&self, work: impl FnOnce() -> R) -> R {
         let log = self.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone());
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone());
         tracing::subscriber::with_default(subscriber.finish(), work)
     }
 

@@ -12,9 +12,7 @@ use super::progress::{Audience, Reporter, Tracked};
 use super::queue::Running;
 use super::{MemoryShare, ServiceError};
 use crate::domain::{ImageRequest, Picture};
-use crate::model::{
-    DiffusionModel, Generation, LayerProgress, Stage, StepObserver, StepProgress,
-};
+use crate::model::{DiffusionModel, Generation, LayerProgress, Stage, StepObserver, StepProgress};
 
 /// What becomes of a job.
 pub(super) type Answer = oneshot::Receiver<Result<Made, ServiceError>>;

@@ -41,9 +41,8 @@ fn what_is_planned_is_what_the_loaded_model_takes() {
 #[test]
 fn what_streams_is_planned_not_to_stay() {
     let id = fixture("fixtures/ckpt/qwen-image-edit");
-    let of = |memory| {
-        ModelFiles::find(&config(&id, memory), &offline_hub()).unwrap().plan().unwrap()
-    };
+    let of =
+        |memory| ModelFiles::find(&config(&id, memory), &offline_hub()).unwrap().plan().unwrap();
 
     let (resident, stream) = (of(MemoryChoice::Resident), of(MemoryChoice::Stream));
 

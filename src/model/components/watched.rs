@@ -5,9 +5,7 @@ use std::ops::ControlFlow;
 
 use crate::domain::Picture;
 use crate::interruption;
-use crate::model::{
-    Generation, LayerProgress, ModelError, Stage, StepObserver, StepProgress,
-};
+use crate::model::{Generation, LayerProgress, ModelError, Stage, StepObserver, StepProgress};
 
 /// What `work` makes, which is given `observer`. Meanwhile every check of
 /// [`interruption`] asks [`StepObserver::is_cancelled`], and those between layers tell
@@ -20,9 +18,11 @@ pub(in crate::model) fn observed(
     work: impl FnOnce(&mut dyn StepObserver) -> Result<Generation, ModelError>,
 ) -> Result<Generation, ModelError> {
     let shared = Shared { observer: RefCell::new(observer), is_cancelled: Cell::new(false) };
-    let told = || interruption::told_of_layers(&|done, total| shared.tells(done, total), || {
-        work(&mut &shared)
-    });
+    let told = || {
+        interruption::told_of_layers(&|done, total| shared.tells(done, total), || {
+            work(&mut &shared)
+        })
+    };
     let made = interruption::watched(&|| shared.asks(), told);
     match made {
         // As a tensor operation's error, or wrapped in another.

@@ -84,8 +84,7 @@ pub(super) fn check_text_encoder(
     let words = format!("vocab_size = {}", text.vocab_size);
     agreement.side(&words, text.vocab_size, ("model.embed_tokens.weight", 0));
     let width = format!("hidden_size = {}", text.hidden_size);
-    let width_agrees =
-        agreement.side(&width, text.hidden_size, ("model.embed_tokens.weight", 1));
+    let width_agrees = agreement.side(&width, text.hidden_size, ("model.embed_tokens.weight", 1));
     let inner = format!("intermediate_size = {}", text.intermediate_size);
     let tensor = ("model.layers.0.mlp.gate_proj.weight", 0);
     agreement.side(&inner, text.intermediate_size, tensor);
@@ -116,8 +115,7 @@ pub(super) fn check_vae(weights: &Weights, config: &VaeConfig) -> Result<(), Che
     let VaeConfig { base_dim, z_dim, dim_mult, num_res_blocks, .. } = config;
     let mut agreement = Agreement::new(weights);
     let multiples = format!("dim_mult = {dim_mult:?}");
-    let stages_agree =
-        agreement.count(&multiples, dim_mult.len(), ("stages", "decoder.up_blocks"));
+    let stages_agree = agreement.count(&multiples, dim_mult.len(), ("stages", "decoder.up_blocks"));
     // A stage of the decoder has one more than one of the encoder.
     let blocks = format!("num_res_blocks = {num_res_blocks}");
     let place = ("residual blocks", "decoder.up_blocks.0.resnets");

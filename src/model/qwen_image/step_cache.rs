@@ -256,10 +256,14 @@ mod tests {
             cache.after_last(&half(60_000.0, READ)).unwrap();
         }
 
-        let first = (&half(0.0, TOKENS), &half(60_000.0, TOKENS));
-        let image = cache.after_first(first, READ).unwrap().unwrap();
+        // Where all blocks would leave 60000 + 120000, and −60000 + 120000.
+        for (after, expected) in [(60_000.0, 65_504.0), (-60_000.0, 5_504.0)] {
+            let first = (&half(0.0, TOKENS), &half(after, TOKENS));
+            let image = cache.after_first(first, READ).unwrap().unwrap();
 
-        let numbers = image.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
-        assert!(numbers.to_vec1::<f32>().unwrap().iter().all(|number| *number == 65_504.0));
+            let numbers = image.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+            let numbers = numbers.to_vec1::<f32>().unwrap();
+            assert!(numbers.iter().all(|number| *number == expected), "{after}: {numbers:?}");
+        }
     }
 }

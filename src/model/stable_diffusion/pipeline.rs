@@ -26,8 +26,8 @@ use crate::model::components::noise::TorchGenerator;
 use crate::model::components::watched::observed;
 use crate::model::residency::Offloadable;
 use crate::model::{
-    CutTokens, DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError,
-    Stage, StepObserver, StepProgress, TokenUsage,
+    CutTokens, DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError, Stage,
+    StepObserver, StepProgress, TokenUsage,
 };
 
 /// A text encoder with its tokenizer.

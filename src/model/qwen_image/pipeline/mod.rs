@@ -44,8 +44,8 @@ use crate::model::components::watched::observed;
 use crate::model::loras::LoraFolder;
 use crate::model::residency::Offloadable;
 use crate::model::{
-    DiffusionModel, Estimate, GeneratedImage, Generation, Loaded, ModelCard, ModelError, ModelPlan, Stage,
-    StepObserver, StepProgress, TokenUsage,
+    DiffusionModel, Estimate, GeneratedImage, Generation, Loaded, ModelCard, ModelError, ModelPlan,
+    Stage, StepObserver, StepProgress, TokenUsage,
 };
 use crate::nn::{intermediate, trace};
 use batching::Batching;
