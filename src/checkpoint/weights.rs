@@ -463,8 +463,11 @@ impl Weights {
     fn count_checked(&self, name: String, bytes: usize) {
         if let Some(checked) = &self.checked {
             let mut checked = lock(checked);
-            checked.names.push(name);
-            checked.bytes += bytes;
+            // As when they are read, what is taken twice counts once.
+            if !checked.names.contains(&name) {
+                checked.names.push(name);
+                checked.bytes += bytes;
+            }
         }
     }
 

@@ -162,7 +162,8 @@ impl Progress {
     }
 
     fn on_stage(&mut self, stage: Stage, now: Instant) {
-        self.denoised = self.denoised_at(now);
+        // Before the first step, what all steps have in common is made.
+        self.denoised = if self.done > 0 { self.denoised_at(now) } else { Duration::ZERO };
         self.stage = JobStage::Of(stage);
         self.stage_started = now;
         self.layer = None;
@@ -457,6 +458,17 @@ mod tests {
         case.job.on_layer(LayerProgress { done: 15, total_layers: 60 });
 
         assert!(close(case.seen(10.0).left_s, 150.0), "a quarter of a step in 10 s");
+    }
+
+    #[test]
+    fn what_all_steps_have_in_common_is_no_part_of_a_step() {
+        let case = Case::new(1, None);
+        case.stage(Stage::Denoising, 0.0);
+        case.stage(Stage::Denoising, 100.0);
+        case.step(0, 0);
+        case.step(0, 1);
+
+        assert!(close(case.seen(110.0).left_s, 30.0), "{:?}", case.seen(110.0));
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn a_setting_that_the_tensors_contradict_is_named_and_they_are_not() {
             "/dim_mult",
             json!([1, 2, 4, 2]),
             "dim_mult = [1, 2, 4, 2] times base_dim = 4, but \
-             decoder.up_blocks.1.resnets.0.conv1.weight has shape [8, 8, 3, 3, 3]",
+             decoder.up_blocks.1.resnets.0.conv1.weight has shape [8, 4, 3, 3, 3]",
         ),
         (
             transformer,

@@ -39,6 +39,7 @@ mod lora_requests;
 mod pictures;
 mod plan;
 mod pool;
+mod progress;
 mod queue;
 mod regions;
 mod resaved;

@@ -1,4 +1,5 @@
-//! `diffuser-api plan`: what a model will take, without loading it.
+//! What a model will take: `diffuser-api plan`, without loading it, and what is told once it
+//! is loaded.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -83,4 +84,24 @@ fn a_model_that_is_not_at_hand_is_refused_and_not_fetched() {
     assert!(!refused.status.success());
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(said.contains("no-such/model") && !said.contains("127.0.0.1"), "{said}");
+}
+
+#[test]
+fn a_large_picture_is_timed_with_advice_and_a_small_one_is_not() {
+    let load = |id: &str, image_area| {
+        let config = ModelConfig { image_area, ..config(id, MemoryChoice::Auto) };
+        diffuser_api::model::load(&config, &offline_hub()).unwrap()
+    };
+
+    let small = load("demo", None).estimate().unwrap();
+    let large = load(&fixture("fixtures/ckpt/qwen-image"), Some(2048 * 2048)).estimate().unwrap();
+
+    assert_eq!((small.seconds, small.duration()), (None, None));
+    assert!(small.faster.is_empty(), "{small:?}");
+    assert_eq!((large.width, large.height, large.steps), (2048, 2048, 50));
+    assert!(large.seconds.is_some_and(|seconds| seconds > 0.0 && seconds.is_finite()));
+    assert!(large.faster[0].contains("Lightning LoRA (4 or 8 steps for 50)"), "{large:?}");
+    assert!(large.faster.last().unwrap().starts_with("a GPU"), "{large:?}");
+    assert!(large.weights().ends_with(" on cpu"), "{}", large.weights());
+    assert!(load(&fixture("stable_diffusion/sd"), None).estimate().is_none());
 }
