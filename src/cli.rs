@@ -39,6 +39,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Download a model's files, and print the folder that they are in
     Pull(PullArgs),
+    /// Print what a model will take of the memory there is, without loading it
+    Plan(PlanArgs),
     /// Measure what a picture takes, with random weights: needs no checkpoint
     Bench(BenchArgs),
 }
@@ -86,6 +88,52 @@ pub struct PullArgs {
     /// Commit, tag or branch
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// Embedded model's name, folder, or repository that has been pulled
+    pub model: String,
+
+    /// Commit, tag or branch of a repository
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+
+    /// Width and height of the pictures to plan for; without it: the model's own
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    pub size: Option<ImageSize>,
+
+    /// Where to compute: auto, cpu, cuda, cuda:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+
+    /// Dtype: auto, float32, bfloat16, float16, fp8, fp8-weights, q8_0
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    pub dtype: DtypeChoice,
+
+    /// Which weights stay on the device: auto, resident, offload, stream
+    #[arg(long, value_name = "MEMORY", default_value = "auto")]
+    pub memory: MemoryChoice,
+
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl PlanArgs {
+    /// What these arguments ask to plan for.
+    #[must_use]
+    pub fn config(&self) -> ModelConfig {
+        ModelConfig {
+            revision: self.revision.clone(),
+            device: self.device,
+            dtype: self.dtype,
+            memory: self.memory,
+            image_area: self.size.map(ImageSize::area),
+            ..ModelConfig::of(self.model.clone())
+        }
+    }
 }
 
 /// Arguments of `bench`.
@@ -299,6 +347,7 @@ Examples:
   diffuser-api pull Qwen/Qwen-Image-Edit        download a real one
   diffuser-api --model Qwen/Qwen-Image-Edit --device cuda --dtype bfloat16
   diffuser-api --config config/qwen-image-edit-cuda.toml --port 9000
+  diffuser-api plan Qwen/Qwen-Image-Edit        what it will take of this machine
   DIFFUSER_MODEL_ID=./my-model diffuser-api     a folder with a model_index.json
 
 Settings come from, each overriding those before it: built-in defaults, the
@@ -330,7 +379,9 @@ mod tests {
         let cli = Cli::try_parse_from([&["diffuser-api"], arguments].concat()).unwrap();
         match cli.into_command() {
             Command::Serve(args) => args.into(),
-            Command::Pull(_) | Command::Bench(_) => panic!("{arguments:?} is not serve"),
+            Command::Pull(_) | Command::Plan(_) | Command::Bench(_) => {
+                panic!("{arguments:?} is not serve")
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 use scoped_tls_hkt::scoped_thread_local;
 
 scoped_thread_local!(static IS_CANCELLED: for<'a> &'a dyn Fn() -> bool);
+scoped_thread_local!(static ON_LAYER: for<'a> &'a dyn Fn(usize, usize));
 
 /// The error of work that was broken off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +32,23 @@ pub fn watched<R>(is_cancelled: &dyn Fn() -> bool, work: impl FnOnce() -> R) -> 
 #[must_use]
 pub fn is_watched() -> bool {
     IS_CANCELLED.is_set()
+}
+
+/// What `work` returns, during which each [`check_layer`] of this thread tells `on_layer`
+/// how many layers are computed, and of how many.
+pub fn told_of_layers<R>(on_layer: &dyn Fn(usize, usize), work: impl FnOnce() -> R) -> R {
+    ON_LAYER.set(on_layer, work)
+}
+
+/// As [`check`], before layer `index` of `count`.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_layer(index: usize, count: usize) -> candle_core::Result<()> {
+    if ON_LAYER.is_set() {
+        ON_LAYER.with(|on_layer| on_layer(index, count));
+    }
+    check()
 }
 
 /// Asks whether to go on.
@@ -110,6 +128,19 @@ mod tests {
         assert_eq!((done, asked.get()), (2, 3));
         assert!(check().is_ok());
         assert!(!is_watched());
+    }
+
+    #[test]
+    fn whoever_listens_is_told_of_layers_and_the_check_is_made_all_the_same() {
+        let told = Cell::new((0, 0));
+        let on_layer = |done, layers| told.set((done, layers));
+
+        let broken_off = watched(&|| true, || told_of_layers(&on_layer, || check_layer(3, 60)));
+
+        assert!(broken_off.is_err());
+        assert_eq!(told.get(), (3, 60));
+        assert!(check_layer(4, 60).is_ok());
+        assert_eq!(told.get(), (3, 60));
     }
 
     #[test]

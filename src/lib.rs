@@ -4,7 +4,7 @@
 //! The layers, from the outside in; each names only those below it:
 //!
 //! - [`cli`] is what may be typed;
-//! - [`mod@bench`] prints what a picture takes;
+//! - [`mod@bench`] prints what a picture takes, [`mod@plan`] what a model will;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
@@ -14,7 +14,7 @@
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
 //! - [`interruption`] breaks off work that nobody waits for;
-//! - [`telemetry`] sets up the logs, [`threads`] the threads that compute on a CPU, and
+//! - [`telemetry`] sets up the logs, which [`terminal`] keeps above bars, [`threads`] the threads that compute on a CPU, and
 //!   [`allocator`] how long freed memory is kept.
 
 pub mod allocator;
@@ -30,7 +30,9 @@ pub mod imaging;
 pub mod interruption;
 pub mod model;
 pub mod nn;
+pub mod plan;
 pub mod requests;
 pub mod service;
 pub mod telemetry;
+pub mod terminal;
 pub mod threads;

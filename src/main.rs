@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
-use diffuser_api::cli::{BenchArgs, Cli, Command, PullArgs, ServeArgs};
+use diffuser_api::cli::{BenchArgs, Cli, Command, PlanArgs, PullArgs, ServeArgs};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, ModelSettings, Sources, WarmupConfig, load_hub,
     load_threads,
@@ -19,7 +19,7 @@ use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, ModelFiles, qwen_image::benchmark};
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
-use diffuser_api::{api, bench, device, nn, service, telemetry, threads};
+use diffuser_api::{api, bench, device, nn, plan, service, telemetry, threads};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().into_command() {
         Command::Serve(args) => serve(args),
         Command::Pull(args) => pull(&args),
+        Command::Plan(args) => plan(&args),
         Command::Bench(args) => measure(&args),
     };
     match result {
@@ -176,6 +177,20 @@ fn pull(args: &PullArgs) -> Result<()> {
     #[expect(clippy::print_stdout, reason = "the folder is what was asked for")]
     {
         println!("{}", folder.display());
+    }
+    Ok(())
+}
+
+/// Prints what a model that is at hand will take.
+fn plan(args: &PlanArgs) -> Result<()> {
+    let hub = HubConfig { offline: true, ..load_hub(&Environment::of_process())? };
+    telemetry::init("warn")?;
+    let planned = ModelFiles::find(&args.config(), &hub).and_then(|files| files.plan());
+    let plan = planned.with_context(|| format!("cannot plan for the model '{}'", args.model))?;
+    if args.json {
+        print_now(&format!("{}\n", serde_json::to_string_pretty(&plan)?));
+    } else {
+        print_now(&plan::table(&plan));
     }
     Ok(())
 }

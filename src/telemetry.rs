@@ -4,6 +4,8 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::terminal::AboveBars;
+
 /// Why logging was not set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
@@ -31,7 +33,7 @@ pub fn init(filter: &str) -> Result<(), TelemetryError> {
         .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
     tracing_subscriber::fmt()
         .with_env_filter(parsed)
-        .with_writer(std::io::stderr)
+        .with_writer(|| AboveBars)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init()
         .map_err(TelemetryError::AlreadySet)

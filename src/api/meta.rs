@@ -40,6 +40,7 @@ pub(super) async fn health(State(state): State<AppState>) -> Response {
         busy: service.busy,
         waiting: service.waiting,
         queue_capacity: service.capacity,
+        running: state.service().running_jobs().into_iter().map(Into::into).collect(),
     };
     json_response(code, &health)
 }

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::domain::{ScheduleShift, TaskKind, TaskKinds};
 use crate::model::{EditKind, TokenUsage};
 use crate::requests::{self, Preset, Quality, QualityTable};
-use crate::service::{ImageService, ReplicaState};
+use crate::service::{ImageService, ReplicaState, RunningJob};
 
 /// The body of every error.
 #[derive(Debug, Serialize, ToSchema)]
@@ -298,6 +298,55 @@ pub(super) struct Health {
     pub(super) waiting: usize,
     /// How many may wait.
     pub(super) queue_capacity: usize,
+    /// The requests that models work on now.
+    pub(super) running: Vec<RunningFacts>,
+}
+
+/// How far a request is that a model works on.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RunningFacts {
+    /// Its model.
+    #[schema(example = "Qwen/Qwen-Image-Edit")]
+    model: String,
+    /// `loading_model`, `starting`, `encoding_prompts`, `encoding_latents`, `denoising` or
+    /// `decoding`.
+    #[schema(example = "denoising")]
+    stage: &'static str,
+    /// The picture that is being made, from 1.
+    picture: usize,
+    pictures: usize,
+    /// Steps of this picture that are done.
+    step: usize,
+    /// Steps that it takes; 0 until that is known.
+    steps: usize,
+    /// Layers that are done in this step, or stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layer: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<usize>,
+    /// Seconds since it began.
+    elapsed_s: f64,
+    /// About how many seconds are left; null if that cannot be told.
+    #[schema(required = true)]
+    left_s: Option<f64>,
+}
+
+impl From<RunningJob> for RunningFacts {
+    fn from(job: RunningJob) -> Self {
+        let tenths = |seconds: f64| (seconds * 10.0).round() / 10.0;
+        Self {
+            model: job.model,
+            stage: job.stage.name(),
+            picture: job.picture,
+            pictures: job.pictures,
+            step: job.step,
+            steps: job.steps,
+            layer: job.layer.map(|layer| layer.done),
+            layers: job.layer.map(|layer| layer.total_layers),
+            elapsed_s: tenths(job.elapsed_s),
+            left_s: job.left_s.map(tenths),
+        }
+    }
 }
 
 /// What this server is.

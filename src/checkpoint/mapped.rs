@@ -71,6 +71,12 @@ impl MappedMatrix {
         self.shape
     }
 
+    /// Bytes that it takes in its file.
+    #[must_use]
+    pub fn byte_count(&self) -> usize {
+        self.place.range.len()
+    }
+
     /// Its elements.
     #[must_use]
     pub fn elements(&self) -> MappedElements<'_> {

@@ -104,6 +104,10 @@ impl TensorFiles {
         self.entries.keys()
     }
 
+    pub(super) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
     /// How many numbers the files hold.
     pub(super) fn elements(&self) -> usize {
         let counts = self.entries.values().map(|entry| entry.shape.iter().product::<usize>());

@@ -87,8 +87,6 @@ pub struct CheckedTensors {
     names: Vec<String>,
     /// Their bytes in the formats that they are kept in.
     pub bytes: usize,
-    /// Bytes of those that are used where their files are mapped, besides.
-    pub mapped_bytes: usize,
 }
 
 pub(super) struct Store {
@@ -213,7 +211,7 @@ impl Weights {
         Self { mapping, ..self.clone() }
     }
 
-    /// Bytes of what was taken where its files are mapped.
+    /// Bytes of those tensors taken that are used where their files are mapped.
     #[must_use]
     pub fn mapped_bytes(&self) -> usize {
         self.account().mapped_bytes
@@ -435,15 +433,16 @@ impl Weights {
         interruption::check()?;
         let dims = Shape::from(shape);
         self.request(&full_name, &dims);
-        let bytes = numbers_in(&dims).saturating_mul(self.dtype.size_in_bytes());
-        if let Some(checked) = &self.checked {
-            let mut checked = lock(checked);
-            checked.names.push(full_name);
-            checked.mapped_bytes += bytes;
+        // Counted as if they were a copy: the system should have room to keep them.
+        let bytes = matrix.byte_count();
+        if self.checked.is_some() {
+            self.count_checked(full_name, bytes);
             return Ok(Some(matrix));
         }
+        (self.on_read.0)(bytes);
         let mut account = self.account();
         if account.taken.insert(full_name) {
+            account.bytes_taken += bytes;
             account.mapped_bytes += bytes;
         }
         drop(account);
@@ -535,8 +534,11 @@ impl Weights {
     fn count_checked(&self, name: String, bytes: usize) {
         if let Some(checked) = &self.checked {
             let mut checked = lock(checked);
-            checked.names.push(name);
-            checked.bytes += bytes;
+            // As when they are read, what is taken twice counts once.
+            if !checked.names.contains(&name) {
+                checked.names.push(name);
+                checked.bytes += bytes;
+            }
         }
     }
 
@@ -635,6 +637,24 @@ impl Weights {
             self.finish()?;
         }
         Ok(loaded?)
+    }
+
+    /// How many places `0`, `1`, … the files have below `place`.
+    #[must_use]
+    pub fn stored_count(&self, place: &str) -> usize {
+        let place = format!("{}.", self.full_name(place));
+        let names = self.store.source.files().into_iter().flat_map(TensorFiles::names);
+        let numbers = names.filter_map(|name| {
+            let number = name.strip_prefix(&place)?.split('.').next()?;
+            number.parse::<usize>().ok()
+        });
+        numbers.collect::<HashSet<_>>().len()
+    }
+
+    /// The shape that the files have of the tensor `name`.
+    #[must_use]
+    pub fn stored_shape(&self, name: &str) -> Option<&[usize]> {
+        self.store.source.files()?.shape(&self.full_name(name))
     }
 
     /// Every name asked for so far, with the shape.

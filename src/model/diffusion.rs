@@ -12,6 +12,8 @@ use crate::domain::{
 };
 use crate::hub::HubError;
 
+use super::Estimate;
+
 /// A loaded image model, owned by one thread: hence `&mut self`, no lock and no
 /// `Sync`.
 pub trait DiffusionModel: Send {
@@ -35,12 +37,25 @@ pub trait DiffusionModel: Send {
         request: &ImageRequest,
         observer: &mut dyn StepObserver,
     ) -> Result<Generation, ModelError>;
+
+    /// What a picture takes here, if it can tell. Takes a fraction of a second.
+    fn estimate(&mut self) -> Option<Estimate> {
+        None
+    }
 }
 
 /// Is told of each finished step, can stop the work, and can ask to see it.
 pub trait StepObserver {
     /// After `progress.step` of `progress.total_steps`; `Break` cancels.
     fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()>;
+
+    /// The work on `stage` begins. Where pictures are made one after another, stages
+    /// come again.
+    fn on_stage(&mut self, _stage: Stage) {}
+
+    /// How far the networks of this stage, or of the step, are. Told of some, often: it
+    /// must be cheap.
+    fn on_layer(&mut self, _layer: LayerProgress) {}
 
     /// Whether nobody waits for the work any more. Asked many times during a step,
     /// between layers and while weights are read: it must be cheap.
@@ -58,6 +73,42 @@ pub trait StepObserver {
     /// What the finished picture is going to be as far as can be told now: the
     /// clean latents predicted at this step, decoded.
     fn on_preview(&mut self, _progress: StepProgress, _preview: Picture) {}
+}
+
+/// What is being done for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Prompts, and the pictures that the encoder is shown with them, to what steers the
+    /// steps.
+    EncodingPrompts,
+    /// Pictures to latents.
+    EncodingLatents,
+    /// Noise to latents, step by step.
+    Denoising,
+    /// Latents to pictures.
+    Decoding,
+}
+
+impl Stage {
+    /// Its name, as `/health` and the log have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EncodingPrompts => "encoding_prompts",
+            Self::EncodingLatents => "encoding_latents",
+            Self::Denoising => "denoising",
+            Self::Decoding => "decoding",
+        }
+    }
+}
+
+/// How far a network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerProgress {
+    /// Layers that are computed.
+    pub done: usize,
+    /// Layers that there are.
+    pub total_layers: usize,
 }
 
 /// Where a request stands.

@@ -3,7 +3,8 @@
 use candle_core::{DType, Device};
 
 use super::{
-    AreaRange, DiffusionModel, DtypeChoice, LoadError, ModelCard, ModelConfig, RequestDefaults,
+    AreaRange, DiffusionModel, DtypeChoice, LoadError, ModelCard, ModelConfig, ModelPlan,
+    RequestDefaults,
 };
 use crate::checkpoint::{CheckpointError, ConfigFile, Snapshot};
 use crate::domain::{GuidanceScale, Steps, Strength, ValidationError};
@@ -25,6 +26,8 @@ pub(super) struct ModelEntry {
     /// What its configuration files say of it, without a weight.
     pub(super) card: fn(&CardContext) -> Result<ModelCard, LoadError>,
     pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,
+    /// What it would take, without a tensor being read.
+    pub(super) plan: fn(&LoadContext) -> Result<ModelPlan, LoadError>,
 }
 
 /// Where a model's numbers come from.

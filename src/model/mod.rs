@@ -5,9 +5,11 @@ mod check;
 pub mod components;
 mod diffusion;
 mod embedded;
+mod estimate;
 mod loading;
 mod location;
 mod loras;
+mod plan;
 mod precision;
 pub mod qwen_image;
 mod registry;
@@ -16,14 +18,16 @@ pub mod stable_diffusion;
 mod warnings;
 
 pub use diffusion::{
-    AreaRange, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, LoadError,
-    Loaded, ModelCard, ModelError, RequestDefaults, StepObserver, StepProgress, TokenUsage,
-    Unobserved,
+    AreaRange, DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter,
+    LayerProgress, LoadError, Loaded, ModelCard, ModelError, RequestDefaults, Stage, StepObserver,
+    StepProgress, TokenUsage, Unobserved,
 };
 
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
+pub use estimate::Estimate;
 pub use loras::{check_lora_names, lora_names};
+pub use plan::{ModelPlan, PlannedComponent};
 pub use registry::{ModelFiles, find_embedded, load};
 pub use residency::{MemoryChoice, Offloadable, Residency};
 pub use warnings::CutTokens;

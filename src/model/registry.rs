@@ -5,7 +5,7 @@ use super::location::find;
 use super::precision::{matrix_format, open_device};
 use super::{
     CapabilitySwitches, DeviceChoice, DiffusionModel, DtypeChoice, GuidanceParameter, LoadError,
-    MemoryChoice, ModelCard, ModelConfig,
+    MemoryChoice, ModelCard, ModelConfig, ModelPlan,
 };
 use super::{embedded, qwen_image, stable_diffusion};
 use crate::checkpoint::{CheckpointError, MatrixFormat, Snapshot};
@@ -84,13 +84,24 @@ impl ModelFiles {
     /// [`LoadError`] says which file, key or tensor, and what to do.
     pub fn load_onto(&self, device: DeviceChoice) -> Result<Box<dyn DiffusionModel>, LoadError> {
         let config = &ModelConfig { device, ..self.config.clone() };
+        let model = (self.entry.load)(&self.context(config)?)?;
+        warn_of_settings_without_effect(config, model.as_ref());
+        Ok(model)
+    }
+
+    /// What the model would take on the device of its settings, without loading it.
+    ///
+    /// # Errors
+    /// As [`Self::load_onto`].
+    pub fn plan(&self) -> Result<ModelPlan, LoadError> {
+        (self.entry.plan)(&self.context(&self.config)?)
+    }
+
+    fn context<'a>(&'a self, config: &'a ModelConfig) -> Result<LoadContext<'a>, LoadError> {
         let device = open_device(config)?;
         let dtype = crate::device::dtype(config.dtype, &device);
         let (snapshot, id, weights) = (&self.snapshot, &self.card.id, WeightSource::Stored);
-        let context = LoadContext { snapshot, config, id, device, dtype, weights };
-        let model = (self.entry.load)(&context)?;
-        warn_of_settings_without_effect(config, model.as_ref());
-        Ok(model)
+        Ok(LoadContext { snapshot, config, id, device, dtype, weights })
     }
 }
 

@@ -47,3 +47,4 @@ pub use heads::{HeadStream, joint_heads};
 pub use linear::{LayerInput, Linear};
 pub use modulation::{Factors, gated_add, modulated_norm};
 pub use norm::{After, LayerNorm, RmsNorm, channel_norm};
+pub use q8::has_integer_products;

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::ServiceError;
 use super::board::{Board, ReplicaState};
 use super::pool::{Budget, PooledModel};
+use super::progress::{JobStage, Outlook, RunningJobs, Tracked};
 use super::queue::{Action, Command, Next, Queue, Running};
-use super::worker::{self, Job, panic_message};
-use crate::model::{DeviceChoice, DiffusionModel, LoadError, Loaded, free_memory_bytes};
+use super::worker::{self, Begun, Job, panic_message};
+use crate::model::{DeviceChoice, DiffusionModel, Estimate, LoadError, Loaded, free_memory_bytes};
 
 /// How long a model is given to load by the order of jobs, before that was measured.
 const UNKNOWN_LOADING_S: f64 = 10.0;
@@ -25,6 +26,7 @@ pub(super) struct Host {
     thread: usize,
     queue: Arc<Queue>,
     board: Arc<Board>,
+    jobs: Arc<RunningJobs>,
     budget: Budget,
     replicas: Vec<Replica>,
     /// Gives back to the system what was freed.
@@ -53,8 +55,8 @@ enum State {
 
 impl Host {
     pub(super) fn new(
-        thread: usize,
-        (queue, board, budget): (Arc<Queue>, Arc<Board>, Budget),
+        (thread, budget): (usize, Budget),
+        (queue, board, jobs): (Arc<Queue>, Arc<Board>, Arc<RunningJobs>),
         models: Vec<(usize, DeviceChoice, Arc<PooledModel>)>,
         at_rest: fn(),
     ) -> Self {
@@ -68,7 +70,7 @@ impl Host {
             loading_s: UNKNOWN_LOADING_S,
         };
         let replicas = models.into_iter().map(replica).collect();
-        Self { thread, queue, board, budget, replicas, at_rest }
+        Self { thread, queue, board, jobs, budget, replicas, at_rest }
     }
 
     /// The numbers of its models.
@@ -133,10 +135,11 @@ impl Host {
             return;
         }
         let span = job.span.clone();
+        let tracked = self.track(&job, &running, JobStage::LoadingModel);
         let loading = match span.in_scope(|| self.ensure_loaded(place)) {
             Ok(loading) => loading,
             Err(error) => {
-                drop(running);
+                drop((tracked, running));
                 return job.fail(error);
             }
         };
@@ -145,11 +148,25 @@ impl Host {
             return;
         }
         running.begins();
+        drop(tracked);
+        let tracked = self.track(&job, &running, JobStage::Starting);
         let replica = &mut self.replicas[place];
         if let State::Present(model) = &mut replica.state {
-            worker::serve(job, loading, running, model.as_mut());
+            worker::serve(job, Begun { loading, running, tracked }, model.as_mut());
         }
         replica.used = Instant::now();
+    }
+
+    /// Shows a job among those that run.
+    fn track(&self, job: &Job, running: &Running, stage: JobStage) -> Option<Tracked> {
+        let model = &self.replicas[self.place_of(job.model)?].model.card.id;
+        let (model, pictures) = (model.clone(), job.request.count.get());
+        let expected = match stage {
+            JobStage::LoadingModel => None,
+            JobStage::Starting | JobStage::Of(_) => running.expected(job.work),
+        };
+        let outlook = Outlook { model, pictures, expected, stage };
+        Some(self.jobs.begin(self.thread, outlook, Instant::now()))
     }
 
     fn obey(&mut self, command: Command) {
@@ -207,12 +224,15 @@ impl Host {
         let load = &replica.model.load;
         let outcome = catch_unwind(AssertUnwindSafe(|| load(replica.device)));
         let error = match outcome {
-            Ok(Ok(model)) => {
+            Ok(Ok(mut model)) => {
                 replica.loading_s = started.elapsed().as_secs_f64();
                 replica.used = Instant::now();
                 let loaded = model.loaded().clone();
                 replica.bytes = loaded.weight_bytes;
                 log_loaded(id, &loaded, replica.loading_s);
+                // What it counts and times may fail as anything else: it is only advice.
+                let estimate = catch_unwind(AssertUnwindSafe(|| model.estimate()));
+                estimate.ok().flatten().iter().for_each(|estimate| log_estimate(id, estimate));
                 replica.state = State::Present(model);
                 self.board.set(replica.index, self.thread, ReplicaState::Loaded(loaded));
                 return Ok(());
@@ -343,4 +363,19 @@ fn log_loaded(model: &str, loaded: &Loaded, seconds: f64) {
     let (device, dtype) = (&loaded.device, &loaded.dtype);
     let seconds = format!("{seconds:.1}");
     tracing::info!(model, device, dtype, %weights, %seconds, "loaded");
+}
+
+fn log_estimate(model: &str, estimate: &Estimate) {
+    let Estimate { width, height, steps, .. } = estimate;
+    let bytes = |bytes: usize| indicatif::BinaryBytes(bytes as u64).to_string();
+    let faster = Some(estimate.faster.join("; ")).filter(|ways| !ways.is_empty());
+    tracing::info!(
+        model,
+        weights = estimate.weights(),
+        picture = format!("{width}x{height}, {steps} steps"),
+        memory = estimate.plan.activation_bytes.map(bytes),
+        about = estimate.duration(),
+        faster,
+        "what a picture takes"
+    );
 }

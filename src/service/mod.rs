@@ -15,8 +15,11 @@ mod memory;
 mod order;
 mod pace;
 mod pool;
+mod progress;
 mod queue;
 mod size_plan;
+#[cfg(test)]
+mod testing;
 mod transparency;
 mod worker;
 
@@ -31,6 +34,7 @@ pub use host::{LoadFailure, PreloadError};
 pub use memory::{MemoryError, MemoryShare, RequestMemory};
 pub use order::Client;
 pub use pool::{Budget, Loader, PooledModel, ServiceConfig, WorkerHandle, start};
+pub use progress::{JobStage, RunningJob};
 pub use size_plan::{Framing, SizeChoice};
 
 use crate::domain::{
@@ -40,6 +44,7 @@ use crate::domain::{
 use crate::model::{EditKind, GeneratedImage, Generation, ModelCard};
 use board::Board;
 use pace::Work;
+use progress::RunningJobs;
 use queue::{Action, Command, Length, Place, Queue};
 use size_plan::SizePlan;
 use transparency::Ground;
@@ -58,12 +63,18 @@ struct Shared {
     cards: Vec<ModelCard>,
     queue: Arc<Queue>,
     board: Arc<Board>,
+    jobs: Arc<RunningJobs>,
     is_shut_down: watch::Sender<bool>,
 }
 
 impl Shared {
-    fn new(cards: Vec<ModelCard>, queue: Arc<Queue>, board: Arc<Board>) -> Self {
-        Self { cards, queue, board, is_shut_down: watch::Sender::new(false) }
+    fn new(
+        cards: Vec<ModelCard>,
+        queue: Arc<Queue>,
+        board: Arc<Board>,
+        jobs: Arc<RunningJobs>,
+    ) -> Self {
+        Self { cards, queue, board, jobs, is_shut_down: watch::Sender::new(false) }
     }
 }
 
@@ -250,6 +261,12 @@ impl ImageService {
             accepting: is_open,
             worker_alive: is_hosted,
         }
+    }
+
+    /// The jobs of all models that run now, and how far they are.
+    #[must_use]
+    pub fn running_jobs(&self) -> Vec<RunningJob> {
+        self.shared.jobs.all(Instant::now())
     }
 
     /// Makes one small throw-away picture, so that the first client does not

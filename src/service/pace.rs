@@ -78,9 +78,14 @@ impl Pace {
     /// Seconds that `work` will take, as far as can be told: as work of its size has, or of
     /// the nearest one.
     pub(super) fn estimate_s(&self, work: Work) -> f64 {
+        self.measured_s(work).unwrap_or(UNKNOWN_S * work.amount())
+    }
+
+    /// As [`Self::estimate_s`], if anything has been measured.
+    pub(super) fn measured_s(&self, work: Work) -> Option<f64> {
         let distance = |(kind, _): &(&i32, &f64)| (*kind - work.kind()).abs();
         let nearest = self.by_kind.iter().min_by_key(distance);
-        nearest.map_or(UNKNOWN_S, |(_, seconds)| *seconds) * work.amount()
+        nearest.map(|(_, seconds)| *seconds * work.amount())
     }
 }
 
@@ -97,6 +102,7 @@ mod tests {
         let mut pace = Pace::default();
         let close = |left: f64, right: f64| (left - right).abs() < 1e-9;
         // Before anything is known, by its amount alone.
+        assert_eq!(pace.measured_s(work(1.0, 20.0)), None);
         assert!(close(pace.estimate_s(work(1.0, 20.0)), 20.0));
 
         pace.note(work(1.0, 10.0), 20.0);

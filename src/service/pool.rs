@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::board::Board;
 use super::host::{Host, LoadFailure, PreloadError};
+use super::progress::RunningJobs;
 use super::queue::Queue;
 use super::{ImageService, Shared};
 use crate::model::{DeviceChoice, DiffusionModel, LoadError, ModelCard};
@@ -84,13 +85,14 @@ pub fn start(
         hosted.iter().map(|models| models.iter().map(|(model, _)| *model).collect()).collect();
     let queue = Arc::new(Queue::new(config.queue_capacity, models.len(), &numbers));
     let board = Arc::new(Board::new(models.len(), &numbers));
+    let jobs = Arc::new(RunningJobs::default());
     let (tell, told) = std::sync::mpsc::channel();
     let mut threads = Vec::new();
     for (thread, hosted) in hosted.into_iter().enumerate() {
         let own =
             hosted.into_iter().map(|(index, device)| (index, device, Arc::clone(&models[index])));
-        let shared = (Arc::clone(&queue), Arc::clone(&board), config.budget);
-        let host = Host::new(thread, shared, own.collect(), at_rest);
+        let shared = (Arc::clone(&queue), Arc::clone(&board), Arc::clone(&jobs));
+        let host = Host::new((thread, config.budget), shared, own.collect(), at_rest);
         let life_sign = LifeSign { queue: Arc::clone(&queue), thread, models: host.models() };
         let tell = tell.clone();
         let work = move || {
@@ -112,7 +114,7 @@ pub fn start(
     let outcome = told.iter().collect::<Result<Vec<()>, PreloadError>>();
     let cards = models.iter().map(|model| model.card.clone()).collect();
     // Dropped if a model was not loaded: the other threads end.
-    let shared = Arc::new(Shared::new(cards, queue, board));
+    let shared = Arc::new(Shared::new(cards, queue, board, jobs));
     outcome?;
     let service = |index| ImageService::of(Arc::clone(&shared), index);
     Ok(((0..models.len()).map(service).collect(), WorkerHandle(threads)))

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -346,6 +346,12 @@ impl Running {
         self.started = Instant::now();
     }
 
+    /// How long it will take, if such jobs have been measured.
+    pub(super) fn expected(&self, work: Work) -> Option<Duration> {
+        let seconds = self.queue.lock().lines[self.model].pace.measured_s(work)?;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+
     /// Takes note of how long a job took that was made to its end: what is called off, or
     /// fails, says nothing of that.
     pub(super) fn finished(&self, work: Work) {
@@ -369,8 +375,6 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::{mpsc, oneshot};
 
     use super::*;

@@ -2,16 +2,17 @@
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
 use super::pace::Work;
+use super::progress::{Audience, Reporter, Tracked};
 use super::queue::Running;
 use super::{MemoryShare, ServiceError};
 use crate::domain::{ImageRequest, Picture};
-use crate::model::{DiffusionModel, Generation, StepObserver, StepProgress};
+use crate::model::{DiffusionModel, Generation, LayerProgress, Stage, StepObserver, StepProgress};
 
 /// What becomes of a job.
 pub(super) type Answer = oneshot::Receiver<Result<Made, ServiceError>>;
@@ -68,16 +69,21 @@ impl Previews {
     }
 }
 
-/// Makes the pictures of one job, which waited so long for its model. A panic fails this
-/// job only.
-pub(super) fn serve(
-    job: Job,
-    loading: Option<Duration>,
-    running: Running,
-    model: &mut dyn DiffusionModel,
-) {
+/// What there is of a job that begins.
+pub(super) struct Begun {
+    /// How long it waited for its model, if it did.
+    pub(super) loading: Option<Duration>,
+    pub(super) running: Running,
+    pub(super) tracked: Option<Tracked>,
+}
+
+/// Makes the pictures of one job. A panic fails this job only.
+pub(super) fn serve(job: Job, begun: Begun, model: &mut dyn DiffusionModel) {
     let Job { request, work, previews, reply, memory, span, .. } = job;
-    let mut observer = ClientWatch { reply: &reply, previews };
+    let Begun { loading, running, tracked } = begun;
+    let reporter = Reporter::new(Audience::of_standard_error(), Instant::now());
+    let job = tracked.map(|tracked| (tracked, reporter));
+    let mut observer = ClientWatch { reply: &reply, previews, job, clock: &Instant::now };
     let outcome = span
         .in_scope(|| catch_unwind(AssertUnwindSafe(|| model.generate(&request, &mut observer))));
     let result = match outcome {
@@ -90,23 +96,47 @@ pub(super) fn serve(
     }
     // The place is free before the client hears of it, so that its next request is not
     // refused for its last one.
-    drop((request, memory, running));
+    drop((request, memory, observer, running));
     // A client that has gone needs no answer.
     let _ = reply.send(result);
 }
 
-/// Stops a job between two of its layers once its client has gone.
+/// Stops a job between two of its layers once its client has gone, and keeps how far it is.
 struct ClientWatch<'a> {
     reply: &'a oneshot::Sender<Result<Made, ServiceError>>,
     previews: Previews,
+    /// Where it is noted how far the job is, and who tells of it.
+    job: Option<(Tracked, Reporter)>,
+    clock: &'a dyn Fn() -> Instant,
+}
+
+impl ClientWatch<'_> {
+    /// Notes with `note` how far the job is, and tells of it if it is time to.
+    fn note(&mut self, note: impl FnOnce(&Tracked, Instant)) {
+        if let Some((tracked, reporter)) = &mut self.job {
+            let now = (self.clock)();
+            note(tracked, now);
+            reporter.beat(tracked, now);
+        }
+    }
 }
 
 impl StepObserver for ClientWatch<'_> {
-    fn on_step(&mut self, _progress: StepProgress) -> ControlFlow<()> {
+    fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
+        self.note(|job, _| job.on_step(progress));
         if self.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
+    fn on_stage(&mut self, stage: Stage) {
+        self.note(|job, now| job.on_stage(stage, now));
+    }
+
+    fn on_layer(&mut self, layer: LayerProgress) {
+        self.note(|job, _| job.on_layer(layer));
+    }
+
     fn is_cancelled(&mut self) -> bool {
+        self.note(|_, _| ());
         self.reply.is_closed()
     }
 
@@ -127,4 +157,48 @@ pub(super) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::service::progress::{JobStage, Outlook, RunningJobs};
+    use crate::service::testing::Captured;
+
+    #[test]
+    fn a_long_job_is_told_of_in_its_requests_span_while_its_model_asks_whether_to_go_on() {
+        let (start, seconds) = (Instant::now(), Cell::new(0));
+        let clock = || start + Duration::from_secs(seconds.get());
+        let (model, stage) = ("test/model".to_owned(), JobStage::Starting);
+        let outlook = Outlook { model, pictures: 1, expected: None, stage };
+        let jobs = Arc::new(RunningJobs::default());
+        let tracked = jobs.begin(0, outlook, start);
+        let (reply, _answer) = oneshot::channel();
+        let previews = Previews { count: 0, to: mpsc::unbounded_channel().0 };
+        let job = Some((tracked, Reporter::new(Audience::Log, start)));
+        let mut watch = ClientWatch { reply: &reply, previews, job, clock: &clock };
+        let captured = Captured::default();
+
+        captured.during(|| {
+            tracing::info_span!("request", request_id = "trace-7").in_scope(|| {
+                watch.on_stage(Stage::Denoising);
+                let _ = watch.on_step(StepProgress { image: 0, step: 0, total_steps: 2 });
+                watch.on_layer(LayerProgress { done: 30, total_layers: 60 });
+                seconds.set(20);
+                assert!(!watch.is_cancelled());
+                assert!(!watch.is_cancelled());
+            });
+        });
+
+        let text = captured.text();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("request_id=\"trace-7\""), "{text}");
+        assert!(text.contains("left_s=\"60\""), "half a step in 20 s: {text}");
+        assert_eq!(jobs.all(clock())[0].layer.map(|layer| layer.done), Some(30));
+        drop(watch);
+        assert!(jobs.all(clock()).is_empty());
+    }
 }

@@ -13,14 +13,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hub", &["checkpoint"]),
     ("nn", &["checkpoint", "interruption"]),
     ("model", &["nn", "checkpoint", "interruption", "device", "hub", "imaging", "domain"]),
-    ("service", &["model", "imaging", "domain"]),
+    ("service", &["model", "imaging", "domain", "terminal"]),
     ("requests", &["service", "model", "imaging", "domain"]),
     ("api", &["requests", "service", "model", "imaging", "domain"]),
     ("allocator", &[]),
-    ("telemetry", &[]),
+    ("telemetry", &["terminal"]),
+    ("terminal", &[]),
     ("threads", &[]),
     ("config", &["api", "requests", "service", "model", "hub", "device", "domain"]),
     ("bench", &["model", "nn", "checkpoint"]),
+    ("plan", &["model"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];
 

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use diffuser_api::model::LoadError;
-use diffuser_api::service::{Budget, PooledModel, ServiceConfig, start};
+use diffuser_api::service::{Budget, PooledModel, RunningJob, ServiceConfig, start};
 
 use reqwest::multipart::Form;
+use serde_json::{Value, json};
 
 use crate::support::scripted_model::{self, Behaviour, Event};
 use crate::support::server::{
@@ -78,6 +79,44 @@ async fn health_answers_in_milliseconds_while_a_picture_is_being_made() {
     server.release(STEPS);
     json_of(running.await.unwrap()).await;
     server.until(|status| !status.busy).await;
+}
+
+#[tokio::test]
+async fn health_tells_how_far_the_running_job_is_and_nothing_of_its_prompt() {
+    let mut server = Setup::script([Behaviour::StepOnRelease]).start().await;
+    let running = server.edit_in_background(edit_form().text("n", "2"));
+    server.next_request().await;
+    server.release(STEPS + 1);
+    let has_begun = |job: &RunningJob| (job.picture, job.step) == (2, 1);
+    within_patience(async {
+        while !server.service.running_jobs().iter().any(has_begun) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    let health = server.get("/health").send().await.unwrap().text().await.unwrap();
+
+    let told: Value = serde_json::from_str(&health).unwrap();
+    let job = &told["running"][0];
+    assert_eq!(told["running"].as_array().unwrap().len(), 1, "{told}");
+    for (key, value) in [
+        ("model", json!("test/scripted-edit")),
+        ("stage", json!("denoising")),
+        ("picture", json!(2)),
+        ("pictures", json!(2)),
+        ("step", json!(1)),
+        ("steps", json!(STEPS)),
+    ] {
+        assert_eq!(job[key], value, "{key}: {told}");
+    }
+    assert!(job["elapsed_s"].is_f64() && job["left_s"].is_f64(), "{told}");
+    assert!(!health.contains("make it red"), "{health}");
+    server.release(STEPS - 1);
+    json_of(running.await.unwrap()).await;
+    server.until(|status| !status.busy).await;
+    let idle = json_of(server.get("/health").send().await.unwrap()).await;
+    assert_eq!(idle["running"], json!([]));
 }
 
 #[tokio::test]

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 
 use crate::domain::Picture;
 use crate::interruption;
-use crate::model::{Generation, ModelError, StepObserver, StepProgress};
+use crate::model::{Generation, LayerProgress, ModelError, Stage, StepObserver, StepProgress};
 
 /// What `work` makes, which is given `observer`. Meanwhile every check of
-/// [`interruption`] asks [`StepObserver::is_cancelled`].
+/// [`interruption`] asks [`StepObserver::is_cancelled`], and those between layers tell
+/// [`StepObserver::on_layer`].
 ///
 /// # Errors
 /// [`ModelError::Cancelled`] if a check broke the work off, else what `work` fails with.
@@ -17,7 +18,12 @@ pub(in crate::model) fn observed(
     work: impl FnOnce(&mut dyn StepObserver) -> Result<Generation, ModelError>,
 ) -> Result<Generation, ModelError> {
     let shared = Shared { observer: RefCell::new(observer), is_cancelled: Cell::new(false) };
-    let made = interruption::watched(&|| shared.asks(), || work(&mut &shared));
+    let told = || {
+        interruption::told_of_layers(&|done, total| shared.tells(done, total), || {
+            work(&mut &shared)
+        })
+    };
+    let made = interruption::watched(&|| shared.asks(), told);
     match made {
         // As a tensor operation's error, or wrapped in another.
         Err(_) if shared.is_cancelled.get() => Err(ModelError::Cancelled),
@@ -41,11 +47,25 @@ impl Shared<'_> {
         }
         self.is_cancelled.get()
     }
+
+    fn tells(&self, done: usize, total_layers: usize) {
+        if let Ok(mut observer) = self.observer.try_borrow_mut() {
+            observer.on_layer(LayerProgress { done, total_layers });
+        }
+    }
 }
 
 impl StepObserver for &Shared<'_> {
     fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
         self.observer.borrow_mut().on_step(progress)
+    }
+
+    fn on_stage(&mut self, stage: Stage) {
+        self.observer.borrow_mut().on_stage(stage);
+    }
+
+    fn on_layer(&mut self, layer: LayerProgress) {
+        self.observer.borrow_mut().on_layer(layer);
     }
 
     fn is_cancelled(&mut self) -> bool {

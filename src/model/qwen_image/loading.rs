@@ -3,6 +3,7 @@
 use candle_core::DType;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::agreement;
 use super::config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
 use super::memory::{MemoryPlan, WeightBytes};
 use super::pipeline::Components;
@@ -15,9 +16,9 @@ use crate::checkpoint::{CheckpointError, Lora, Snapshot, Weights};
 use crate::model::components::flow_match::SchedulerConfig;
 use crate::model::loading::{LoadContext, WeightSource};
 use crate::model::loras::KEPT_BYTES;
-use crate::model::precision::{matrix_format, text_encoder_matrices};
+use crate::model::precision::{matrix_format, precision_name, text_encoder_matrices};
 use crate::model::residency::{Offloadable, Residency};
-use crate::model::{EditKind, LoadError, LoraConfig};
+use crate::model::{EditKind, LoadError, LoraConfig, ModelCard, ModelPlan};
 
 /// File stem of a diffusers component's weights.
 const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
@@ -30,16 +31,20 @@ const WORKING_BYTES_PER_PIXEL: usize = 2048;
 /// Room for slices of attention scores and unfolded convolutions.
 const SCRATCH_BYTES: usize = 3 << 30;
 
-/// Loads every component. Returns the bytes of those weights that stay, too.
+/// Loads every component of what `card` tells of. Returns the bytes of those weights that
+/// stay, too, and the plan that was followed.
 pub(super) fn load_components(
     context: &LoadContext,
     variant: &Variant,
-) -> Result<(Components, usize), LoadError> {
+    card: &ModelCard,
+) -> Result<(Components, usize, ModelPlan), LoadError> {
     let configs = Configs::load(context.snapshot, variant)?;
     let opened = Opened::open(context)?;
     // Whatever is wrong with the files comes to light before the first is read.
     let bytes = opened.check(&configs)?;
-    let plan = memory_plan(context, variant, &bytes, configs.transformer.num_layers);
+    let planned = Planned::new(context, card.image_area, &bytes);
+    planned.log(&bytes, configs.transformer.num_layers);
+    let plan = planned.memory;
     let bar = progress_bar(plan.resident_bytes(&bytes));
     let opened = opened.reporting(&bar);
 
@@ -68,10 +73,11 @@ pub(super) fn load_components(
         vae_config: configs.vae,
         text_encoder_config: configs.text_encoder,
         dtype: context.dtype,
+        matrices: matrix_format(context.config.dtype),
         device: context.device.clone(),
     };
     bar.finish_and_clear();
-    Ok((components, opened.finish()?))
+    Ok((components, opened.finish()?, planned.of_model(context, card, &bytes)))
 }
 
 /// The way to the VAE in float32, if the model computes in 16 bits.
@@ -161,8 +167,18 @@ impl Opened {
         })
     }
 
-    /// Holds every tensor against what the components ask for, and counts them.
+    /// Holds every tensor against what the components ask for, and counts them. What is
+    /// wrong is told by setting where settings are at fault.
     fn check(&self, configs: &Configs) -> Result<WeightBytes, LoadError> {
+        self.check_tensors(configs).or_else(|error| {
+            agreement::check_transformer(&self.transformer, &configs.transformer)?;
+            agreement::check_text_encoder(&self.text_encoder, &configs.text_encoder)?;
+            agreement::check_vae(&self.vae, &configs.vae)?;
+            Err(error)
+        })
+    }
+
+    fn check_tensors(&self, configs: &Configs) -> Result<WeightBytes, LoadError> {
         let [text_encoder, transformer, vae] = self.each().map(Weights::checking);
         let all = TransformerResidency::RESIDENT;
         let load_transformer = |weights: &Weights| -> candle_core::Result<()> {
@@ -193,8 +209,7 @@ impl Opened {
 
     /// Bytes taken so far, or everything that is wrong.
     fn finish(&self) -> Result<usize, CheckpointError> {
-        let finished = |weights: &Weights| Ok(weights.finish()? + weights.mapped_bytes());
-        self.each().into_iter().map(finished).sum()
+        self.each().into_iter().map(Weights::finish).sum()
     }
 
     fn each(&self) -> [&Weights; 3] {
@@ -210,28 +225,61 @@ fn progress_bar(bytes: usize) -> ProgressBar {
     ProgressBar::new(bytes as u64).with_style(style)
 }
 
-/// Which weights stay, told in the log.
-fn memory_plan(
+/// Which weights stay, and what that was planned for.
+#[derive(Clone, Copy)]
+struct Planned {
+    memory: MemoryPlan,
+    free: Option<usize>,
+    working: usize,
+    area: usize,
+}
+
+impl Planned {
+    /// For pictures of `area` pixels.
+    fn new(context: &LoadContext, area: usize, bytes: &WeightBytes) -> Self {
+        let config = context.config;
+        let loras = config.lora_dir.as_ref().map_or(0, |_| KEPT_BYTES);
+        let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes + loras;
+        let free = crate::device::free_memory_bytes(&context.device);
+        Self { memory: MemoryPlan::new(config.memory, bytes, free, working), free, working, area }
+    }
+
+    /// Tells of it; `blocks`: how many the transformer has.
+    fn log(&self, bytes: &WeightBytes, blocks: usize) {
+        let readable = |bytes: usize| indicatif::BinaryBytes(bytes as u64).to_string();
+        tracing::info!(
+            free = self.free.map(readable),
+            weights = readable(bytes.total()),
+            at_most_at_a_time = readable(self.memory.peak_bytes(bytes)),
+            loaded_when_needed = self.memory.on_demand(blocks),
+            "memory plan"
+        );
+    }
+
+    fn of_model(&self, context: &LoadContext, card: &ModelCard, bytes: &WeightBytes) -> ModelPlan {
+        ModelPlan {
+            model: card.id.clone(),
+            pipeline: card.pipeline.clone(),
+            device: crate::device::device_name(&context.device),
+            dtype: precision_name(context.dtype, matrix_format(context.config.dtype)),
+            image_area: self.area,
+            components: self.memory.components(bytes),
+            activation_bytes: Some(self.working),
+            total_bytes: self.memory.peak_bytes(bytes) + self.working,
+            free_bytes: self.free,
+        }
+    }
+}
+
+/// What the model of `card` would take, without a tensor being read.
+pub(super) fn plan(
     context: &LoadContext,
     variant: &Variant,
-    bytes: &WeightBytes,
-    blocks: usize,
-) -> MemoryPlan {
-    let config = context.config;
-    let area = config.image_area.unwrap_or(variant.image_area);
-    let loras = config.lora_dir.as_ref().map_or(0, |_| KEPT_BYTES);
-    let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes + loras;
-    let free = crate::device::free_memory_bytes(&context.device);
-    let plan = MemoryPlan::new(config.memory, bytes, free, working);
-    let readable = |bytes: usize| indicatif::BinaryBytes(bytes as u64).to_string();
-    tracing::info!(
-        free = free.map(readable),
-        weights = readable(bytes.total()),
-        at_most_at_a_time = readable(plan.peak_bytes(bytes)),
-        loaded_when_needed = plan.on_demand(blocks),
-        "memory plan"
-    );
-    plan
+    card: &ModelCard,
+) -> Result<ModelPlan, LoadError> {
+    let configs = Configs::load(context.snapshot, variant)?;
+    let bytes = Opened::open(context)?.check(&configs)?;
+    Ok(Planned::new(context, card.image_area, &bytes).of_model(context, card, &bytes))
 }
 
 /// The LoRA files of the settings: changes of the transformer.

@@ -2,7 +2,7 @@
 
 use super::config::TransformerConfig;
 use super::transformer::TransformerResidency;
-use crate::model::{MemoryChoice, Residency};
+use crate::model::{MemoryChoice, PlannedComponent, Residency};
 
 /// Bytes of the weights in the format that they are computed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +160,20 @@ impl MemoryPlan {
             // Read block by block; it has half as many weights as the rest of one.
             (self.transformer.modulation, weights.modulation, weights.block / 2),
         ]
+    }
+
+    /// The parts with their bytes, and those that stay.
+    #[must_use]
+    pub fn components(&self, weights: &WeightBytes) -> Vec<PlannedComponent> {
+        let names = ["text encoder", "vae", "modulation"];
+        let part = |(name, (residency, bytes, _))| match residency {
+            Residency::Resident => PlannedComponent::resident(name, bytes),
+            Residency::OnDemand => PlannedComponent { name, bytes, resident_bytes: 0 },
+        };
+        let mut parts: Vec<_> = names.into_iter().zip(self.parts(weights)).map(part).collect();
+        let (bytes, resident_bytes) = (weights.all_blocks(), self.resident_block_bytes(weights));
+        parts.push(PlannedComponent { name: "transformer", bytes, resident_bytes });
+        parts
     }
 
     /// What does not stay, for people; `blocks`: how many the transformer has.

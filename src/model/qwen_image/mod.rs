@@ -4,12 +4,14 @@
 //! Files are named after the checkpoint's components; [`pipeline`] puts them
 //! together. What the published pipelines differ by is data, in [`variant`].
 
+mod agreement;
 pub mod benchmark;
 pub mod config;
 pub mod cost;
 mod loading;
 pub mod memory;
 pub mod modulation;
+mod outlook;
 pub mod passes;
 pub mod pipeline;
 pub mod positions;
@@ -30,7 +32,7 @@ use variant::{Shown, Variant};
 use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry};
 use super::loras::LoraFolder;
 use super::precision::{matrix_format, precision_name};
-use super::{DiffusionModel, GuidanceParameter, LoadError, Loaded, ModelCard};
+use super::{DiffusionModel, GuidanceParameter, LoadError, Loaded, ModelCard, ModelPlan};
 use crate::checkpoint::{CheckpointError, ConfigFile};
 
 /// Qwen/Qwen-Image and -2512.
@@ -41,6 +43,7 @@ pub(super) const TEXT_TO_IMAGE: ModelEntry = ModelEntry {
     rounds_matrices: true,
     card: |context| card(context, &variant::TEXT_TO_IMAGE),
     load: |context| load(context, &variant::TEXT_TO_IMAGE),
+    plan: |context| plan(context, &variant::TEXT_TO_IMAGE),
 };
 
 /// Qwen/Qwen-Image-Edit.
@@ -51,6 +54,7 @@ pub(super) const EDIT: ModelEntry = ModelEntry {
     rounds_matrices: true,
     card: |context| card(context, &variant::EDIT),
     load: |context| load(context, &variant::EDIT),
+    plan: |context| plan(context, &variant::EDIT),
 };
 
 /// Qwen/Qwen-Image-Edit-2509 and -2511.
@@ -61,6 +65,7 @@ pub(super) const EDIT_PLUS: ModelEntry = ModelEntry {
     rounds_matrices: true,
     card: |context| card(context, &variant::EDIT_PLUS),
     load: |context| load(context, &variant::EDIT_PLUS),
+    plan: |context| plan(context, &variant::EDIT_PLUS),
 };
 
 /// Qwen/Qwen-Image-Layered.
@@ -71,6 +76,7 @@ pub(super) const LAYERED: ModelEntry = ModelEntry {
     rounds_matrices: true,
     card: |context| card(context, &variant::LAYERED),
     load: |context| load(context, &variant::LAYERED),
+    plan: |context| plan(context, &variant::LAYERED),
 };
 
 /// The largest picture that is made: four megapixels.
@@ -84,9 +90,13 @@ fn load(context: &LoadContext, variant: &Variant) -> Result<Box<dyn DiffusionMod
     Ok(Box::new(load_pipeline(context, variant)?))
 }
 
+fn plan(context: &LoadContext, variant: &Variant) -> Result<ModelPlan, LoadError> {
+    loading::plan(context, variant, &card(&context.files(), variant)?)
+}
+
 fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, LoadError> {
     let card = card(&context.files(), variant)?;
-    let (components, weight_bytes) = loading::load_components(context, variant)?;
+    let (components, weight_bytes, plan) = loading::load_components(context, variant, &card)?;
     components.tokenizer.check(&variant.template)?;
     let mut variant = variant.clone();
     if let (Shown::Copy { area }, Some(configured)) =
@@ -105,6 +115,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     Ok(Pipeline {
         card,
         loaded,
+        plan,
         variant,
         components,
         cache,

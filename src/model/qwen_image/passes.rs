@@ -75,6 +75,7 @@ impl Transformer {
         let mut loading = blocks.first().map(Offloadable::start_loading).transpose()?;
         for index in 0.. {
             let Some(block) = loading.take() else { break };
+            interruption::check_layer(index, blocks.len())?;
             let next = blocks.get(index + 1);
             // The first block may turn out to be the only one that is needed.
             if index > 0 || !passes.iter().all(Pass::may_skip) {

@@ -106,8 +106,8 @@ impl TextEncoder {
         // In 16-bit formats the reference rounds the rotations, too.
         let cos = Tensor::from_vec(rotations.cos, shape, &device)?.to_dtype(dtype)?;
         let sin = Tensor::from_vec(rotations.sin, shape, &device)?.to_dtype(dtype)?;
-        for layer in &self.layers {
-            interruption::check()?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            interruption::check_layer(index, self.layers.len())?;
             hidden_states = layer.forward(&hidden_states, &cos, &sin)?;
         }
         self.norm.forward(&hidden_states)

@@ -65,7 +65,7 @@ impl VisionTower {
         let embedded = self.patch_embed.forward(patches)?;
         let mut hidden_states = self.regroup(&embedded, &to_windows)?;
         for (index, block) in self.blocks.iter().enumerate() {
-            interruption::check()?;
+            interruption::check_layer(index, self.blocks.len())?;
             let whole_picture = self.config.fullatt_block_indexes.contains(&index);
             let reach = if whole_picture { Reach::Picture } else { Reach::Window };
             hidden_states = block.forward(&hidden_states, &context, reach)?;

@@ -33,7 +33,8 @@ use super::cache::ContentCache;
 use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry};
 use super::residency::{Offloadable, Residency};
 use super::{
-    DiffusionModel, EditKind, GuidanceParameter, LoadError, Loaded, ModelCard, RequestDefaults,
+    DiffusionModel, EditKind, GuidanceParameter, LoadError, Loaded, ModelCard, ModelPlan,
+    PlannedComponent, RequestDefaults,
 };
 use crate::checkpoint::{CheckpointError, Snapshot, Weights};
 use crate::device::DeviceError;
@@ -47,6 +48,7 @@ pub(super) const PLAIN: ModelEntry = ModelEntry {
     rounds_matrices: false,
     card: |context| card(context, &ONE_TEXT),
     load: |context| load(context, &ONE_TEXT),
+    plan: |context| plan(context, &ONE_TEXT),
 };
 
 /// SDXL, SDXL-Turbo.
@@ -57,6 +59,7 @@ pub(super) const XL: ModelEntry = ModelEntry {
     rounds_matrices: false,
     card: |context| card(context, &TWO_TEXTS),
     load: |context| load(context, &TWO_TEXTS),
+    plan: |context| plan(context, &TWO_TEXTS),
 };
 
 /// The largest picture that is made: twice SDXL's own.
@@ -134,6 +137,55 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     };
     let encoded = RefCell::new(ContentCache::new(context.config.cache_bytes));
     Ok(Pipeline { card, loaded, components, encoded })
+}
+
+/// What the model would take: everything stays.
+fn plan(context: &LoadContext, variant: &Variant) -> Result<ModelPlan, LoadError> {
+    check_number_format(context)?;
+    let card = card(&context.files(), variant)?;
+    let (snapshot, kind) = (context.snapshot, (context.dtype, &context.device));
+    let checked = |weights: Weights, load: &dyn Fn(&Weights) -> candle_core::Result<()>| {
+        let checking = weights.checking();
+        checking.load::<_, LoadError>(load)?;
+        weights.finish()?;
+        Ok::<_, LoadError>(checking.checked().bytes)
+    };
+    let mut components = Vec::new();
+    for (component, class, _) in variant.texts {
+        let config = TextEncoderConfig::load(snapshot, component, class)?;
+        let name = TextEncoder::canonical_name;
+        let weights = Weights::open(snapshot, component, TRANSFORMERS_STEM, kind, name)?;
+        let bytes = checked(weights, &|weights| TextEncoder::load(weights, &config).map(drop))?;
+        components.push(PlannedComponent::resident(component, bytes));
+    }
+    let (unet, vae) = (UnetConfig::load(snapshot)?, VaeConfig::load(snapshot)?);
+    let open = |component, dtype| {
+        let kind = (dtype, &context.device);
+        Weights::open(snapshot, component, DIFFUSERS_STEM, kind, str::to_owned)
+    };
+    let load_unet = |weights: &Weights| Unet::load(weights, &unet).map(drop);
+    let bytes = checked(open("unet", context.dtype)?, &load_unet)?;
+    components.push(PlannedComponent::resident("unet", bytes));
+    let load_vae = |weights: &Weights| Vae::load(weights, &vae).map(drop);
+    let bytes = checked(open("vae", vae_dtype(context, &vae))?, &load_vae)?;
+    components.push(PlannedComponent::resident("vae", bytes));
+    Ok(ModelPlan {
+        model: card.id,
+        pipeline: card.pipeline,
+        device: crate::device::device_name(&context.device),
+        dtype: crate::device::dtype_name(context.dtype).to_owned(),
+        image_area: card.image_area,
+        total_bytes: components.iter().map(|component| component.bytes).sum(),
+        components,
+        activation_bytes: None,
+        free_bytes: crate::device::free_memory_bytes(&context.device),
+    })
+}
+
+/// What the VAE computes in: in float16 some overflow.
+fn vae_dtype(context: &LoadContext, vae: &VaeConfig) -> DType {
+    let overflows = vae.force_upcast && context.dtype == DType::F16;
+    if overflows { DType::F32 } else { context.dtype }
 }
 
 fn card(context: &CardContext, variant: &Variant) -> Result<ModelCard, LoadError> {
@@ -266,7 +318,7 @@ fn load_components(
         let name = TextEncoder::canonical_name;
         let weights = open(component, TRANSFORMERS_STEM, context.dtype, name)?;
         let encoder = weights.load::<_, LoadError>(|weights| TextEncoder::load(weights, config))?;
-        bytes += weights.finish()? + weights.mapped_bytes();
+        bytes += weights.finish()?;
         let positions = config.max_position_embeddings;
         let tokenizer = ClipTokenizer::load(snapshot, tokenizer, positions)?;
         tokenizer.check_ids(config.vocab_size)?;
@@ -275,9 +327,8 @@ fn load_components(
     check_text_lengths(&texts)?;
     let weights = open("unet", DIFFUSERS_STEM, context.dtype, unchanged)?;
     let unet = weights.load::<_, LoadError>(|weights| Unet::load(weights, &unet_config))?;
-    bytes += weights.finish()? + weights.mapped_bytes();
-    let overflows = vae_config.force_upcast && context.dtype == DType::F16;
-    let vae_dtype = if overflows { DType::F32 } else { context.dtype };
+    bytes += weights.finish()?;
+    let vae_dtype = vae_dtype(context, &vae_config);
     let weights = open("vae", DIFFUSERS_STEM, vae_dtype, unchanged)?;
     let load_vae = {
         let config = vae_config.clone();
@@ -288,7 +339,7 @@ fn load_components(
     let vae_in_float32 =
         (vae_dtype != DType::F32).then(|| in_float32(&weights, load_vae.clone())).transpose()?;
     let vae = Offloadable::new(Residency::Resident, &weights, load_vae)?;
-    bytes += weights.finish()? + weights.mapped_bytes();
+    bytes += weights.finish()?;
     let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
     let text_use = if variant.has_text_time {
         TextUse::PenultimateAndPooled { force_zeros_for_empty_prompt }

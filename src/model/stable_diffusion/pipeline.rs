@@ -26,7 +26,7 @@ use crate::model::components::noise::TorchGenerator;
 use crate::model::components::watched::observed;
 use crate::model::residency::Offloadable;
 use crate::model::{
-    CutTokens, DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError,
+    CutTokens, DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError, Stage,
     StepObserver, StepProgress, TokenUsage,
 };
 
@@ -158,10 +158,12 @@ impl Pipeline {
         let total_steps = schedule.timesteps().len();
         // 2. Prompts → what steers the U-Net.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        observer.on_stage(Stage::EncodingPrompts);
         let mut guidance = self.encode_prompts(request, size)?;
         let mut warnings = std::mem::take(&mut guidance.warnings);
         // 3. Picture → the distribution of its latents.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
+        observer.on_stage(Stage::EncodingLatents);
         let (posterior, arithmetic) = self.encode_picture(&source, size)?;
         let vae_dtype = self.components.vae_dtype;
         arithmetic.tell(&mut warnings, VaeHalf::Encoder, vae_dtype);
@@ -172,9 +174,11 @@ impl Pipeline {
             // 4. Noise, alone or over the picture.
             let start = self.start(posterior.as_ref(), &schedule, &mut noise)?;
             // 5. Noise → latents.
+            observer.on_stage(Stage::Denoising);
             let mut watch = Watch { observer: &mut *observer, image: index, total_steps };
             let latents = self.denoise(start, &schedule, &guidance, &mut noise, &mut watch)?;
             // 6. Latents → picture.
+            observer.on_stage(Stage::Decoding);
             let (image, arithmetic) = self.decode(&latents)?;
             arithmetic.tell(&mut warnings, VaeHalf::Decoder, vae_dtype);
             images.push(GeneratedImage { image: image.into(), seed });

@@ -20,6 +20,12 @@ use super::kernels::{Element, Elements, in_format};
 use super::rows::vectorised;
 use super::widened::{self, Narrow};
 
+/// Whether the processor multiplies 8-bit integers faster than floats.
+#[must_use]
+pub fn has_integer_products() -> bool {
+    product::is_native()
+}
+
 /// Elements that share a scale.
 const BLOCK: usize = 32;
 /// Outputs whose elements lie side by side.

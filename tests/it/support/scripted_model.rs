@@ -10,7 +10,7 @@ use diffuser_api::domain::{
 };
 use diffuser_api::model::{
     DiffusionModel, EditKind, GeneratedImage, Generation, GuidanceParameter, Loaded, ModelCard,
-    ModelError, RequestDefaults, StepObserver, StepProgress, TokenUsage,
+    ModelError, RequestDefaults, Stage, StepObserver, StepProgress, TokenUsage,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -146,6 +146,8 @@ impl ScriptedModel {
     ) -> Result<GeneratedImage, ModelError> {
         let total_steps = request.steps.get();
         let mut step = 0;
+        observer.on_stage(Stage::Denoising);
+        let _ = observer.on_step(StepProgress { image, step, total_steps });
         while step < total_steps {
             if behaviour == Behaviour::StepOnRelease {
                 // A test that has ended releases nothing any more.

@@ -25,10 +25,8 @@ use prompts::Prompts;
 use stopwatch::{Order, Stopwatch};
 
 use super::pipeline::{Extent, Pipeline};
-use super::positions::Grid;
-use super::preprocess::PixelSize;
 use super::variant::{self, Variant};
-use super::{cost, loading};
+use super::{loading, outlook};
 use crate::checkpoint::Snapshot;
 use crate::domain::{
     GuidanceScale, ImageRequest, ImageSize, OutputSize, RgbImage, Steps, Task, ValidationError,
@@ -310,32 +308,8 @@ impl<'a> Bench<'a> {
 
     /// Operations of each of [`STAGES`].
     fn costs(&self) -> [f64; 6] {
-        let components = &self.pipeline.components;
-        let transformer = components.transformer.config();
-        let encoder = &components.text_encoder_config;
-        let (extent, prompts) = (&self.extent, &self.prompts.words);
-        let shown = extent.shown_tokens();
-        let template = self.pipeline.variant.template.drop_tokens;
-        let language =
-            |words: &usize| cost::language_model(&encoder.text, template + shown + words).total();
-        let vision = |grid: &Grid| cost::vision_tower(&encoder.vision, *grid).total();
-        let autoencoder =
-            |size: &PixelSize| cost::autoencoder(&components.vae_config, size.width, size.height);
-        let pass = |words: &usize| {
-            cost::transformer(transformer, (extent.image_tokens, extent.made_tokens), shown + words)
-                .total()
-        };
-        let shared = cost::image_input(transformer, extent.image_tokens).total();
-        let step = prompts.iter().map(pass).sum::<f64>() - (prompts.len() - 1) as f64 * shared;
         let steps = self.plan.steps.get();
-        [
-            0.0,
-            prompts.iter().map(language).chain(extent.shown.iter().map(vision)).sum(),
-            extent.encoded.iter().fold(0.0, |sum, size| sum + autoencoder(size).encode.total()),
-            cost::modulation(transformer, steps).total(),
-            steps as f64 * step,
-            autoencoder(&extent.output).decode.total(),
-        ]
+        outlook::operations(&self.pipeline, &self.extent, &self.prompts.words, steps)
     }
 }
 

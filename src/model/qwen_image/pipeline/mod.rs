@@ -23,6 +23,7 @@ use half::{bf16, f16};
 use super::config::{
     ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig, VisionConfig,
 };
+use super::outlook;
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
 use super::prompt::PromptTokenizer;
@@ -31,6 +32,7 @@ use super::text_encoder::TextEncoder;
 use super::transformer::Transformer;
 use super::vae::Vae;
 use super::variant::{ScheduleBasis, Shown, Variant};
+use crate::checkpoint::MatrixFormat;
 use crate::domain::{ImageRequest, Picture, Seed};
 use crate::imaging::region;
 use crate::model::cache::ContentHash;
@@ -42,8 +44,8 @@ use crate::model::components::watched::observed;
 use crate::model::loras::LoraFolder;
 use crate::model::residency::Offloadable;
 use crate::model::{
-    DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError, StepObserver,
-    StepProgress, TokenUsage,
+    DiffusionModel, Estimate, GeneratedImage, Generation, Loaded, ModelCard, ModelError, ModelPlan,
+    Stage, StepObserver, StepProgress, TokenUsage,
 };
 use crate::nn::{intermediate, trace};
 use batching::Batching;
@@ -73,6 +75,8 @@ pub struct Components {
     pub scheduler: SchedulerConfig,
     /// Dtype that they compute in.
     pub dtype: DType,
+    /// What the matrices of the transformer's blocks are kept in.
+    pub matrices: MatrixFormat,
     /// Where they are.
     pub device: Device,
 }
@@ -86,6 +90,7 @@ pub(super) fn token_side(vae: &VaeConfig) -> usize {
 pub struct Pipeline {
     pub(super) card: ModelCard,
     pub(super) loaded: Loaded,
+    pub(super) plan: ModelPlan,
     pub(super) variant: Variant,
     pub(super) components: Components,
     pub(super) cache: PipelineCache,
@@ -156,6 +161,10 @@ impl DiffusionModel for Pipeline {
     ) -> Result<Generation, ModelError> {
         observed(observer, |observer| self.make(request, observer))
     }
+
+    fn estimate(&mut self) -> Option<Estimate> {
+        outlook::estimate(self)
+    }
 }
 
 impl Pipeline {
@@ -178,12 +187,14 @@ impl Pipeline {
         // 2. Pictures and prompts → what steers the transformer.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         stage.next("text encoder");
+        observer.on_stage(Stage::EncodingPrompts);
         let mut guidance = self.encode_prompts(&job.shown, request, &grids)?;
         intermediate::note("text encoder", &guidance.positive.embeds)?;
         let mut warnings = std::mem::take(&mut guidance.warnings);
         // 3. Pictures → latents.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         stage.next("vae encoder");
+        observer.on_stage(Stage::EncodingLatents);
         let inputs = self.encode_pictures(&job)?;
         inputs.references.iter().try_for_each(|x| intermediate::note("vae encoder", x))?;
         let dtype = self.components.dtype;
@@ -191,6 +202,7 @@ impl Pipeline {
         // 4. What the steps have in common.
         observe(observer, StepProgress { image: 0, step: 0, total_steps })?;
         stage.next("modulation");
+        observer.on_stage(Stage::Denoising);
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
         let batching = self.batching(request, &guidance, &grids)?;
         let step_inputs = StepInputs {
@@ -206,6 +218,7 @@ impl Pipeline {
         for together in batching.groups(request.count.get()) {
             // 5. Noise from the seeds, over what the pictures are made from.
             stage.next("steps");
+            observer.on_stage(Stage::Denoising);
             let seeds = together.clone().map(|index| request.seed.of_image(index));
             let start = |seed: Seed| self.start(seed.get(), &job, &inputs, &schedule);
             let starts = seeds.clone().map(start).collect::<TensorResult<_>>()?;
@@ -220,6 +233,7 @@ impl Pipeline {
             blocks += denoised.blocks;
             // 7. Latents → pictures.
             stage.next("vae decoder");
+            observer.on_stage(Stage::Decoding);
             for (seed, latents) in seeds.zip(&denoised.latents) {
                 let (pictures, arithmetic) = self.decode(latents, &job, job.made_frames())?;
                 arithmetic.tell(&mut warnings, VaeHalf::Decoder, dtype);

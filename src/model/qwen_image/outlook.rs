@@ -1,0 +1,153 @@
+//! What a picture of a model's own size takes here: operations counted from its
+//! configuration, and a product of its transformer's shapes timed on its device.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::cost;
+use super::pipeline::{Extent, Pipeline};
+use super::positions::Grid;
+use super::preprocess::{self, PixelSize};
+use crate::checkpoint::{MatrixFormat, Weights};
+use crate::domain::{ImageRequest, LayerCount, OutputSize, Prompt, RgbImage, Task};
+use crate::model::{EditKind, Estimate};
+use crate::nn::{Linear, has_integer_products};
+
+/// Operations of a picture from which on a product is timed: what takes an everyday
+/// processor some seconds.
+const TIMED_FROM: f64 = 2e12;
+/// A product that takes so long is timed well enough.
+const TIMED_S: f64 = 0.05;
+/// Rows of the first product that is timed.
+const FIRST_ROWS: usize = 64;
+/// Words of a prompt, in tokens.
+const USUAL_WORDS: usize = 32;
+/// Steps that a model is taught by a LoRA to do with.
+const FEW_STEPS: usize = 8;
+
+/// Operations of `plan`, the text encoder, the VAE's encoder, the modulation, all steps and
+/// the VAE's decoder; `words`: of each prompt, in tokens.
+pub(super) fn operations(
+    pipeline: &Pipeline,
+    extent: &Extent,
+    words: &[usize],
+    steps: usize,
+) -> [f64; 6] {
+    let components = &pipeline.components;
+    let transformer = components.transformer.config();
+    let encoder = &components.text_encoder_config;
+    let shown = extent.shown_tokens();
+    let template = pipeline.variant.template.drop_tokens;
+    let language =
+        |words: &usize| cost::language_model(&encoder.text, template + shown + words).total();
+    let vision = |grid: &Grid| cost::vision_tower(&encoder.vision, *grid).total();
+    let autoencoder =
+        |size: &PixelSize| cost::autoencoder(&components.vae_config, size.width, size.height);
+    let pass = |words: &usize| {
+        cost::transformer(transformer, (extent.image_tokens, extent.made_tokens), shown + words)
+            .total()
+    };
+    let shared = cost::image_input(transformer, extent.image_tokens).total();
+    let step = words.iter().map(pass).sum::<f64>() - (words.len() - 1) as f64 * shared;
+    [
+        0.0,
+        words.iter().map(language).chain(extent.shown.iter().map(vision)).sum(),
+        extent.encoded.iter().fold(0.0, |sum, size| sum + autoencoder(size).encode.total()),
+        cost::modulation(transformer, steps).total(),
+        steps as f64 * step,
+        autoencoder(&extent.output).decode.total(),
+    ]
+}
+
+/// What a picture takes whose request says nothing but a prompt.
+pub(super) fn estimate(pipeline: &Pipeline) -> Option<Estimate> {
+    let defaults = &pipeline.card.defaults;
+    let extent = pipeline.extent(&own_request(pipeline)?).ok()?;
+    let is_guided = defaults.guidance.get() > 1.0 && defaults.negative_prompt.is_some();
+    let words = if is_guided { vec![USUAL_WORDS, 1] } else { vec![USUAL_WORDS] };
+    let steps = defaults.num_inference_steps.get();
+    let count: f64 = operations(pipeline, &extent, &words, steps).iter().sum();
+    let seconds = (count >= TIMED_FROM)
+        .then(|| operations_a_second(pipeline, extent.image_tokens).ok())
+        .flatten()
+        .map(|speed| count / speed);
+    let PixelSize { width, height } = extent.output;
+    Some(Estimate {
+        plan: pipeline.plan.clone(),
+        width,
+        height,
+        steps,
+        seconds,
+        faster: if seconds.is_some() { faster(pipeline, steps) } else { Vec::new() },
+    })
+}
+
+/// A request that says nothing but a prompt, with a picture of the model's own area.
+fn own_request(pipeline: &Pipeline) -> Option<ImageRequest> {
+    let size = preprocess::size_of_area(pipeline.card.image_area, 1, 1);
+    let image = || RgbImage::filled(size.width, size.height, [128; 3]).into();
+    let task = match pipeline.variant.edit_kind {
+        EditKind::Instruction => Task::Edit { images: vec![image()] },
+        EditKind::ImageToImage => Task::Generate,
+        EditKind::Layers => Task::Decompose { image: image(), layers: LayerCount::new(4).ok()? },
+    };
+    let prompt = Prompt::new("a picture").ok()?;
+    Some(ImageRequest { size: OutputSize::Reference, ..ImageRequest::new(task, prompt) })
+}
+
+/// Floating-point operations a second of a layer of the transformer, in its formats: with as
+/// many rows as a pass has, or as many as are soon multiplied.
+fn operations_a_second(pipeline: &Pipeline, tokens: usize) -> Result<f64> {
+    let (dtype, device) = pipeline.components.transformer.tensor_kind();
+    let width = pipeline.components.transformer.config().inner_dim();
+    let weights = Weights::random("estimate", (dtype, device));
+    let weights = weights.with_matrices(pipeline.components.matrices);
+    let layer = Linear::load_quantizable_without_bias(&weights, width, width)?;
+    let mut rows = FIRST_ROWS.min(tokens);
+    // What is set up once is not timed.
+    seconds_of(&layer, (rows, width), (dtype, device))?;
+    loop {
+        let seconds = seconds_of(&layer, (rows, width), (dtype, device))?;
+        if seconds >= TIMED_S || rows >= tokens {
+            return Ok(2.0 * (rows * width * width) as f64 / seconds.max(f64::MIN_POSITIVE));
+        }
+        rows = (2 * rows).min(tokens);
+    }
+}
+
+fn seconds_of(
+    layer: &Linear,
+    shape: (usize, usize),
+    (dtype, device): (DType, &Device),
+) -> Result<f64> {
+    let x = Tensor::ones(shape, dtype, device)?;
+    device.synchronize()?;
+    let started = Instant::now();
+    layer.forward(&x)?;
+    device.synchronize()?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// What would make pictures sooner.
+fn faster(pipeline: &Pipeline, steps: usize) -> Vec<String> {
+    let mut ways = Vec::new();
+    if steps > FEW_STEPS {
+        ways.push(format!("a Lightning LoRA (4 or {FEW_STEPS} steps for {steps})"));
+    }
+    if pipeline.components.device.is_cpu() {
+        let is_rounded = pipeline.components.matrices == MatrixFormat::Q8_0;
+        if has_integer_products() && !is_rounded {
+            ways.push("dtype q8_0 (this processor multiplies 8-bit integers)".to_owned());
+        }
+        let gpu = if cfg!(any(feature = "cuda", feature = "metal")) {
+            "a GPU"
+        } else {
+            "a GPU, with a build for it (--features cuda)"
+        };
+        ways.push(gpu.to_owned());
+    } else if pipeline.plan.resident_bytes() < pipeline.plan.weight_bytes() {
+        ways.push("dtype fp8 or fp8-weights, so that more of the weights stay".to_owned());
+    }
+    ways
+}
