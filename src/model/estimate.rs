@@ -29,8 +29,8 @@ impl Estimate {
         if stay == all {
             return format!("{} on {device}", readable(all));
         }
-        let streamed = readable(all - stay);
-        format!("{} on {device}, {streamed} read from their files when needed", readable(stay))
+        let streamed = format!("{} read from their files when needed", readable(all - stay));
+        if stay == 0 { streamed } else { format!("{} on {device}, {streamed}", readable(stay)) }
     }
 
     /// About how long a picture takes, for people: as exact as it is known.

@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use diffuser_api::model::{DeviceChoice, MemoryChoice, ModelConfig, ModelFiles};
+use diffuser_api::model::{
+    DeviceChoice, Estimate, MemoryChoice, ModelConfig, ModelFiles, ModelPlan, PlannedComponent,
+};
 use serde_json::Value;
 
 use crate::support::checkpoints::offline_hub;
@@ -86,6 +88,12 @@ fn a_model_that_is_not_at_hand_is_refused_and_not_fetched() {
     assert!(said.contains("no-such/model") && !said.contains("127.0.0.1"), "{said}");
 }
 
+/// The parts of `plan`, of which nothing stays.
+fn streamed(plan: &ModelPlan) -> Vec<PlannedComponent> {
+    let streamed = |part: &PlannedComponent| PlannedComponent { resident_bytes: 0, ..part.clone() };
+    plan.components.iter().map(streamed).collect()
+}
+
 #[test]
 fn a_large_picture_is_timed_with_advice_and_a_small_one_is_not() {
     let load = |id: &str, image_area| {
@@ -103,5 +111,8 @@ fn a_large_picture_is_timed_with_advice_and_a_small_one_is_not() {
     assert!(large.faster[0].contains("Lightning LoRA (4 or 8 steps for 50)"), "{large:?}");
     assert!(large.faster.last().unwrap().starts_with("a GPU"), "{large:?}");
     assert!(large.weights().ends_with(" on cpu"), "{}", large.weights());
+    let streamed = ModelPlan { components: streamed(&large.plan), ..large.plan.clone() };
+    let whereabouts = Estimate { plan: streamed, ..large }.weights();
+    assert!(whereabouts.ends_with("read from their files when needed"), "{whereabouts}");
     assert!(load(&fixture("stable_diffusion/sd"), None).estimate().is_none());
 }
