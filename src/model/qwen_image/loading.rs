@@ -4,10 +4,10 @@ use candle_core::DType;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
-use super::memory::{MemoryPlan, WeightBytes};
+use super::memory::{LayersOfComponents, MemoryPlan, WeightBytes};
 use super::pipeline::Components;
 use super::prompt::PromptTokenizer;
-use super::text_encoder::TextEncoder;
+use super::text_encoder::{TextEncoder, TextEncoderResidency};
 use super::transformer::{Transformer, TransformerResidency};
 use super::vae::Vae;
 use super::variant::{Shown, Variant};
@@ -39,7 +39,7 @@ pub(super) fn load_components(
     let opened = Opened::open(context)?;
     // Whatever is wrong with the files comes to light before the first is read.
     let bytes = opened.check(&configs)?;
-    let plan = memory_plan(context, variant, &bytes, configs.transformer.num_layers);
+    let plan = memory_plan(context, variant, &bytes);
     let bar = progress_bar(plan.resident_bytes(&bytes));
     let opened = opened.reporting(&bar);
 
@@ -50,16 +50,17 @@ pub(super) fn load_components(
     let components = Components {
         tokenizer,
         processor: (variant.shown != Shown::Nothing).then(processor).transpose()?,
-        text_encoder: Offloadable::new(plan.text_encoder, &opened.text_encoder, {
-            let config = configs.text_encoder.clone();
-            move |weights| TextEncoder::load(weights, &config)
-        })?,
+        text_encoder: TextEncoder::load(
+            &opened.text_encoder,
+            &configs.text_encoder,
+            plan.text_encoder(),
+        )?,
         transformer: Transformer::load(
             &opened.transformer,
             &configs.transformer,
-            plan.transformer,
+            plan.transformer(),
         )?,
-        vae: Offloadable::new(plan.vae, &opened.vae, {
+        vae: Offloadable::new(plan.vae(), &opened.vae, {
             let config = configs.vae.clone();
             move |weights| Vae::load(weights, &config)
         })?,
@@ -164,18 +165,21 @@ impl Opened {
     /// Holds every tensor against what the components ask for, and counts them.
     fn check(&self, configs: &Configs) -> Result<WeightBytes, LoadError> {
         let [text_encoder, transformer, vae] = self.each().map(Weights::checking);
-        let all = TransformerResidency::RESIDENT;
-        let load_transformer = |weights: &Weights| -> candle_core::Result<()> {
-            Transformer::load(weights, &configs.transformer, all).map(drop)
-        };
-        text_encoder
-            .load::<_, LoadError>(|weights| TextEncoder::load(weights, &configs.text_encoder))?;
-        transformer.load::<_, LoadError>(load_transformer)?;
+        text_encoder.load::<_, LoadError>(|weights| {
+            TextEncoder::load(weights, &configs.text_encoder, TextEncoderResidency::RESIDENT)
+        })?;
+        transformer.load::<_, LoadError>(|weights| {
+            Transformer::load(weights, &configs.transformer, TransformerResidency::RESIDENT)
+        })?;
         vae.load::<_, LoadError>(|weights| Vae::load(weights, &configs.vae))?;
         self.finish()?;
-        let bytes = [text_encoder, transformer, vae].map(|weights| weights.checked().bytes);
-        let number_bytes = self.transformer.dtype().size_in_bytes();
-        Ok(WeightBytes::new(bytes, &configs.transformer, number_bytes))
+        let layers = LayersOfComponents {
+            transformer: configs.transformer.num_layers,
+            text: configs.text_encoder.text.num_hidden_layers,
+            vision: configs.text_encoder.vision.depth,
+        };
+        let checked = [text_encoder, transformer, vae].map(|weights| weights.checked());
+        Ok(WeightBytes::new(&checked, layers))
     }
 
     /// The same, with every byte that is read told to `bar`.
@@ -214,7 +218,6 @@ fn memory_plan(
     context: &LoadContext,
     variant: &Variant,
     bytes: &WeightBytes,
-    blocks: usize,
 ) -> MemoryPlan {
     let config = context.config;
     let area = config.image_area.unwrap_or(variant.image_area);
@@ -227,7 +230,7 @@ fn memory_plan(
         free = free.map(readable),
         weights = readable(bytes.total()),
         at_most_at_a_time = readable(plan.peak_bytes(bytes)),
-        loaded_when_needed = plan.on_demand(blocks),
+        loaded_when_needed = plan.on_demand(bytes),
         "memory plan"
     );
     plan
