@@ -346,10 +346,7 @@ fn an_encoder_whose_layers_come_and_go_makes_the_same_and_reads_what_prompts_nee
             resident_vision_layers: 2,
             ..TextEncoderResidency::ON_DEMAND
         },
-        TextEncoderResidency {
-            embedding: Residency::Resident,
-            ..TextEncoderResidency::ON_DEMAND
-        },
+        TextEncoderResidency { embedding: Residency::Resident, ..TextEncoderResidency::ON_DEMAND },
     ] {
         let read = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&read);

@@ -214,11 +214,7 @@ fn progress_bar(bytes: usize) -> ProgressBar {
 }
 
 /// Which weights stay, told in the log.
-fn memory_plan(
-    context: &LoadContext,
-    variant: &Variant,
-    bytes: &WeightBytes,
-) -> MemoryPlan {
+fn memory_plan(context: &LoadContext, variant: &Variant, bytes: &WeightBytes) -> MemoryPlan {
     let config = context.config;
     let area = config.image_area.unwrap_or(variant.image_area);
     let loras = config.lora_dir.as_ref().map_or(0, |_| KEPT_BYTES);

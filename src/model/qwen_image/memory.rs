@@ -303,18 +303,19 @@ mod tests {
     #[test]
     fn the_more_room_there_is_the_more_stays() {
         let weights = published(DtypeChoice::Bfloat16);
+        let encoder = "28 of 28 text encoder layers, 32 of 33 vision tower layers";
+        let schedule = "60 of 60 modulation layers, word embeddings";
         for (free, on_demand) in [
-            (140, "nothing"),
-            (50, ""),
-            (40, ""),
-            (33, ""),
-            (24, ""),
-            (12, ""),
-            (5, ""),
+            (140, "nothing".to_owned()),
+            (50, "30 of 60 modulation layers, word embeddings".to_owned()),
+            (40, format!("7 of 28 text encoder layers, 23 of 33 vision tower layers, {schedule}")),
+            (24, format!("15 of 60 transformer blocks, vae, {encoder}, {schedule}")),
+            (12, format!("44 of 60 transformer blocks, {encoder}, {schedule}")),
+            (5, format!("60 of 60 transformer blocks, vae, {encoder}, {schedule}")),
         ] {
             let plan = plan(&weights, free * GIB);
 
-            println!("XX {free} {:?}", plan.on_demand(&weights));
+            assert_eq!(plan.on_demand(&weights), on_demand, "{free} GiB");
         }
     }
 
@@ -323,8 +324,7 @@ mod tests {
         let (exact, rounded) =
             (published(DtypeChoice::Bfloat16), published(DtypeChoice::Fp8Weights));
         for free in [12, 24] {
-            let blocks =
-                |weights| plan(weights, free * GIB).transformer().resident_blocks;
+            let blocks = |weights| plan(weights, free * GIB).transformer().resident_blocks;
 
             assert!(blocks(&rounded) > blocks(&exact), "{free} GiB");
         }

@@ -117,11 +117,7 @@ impl Transformer {
         };
         let modulation = |place: &Weights, index| {
             let load = move |weights: &Weights| ModulationLayers::load(weights, width);
-            Offloadable::new(
-                Residency::of_layer(index, residency.resident_modulation),
-                place,
-                load,
-            )
+            Offloadable::new(Residency::of_layer(index, residency.resident_modulation), place, load)
         };
         Ok(Self {
             timestep_embedder: TimestepEmbedder::load(

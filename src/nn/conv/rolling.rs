@@ -67,11 +67,7 @@ impl<'a> RollingConv<'a> {
     ///
     /// # Errors
     /// As [`Conv2d::forward`].
-    pub fn push_onto(
-        &mut self,
-        residual: Option<&mut WaitingRows>,
-        band: Band,
-    ) -> Result<Band> {
+    pub fn push_onto(&mut self, residual: Option<&mut WaitingRows>, band: Band) -> Result<Band> {
         let Band { rows, is_last } = band;
         let Some(x) = joined(self.kept.take(), rows)? else {
             return Ok(Band { rows: None, is_last });
@@ -97,12 +93,7 @@ impl<'a> RollingConv<'a> {
 
     /// The rows up to `ready` that have not been made; `x`: the picture from the first row
     /// that was kept.
-    fn make(
-        &self,
-        x: &Tensor,
-        ready: usize,
-        residual: Option<&mut WaitingRows>,
-    ) -> Result<Tensor> {
+    fn make(&self, x: &Tensor, ready: usize, residual: Option<&mut WaitingRows>) -> Result<Tensor> {
         // The first row of a picture, and of what is kept, is a place of the kernel.
         let above = self.sides.zoom() * self.first_kept / self.conv.stride;
         let rows = self.made - above..ready - above;

@@ -9,7 +9,12 @@ use crate::nn::{
 };
 
 /// A causal 3-D convolution on one frame: the last slice of its kernel.
-pub(super) fn causal_conv(weights: &Weights, inputs: usize, outputs: usize, kernel: usize) -> Result<Conv2d> {
+pub(super) fn causal_conv(
+    weights: &Weights,
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+) -> Result<Conv2d> {
     let weight = weights.get("weight", (outputs, inputs, kernel, kernel, kernel))?;
     let bias = weights.get("bias", outputs)?;
     let last_frame = weight.narrow(2, kernel - 1, 1)?.squeeze(2)?;
@@ -105,9 +110,9 @@ impl RollingBlock<'_> {
         let hidden = conv1.push(x.map(|x| block.norm1.forward_silu(x))?)?;
         let hidden = hidden.map(|hidden| block.norm2.forward_silu(hidden))?;
         match &block.conv_shortcut {
-            Some(conv) => conv2.push(hidden)?.map(|hidden| {
-                conv.forward_onto(hidden, &waiting.take(hidden.dim(2)?)?)
-            }),
+            Some(conv) => conv2
+                .push(hidden)?
+                .map(|hidden| conv.forward_onto(hidden, &waiting.take(hidden.dim(2)?)?)),
             None => conv2.push_onto(Some(waiting), hidden),
         }
     }

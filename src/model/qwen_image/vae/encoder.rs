@@ -97,10 +97,7 @@ impl Encoder {
 
     /// `bands`: the picture's. What is as large as the picture is made in these; what is as
     /// large as the latents, where every pixel looks at every other, as a whole.
-    pub(super) fn forward(
-        &self,
-        bands: impl Iterator<Item = Result<Band>>,
-    ) -> Result<Tensor> {
+    pub(super) fn forward(&self, bands: impl Iterator<Item = Result<Band>>) -> Result<Tensor> {
         let mut conv_in = RollingConv::new(&self.conv_in);
         let mut blocks: Vec<_> = self.down_blocks.iter().map(DownBlock::rolling).collect();
         let x = joined(bands, |band| {
