@@ -363,6 +363,7 @@ async fn a_quality_stands_for_steps_and_guidance_and_explicit_parameters_win() {
     let medium = QualityOverride {
         num_inference_steps: Some(diffuser_api::domain::Steps::new(17).unwrap()),
         guidance: Some(diffuser_api::domain::GuidanceScale::new(1.5).unwrap()),
+        ..QualityOverride::default()
     };
     let quality = QualityOverrides { medium, ..QualityOverrides::default() };
     let mut server = Setup { quality, ..Setup::default() }.start().await;

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{ActiveAdapters, Lora, Snapshot, Weights};
 use diffuser_api::model::qwen_image::config::TransformerConfig;
+use diffuser_api::model::qwen_image::passes::PromptTokens;
 use diffuser_api::model::qwen_image::positions::Grid;
-use diffuser_api::model::qwen_image::transformer::{
-    PromptTokens, Transformer, TransformerResidency,
-};
+use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::nn::trace;
 
 use super::lora::{SCALE, STYLES, data, load_transformer, lora_file, predict, read, write_case};
