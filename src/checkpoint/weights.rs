@@ -83,10 +83,23 @@ const DRAWN_ON_CPU: usize = 1 << 18;
 /// Tensors that were checked and not read.
 #[derive(Debug, Clone, Default)]
 pub struct CheckedTensors {
-    /// Their full names.
-    names: Vec<String>,
-    /// Their bytes in the formats that they are kept in.
-    pub bytes: usize,
+    /// Their full names, and their bytes in the formats that they are kept in.
+    bytes: BTreeMap<String, usize>,
+}
+
+impl CheckedTensors {
+    /// Bytes of all of them.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.values().sum()
+    }
+
+    /// Bytes of those whose full names start with `prefix`.
+    #[must_use]
+    pub fn bytes_at(&self, prefix: &str) -> usize {
+        let from = self.bytes.range(prefix.to_owned()..);
+        from.take_while(|(name, _)| name.starts_with(prefix)).map(|(_, bytes)| bytes).sum()
+    }
 }
 
 pub(super) struct Store {
@@ -221,7 +234,7 @@ impl Weights {
     /// taken. Returns at once; without effect if they are not in mapped files.
     pub fn read_ahead(&self, tensors: &CheckedTensors) {
         if let Some(files) = self.store.source.files() {
-            tensors.names.iter().for_each(|name| files.read_ahead(name));
+            tensors.bytes.keys().for_each(|name| files.read_ahead(name));
         }
     }
 
@@ -464,6 +477,41 @@ impl Weights {
         MappedMatrix::new(Arc::clone(&self.store), place, shape)
     }
 
+    /// Rows of the matrix `name` of `shape`, as [`Weights::get`] would hand them out; only
+    /// these are read.
+    ///
+    /// # Errors
+    /// As [`Weights::get`], or if there are not so many rows.
+    pub fn get_rows(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+        rows: &[u32],
+    ) -> candle_core::Result<Tensor> {
+        let (count, width) = shape;
+        if let Some(row) = rows.iter().find(|row| **row as usize >= count) {
+            candle_core::bail!("row {row} of {count}");
+        }
+        let full_name = self.full_name(name);
+        let bytes = rows.len() * width * self.dtype.size_in_bytes();
+        let Some(files) = self.store.source.files() else {
+            return self.made_up(&full_name, (rows.len(), width).into(), bytes);
+        };
+        let found = files.find(&full_name, &[count, width]);
+        let (Some(Ok(view)), None, []) = (found, &self.checked, &*self.loras) else {
+            let indexes = Tensor::new(rows, &self.device)?;
+            return self.get(name, shape)?.index_select(&indexes, 0);
+        };
+        interruption::check()?;
+        let row_bytes = view.data().len() / count.max(1);
+        let row = |row: &u32| &view.data()[*row as usize * row_bytes..][..row_bytes];
+        let data = rows.iter().map(row).collect::<Vec<_>>().concat();
+        let read = TensorView::new(view.dtype(), vec![rows.len(), width], &data);
+        let tensor = self.in_turn().read(&full_name, &read.map_err(candle_core::Error::wrap)?)?;
+        (self.on_read.0)(bytes);
+        Ok(tensor)
+    }
+
     /// A placeholder for a tensor that is not there as it was asked for; `fault` says why.
     fn stand_in(&self, shape: Shape, fault: String) -> candle_core::Result<Tensor> {
         self.note(fault)?;
@@ -533,12 +581,7 @@ impl Weights {
 
     fn count_checked(&self, name: String, bytes: usize) {
         if let Some(checked) = &self.checked {
-            let mut checked = lock(checked);
-            // As when they are read, what is taken twice counts once.
-            if !checked.names.contains(&name) {
-                checked.names.push(name);
-                checked.bytes += bytes;
-            }
+            lock(checked).bytes.insert(name, bytes);
         }
     }
 

@@ -14,9 +14,10 @@ pub enum MemoryChoice {
     Auto,
     /// All weights stay on the device.
     Resident,
-    /// What a request needs only at its start and its end is loaded for that.
+    /// What a request needs only at its start and its end is loaded for that, layer by
+    /// layer.
     Offload,
-    /// So is each block of the transformer, for each step.
+    /// So is each block of the transformer, for each step: nothing stays.
     Stream,
 }
 
@@ -48,6 +49,14 @@ pub enum Residency {
     /// Only while they are used; then they are read from their files again, which
     /// the system keeps in memory as long as there is room.
     OnDemand,
+}
+
+impl Residency {
+    /// Of the layer number `index` if the first `resident` ones stay.
+    #[must_use]
+    pub fn of_layer(index: usize, resident: usize) -> Self {
+        if index < resident { Self::Resident } else { Self::OnDemand }
+    }
 }
 
 /// A component, or the means to load it.
@@ -127,6 +136,28 @@ impl<T> Offloadable<T> {
             weights.read_ahead(tensors);
         }
     }
+}
+
+/// What becomes of `state` on its way through `layers`, one after another. While one is at
+/// work, the next one is read, or loaded by a GPU.
+///
+/// # Errors
+/// What `step` fails with, which is given a layer and its index, or the loading.
+pub(super) fn through<T, S>(
+    layers: &[Offloadable<T>],
+    mut state: S,
+    mut step: impl FnMut(&T, usize, S) -> TensorResult<S>,
+) -> TensorResult<S> {
+    let mut loading = layers.first().map(Offloadable::start_loading).transpose()?;
+    for index in 0.. {
+        let Some(layer) = loading.take() else { break };
+        let next = layers.get(index + 1);
+        next.inspect(|next| next.read_ahead());
+        let work = |layer: &T| step(layer, index, state);
+        let load_next = |_: &S| next.map(Offloadable::start_loading).transpose();
+        (state, loading) = layer.with(work, load_next)?;
+    }
+    Ok(state)
 }
 
 /// A component that is going to be used.
@@ -228,6 +259,33 @@ mod tests {
         // A CPU has it only while it is used.
         let on_demand = on_demand.unwrap();
         assert_eq!(on_demand.start_loading().unwrap().with(|_| now(), |_| now()).unwrap(), (1, 0));
+    }
+
+    #[test]
+    fn layers_are_there_one_at_a_time_but_for_those_that_stay() {
+        let weights = Weights::recording("component", DType::F32);
+        let alive = Arc::new(AtomicUsize::new(0));
+        let layer = |index| {
+            let alive = alive.clone();
+            Offloadable::new(Residency::of_layer(index, 2), &weights, move |_| {
+                alive.fetch_add(1, Ordering::SeqCst);
+                Ok(Counted(alive.clone()))
+            })
+        };
+        let layers = (0..5).map(layer).collect::<TensorResult<Vec<_>>>().unwrap();
+
+        let seen = through(&layers, Vec::new(), |_, index, mut seen: Vec<_>| {
+            seen.push((index, alive.load(Ordering::SeqCst)));
+            Ok(seen)
+        });
+
+        assert_eq!(seen.unwrap(), [(0, 2), (1, 2), (2, 3), (3, 3), (4, 3)]);
+        let stopped = through(&layers, (), |_, index, ()| match index {
+            3 => candle_core::bail!("no"),
+            _ => Ok(()),
+        });
+        assert!(stopped.is_err());
+        assert_eq!(alive.load(Ordering::SeqCst), 2);
     }
 
     #[test]

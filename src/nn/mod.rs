@@ -40,7 +40,7 @@ pub use activation::{gated_silu, gelu_erf, gelu_tanh, silu};
 pub use attention::{AttentionMask, attention, merge_heads, split_heads};
 pub use check::{Family, Sizes, StepCheck, UnknownName, WrongNumber, check};
 pub use clip::clip;
-pub use conv::{Conv2d, Padding};
+pub use conv::{Band, Conv2d, Padding, RollingConv, WaitingRows};
 pub use fp8::Fp8Sums;
 pub use guidance::{CfgRescale, euler_step, guide};
 pub use heads::{HeadStream, joint_heads};

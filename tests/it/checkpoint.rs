@@ -11,7 +11,7 @@ use diffuser_api::domain::{
     TaskKinds,
 };
 use diffuser_api::model::qwen_image::config::{TextEncoderConfig, TransformerConfig, VaeConfig};
-use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
+use diffuser_api::model::qwen_image::text_encoder::{TextEncoder, TextEncoderResidency};
 use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::{
@@ -75,7 +75,8 @@ fn assert_asks_for_the_tensors_of(name: &str) {
     let config = TransformerConfig::load(&snapshot).unwrap();
     Transformer::load(&transformer, &config, TransformerResidency::RESIDENT).unwrap();
     Vae::load(&vae, &VaeConfig::load(&snapshot).unwrap()).unwrap();
-    TextEncoder::load(&text_encoder, &TextEncoderConfig::load(&snapshot).unwrap()).unwrap();
+    let config = TextEncoderConfig::load(&snapshot).unwrap();
+    TextEncoder::load(&text_encoder, &config, TextEncoderResidency::RESIDENT).unwrap();
 
     for (component, weights) in
         [("transformer", transformer), ("vae", vae), ("text_encoder", text_encoder)]

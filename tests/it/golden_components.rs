@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{Snapshot, Weights};
 use diffuser_api::domain::{CacheThreshold, RgbImage};
 use diffuser_api::imaging::resample::{Resampler, resize};
+use diffuser_api::model::Residency;
 use diffuser_api::model::components::flow_match::{
     Schedule, SchedulerConfig, Shift, TimeShift, skipped_steps,
 };
@@ -27,7 +28,9 @@ use diffuser_api::model::qwen_image::preprocess::{
 };
 use diffuser_api::model::qwen_image::prompt::PromptTokenizer;
 use diffuser_api::model::qwen_image::step_cache::StepCache;
-use diffuser_api::model::qwen_image::text_encoder::TextEncoder;
+use diffuser_api::model::qwen_image::text_encoder::{
+    PromptInput, TextEncoder, TextEncoderResidency,
+};
 use diffuser_api::model::qwen_image::transformer::{Transformer, TransformerResidency};
 use diffuser_api::model::qwen_image::vae::Vae;
 use diffuser_api::model::qwen_image::vision_tower::WindowLayout;
@@ -220,7 +223,7 @@ impl TwoPictures {
         let config = TextEncoderConfig::load(&snapshot).unwrap();
         let processor = ProcessorConfig::load(&snapshot, &config.vision).unwrap();
         let weights = open("qwen-image-edit", "text_encoder", DType::F32);
-        let encoder = TextEncoder::load(&weights, &config).unwrap();
+        let encoder = TextEncoder::load(&weights, &config, TextEncoderResidency::RESIDENT).unwrap();
         weights.finish().unwrap();
         let inputs: Vec<_> = ["image0", "image1"]
             .map(|name| picture(&golden.tensor(name)))
@@ -322,11 +325,76 @@ fn segments(ids: &[i64], image_token: i64, grids: &[Grid]) -> Vec<Segment> {
 }
 
 #[test]
+fn an_encoder_whose_layers_come_and_go_makes_the_same_and_reads_what_prompts_need_once() {
+    let pictures = TwoPictures::load();
+    let ids = pictures.golden.integers("input_ids");
+    let segments = segments(&ids, i64::from(pictures.config.image_token_id), &pictures.grids);
+    let token_ids: Vec<u32> = ids.iter().map(|id| u32::try_from(*id).unwrap()).collect();
+    let prompt = PromptInput { token_ids: &token_ids, segments: &segments };
+    let other = [Segment::Text(0..5)];
+    let other = PromptInput { token_ids: &token_ids[..5], segments: &other };
+    let all = pictures.encoder.encode_pictures(&pictures.patches, &pictures.grids).unwrap();
+    let expected = [prompt, other].map(|PromptInput { token_ids, segments }| {
+        pictures.encoder.forward(token_ids, segments, Some(&all)).unwrap()
+    });
+    let text = &pictures.config.text;
+    let table = text.vocab_size * text.hidden_size * 4;
+    for residency in [
+        TextEncoderResidency::ON_DEMAND,
+        TextEncoderResidency {
+            resident_layers: 1,
+            resident_vision_layers: 2,
+            ..TextEncoderResidency::ON_DEMAND
+        },
+        TextEncoderResidency { embedding: Residency::Resident, ..TextEncoderResidency::ON_DEMAND },
+    ] {
+        let read = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&read);
+        let count = move |bytes| {
+            counted.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let weights = open("qwen-image-edit", "text_encoder", DType::F32).reporting(count);
+        let encoder = TextEncoder::load(&weights, &pictures.config, residency).unwrap();
+        weights.finish().unwrap();
+        let read_by = |action: &dyn Fn()| {
+            let before = read.load(Ordering::Relaxed);
+            action();
+            read.load(Ordering::Relaxed) - before
+        };
+        let rows = |prompt: &PromptInput| {
+            let words = prompt.segments.iter().map(|segment| match segment {
+                Segment::Text(tokens) => tokens.len(),
+                Segment::Picture(..) => 0,
+            });
+            let is_read = residency.embedding == Residency::OnDemand;
+            if is_read { words.sum::<usize>() * text.hidden_size * 4 } else { 0 }
+        };
+
+        let tokens = encoder.encode_pictures(&pictures.patches, &pictures.grids).unwrap();
+        let one = read_by(&|| {
+            let made = encoder.forward_each(&[prompt], Some(&tokens)).unwrap();
+            crate::support::golden::assert_close("alone", &made[0], &expected[0], 0.0);
+        });
+        let both = read_by(&|| {
+            let made = encoder.forward_each(&[prompt, other], Some(&tokens)).unwrap();
+            for (made, expected) in made.iter().zip(&expected) {
+                crate::support::golden::assert_close("both", made, expected, 0.0);
+            }
+        });
+
+        crate::support::golden::assert_close("pictures", &tokens, &all, 0.0);
+        // Layers once for all prompts, and of the table no more than their words.
+        assert!(one > 0 && one - rows(&prompt) == both - rows(&prompt) - rows(&other));
+        assert!(rows(&prompt) < table, "{residency:?}");
+    }
+}
+
+#[test]
 fn words_alone_become_the_hidden_states_of_the_reference() {
     let golden = Golden::read("components/text_padded");
     let config = TextEncoderConfig::load(&checkpoint("qwen-image")).unwrap();
     let weights = open("qwen-image", "text_encoder", DType::F32);
-    let encoder = TextEncoder::load(&weights, &config).unwrap();
+    let encoder = TextEncoder::load(&weights, &config, TextEncoderResidency::RESIDENT).unwrap();
     weights.finish().unwrap();
     let ids: Vec<Vec<i64>> = golden.tensor("input_ids").to_vec2().unwrap();
     let mask: Vec<Vec<i64>> = golden.tensor("attention_mask").to_vec2().unwrap();

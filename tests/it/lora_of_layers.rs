@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{ActiveAdapters, Lora, Snapshot, Weights};
-use diffuser_api::model::Residency;
 use diffuser_api::model::qwen_image::config::TransformerConfig;
 use diffuser_api::model::qwen_image::passes::PromptTokens;
 use diffuser_api::model::qwen_image::positions::Grid;
@@ -131,7 +130,7 @@ fn write_lora_of_everything(checkpoint: &str, file: &Path) -> usize {
 
 #[test]
 fn every_matrix_that_merging_changes_is_changed_in_loaded_layers_streamed_or_not() {
-    let streamed = TransformerResidency { modulation: Residency::OnDemand, resident_blocks: 1 };
+    let streamed = TransformerResidency { resident_modulation: 0, resident_blocks: 1 };
     for checkpoint in [
         "qwen-image",
         "qwen-image-edit",

@@ -5,10 +5,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::agreement;
 use super::config::{ProcessorConfig, TextEncoderConfig, TransformerConfig, VaeConfig};
-use super::memory::{MemoryPlan, WeightBytes};
+use super::memory::{LayersOfComponents, MemoryPlan, WeightBytes};
 use super::pipeline::Components;
 use super::prompt::PromptTokenizer;
-use super::text_encoder::TextEncoder;
+use super::text_encoder::{TextEncoder, TextEncoderResidency};
 use super::transformer::{Transformer, TransformerResidency};
 use super::vae::Vae;
 use super::variant::{Shown, Variant};
@@ -43,7 +43,7 @@ pub(super) fn load_components(
     // Whatever is wrong with the files comes to light before the first is read.
     let bytes = opened.check(&configs)?;
     let planned = Planned::new(context, card.image_area, &bytes);
-    planned.log(&bytes, configs.transformer.num_layers);
+    planned.log(&bytes);
     let plan = planned.memory;
     let bar = progress_bar(plan.resident_bytes(&bytes));
     let opened = opened.reporting(&bar);
@@ -55,16 +55,17 @@ pub(super) fn load_components(
     let components = Components {
         tokenizer,
         processor: (variant.shown != Shown::Nothing).then(processor).transpose()?,
-        text_encoder: Offloadable::new(plan.text_encoder, &opened.text_encoder, {
-            let config = configs.text_encoder.clone();
-            move |weights| TextEncoder::load(weights, &config)
-        })?,
+        text_encoder: TextEncoder::load(
+            &opened.text_encoder,
+            &configs.text_encoder,
+            plan.text_encoder(),
+        )?,
         transformer: Transformer::load(
             &opened.transformer,
             &configs.transformer,
-            plan.transformer,
+            plan.transformer(),
         )?,
-        vae: Offloadable::new(plan.vae, &opened.vae, {
+        vae: Offloadable::new(plan.vae(), &opened.vae, {
             let config = configs.vae.clone();
             move |weights| Vae::load(weights, &config)
         })?,
@@ -180,18 +181,21 @@ impl Opened {
 
     fn check_tensors(&self, configs: &Configs) -> Result<WeightBytes, LoadError> {
         let [text_encoder, transformer, vae] = self.each().map(Weights::checking);
-        let all = TransformerResidency::RESIDENT;
-        let load_transformer = |weights: &Weights| -> candle_core::Result<()> {
-            Transformer::load(weights, &configs.transformer, all).map(drop)
-        };
-        text_encoder
-            .load::<_, LoadError>(|weights| TextEncoder::load(weights, &configs.text_encoder))?;
-        transformer.load::<_, LoadError>(load_transformer)?;
+        text_encoder.load::<_, LoadError>(|weights| {
+            TextEncoder::load(weights, &configs.text_encoder, TextEncoderResidency::RESIDENT)
+        })?;
+        transformer.load::<_, LoadError>(|weights| {
+            Transformer::load(weights, &configs.transformer, TransformerResidency::RESIDENT)
+        })?;
         vae.load::<_, LoadError>(|weights| Vae::load(weights, &configs.vae))?;
         self.finish()?;
-        let bytes = [text_encoder, transformer, vae].map(|weights| weights.checked().bytes);
-        let number_bytes = self.transformer.dtype().size_in_bytes();
-        Ok(WeightBytes::new(bytes, &configs.transformer, number_bytes))
+        let layers = LayersOfComponents {
+            transformer: configs.transformer.num_layers,
+            text: configs.text_encoder.text.num_hidden_layers,
+            vision: configs.text_encoder.vision.depth,
+        };
+        let checked = [text_encoder, transformer, vae].map(|weights| weights.checked());
+        Ok(WeightBytes::new(&checked, layers))
     }
 
     /// The same, with every byte that is read told to `bar`.
@@ -244,14 +248,14 @@ impl Planned {
         Self { memory: MemoryPlan::new(config.memory, bytes, free, working), free, working, area }
     }
 
-    /// Tells of it; `blocks`: how many the transformer has.
-    fn log(&self, bytes: &WeightBytes, blocks: usize) {
+    /// Tells of it.
+    fn log(&self, bytes: &WeightBytes) {
         let readable = |bytes: usize| indicatif::BinaryBytes(bytes as u64).to_string();
         tracing::info!(
             free = self.free.map(readable),
             weights = readable(bytes.total()),
             at_most_at_a_time = readable(self.memory.peak_bytes(bytes)),
-            loaded_when_needed = self.memory.on_demand(blocks),
+            loaded_when_needed = self.memory.on_demand(bytes),
             "memory plan"
         );
     }

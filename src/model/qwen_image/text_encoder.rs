@@ -5,7 +5,7 @@
 //!
 //! Source: transformers 5.23, `Qwen2_5_VLModel`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use candle_nn::rotary_emb::rope;
 
 use super::config::{TextConfig, TextEncoderConfig};
@@ -13,34 +13,87 @@ use super::positions::{Grid, Segment, language_positions, language_rotations};
 use super::vision_tower::VisionTower;
 use crate::checkpoint::Weights;
 use crate::interruption;
+use crate::model::residency::{Offloadable, Residency, through};
 use crate::nn::{AttentionMask, Linear, RmsNorm, attention, gated_silu, merge_heads, split_heads};
 
 /// The encoder with its weights.
 pub struct TextEncoder {
     visual: VisionTower,
-    embed_tokens: Tensor,
-    layers: Vec<Layer>,
+    embed_tokens: Embedding,
+    layers: Vec<Offloadable<Layer>>,
     norm: RmsNorm,
     config: TextConfig,
 }
 
+/// Which of its weights stay on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextEncoderResidency {
+    /// How many of the language model's layers: the first ones.
+    pub resident_layers: usize,
+    /// How many of the vision tower's, whose last one is its merger.
+    pub resident_vision_layers: usize,
+    /// The table of words; if it does not stay, a prompt's rows are read from its file.
+    pub embedding: Residency,
+}
+
+impl TextEncoderResidency {
+    /// All of them.
+    pub const RESIDENT: Self = Self {
+        resident_layers: usize::MAX,
+        resident_vision_layers: usize::MAX,
+        embedding: Residency::Resident,
+    };
+    /// None of them.
+    pub const ON_DEMAND: Self =
+        Self { resident_layers: 0, resident_vision_layers: 0, embedding: Residency::OnDemand };
+}
+
+/// A prompt as the encoder takes it.
+#[derive(Debug, Clone, Copy)]
+pub struct PromptInput<'a> {
+    /// The whole sequence, with one placeholder for each picture token.
+    pub token_ids: &'a [u32],
+    /// Its words and pictures in order.
+    pub segments: &'a [Segment],
+}
+
+/// A prompt between two layers.
+struct Pass {
+    /// (1, sequence, width)
+    hidden_states: Tensor,
+    /// (sequence, head size / 2) each.
+    cos: Tensor,
+    sin: Tensor,
+}
+
 impl TextEncoder {
-    /// Takes the tensors under `visual` and `model`.
+    /// Takes the tensors under `visual` and `model`, or checks those that are not to stay.
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn load(weights: &Weights, config: &TextEncoderConfig) -> Result<Self> {
+    pub fn load(
+        weights: &Weights,
+        config: &TextEncoderConfig,
+        residency: TextEncoderResidency,
+    ) -> Result<Self> {
         let text = &config.text;
         let model = weights.at("model");
         let layers = model.at("layers");
         weights.skip("lm_head.weight", (text.vocab_size, text.hidden_size));
+        let layer = |place: &Weights, index| {
+            let config = text.clone();
+            let load = move |weights: &Weights| Layer::load(weights, &config);
+            Offloadable::new(Residency::of_layer(index, residency.resident_layers), place, load)
+        };
+        let visual = weights.at("visual");
         Ok(Self {
-            visual: VisionTower::load(&weights.at("visual"), &config.vision)?,
-            embed_tokens: model
-                .at("embed_tokens")
-                .get("weight", (text.vocab_size, text.hidden_size))?,
-            layers: layers
-                .load_each(text.num_hidden_layers, |place, _| Layer::load(place, text))?,
+            visual: VisionTower::load(&visual, &config.vision, residency.resident_vision_layers)?,
+            embed_tokens: Embedding::load(
+                &model.at("embed_tokens"),
+                (text.vocab_size, text.hidden_size),
+                residency.embedding,
+            )?,
+            layers: layers.load_each(text.num_hidden_layers, layer)?,
             norm: RmsNorm::load(&model.at("norm"), text.hidden_size, text.rms_norm_eps)?,
             config: text.clone(),
         })
@@ -94,48 +147,94 @@ impl TextEncoder {
         segments: &[Segment],
         picture_tokens: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let mut hidden_states = self.embed(token_ids, segments, picture_tokens)?;
-        let dtype = hidden_states.dtype();
+        let made = self.forward_each(&[PromptInput { token_ids, segments }], picture_tokens)?;
+        made.into_iter().next().ok_or_else(|| Error::msg("a prompt makes hidden states"))
+    }
+
+    /// The same for each of `prompts`, which show the same pictures: layer by layer, so that
+    /// one that does not stay is loaded once.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_each(
+        &self,
+        prompts: &[PromptInput],
+        picture_tokens: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let begin = |prompt: &PromptInput| self.begin(prompt, picture_tokens);
+        let passes = prompts.iter().map(begin).collect::<Result<Vec<_>>>()?;
+        let count = self.layers.len();
+        let passes = through(&self.layers, passes, |layer, index, mut passes: Vec<Pass>| {
+            for Pass { hidden_states, cos, sin } in &mut passes {
+                interruption::check_layer(index, count)?;
+                *hidden_states = layer.forward(hidden_states, cos, sin)?;
+            }
+            Ok(passes)
+        })?;
+        passes.iter().map(|pass| self.norm.forward(&pass.hidden_states)).collect()
+    }
+
+    /// `prompt` before the first layer.
+    fn begin(&self, prompt: &PromptInput, picture_tokens: Option<&Tensor>) -> Result<Pass> {
+        let hidden_states = self.embed(prompt, picture_tokens)?;
         let rotations = language_rotations(
-            &language_positions(segments),
+            &language_positions(prompt.segments),
             self.config.rope_theta,
             self.config.mrope_section,
         );
-        let shape = (token_ids.len(), rotations.width);
-        let device = hidden_states.device().clone();
+        let shape = (prompt.token_ids.len(), rotations.width);
+        let (dtype, device) = (hidden_states.dtype(), hidden_states.device().clone());
         // In 16-bit formats the reference rounds the rotations, too.
         let cos = Tensor::from_vec(rotations.cos, shape, &device)?.to_dtype(dtype)?;
         let sin = Tensor::from_vec(rotations.sin, shape, &device)?.to_dtype(dtype)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            interruption::check_layer(index, self.layers.len())?;
-            hidden_states = layer.forward(&hidden_states, &cos, &sin)?;
-        }
-        self.norm.forward(&hidden_states)
+        Ok(Pass { hidden_states, cos, sin })
     }
 
     /// Word embeddings, with the pictures' tokens in their places.
-    fn embed(
-        &self,
-        token_ids: &[u32],
-        segments: &[Segment],
-        picture_tokens: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        let device = self.embed_tokens.device();
+    fn embed(&self, prompt: &PromptInput, picture_tokens: Option<&Tensor>) -> Result<Tensor> {
+        let PromptInput { token_ids, segments } = prompt;
         let mut taken = 0;
         let mut parts = Vec::with_capacity(segments.len());
-        for segment in segments {
+        for segment in *segments {
             match (segment, picture_tokens) {
                 (Segment::Picture(_, grid), Some(pictures)) => {
                     parts.push(pictures.narrow(0, taken, grid.len())?);
                     taken += grid.len();
                 }
                 (Segment::Text(tokens) | Segment::Picture(tokens, _), _) => {
-                    let ids = Tensor::new(&token_ids[tokens.clone()], device)?;
-                    parts.push(self.embed_tokens.index_select(&ids, 0)?);
+                    parts.push(self.embed_tokens.of(&token_ids[tokens.clone()])?);
                 }
             }
         }
         Tensor::cat(&parts, 0)?.unsqueeze(0)
+    }
+}
+
+/// A row for each word.
+enum Embedding {
+    /// (words, width)
+    Resident(Tensor),
+    /// In its file; of this shape.
+    InFile(Box<Weights>, (usize, usize)),
+}
+
+impl Embedding {
+    fn load(weights: &Weights, shape: (usize, usize), residency: Residency) -> Result<Self> {
+        match residency {
+            Residency::Resident => Ok(Self::Resident(weights.get("weight", shape)?)),
+            Residency::OnDemand => {
+                weights.checking().get("weight", shape)?;
+                Ok(Self::InFile(Box::new(weights.clone()), shape))
+            }
+        }
+    }
+
+    /// (ids, width)
+    fn of(&self, ids: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Resident(table) => table.index_select(&Tensor::new(ids, table.device())?, 0),
+            Self::InFile(weights, shape) => weights.get_rows("weight", *shape, ids),
+        }
     }
 }
 

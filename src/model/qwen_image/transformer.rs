@@ -52,8 +52,9 @@ pub struct Transformer {
 /// Which of its weights stay on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransformerResidency {
-    /// Those that only a new schedule needs: a third of all.
-    pub modulation: Residency,
+    /// How many of the layers that only a new schedule needs, a third of all: the first
+    /// ones.
+    pub resident_modulation: usize,
     /// How many of the blocks, which every step needs: the first ones.
     pub resident_blocks: usize,
 }
@@ -61,7 +62,7 @@ pub struct TransformerResidency {
 impl TransformerResidency {
     /// All of them.
     pub const RESIDENT: Self =
-        Self { modulation: Residency::Resident, resident_blocks: usize::MAX };
+        Self { resident_modulation: usize::MAX, resident_blocks: usize::MAX };
 }
 
 /// What stays the same over all steps of a picture: where the tokens stand.
@@ -112,13 +113,11 @@ impl Transformer {
             let place = &if is_outermost { place.sensitive() } else { place.clone() };
             let config = config.clone();
             let load = move |weights: &Weights| Block::load(weights, &config);
-            let stays = index < residency.resident_blocks;
-            let residency = if stays { Residency::Resident } else { Residency::OnDemand };
-            Offloadable::new(residency, place, load)
+            Offloadable::new(Residency::of_layer(index, residency.resident_blocks), place, load)
         };
-        let modulation = |place: &Weights, _| {
+        let modulation = |place: &Weights, index| {
             let load = move |weights: &Weights| ModulationLayers::load(weights, width);
-            Offloadable::new(residency.modulation, place, load)
+            Offloadable::new(Residency::of_layer(index, residency.resident_modulation), place, load)
         };
         Ok(Self {
             timestep_embedder: TimestepEmbedder::load(

@@ -14,6 +14,7 @@ use super::config::VisionConfig;
 use super::positions::{Grid, vision_rotations};
 use crate::checkpoint::Weights;
 use crate::interruption;
+use crate::model::residency::{Offloadable, Residency, through};
 use crate::nn::{AttentionMask, Linear, RmsNorm, attention, gated_silu, gelu_erf, split_heads};
 
 /// Epsilon of all its normalisations; a constant of the reference.
@@ -22,18 +23,26 @@ const RMS_NORM_EPS: f64 = 1e-6;
 /// The tower with its weights.
 pub struct VisionTower {
     patch_embed: Linear,
-    blocks: Vec<Block>,
-    merger: Merger,
+    blocks: Vec<Offloadable<Block>>,
+    merger: Offloadable<Merger>,
     config: VisionConfig,
 }
 
 impl VisionTower {
-    /// Takes the tensors under `visual`.
+    /// Takes the tensors under `visual`, or checks those that are not to stay: the first
+    /// `resident_layers` of its blocks and, after them, its merger are.
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn load(weights: &Weights, config: &VisionConfig) -> Result<Self> {
+    pub fn load(weights: &Weights, config: &VisionConfig, resident_layers: usize) -> Result<Self> {
         let blocks = weights.at("blocks");
+        let block = |place: &Weights, index| {
+            let config = config.clone();
+            let load = move |weights: &Weights| Block::load(weights, &config);
+            Offloadable::new(Residency::of_layer(index, resident_layers), place, load)
+        };
+        let merger = config.clone();
+        let merger = move |weights: &Weights| Merger::load(weights, &merger);
         let (frames, size) = (config.temporal_patch_size, config.patch_size);
         // A convolution whose kernel is its stride: a dense layer on flat patches.
         let kernel = weights
@@ -42,8 +51,12 @@ impl VisionTower {
             .reshape((config.hidden_size, config.patch_dim()))?;
         Ok(Self {
             patch_embed: Linear::from_weight(kernel),
-            blocks: blocks.load_each(config.depth, |place, _| Block::load(place, config))?,
-            merger: Merger::load(&weights.at("merger"), config)?,
+            blocks: blocks.load_each(config.depth, block)?,
+            merger: Offloadable::new(
+                Residency::of_layer(config.depth, resident_layers),
+                &weights.at("merger"),
+                merger,
+            )?,
             config: config.clone(),
         })
     }
@@ -63,14 +76,15 @@ impl VisionTower {
         let context = BlockContext::new(&layout, &self.config, device)?;
 
         let embedded = self.patch_embed.forward(patches)?;
-        let mut hidden_states = self.regroup(&embedded, &to_windows)?;
-        for (index, block) in self.blocks.iter().enumerate() {
-            interruption::check_layer(index, self.blocks.len())?;
+        let count = self.blocks.len();
+        let hidden_states = self.regroup(&embedded, &to_windows)?;
+        let hidden_states = through(&self.blocks, hidden_states, |block, index, x| {
+            interruption::check_layer(index, count)?;
             let whole_picture = self.config.fullatt_block_indexes.contains(&index);
             let reach = if whole_picture { Reach::Picture } else { Reach::Window };
-            hidden_states = block.forward(&hidden_states, &context, reach)?;
-        }
-        let merged = self.merger.forward(&hidden_states)?;
+            block.forward(&x, &context, reach)
+        })?;
+        let merged = self.merger.with(|merger| merger.forward(&hidden_states))?;
         merged.index_select(&layout.inverse_order_tensor(device)?, 0)
     }
 

@@ -148,7 +148,7 @@ fn plan(context: &LoadContext, variant: &Variant) -> Result<ModelPlan, LoadError
         let checking = weights.checking();
         checking.load::<_, LoadError>(load)?;
         weights.finish()?;
-        Ok::<_, LoadError>(checking.checked().bytes)
+        Ok::<_, LoadError>(checking.checked().bytes())
     };
     let mut components = Vec::new();
     for (component, class, _) in variant.texts {

@@ -7,6 +7,7 @@
 //! last. Threads share the bands.
 
 use std::iter::repeat_n;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
 use pulp::{Simd, WithSimd};
@@ -95,37 +96,37 @@ impl Kernels {
         residual: Option<&Tensor>,
         band: usize,
     ) -> Result<Tensor> {
-        let Places { window, rows, .. } = places;
+        let Places { window, ref rows, .. } = places;
         let x = x.contiguous()?;
         let (batch, channels, height, width) = x.dims4()?;
         if channels != self.inputs {
             candle_core::bail!("{channels} channels for a convolution of {}", self.inputs);
         }
         let (numbers, outputs) = (Elements::<N>::of(&x)?, self.bias.len());
-        let shape = (batch, outputs, rows, window.row_length);
+        let shape = (batch, outputs, rows.len(), window.row_length);
         let mut made = match residual {
-            None => vec![N::narrow(0.0); batch * outputs * rows * window.row_length],
+            None => vec![N::narrow(0.0); batch * outputs * rows.len() * window.row_length],
             Some(residual) if residual.dims4()? == shape => residual.flatten_all()?.to_vec1()?,
             Some(other) => candle_core::bail!("{:?} added to {shape:?}", other.dims()),
         };
-        let pictures = made.chunks_exact_mut((outputs * rows * window.row_length).max(1));
+        let pictures = made.chunks_exact_mut((outputs * rows.len() * window.row_length).max(1));
         let inputs = numbers.all().chunks_exact((channels * height * width).max(1));
         for (made, x) in pictures.zip(inputs) {
-            let layout = BandLayout::new(window, rows, channels, band);
+            let layout = BandLayout::new(window, rows.len(), channels, band);
             let picture = Picture { numbers: x, height, width, zoom: places.sides.zoom() };
-            let is_added = residual.is_some();
-            Convolution { kernels: self, picture, layout, is_added }.run(made)?;
+            let (is_added, first_row) = (residual.is_some(), rows.start);
+            Convolution { kernels: self, picture, layout, first_row, is_added }.run(made)?;
         }
         Tensor::from_vec(made, shape, &Device::Cpu)
     }
 }
 
 /// Where kernels stand on a picture.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Places {
     pub(super) window: Window,
     /// Rows of places.
-    pub(super) rows: usize,
+    pub(super) rows: Range<usize>,
     pub(super) sides: Sides,
 }
 
@@ -265,6 +266,8 @@ struct Convolution<'a, N> {
     kernels: &'a Kernels,
     picture: Picture<'a, N>,
     layout: BandLayout,
+    /// The first row of places.
+    first_row: usize,
     /// To what is there already.
     is_added: bool,
 }
@@ -320,9 +323,9 @@ impl<N: Element> Convolution<'_, N> {
     }
 
     fn fill_part(&self, room: &mut Vec<f32>, part: &mut Part<N>) {
-        let Self { kernels, picture, layout, is_added } = self;
+        let Self { kernels, picture, layout, first_row, is_added } = self;
         let rows = part.made.first().map_or(0, |made| made.len() / layout.window.row_length);
-        layout.fill(room, picture, part.first_row, rows);
+        layout.fill(room, picture, first_row + part.first_row, rows);
         let offsets = layout.offsets(rows);
         let panel = PANEL * offsets.len();
         let panels = kernels.panels[part.first_output / PANEL * panel..].chunks_exact(panel);
@@ -505,14 +508,17 @@ mod tests {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
                     let pool = pool.build().unwrap();
                     let rows = height.div_ceil(stride);
-                    let places = Places { window, rows, sides: Sides::AsTheyAre };
-                    let convolve = |onto| kernels.convolve_by(&x, places, onto, band).unwrap();
+                    let places = |rows| Places { window, rows, sides: Sides::AsTheyAre };
+                    let convolve =
+                        |onto| kernels.convolve_by(&x, places(0..rows), onto, band).unwrap();
                     let made = pool.install(|| convolve(None));
                     assert_eq!(made.dtype(), dtype);
                     assert_close(&made, &expected, tolerance);
 
                     let onto = pool.install(|| convolve(Some(&made)));
                     assert_close(&onto, &(&made + &made).unwrap(), 0.0);
+                    let some = kernels.convolve_by(&x, places(1..rows), None, band).unwrap();
+                    assert_close(&some, &made.narrow(2, 1, rows - 1).unwrap(), 0.0);
                 }
             }
         }
@@ -526,16 +532,16 @@ mod tests {
         let bias = Tensor::zeros(64, DType::F32, &Device::Cpu).unwrap();
         let kernels = Kernels::new(&weight, &bias).unwrap();
         let window = Window { kernel: 3, stride: 1, before: 1, row_length: 64 };
-        let places = Places { window, rows: 64, sides: Sides::AsTheyAre };
-        let convolve = || kernels.convolve(&x, places, None);
+        let places = || Places { window, rows: 0..64, sides: Sides::AsTheyAre };
+        let convolve = || kernels.convolve(&x, places(), None);
 
         let error = interruption::watched(&|| true, convolve).unwrap_err();
 
         assert!(error.to_string().contains("cancelled"), "{error}");
         let other = x.narrow(1, 0, 9).unwrap();
-        let error = kernels.convolve(&other, places, None).unwrap_err().to_string();
+        let error = kernels.convolve(&other, places(), None).unwrap_err().to_string();
         assert!(error.contains("9 channels"), "{error}");
-        let error = kernels.convolve(&x, places, Some(&other)).unwrap_err().to_string();
+        let error = kernels.convolve(&x, places(), Some(&other)).unwrap_err().to_string();
         assert!(error.contains("added to"), "{error}");
     }
 }

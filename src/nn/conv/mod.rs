@@ -5,9 +5,14 @@
 //! are convolved strip by strip, and the matrix stays below a fixed size. We unfold, not
 //! candle, so that padding, bias and the order of the result take no passes of their own.
 //! A program with feature `cudnn` leaves all of it to cuDNN where that is found.
+//!
+//! Several convolutions one after another need not make whole pictures in between:
+//! [`RollingConv`] takes its picture band by band.
 
 mod direct;
+mod rolling;
 
+use std::ops::Range;
 #[cfg(feature = "cudnn")]
 use std::sync::OnceLock;
 
@@ -18,6 +23,7 @@ use candle_core::cuda_backend::cudarc::cudnn::Cudnn;
 use candle_core::{Result, Tensor};
 
 use self::direct::{Kernels, Places, Sides};
+pub use self::rolling::{Band, RollingConv, WaitingRows};
 use super::fusion::Fusion;
 use super::trace::{self, Kind};
 use super::unfold::{View, Window, lines, unfold};
@@ -34,6 +40,28 @@ pub struct Conv2d {
     kernel: usize,
     padding: Padding,
     stride: usize,
+}
+
+/// What a convolution is asked for.
+struct Call<'a> {
+    /// (batch, in, height, width)
+    x: &'a Tensor,
+    sides: Sides,
+    /// Of what is made.
+    rows: Range<usize>,
+    /// What it is added to, of those rows.
+    residual: Option<&'a Tensor>,
+}
+
+impl Call<'_> {
+    /// What the kernels see.
+    fn seen(&self) -> Result<Tensor> {
+        let (_, _, height, width) = self.x.dims4()?;
+        match self.sides {
+            Sides::AsTheyAre => Ok(self.x.clone()),
+            Sides::Doubled => self.x.upsample_nearest2d(2 * height, 2 * width),
+        }
+    }
 }
 
 enum Method {
@@ -86,15 +114,7 @@ impl Conv2d {
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let span = || self.operations(x.dims4()?);
-        let _span = trace::counted(Kind::Convolution, "convolution", || span().unwrap_or(0.0));
-        match &self.method {
-            Method::Candle { weight, bias } => self.by_candle(x, weight, bias),
-            #[cfg(feature = "cudnn")]
-            Method::Cudnn { weight, bias } => self.by_cudnn(x, weight, bias),
-            Method::Direct(kernels) => self.directly(kernels, x, Sides::AsTheyAre, None),
-            Method::Unfolded { matrix } => self.by_unfolding(x, matrix, UNFOLDED_AT_A_TIME_ON_CARD),
-        }
+        self.make(self.whole(x, Sides::AsTheyAre)?)
     }
 
     /// As [`Self::forward`] of a picture with each pixel four times: twice as high, and as
@@ -103,14 +123,7 @@ impl Conv2d {
     /// # Errors
     /// As [`Self::forward`].
     pub fn forward_doubled(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, channels, height, width) = x.dims4()?;
-        let Method::Direct(kernels) = &self.method else {
-            return self.forward(&x.upsample_nearest2d(2 * height, 2 * width)?);
-        };
-        let _span = trace::counted(Kind::Convolution, "convolution of doubled sides", || {
-            self.operations((batch, channels, 2 * height, 2 * width)).unwrap_or(0.0)
-        });
-        self.directly(kernels, x, Sides::Doubled, None)
+        self.make(self.whole(x, Sides::Doubled)?)
     }
 
     /// residual + [`Self::forward`] of x. `residual` has the shape of that.
@@ -118,17 +131,51 @@ impl Conv2d {
     /// # Errors
     /// As [`Self::forward`].
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let Method::Direct(kernels) = &self.method else {
-            return residual + self.forward(x)?;
+        self.make(Call { residual: Some(residual), ..self.whole(x, Sides::AsTheyAre)? })
+    }
+
+    /// All rows of what it makes of `x`.
+    fn whole<'a>(&self, x: &'a Tensor, sides: Sides) -> Result<Call<'a>> {
+        let rows = 0..self.places(sides.zoom() * x.dim(2)?);
+        Ok(Call { x, sides, rows, residual: None })
+    }
+
+    fn make(&self, call: Call) -> Result<Tensor> {
+        let name = match (call.sides, call.residual) {
+            (Sides::AsTheyAre, None) => "convolution",
+            (Sides::AsTheyAre, Some(_)) => "convolution, sum",
+            (Sides::Doubled, _) => "convolution of doubled sides",
         };
-        let span = || self.operations(x.dims4()?);
-        let _span = trace::counted(Kind::Convolution, "convolution, sum", || span().unwrap_or(0.0));
-        self.directly(kernels, x, Sides::AsTheyAre, Some(residual))
+        let operations = || self.operations(&call).unwrap_or(0.0);
+        let _span = trace::counted(Kind::Convolution, name, operations);
+        if let Method::Direct(kernels) = &self.method {
+            return self.directly(kernels, &call);
+        }
+        let made = self.make_of_seen(&call.seen()?, call.rows)?;
+        match call.residual {
+            None => Ok(made),
+            Some(residual) => residual + made,
+        }
+    }
+
+    /// Some `rows` of what it makes of `x`, where that is not done [`Self::directly`].
+    fn make_of_seen(&self, x: &Tensor, rows: Range<usize>) -> Result<Tensor> {
+        match &self.method {
+            Method::Candle { weight, bias } => self.by_candle(x, rows, weight, bias),
+            #[cfg(feature = "cudnn")]
+            Method::Cudnn { weight, bias } => self.by_cudnn(x, rows, weight, bias),
+            Method::Direct(kernels) => {
+                self.directly(kernels, &Call { x, sides: Sides::AsTheyAre, rows, residual: None })
+            }
+            Method::Unfolded { matrix } => {
+                self.by_unfolding(x, rows, matrix, UNFOLDED_AT_A_TIME_ON_CARD)
+            }
+        }
     }
 
     /// Multiplications and additions.
-    fn operations(&self, x: (usize, usize, usize, usize)) -> Result<f64> {
-        let (batch, _, height, width) = x;
+    fn operations(&self, call: &Call) -> Result<f64> {
+        let (batch, _, _, width) = call.x.dims4()?;
         let numbers = match &self.method {
             #[cfg(feature = "cudnn")]
             Method::Cudnn { weight, .. } => weight.elem_count(),
@@ -137,7 +184,7 @@ impl Conv2d {
             }
             Method::Direct(kernels) => kernels.count(self.kernel),
         };
-        let places = self.places(height) * self.places(width);
+        let places = call.rows.len() * self.places(call.sides.zoom() * width);
         Ok(2.0 * (batch * places * numbers) as f64)
     }
 
@@ -147,18 +194,23 @@ impl Conv2d {
         (length + before + after - self.kernel) / self.stride + 1
     }
 
-    fn by_candle(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    fn by_candle(
+        &self,
+        x: &Tensor,
+        places: Range<usize>,
+        weight: &Tensor,
+        bias: &Tensor,
+    ) -> Result<Tensor> {
         let dtype = x.dtype();
         let x = self.pad(&x.to_dtype(weight.dtype())?)?;
-        let (batch, in_channels, height, width) = x.dims4()?;
-        let out_rows = (height - self.kernel) / self.stride + 1;
+        let (batch, in_channels, _, width) = x.dims4()?;
         let out_width = (width - self.kernel) / self.stride + 1;
         let unfolded_row = batch * in_channels * self.kernel * self.kernel * out_width;
-        let rows = (UNFOLDED_AT_A_TIME / unfolded_row).clamp(1, out_rows);
-        let mut strips = Vec::with_capacity(out_rows.div_ceil(rows));
-        for start in (0..out_rows).step_by(rows) {
+        let rows = (UNFOLDED_AT_A_TIME / unfolded_row).clamp(1, places.len().max(1));
+        let mut strips = Vec::with_capacity(places.len().div_ceil(rows));
+        for start in places.clone().step_by(rows) {
             interruption::check()?;
-            let count = rows.min(out_rows - start);
+            let count = rows.min(places.end - start);
             let in_rows = (count - 1) * self.stride + self.kernel;
             let strip = x.narrow(2, start * self.stride, in_rows)?.contiguous()?;
             let strip = strip.conv2d(weight, 0, self.stride, 1, 1)?;
@@ -168,20 +220,32 @@ impl Conv2d {
     }
 
     #[cfg(feature = "cudnn")]
-    fn by_cudnn(&self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    fn by_cudnn(
+        &self,
+        x: &Tensor,
+        rows: Range<usize>,
+        weight: &Tensor,
+        bias: &Tensor,
+    ) -> Result<Tensor> {
         interruption::check()?;
         let made = match self.padding {
             Padding::Around(pixels) => x.contiguous()?.conv2d(weight, pixels, self.stride, 1, 1),
             Padding::RightBottom => self.pad(x)?.conv2d(weight, 0, self.stride, 1, 1),
         };
-        made?.broadcast_add(bias)
+        made?.narrow(2, rows.start, rows.len())?.broadcast_add(bias)
     }
 
     /// `at_a_time`: elements of an unfolded strip.
-    fn by_unfolding(&self, x: &Tensor, matrix: &Tensor, at_a_time: usize) -> Result<Tensor> {
+    fn by_unfolding(
+        &self,
+        x: &Tensor,
+        rows: Range<usize>,
+        matrix: &Tensor,
+        at_a_time: usize,
+    ) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (batch, channels, height, width) = x.dims4()?;
-        let view = self.view([channels, height, width]);
+        let view = View { rows, ..self.view([channels, height, width]) };
         let picture = |index| -> Result<Tensor> {
             let x = x.narrow(0, index, 1)?;
             let strips = strips(&view, at_a_time).map(|View { window, rows, .. }| {
@@ -196,18 +260,13 @@ impl Conv2d {
         Tensor::cat(&made, 0)
     }
 
-    fn directly(
-        &self,
-        kernels: &Kernels,
-        x: &Tensor,
-        sides: Sides,
-        residual: Option<&Tensor>,
-    ) -> Result<Tensor> {
+    fn directly(&self, kernels: &Kernels, call: &Call) -> Result<Tensor> {
         interruption::check()?;
-        let (_, channels, height, width) = x.dims4()?;
-        let zoom = sides.zoom();
-        let View { window, rows, .. } = self.view([channels, zoom * height, zoom * width]);
-        kernels.convolve(x, Places { window, rows: rows.len(), sides }, residual)
+        let (_, channels, height, width) = call.x.dims4()?;
+        let zoom = call.sides.zoom();
+        let View { window, .. } = self.view([channels, zoom * height, zoom * width]);
+        let places = Places { window, rows: call.rows.clone(), sides: call.sides };
+        kernels.convolve(call.x, places, call.residual)
     }
 
     /// A whole picture of (channels, height, width).
@@ -327,10 +386,11 @@ mod tests {
                 let expected = candle.forward(&x).unwrap();
                 let on_cpu = Conv2d::new(&weight, &bias, padding, stride).unwrap();
                 assert_close(&on_cpu.forward(&x).unwrap(), &expected, tolerance);
+                let rows = expected.dim(2).unwrap();
 
                 // In one strip, in strips of two rows, and in strips of one row each.
                 for at_a_time in [usize::MAX, 2 * 48 * 12, 1] {
-                    let as_on_card = ours.by_unfolding(&x, matrix, at_a_time).unwrap();
+                    let as_on_card = ours.by_unfolding(&x, 0..rows, matrix, at_a_time).unwrap();
                     assert_close(&as_on_card, &expected, tolerance);
                 }
             }

@@ -24,6 +24,7 @@ pub use super::pipeline::parts::Part;
 use prompts::Prompts;
 use stopwatch::{Order, Stopwatch};
 
+use super::memory::WeightGroup;
 use super::pipeline::{Extent, Pipeline};
 use super::variant::{self, Variant};
 use super::{loading, outlook};
@@ -344,14 +345,17 @@ pub fn estimate(plan: &BenchmarkPlan) -> Result<Estimate, BenchmarkError> {
     let bench = Bench::new(pipeline, plan)?;
     let extent = &bench.extent;
     let passes = bench.prompts.words.len();
-    let blocks = bytes.transformer - bytes.modulation;
+    let text_encoder = [WeightGroup::TextEncoder, WeightGroup::VisionTower, WeightGroup::Embedding];
+    let text_encoder: usize = text_encoder.iter().map(|group| bytes.of(*group)).sum();
+    let (modulation, vae) = (bytes.of(WeightGroup::Modulation), bytes.of(WeightGroup::Vae));
+    let blocks = bytes.total() - text_encoder - modulation - vae;
     let reads = [
         0,
-        passes * bytes.text_encoder,
-        extent.encoded.len() * bytes.vae / 2,
-        bytes.modulation,
+        passes * text_encoder,
+        extent.encoded.len() * vae / 2,
+        modulation,
         plan.steps.get() * passes * blocks,
-        bytes.vae / 2,
+        vae / 2,
     ];
     let stages = STAGES.iter().zip(bench.costs()).zip(reads).skip(1);
     Ok(Estimate {

@@ -64,7 +64,7 @@ impl Published {
     }
 
     /// The checkpoint's texts.
-    pub(super) fn snapshot(self) -> Result<Snapshot, LoadError> {
+    pub(in crate::model::qwen_image) fn snapshot(self) -> Result<Snapshot, LoadError> {
         let mut text_encoder = parse("text_encoder/config.json", TEXT_ENCODER)?;
         text_encoder["image_token_id"] = image_token_id()?;
         let texts = [

@@ -9,7 +9,7 @@ use crate::model::cache::{ContentHash, ContentKey};
 use crate::model::components::finite::expect_finite;
 use crate::model::qwen_image::positions::{Grid, text_start};
 use crate::model::qwen_image::prompt::TokenisedPrompt;
-use crate::model::qwen_image::text_encoder::TextEncoder;
+use crate::model::qwen_image::text_encoder::PromptInput;
 
 /// Longest sequence that the rotary tables of the reference reach.
 const MAX_POSITION: usize = 4096;
@@ -48,10 +48,17 @@ struct Words {
     key: ContentKey,
 }
 
+impl Words {
+    fn input(&self) -> PromptInput<'_> {
+        let TokenisedPrompt { token_ids, segments, .. } = &self.tokens;
+        PromptInput { token_ids, segments }
+    }
+}
+
 impl Pipeline {
     /// `shown`: what the encoder sees. `grids`: what the transformer is going to see.
     ///
-    /// An encoder that is not resident is loaded only if something is new.
+    /// What of the encoder is not resident is loaded only if something is new.
     pub(super) fn encode_prompts(
         &self,
         shown: &[RgbImage],
@@ -137,22 +144,16 @@ impl Pipeline {
         if let Some(known) = known.iter().cloned().collect() {
             return Ok(known);
         }
-        self.components.text_encoder.with(|encoder| {
-            let picture_tokens = self.picture_tokens(encoder, pictures)?;
-            let embed = |(words, known): (&&Words, Option<Tensor>)| match known {
-                Some(known) => Ok(known),
-                None => self.embed(encoder, words, picture_tokens.as_ref()),
-            };
-            prompts.iter().zip(known).map(embed).collect()
-        })
+        let picture_tokens = self.picture_tokens(pictures)?;
+        let unknown = prompts.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let unknown: Vec<&Words> = unknown.map(|(words, _)| *words).collect();
+        let mut made = self.embed(&unknown, picture_tokens.as_ref())?.into_iter();
+        let embeds = known.into_iter().map(|known| known.or_else(|| made.next()));
+        Ok(embeds.flatten().collect())
     }
 
     /// (tokens, text width), picture by picture; `None` without pictures.
-    fn picture_tokens(
-        &self,
-        encoder: &TextEncoder,
-        pictures: &ShownPictures,
-    ) -> Result<Option<Tensor>, ModelError> {
+    fn picture_tokens(&self, pictures: &ShownPictures) -> Result<Option<Tensor>, ModelError> {
         let Some(processor) =
             self.components.processor.as_ref().filter(|_| !pictures.images.is_empty())
         else {
@@ -169,25 +170,28 @@ impl Pipeline {
                 .collect::<TensorResult<Vec<_>>>()?;
             let patches: Vec<&Tensor> = inputs.iter().map(|input| &input.patches).collect();
             let grids: Vec<Grid> = inputs.iter().map(|input| input.grid).collect();
-            let tokens = encoder.encode_pictures(&Tensor::cat(&patches, 0)?, &grids)?;
+            let patches = Tensor::cat(&patches, 0)?;
+            let tokens = self.components.text_encoder.encode_pictures(&patches, &grids)?;
             expect_finite(tokens, "vision tower")
         };
         self.cache.tensor_or(pictures.key, make).map(Some)
     }
 
+    /// The embeddings of each of `prompts`, which no earlier request has had.
     fn embed(
         &self,
-        encoder: &TextEncoder,
-        words: &Words,
+        prompts: &[&Words],
         picture_tokens: Option<&Tensor>,
-    ) -> Result<Tensor, ModelError> {
-        let tokens = &words.tokens;
-        self.cache.tensor_or(words.key, || {
-            let hidden_states =
-                encoder.forward(&tokens.token_ids, &tokens.segments, picture_tokens)?;
-            let dropped = tokens.token_ids.len() - words.kept;
+    ) -> Result<Vec<Tensor>, ModelError> {
+        let inputs: Vec<PromptInput> = prompts.iter().map(|words| words.input()).collect();
+        let made = self.components.text_encoder.forward_each(&inputs, picture_tokens)?;
+        let kept = |(words, hidden_states): (&&Words, Tensor)| {
+            let dropped = words.tokens.token_ids.len() - words.kept;
             let kept = hidden_states.narrow(1, dropped, words.kept)?.force_contiguous()?;
-            expect_finite(kept, "text encoder")
-        })
+            let kept = expect_finite(kept, "text encoder")?;
+            self.cache.keep(words.key, &kept);
+            Ok(kept)
+        };
+        prompts.iter().zip(made).map(kept).collect()
     }
 }

@@ -62,7 +62,7 @@ pub struct Components {
     /// The encoder's configuration.
     pub text_encoder_config: TextEncoderConfig,
     /// Words and pictures to hidden states.
-    pub text_encoder: Offloadable<TextEncoder>,
+    pub text_encoder: TextEncoder,
     /// Predicts the flow.
     pub transformer: Transformer,
     /// The autoencoder's configuration.

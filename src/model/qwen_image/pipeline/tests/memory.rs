@@ -1,11 +1,14 @@
 //! Weights that come and go, and results that stay.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::case::Case;
 use super::*;
 use crate::checkpoint::Weights;
 use crate::domain::{GuidanceScale, Prompt, RgbImage, Seed, Task};
+use crate::interruption;
+use crate::model::qwen_image::text_encoder::TextEncoderResidency;
 use crate::model::{MemoryChoice, ModelConfig, Residency, Unobserved};
 
 const MIB: usize = 1 << 20;
@@ -17,20 +20,57 @@ fn colours(pipeline: &mut Pipeline, request: &ImageRequest) -> Vec<u8> {
 
 #[test]
 fn the_picture_is_the_same_wherever_the_weights_are() {
-    for name in ["edit_cfg", "inpaint", "zerocond_2img_cfg"] {
+    // Of each checkpoint; pictures in and out, masks, guidance, layers.
+    for name in ["t2i_cfg", "edit_cfg", "inpaint", "plus_2img_cfg", "zerocond_2img_cfg", "layered"]
+    {
         let case = Case::read(name);
         let picture = |memory| {
             let mut pipeline = case.pipeline_with(|config| config.memory = memory);
-            (colours(&mut pipeline, &case.request()), pipeline.loaded.weight_bytes)
+            let loaded = pipeline.loaded.weight_bytes;
+            (colours(&mut pipeline, &case.request()), loaded)
         };
         let (resident, all_bytes) = picture(MemoryChoice::Resident);
 
-        for memory in [MemoryChoice::Offload, MemoryChoice::Stream] {
-            let (ours, bytes) = picture(memory);
+        let (offloaded, bytes) = picture(MemoryChoice::Offload);
+        assert!(offloaded == resident, "{name}: offload");
+        assert!(bytes < all_bytes / 2, "{name}: offload keeps {bytes} of {all_bytes}");
 
-            assert!(ours == resident, "{name}: {memory:?}");
-            assert!(bytes < all_bytes / 2, "{name}: {memory:?} keeps {bytes} of {all_bytes}");
-        }
+        let (streamed, bytes) = picture(MemoryChoice::Stream);
+        assert!(streamed == resident, "{name}: stream");
+        // What belongs to no layer: of a miniature, an eighth.
+        assert!(bytes < all_bytes / 6, "{name}: stream keeps {bytes} of {all_bytes}");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_is_noticed_between_two_layers_of_the_text_encoder() {
+    let case = Case::read("edit_cfg");
+    let pipeline = case.pipeline_with(|config| {
+        (config.memory, config.cache_bytes) = (MemoryChoice::Stream, 0);
+    });
+    let request = case.request();
+    let job = pipeline.plan(&request).unwrap();
+    let grids = pipeline.grids(&job);
+    // How often it is asked whether to go on, until it says no.
+    let questions = |stops_at: usize| {
+        let asked = Cell::new(0);
+        let is_cancelled = || {
+            asked.set(asked.get() + 1);
+            asked.get() >= stops_at
+        };
+        let encode = || pipeline.encode_prompts(&job.shown, &request, &grids).map(drop);
+        let made = interruption::watched(&is_cancelled, encode);
+        (made.is_ok(), asked.get())
+    };
+
+    let (_, all) = questions(usize::MAX);
+
+    let config = &pipeline.components.text_encoder_config;
+    // Of the pictures once, of two prompts.
+    let layers = config.vision.depth + 2 * config.text.num_hidden_layers;
+    assert!(all > 5 * layers, "{all} questions in {layers} layers");
+    for stops_at in [1, all / 3, all / 2, all] {
+        assert_eq!(questions(stops_at), (false, stops_at), "nothing is done after the first no");
     }
 }
 
@@ -103,6 +143,14 @@ fn untouchable<T>(load: impl Fn(&Weights) -> TensorResult<T> + Send + 'static) -
     .unwrap()
 }
 
+/// An encoder that fails when it is used: its words are wider than the pictures among them.
+fn unusable_encoder(pipeline: &Pipeline) -> TextEncoder {
+    let mut config = pipeline.components.text_encoder_config.clone();
+    config.text.hidden_size *= 2;
+    let weights = Weights::recording("text_encoder", DType::F32);
+    TextEncoder::load(&weights, &config, TextEncoderResidency::ON_DEMAND).unwrap()
+}
+
 fn with_cache(bytes: usize) -> impl FnOnce(&mut ModelConfig) {
     move |config| config.cache_bytes = bytes
 }
@@ -114,9 +162,7 @@ fn the_same_picture_and_prompts_are_encoded_once() {
     let mut request = case.request();
     let first = colours(&mut pipeline, &request);
 
-    let config = pipeline.components.text_encoder_config.clone();
-    pipeline.components.text_encoder =
-        untouchable(move |weights| TextEncoder::load(weights, &config));
+    pipeline.components.text_encoder = unusable_encoder(&pipeline);
     assert!(colours(&mut pipeline, &request) == first, "the same request, the same picture");
     request.seed = Seed::new(99);
     request.guidance = GuidanceScale::new(2.0).unwrap();
@@ -152,9 +198,7 @@ fn a_cache_of_no_bytes_keeps_nothing() {
     let mut pipeline = case.pipeline_with(with_cache(0));
     let request = case.request();
     colours(&mut pipeline, &request);
-    let config = pipeline.components.text_encoder_config.clone();
-    pipeline.components.text_encoder =
-        untouchable(move |weights| TextEncoder::load(weights, &config));
+    pipeline.components.text_encoder = unusable_encoder(&pipeline);
 
     assert!(pipeline.generate(&request, &mut Unobserved).is_err());
 }
