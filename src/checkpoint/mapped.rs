@@ -17,11 +17,10 @@ use super::weights::Store;
 pub enum Mapping {
     /// None.
     Never,
-    /// Those that are stored in the dtype that is computed in.
+    /// Those that are stored in the dtype that is computed in: their products are those of a
+    /// copy, to the bit.
     #[default]
     AsComputed,
-    /// Those of 16 bits, too, where 32 are computed in: they are widened each time.
-    Narrower,
 }
 
 /// A matrix (rows, columns) in a file.

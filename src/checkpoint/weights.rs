@@ -467,11 +467,7 @@ impl Weights {
             return None;
         }
         let place = self.store.source.files()?.place_of(full_name, &[shape.0, shape.1])?;
-        let is_as_computed = stored_dtype(self.dtype) == Some(place.dtype);
-        let is_narrower = self.mapping == Mapping::Narrower
-            && self.dtype == DType::F32
-            && [safetensors::Dtype::BF16, safetensors::Dtype::F16].contains(&place.dtype);
-        if !is_as_computed && !is_narrower {
+        if stored_dtype(self.dtype) != Some(place.dtype) {
             return None;
         }
         MappedMatrix::new(Arc::clone(&self.store), place, shape)

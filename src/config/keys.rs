@@ -71,6 +71,7 @@ keys! {
     DTYPE: "model.dtype", "DIFFUSER_TORCH_DTYPE" flag "--dtype", "auto, float32, bfloat16, float16, fp8, fp8-weights or q8_0";
     THREADS: "model.threads", "DIFFUSER_THREADS" or "RAYON_NUM_THREADS" flag "--threads", "threads that compute on a CPU";
     MEMORY: "model.memory", "DIFFUSER_MEMORY", "auto, resident, offload or stream";
+    MEMORY_LIMIT: "model.memory_limit", "DIFFUSER_MEMORY_LIMIT", "bytes that it may take, or a share such as 50%";
     CACHE_BYTES: "model.cache_bytes", "DIFFUSER_CACHE_BYTES", "bytes of encoded pictures and prompts";
     FP8_ALL_LAYERS: "model.fp8_all_layers", "DIFFUSER_FP8_ALL_LAYERS", "false spares layers that lose most by fp8";
     EXACT_TIMESTEPS: "model.exact_timesteps", "DIFFUSER_EXACT_TIMESTEPS", "false rounds them as diffusers does";

@@ -9,7 +9,7 @@ use super::{Fault, values};
 use crate::domain::{Prompt, RequestLoras, ScheduleShift};
 use crate::model::{
     CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice,
-    ModelConfig,
+    MemoryLimit, ModelConfig,
 };
 use crate::requests::{QualityOverride, QualityOverrides};
 
@@ -162,6 +162,12 @@ impl Layers {
             memory: self
                 .read(keys::MEMORY, MemoryChoice::CHOICES, |value| value.as_str()?.parse().ok())
                 .unwrap_or(MemoryChoice::Auto),
+            memory_limit: self
+                .read(keys::MEMORY_LIMIT, MemoryLimit::CHOICES, |value| match value.as_str() {
+                    Some(text) => text.parse().ok(),
+                    None => super::whole_number(value)?.to_string().parse().ok(),
+                })
+                .unwrap_or_default(),
             cache_bytes: self.integer(keys::CACHE_BYTES, 0, 1 << 40).unwrap_or_default(),
             exact_timesteps: self.boolean(keys::EXACT_TIMESTEPS).unwrap_or(true),
             fp8_all_layers: self.boolean(keys::FP8_ALL_LAYERS).unwrap_or(true),

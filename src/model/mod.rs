@@ -9,6 +9,7 @@ mod estimate;
 mod loading;
 mod location;
 mod loras;
+mod memory_limit;
 mod plan;
 mod precision;
 pub mod qwen_image;
@@ -27,6 +28,7 @@ pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use estimate::Estimate;
 pub use loras::{check_lora_names, lora_names};
+pub use memory_limit::MemoryLimit;
 pub use plan::{ModelPlan, PlannedComponent};
 pub use registry::{ModelFiles, find_embedded, load};
 pub use residency::{MemoryChoice, Offloadable, Residency};
@@ -70,6 +72,8 @@ pub struct ModelConfig {
     pub lora_dir: Option<PathBuf>,
     /// Which weights stay on the device.
     pub memory: MemoryChoice,
+    /// How much of the device's memory it may take.
+    pub memory_limit: MemoryLimit,
     /// Bytes of results that are kept for requests with the same pictures, prompts
     /// or schedules; 0 keeps nothing.
     pub cache_bytes: usize,
@@ -99,6 +103,7 @@ impl ModelConfig {
             lora: Vec::new(),
             lora_dir: None,
             memory: MemoryChoice::Auto,
+            memory_limit: MemoryLimit::Free,
             cache_bytes: 0,
             exact_timesteps: true,
             fp8_all_layers: true,

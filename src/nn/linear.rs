@@ -471,25 +471,6 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_of_16_bits_is_widened_where_it_lies_only_if_that_is_asked_for() {
-        let x = numbers(&[600, 9], 1, DType::F32);
-        let made = |mapping| {
-            let (layer, weights) =
-                from_file(DType::BF16, |weights| weights.mapping(mapping), DType::F32);
-            let made = layer.forward(&x).unwrap();
-            (made, weights.mapped_bytes() > 0)
-        };
-        let (copied, is_mapped) = made(Mapping::AsComputed);
-        assert!(!is_mapped);
-
-        let (mapped, is_mapped) = made(Mapping::Narrower);
-
-        assert!(is_mapped);
-        // The same products, summed in another order.
-        super::super::kernels::emulation::assert_close(&mapped, &copied, 1e-5);
-    }
-
-    #[test]
     fn a_matrix_that_is_stored_otherwise_is_copied() {
         let no_lora = |weights: Weights| weights.merging(Vec::new());
         assert!(from_file(DType::F32, no_lora, DType::F32).1.mapped_bytes() > 0);

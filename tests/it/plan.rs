@@ -63,7 +63,7 @@ fn the_program_prints_the_plan_for_a_size_as_a_table_and_as_json() {
     };
 
     let table = String::from_utf8(table.stdout).unwrap();
-    for part in ["demo (", "| transformer |", "| vae |", "| in all |", "| free |"] {
+    for part in ["demo (", "| transformer blocks |", "| vae |", "| in all |", "| free |"] {
         assert!(table.contains(part), "{part}: {table}");
     }
     let (small, large) = (json("256x256"), json("512x512"));

@@ -245,6 +245,7 @@ impl Planned {
         let loras = config.lora_dir.as_ref().map_or(0, |_| KEPT_BYTES);
         let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes + loras;
         let free = crate::device::free_memory_bytes(&context.device);
+        let free = free.map(|free| config.memory_limit.of(free));
         Self { memory: MemoryPlan::new(config.memory, bytes, free, working), free, working, area }
     }
 
