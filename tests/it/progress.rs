@@ -37,7 +37,9 @@ fn notes_of(name: &str) -> Notes {
     let image = RgbImage::filled(64, 64, [90, 120, 30]).into();
     let task = match model.card().edit_kind {
         EditKind::Instruction => Task::Edit { images: vec![image] },
-        _ => Task::ImageToImage { image, strength: Strength::new(1.0).unwrap() },
+        EditKind::ImageToImage | EditKind::Layers => {
+            Task::ImageToImage { image, strength: Strength::new(1.0).unwrap() }
+        }
     };
     let request = ImageRequest {
         steps: Steps::new(2).unwrap(),

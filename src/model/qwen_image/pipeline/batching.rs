@@ -222,9 +222,11 @@ mod tests {
 
     #[test]
     fn every_picture_is_in_one_group() {
-        for (at_once, count, expected) in
-            [(1, 3, vec![0..1, 1..2, 2..3]), (2, 3, vec![0..2, 2..3]), (4, 3, vec![0..3])]
-        {
+        for (at_once, count, expected) in [
+            (1, 3, vec![0..1, 1..2, 2..3]),
+            (2, 3, vec![0..2, 2..3]),
+            (4, 3, std::iter::once(0..3).collect()),
+        ] {
             let groups: Vec<_> = joined(at_once).groups(count).collect();
 
             assert_eq!(groups, expected);
