@@ -678,7 +678,8 @@ impl Weights {
         Ok(loaded?)
     }
 
-    /// How many places `0`, `1`, … the files have below `place`.
+    /// How many places `0`, `1`, … the files have below `place`, without a gap: a stray
+    /// tensor is not one more.
     #[must_use]
     pub fn stored_count(&self, place: &str) -> usize {
         let place = format!("{}.", self.full_name(place));
@@ -687,7 +688,8 @@ impl Weights {
             let number = name.strip_prefix(&place)?.split('.').next()?;
             number.parse::<usize>().ok()
         });
-        numbers.collect::<HashSet<_>>().len()
+        let found: HashSet<usize> = numbers.collect();
+        (0..).take_while(|number| found.contains(number)).count()
     }
 
     /// The shape that the files have of the tensor `name`.
