@@ -485,7 +485,8 @@ mod tests {
         });
         let run = report.unwrap().runs.remove(0);
         let sum: f64 = run.stages.iter().map(|stage| stage.seconds).sum();
-        assert!(sum <= run.total_s, "{run:?}");
+        // A sum of six is rounded otherwise than the whole.
+        assert!(sum <= run.total_s + 1e-9, "{run:?}");
         assert_eq!(run.steps_s.len(), 3 * usize::from(parts.contains(&Part::Transformer)));
         (run.stages.iter().map(|stage| stage.name).collect(), told)
     }
