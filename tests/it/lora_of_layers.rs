@@ -176,7 +176,8 @@ fn layers_that_nothing_changes_make_no_more_products_than_before() {
     let with = products();
     drop(changed);
 
-    // Of nine layers: in the last block, what text becomes behind attention is not asked for.
-    assert_eq!((plain.1, with), (0, (plain.0, 9, plain.2 + 9)));
+    // Of nine layers (in the last block, what text becomes behind attention is not asked for):
+    // three before the blocks, once, and six for each of two pictures.
+    assert_eq!((plain.1, with), (0, (plain.0, 15, plain.2 + 15)));
     assert_eq!(products(), plain);
 }
