@@ -6,7 +6,7 @@
 //! convolutions over time are never met.
 //!
 //! All of it is local but the attention at the size of the latents. So pictures that are
-//! large pass through it in [`bands`], the same to the bit.
+//! large pass through it in `bands`, the same to the bit.
 //!
 //! Source: diffusers 0.42.1, `AutoencoderKLQwenImage`.
 
