@@ -12,17 +12,6 @@ use safetensors::Dtype;
 
 use super::weights::Store;
 
-/// Which matrices are used where they lie, on a CPU.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Mapping {
-    /// None.
-    Never,
-    /// Those that are stored in the dtype that is computed in: their products are those of a
-    /// copy, to the bit.
-    #[default]
-    AsComputed,
-}
-
 /// A matrix (rows, columns) in a file.
 #[derive(Clone)]
 pub struct MappedMatrix {

@@ -23,7 +23,7 @@ pub use config_file::{ConfigFile, LARGEST_WIDTH, MOST_LAYERS};
 pub use content::text;
 pub use error::CheckpointError;
 pub use lora::{ActiveAdapters, AdapterSlot, Adapters, Lora, LoraLayers, LowRank};
-pub use mapped::{MappedElements, MappedMatrix, Mapping};
+pub use mapped::{MappedElements, MappedMatrix};
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
 pub use weight_files::{WeightFile, WeightFiles, is_file_name, shards};
 pub use weights::{CheckedTensors, MatrixFormat, Weights};

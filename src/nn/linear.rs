@@ -364,7 +364,6 @@ mod tests {
     use super::super::kernels::emulation::numbers;
     use super::super::kernels::non_finite::{NUMBER_FORMATS, assert_passed_on};
     use super::*;
-    use crate::checkpoint::Mapping;
 
     #[test]
     fn a_large_product_is_made_by_strips_and_can_be_broken_off_between_them() {
@@ -423,13 +422,9 @@ mod tests {
         }
     }
 
-    /// A layer of 9 inputs and 4 outputs from a file in `stored`, and what `weights` makes of
-    /// that file.
-    fn from_file(
-        stored: DType,
-        weights: impl FnOnce(Weights) -> Weights,
-        dtype: DType,
-    ) -> (Linear, Weights) {
+    /// A layer of 9 inputs and 4 outputs, computing in `dtype`, from a file in `stored`; and
+    /// the same of copies.
+    fn from_file(stored: DType, dtype: DType) -> (Linear, Linear) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("part")).unwrap();
         let tensors = std::collections::HashMap::from([
@@ -440,9 +435,12 @@ mod tests {
         candle_core::safetensors::save(&tensors, file).unwrap();
         let snapshot = crate::checkpoint::Snapshot::Directory(folder.path().to_owned());
         let kind = (dtype, &Device::Cpu);
-        let opened = Weights::open(&snapshot, "part", "model", kind, str::to_owned).unwrap();
-        let opened = weights(opened);
-        (Linear::load(&opened, 9, 4).unwrap(), opened)
+        let weights = Weights::open(&snapshot, "part", "model", kind, str::to_owned).unwrap();
+        let layer = Linear::load(&weights, 9, 4).unwrap();
+        assert_eq!(weights.finish().unwrap(), (4 * 9 + 4) * dtype.size_in_bytes());
+        let copied = |name: &str, shape: &[usize]| weights.get(name, shape).unwrap();
+        let copy = Linear::from_weight(copied("weight", &[4, 9]));
+        (layer, copy.with_bias(copied("bias", &[4])))
     }
 
     #[test]
@@ -451,30 +449,24 @@ mod tests {
             x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
         };
         for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let (mapped, copied) = from_file(dtype, dtype);
+            assert!(matches!(mapped.weight, Weight::Mapped(_)), "{dtype:?}");
             // Few rows and many go other ways.
             for rows in [1, 5, 600] {
                 let x = numbers(&[rows, 9], 1, dtype);
-                let made = |mapping| {
-                    let (layer, weights) =
-                        from_file(dtype, |weights| weights.mapping(mapping), dtype);
-                    assert!(weights.finish().is_ok());
-                    (bits(&layer.forward(&x).unwrap()), weights.mapped_bytes())
-                };
 
-                let (copied, nothing) = made(Mapping::Never);
-                let (mapped, bytes) = made(Mapping::AsComputed);
+                let [mapped, copied] = [&mapped, &copied].map(|layer| layer.forward(&x).unwrap());
 
-                assert_eq!(mapped, copied, "{dtype:?} {rows}");
-                assert_eq!((nothing, bytes), (0, 4 * 9 * dtype.size_in_bytes()));
+                assert_eq!(bits(&mapped), bits(&copied), "{dtype:?} {rows}");
             }
         }
     }
 
     #[test]
-    fn a_matrix_that_is_stored_otherwise_is_copied() {
-        let no_lora = |weights: Weights| weights.merging(Vec::new());
-        assert!(from_file(DType::F32, no_lora, DType::F32).1.mapped_bytes() > 0);
-        // Not as computed: a copy.
-        assert_eq!(from_file(DType::F16, no_lora, DType::BF16).1.mapped_bytes(), 0);
+    fn a_matrix_that_is_stored_otherwise_than_it_is_computed_in_is_copied() {
+        for (stored, dtype) in [(DType::F16, DType::BF16), (DType::BF16, DType::F32)] {
+            let (layer, _) = from_file(stored, dtype);
+            assert!(matches!(layer.weight, Weight::Exact(_)), "{stored:?} {dtype:?}");
+        }
     }
 }

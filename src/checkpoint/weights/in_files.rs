@@ -1,0 +1,110 @@
+//! What is taken of the files without a copy of it, and what they say of themselves.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use candle_core::{Shape, Tensor};
+use safetensors::tensor::TensorView;
+
+use super::{TensorFiles, Weights, stored_dtype};
+use crate::checkpoint::mapped::MappedMatrix;
+use crate::interruption;
+
+impl Weights {
+    /// The matrix `name` where its file is mapped, if it can be used there: on a CPU, as it
+    /// is stored, and unless a LoRA is merged into it. What cannot is to be taken with
+    /// [`Weights::get`], which tells what is wrong, too.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_mapped(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+    ) -> candle_core::Result<Option<MappedMatrix>> {
+        let full_name = self.full_name(name);
+        let Some(matrix) = self.find_mapped(&full_name, shape) else { return Ok(None) };
+        interruption::check()?;
+        let dims = Shape::from(shape);
+        self.request(&full_name, &dims);
+        // Counted as if they were a copy: the system should have room to keep them.
+        let bytes = matrix.byte_count();
+        if self.checked.is_some() {
+            self.count_checked(full_name, bytes);
+            return Ok(Some(matrix));
+        }
+        (self.on_read.0)(bytes);
+        let mut account = self.account();
+        if account.taken.insert(full_name) {
+            account.bytes_taken += bytes;
+        }
+        drop(account);
+        Ok(Some(matrix))
+    }
+
+    fn find_mapped(&self, full_name: &str, shape: (usize, usize)) -> Option<MappedMatrix> {
+        if !self.device.is_cpu() || !self.loras.is_empty() {
+            return None;
+        }
+        let place = self.store.source.files()?.place_of(full_name, &[shape.0, shape.1])?;
+        if stored_dtype(self.dtype) != Some(place.dtype) {
+            return None;
+        }
+        MappedMatrix::new(Arc::clone(&self.store), place, shape)
+    }
+
+    /// Rows of the matrix `name` of `shape`, as [`Weights::get`] would hand them out; only
+    /// these are read.
+    ///
+    /// # Errors
+    /// As [`Weights::get`], or if there are not so many rows.
+    pub fn get_rows(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+        rows: &[u32],
+    ) -> candle_core::Result<Tensor> {
+        let (count, width) = shape;
+        if let Some(row) = rows.iter().find(|row| **row as usize >= count) {
+            candle_core::bail!("row {row} of {count}");
+        }
+        let full_name = self.full_name(name);
+        let bytes = rows.len() * width * self.dtype.size_in_bytes();
+        let Some(files) = self.store.source.files() else {
+            return self.made_up(&full_name, (rows.len(), width).into(), bytes);
+        };
+        let found = files.find(&full_name, &[count, width]);
+        let (Some(Ok(view)), None, []) = (found, &self.checked, &*self.loras) else {
+            let indexes = Tensor::new(rows, &self.device)?;
+            return self.get(name, shape)?.index_select(&indexes, 0);
+        };
+        interruption::check()?;
+        let row_bytes = view.data().len() / count.max(1);
+        let row = |row: &u32| &view.data()[*row as usize * row_bytes..][..row_bytes];
+        let data = rows.iter().map(row).collect::<Vec<_>>().concat();
+        let read = TensorView::new(view.dtype(), vec![rows.len(), width], &data);
+        let tensor = self.in_turn().read(&full_name, &read.map_err(candle_core::Error::wrap)?)?;
+        (self.on_read.0)(bytes);
+        Ok(tensor)
+    }
+
+    /// How many places `0`, `1`, … the files have below `place`, without a gap: a stray
+    /// tensor is not one more.
+    #[must_use]
+    pub fn stored_count(&self, place: &str) -> usize {
+        let place = format!("{}.", self.full_name(place));
+        let names = self.store.source.files().into_iter().flat_map(TensorFiles::names);
+        let numbers = names.filter_map(|name| {
+            let number = name.strip_prefix(&place)?.split('.').next()?;
+            number.parse::<usize>().ok()
+        });
+        let found: HashSet<usize> = numbers.collect();
+        (0..).take_while(|number| found.contains(number)).count()
+    }
+
+    /// The shape that the files have of the tensor `name`.
+    #[must_use]
+    pub fn stored_shape(&self, name: &str) -> Option<&[usize]> {
+        self.store.source.files()?.shape(&self.full_name(name))
+    }
+}
