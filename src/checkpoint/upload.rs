@@ -35,7 +35,7 @@ pub(super) enum UploadOrder {
     InTurn,
     /// At once, beside what it computes. The tensor must not be computed with before
     /// [`await_uploads`], nor dropped before [`release`].
-    Beside,
+    Prefetched,
 }
 
 /// A tensor on `device` of the elements in `bytes`, which are of format `dtype`.
@@ -70,7 +70,7 @@ pub(super) fn upload(
 /// A candle error of the driver.
 pub(super) fn await_uploads(device: &CudaDevice) -> Result<()> {
     with_uploader(device, |uploader| {
-        device.cuda_stream().wait(&uploader.beside.record_event(None).w()?).w()
+        device.cuda_stream().wait(&uploader.prefetch.record_event(None).w()?).w()
     })
 }
 
@@ -81,7 +81,7 @@ pub(super) fn await_uploads(device: &CudaDevice) -> Result<()> {
 /// A candle error of the driver.
 pub(super) fn release(device: &CudaDevice) -> Result<()> {
     with_uploader(device, |uploader| {
-        uploader.beside.wait(&device.cuda_stream().record_event(None).w()?).w()
+        uploader.prefetch.wait(&device.cuda_stream().record_event(None).w()?).w()
     })
 }
 
@@ -105,7 +105,7 @@ fn with_uploader<R>(
 
 struct Uploader {
     /// The queue of what is uploaded beside the GPU's work.
-    beside: Arc<CudaStream>,
+    prefetch: Arc<CudaStream>,
     stages: Vec<Stage>,
     /// The stage to fill next.
     next: usize,
@@ -127,7 +127,7 @@ impl Uploader {
             Ok(Stage { memory, fetched: None })
         });
         let stages = stages.collect::<Result<_>>()?;
-        Ok(Self { beside: context.new_stream().w()?, stages, next: 0 })
+        Ok(Self { prefetch: context.new_stream().w()?, stages, next: 0 })
     }
 
     fn upload<T: CudaDType + DeviceRepr>(
@@ -138,7 +138,7 @@ impl Uploader {
     ) -> Result<CudaStorage> {
         let stream = match order {
             UploadOrder::InTurn => device.cuda_stream(),
-            UploadOrder::Beside => self.beside.clone(),
+            UploadOrder::Prefetched => self.prefetch.clone(),
         };
         // SAFETY: all of it is written below before anyone reads it. It is freed in
         // the order of this same stream.
@@ -174,7 +174,7 @@ impl Uploader {
     /// Waits for everything, before what failed is dropped: then nothing that is being
     /// copied to is given to others.
     fn settle(&self, device: &CudaDevice) {
-        for stream in [&self.beside, &device.cuda_stream()] {
+        for stream in [&self.prefetch, &device.cuda_stream()] {
             if let Err(error) = stream.synchronize() {
                 tracing::warn!(%error, "the card does not answer");
             }

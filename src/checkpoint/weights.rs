@@ -32,7 +32,7 @@ const LISTED_FAULTS: usize = 20;
 const MOST_FAULTS: usize = 1000;
 /// Elements of all kernels that are not there, before loading ends: what loads kernels
 /// copies the zeros that stand for them.
-const MOST_KERNEL_NUMBERS: usize = 1 << 27;
+const MOST_KERNEL_ELEMENTS: usize = 1 << 27;
 /// Elements of any one tensor that is not there, likewise.
 const LARGEST_STAND_IN: usize = 1 << 48;
 
@@ -65,7 +65,7 @@ pub struct Weights {
     device: Device,
     /// Whether a GPU uploads tensors beside its work.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card"))]
-    beside: bool,
+    prefetching: bool,
     /// If tensors are only held against what is asked for, not read: which.
     checked: Option<Arc<Mutex<CheckedTensors>>>,
     /// Is told the bytes of each tensor that is read.
@@ -145,7 +145,7 @@ struct Account {
     /// Whether all faults have been reported; later ones are errors at once.
     is_closed: bool,
     /// Elements of the kernels that are not there as they were asked for.
-    absent_kernel_numbers: usize,
+    absent_kernel_elements: usize,
     /// Whether loading ended at a fault, before everything was asked for.
     is_cut_short: bool,
 }
@@ -197,7 +197,7 @@ impl Weights {
             matrices: MatrixFormat::AsComputed,
             spares_sensitive: false,
             device: device.clone(),
-            beside: false,
+            prefetching: false,
             checked: None,
             on_read: OnRead(Arc::new(|_bytes| {})),
         }
@@ -312,14 +312,14 @@ impl Weights {
     /// The same place, from which a GPU uploads tensors beside what it computes:
     /// they must be waited for with [`Weights::await_uploads`].
     #[must_use]
-    pub fn beside(&self) -> Self {
-        Self { beside: true, ..self.clone() }
+    pub fn prefetching(&self) -> Self {
+        Self { prefetching: true, ..self.clone() }
     }
 
     /// The same place, from which tensors come that can be computed with at once.
     #[must_use]
     pub fn in_turn(&self) -> Self {
-        Self { beside: false, ..self.clone() }
+        Self { prefetching: false, ..self.clone() }
     }
 
     /// Has the device compute nothing more until all tensors taken so far are there.
@@ -329,7 +329,7 @@ impl Weights {
     /// A candle error of the driver.
     pub fn await_uploads(&self) -> candle_core::Result<()> {
         #[cfg(feature = "cuda")]
-        if let (Device::Cuda(device), true) = (&self.device, self.beside) {
+        if let (Device::Cuda(device), true) = (&self.device, self.prefetching) {
             return upload::await_uploads(device);
         }
         Ok(())
@@ -342,7 +342,7 @@ impl Weights {
     /// A candle error of the driver.
     pub fn release(&self) -> candle_core::Result<()> {
         #[cfg(feature = "cuda")]
-        if let (Device::Cuda(device), true) = (&self.device, self.beside) {
+        if let (Device::Cuda(device), true) = (&self.device, self.prefetching) {
             return upload::release(device);
         }
         Ok(())
@@ -375,7 +375,7 @@ impl Weights {
     /// A candle error if the conversion or the move to the device fails.
     pub fn get(&self, name: &str, shape: impl Into<Shape>) -> candle_core::Result<Tensor> {
         let shape = shape.into();
-        let bytes = numbers_in(&shape).saturating_mul(self.dtype.size_in_bytes());
+        let bytes = elements_in(&shape).saturating_mul(self.dtype.size_in_bytes());
         self.get_kept_in(name, shape, bytes)
     }
 
@@ -419,12 +419,12 @@ impl Weights {
     /// A placeholder for a tensor that is not there as it was asked for; `fault` says why.
     fn stand_in(&self, shape: Shape, fault: String) -> candle_core::Result<Tensor> {
         self.note(fault)?;
-        let numbers = numbers_in(&shape);
+        let numbers = elements_in(&shape);
         let mut account = self.account();
         if shape.rank() > 2 {
-            account.absent_kernel_numbers = account.absent_kernel_numbers.saturating_add(numbers);
+            account.absent_kernel_elements = account.absent_kernel_elements.saturating_add(numbers);
         }
-        if numbers > LARGEST_STAND_IN || account.absent_kernel_numbers > MOST_KERNEL_NUMBERS {
+        if numbers > LARGEST_STAND_IN || account.absent_kernel_elements > MOST_KERNEL_ELEMENTS {
             account.is_cut_short = true;
             candle_core::bail!("loading ended at what is not there");
         }
@@ -455,7 +455,8 @@ impl Weights {
     fn upload(&self, view: &TensorView) -> candle_core::Result<Tensor> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = &self.device {
-            let order = if self.beside { UploadOrder::Beside } else { UploadOrder::InTurn };
+            let order =
+                if self.prefetching { UploadOrder::Prefetched } else { UploadOrder::InTurn };
             return upload::upload(device, order, self.dtype, view.shape(), view.data());
         }
         view.load(&self.device)
@@ -503,7 +504,7 @@ impl Weights {
         if shape.rank() < 2 || name.ends_with("gamma") {
             return Tensor::ones(shape, self.dtype, &self.device);
         }
-        let numbers = numbers_in(&shape);
+        let numbers = elements_in(&shape);
         if !self.device.is_cpu() || !numbers.is_multiple_of(DRAWN_ON_CPU) {
             return Tensor::randn(0f32, 0.02, shape, &self.device)?.to_dtype(self.dtype);
         }
@@ -625,7 +626,7 @@ impl Weights {
 }
 
 /// How many elements a tensor of `shape` has; the largest number if they are more.
-fn numbers_in(shape: &Shape) -> usize {
+fn elements_in(shape: &Shape) -> usize {
     shape.dims().iter().fold(1, |product: usize, side| product.saturating_mul(*side))
 }
 

@@ -22,7 +22,7 @@ pub(super) struct ModelEntry {
     /// choice of that is refused.
     pub(super) offloads: bool,
     /// Whether it can keep matrices in 8 bits; else a choice of that is refused.
-    pub(super) rounds_matrices: bool,
+    pub(super) quantizes_matrices: bool,
     /// What its configuration files say of it, without a weight.
     pub(super) card: fn(&CardContext) -> Result<ModelCard, LoadError>,
     pub(super) load: fn(&LoadContext) -> Result<Box<dyn DiffusionModel>, LoadError>,

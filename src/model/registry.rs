@@ -134,7 +134,7 @@ fn check_settings(config: &ModelConfig, entry: &ModelEntry) -> Result<(), LoadEr
         });
     }
     let rounds = matrix_format(config.dtype) != MatrixFormat::AsComputed;
-    if rounds && !entry.rounds_matrices {
+    if rounds && !entry.quantizes_matrices {
         return Err(LoadError::Setting {
             setting: "model.dtype",
             reason: format!("models of {class_name} have no 8-bit layers: use auto or float32"),

@@ -115,9 +115,9 @@ impl<T> Offloadable<T> {
     pub fn start_loading(&self) -> TensorResult<Loading<'_, T>> {
         match &self.0 {
             State::OnDemand { weights, load, .. } if weights.device().is_cuda() => {
-                let weights = weights.beside();
+                let weights = weights.prefetching();
                 let component = load(&weights)?;
-                Ok(Loading::Beside(Beside { component, weights }))
+                Ok(Loading::Prefetched(Prefetched { component, weights }))
             }
             State::Resident(_) | State::OnDemand { .. } => Ok(Loading::Later(self)),
         }
@@ -165,7 +165,7 @@ pub enum Loading<'a, T> {
     /// It is there, or is loaded when it is used.
     Later(&'a Offloadable<T>),
     /// A GPU is loading it.
-    Beside(Beside<T>),
+    Prefetched(Prefetched<T>),
 }
 
 impl<T> Loading<'_, T> {
@@ -188,9 +188,9 @@ impl<T> Loading<'_, T> {
                 let meanwhile = meanwhile(&made)?;
                 Ok((made, meanwhile))
             }
-            Self::Beside(beside) => {
-                beside.weights.await_uploads()?;
-                let made = action(&beside.component)?;
+            Self::Prefetched(prefetched) => {
+                prefetched.weights.await_uploads()?;
+                let made = action(&prefetched.component)?;
                 let meanwhile = meanwhile(&made)?;
                 Ok((made, meanwhile))
             }
@@ -199,12 +199,12 @@ impl<T> Loading<'_, T> {
 }
 
 /// A component that a GPU loads beside its work.
-pub struct Beside<T> {
+pub struct Prefetched<T> {
     component: T,
     weights: Weights,
 }
 
-impl<T> Drop for Beside<T> {
+impl<T> Drop for Prefetched<T> {
     fn drop(&mut self) {
         // It may be dropped without having been used, or while it is used.
         if let Err(error) = self.weights.await_uploads().and_then(|()| self.weights.release()) {
@@ -240,13 +240,14 @@ mod tests {
             Counted(alive.clone())
         };
         let now = || Ok::<_, candle_core::Error>(alive.load(Ordering::SeqCst));
-        let beside = || Loading::Beside(Beside { component: counted(), weights: weights.clone() });
+        let prefetched =
+            || Loading::Prefetched(Prefetched { component: counted(), weights: weights.clone() });
 
-        assert_eq!(beside().with(|_| now(), |_| now()).unwrap(), (1, 1));
+        assert_eq!(prefetched().with(|_| now(), |_| now()).unwrap(), (1, 1));
         let failed =
-            beside().with(|_| candle_core::bail!("no") as candle_core::Result<()>, |()| now());
+            prefetched().with(|_| candle_core::bail!("no") as candle_core::Result<()>, |()| now());
         assert!(failed.is_err());
-        drop(beside());
+        drop(prefetched());
         assert_eq!(now().unwrap(), 0);
 
         let on_demand = Offloadable::new(Residency::OnDemand, &weights, {

@@ -35,12 +35,12 @@ enum Weight {
     Exact(candle_nn::Linear),
     /// Where its file is mapped, on a CPU.
     Mapped(MappedMatrix),
-    Rounded {
+    Fp8 {
         rows: Fp8Rows,
         inputs: Inputs,
         dtype: DType,
     },
-    Integers {
+    Q8 {
         matrix: Q8Matrix,
         dtype: DType,
     },
@@ -49,7 +49,7 @@ enum Weight {
 /// What becomes of the inputs of a layer whose matrix is rounded.
 #[derive(Debug, Clone, Copy)]
 enum Inputs {
-    Rounded,
+    Quantized,
     Exact,
 }
 
@@ -59,16 +59,16 @@ pub enum LayerInput<'a> {
     /// As it is.
     Exact(&'a Tensor),
     /// Rounded, and as it was.
-    Rounded(Fp8Rows, &'a Tensor),
+    Fp8(Fp8Rows, &'a Tensor),
     /// As integers, and as it was.
-    Integers(Q8Rows, &'a Tensor),
+    Q8(Q8Rows, &'a Tensor),
 }
 
 impl<'a> LayerInput<'a> {
     /// As it was given.
     fn exact(&self) -> &'a Tensor {
         match self {
-            Self::Exact(x) | Self::Rounded(_, x) | Self::Integers(_, x) => x,
+            Self::Exact(x) | Self::Fp8(_, x) | Self::Q8(_, x) => x,
         }
     }
 }
@@ -150,18 +150,17 @@ impl Linear {
     /// A candle error, such as out of memory.
     pub fn input<'a>(&self, x: &'a Tensor) -> Result<LayerInput<'a>> {
         match &self.weight {
-            Weight::Rounded { inputs: Inputs::Rounded, .. } => {
+            Weight::Fp8 { inputs: Inputs::Quantized, .. } => {
                 let _span = trace::span(Kind::Elementwise, "rounding to 8 bits");
-                Ok(LayerInput::Rounded(Fp8Rows::round(x)?, x))
+                Ok(LayerInput::Fp8(Fp8Rows::quantize(x)?, x))
             }
-            Weight::Integers { .. } if Q8Rows::are_wanted() => {
+            Weight::Q8 { .. } if Q8Rows::are_wanted() => {
                 let _span = trace::span(Kind::Elementwise, "rounding to integers");
-                Ok(LayerInput::Integers(Q8Rows::round(x)?, x))
+                Ok(LayerInput::Q8(Q8Rows::quantize(x)?, x))
             }
-            Weight::Exact(_)
-            | Weight::Mapped(_)
-            | Weight::Rounded { .. }
-            | Weight::Integers { .. } => Ok(LayerInput::Exact(x)),
+            Weight::Exact(_) | Weight::Mapped(_) | Weight::Fp8 { .. } | Weight::Q8 { .. } => {
+                Ok(LayerInput::Exact(x))
+            }
         }
     }
 
@@ -187,24 +186,24 @@ impl Linear {
         match (&self.weight, input) {
             (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer.weight(), x),
             (Weight::Mapped(matrix), LayerInput::Exact(x)) => multiplied_where_mapped(matrix, x),
-            (Weight::Integers { matrix, .. }, LayerInput::Exact(x)) => matrix.widened_product(x),
-            (Weight::Integers { matrix, dtype }, LayerInput::Integers(rows, x)) => {
+            (Weight::Q8 { matrix, .. }, LayerInput::Exact(x)) => matrix.widened_product(x),
+            (Weight::Q8 { matrix, dtype }, LayerInput::Q8(rows, x)) => {
                 q8::product(rows, x.shape(), matrix, *dtype)
             }
-            (Weight::Rounded { rows, .. }, LayerInput::Exact(x)) if x.device().is_cpu() => {
+            (Weight::Fp8 { rows, .. }, LayerInput::Exact(x)) if x.device().is_cpu() => {
                 rows.widened_product(x)
             }
-            (Weight::Rounded { rows, dtype, .. }, LayerInput::Exact(x)) => {
+            (Weight::Fp8 { rows, dtype, .. }, LayerInput::Exact(x)) => {
                 multiplied(&rows.widen(*dtype)?, x)
             }
-            (Weight::Rounded { rows, dtype, .. }, LayerInput::Rounded(rounded, x)) => {
-                let product = fp8::product(rounded, rows, *dtype)?;
+            (Weight::Fp8 { rows, dtype, .. }, LayerInput::Fp8(quantized, x)) => {
+                let product = fp8::product(quantized, rows, *dtype)?;
                 let mut dims = x.dims().to_vec();
                 dims.pop();
                 dims.push(product.dim(D::Minus1)?);
                 product.reshape(dims)
             }
-            (_, LayerInput::Rounded(..) | LayerInput::Integers(..)) => {
+            (_, LayerInput::Fp8(..) | LayerInput::Q8(..)) => {
                 candle_core::bail!("an input of 8 bits is for layers of the same 8 bits")
             }
         }
@@ -244,8 +243,8 @@ impl Linear {
         let outputs = match &self.weight {
             Weight::Exact(layer) => layer.weight().dim(0).unwrap_or(0),
             Weight::Mapped(matrix) => matrix.shape().0,
-            Weight::Rounded { rows, .. } => rows.rows,
-            Weight::Integers { matrix, .. } => matrix.outputs,
+            Weight::Fp8 { rows, .. } => rows.rows,
+            Weight::Q8 { matrix, .. } => matrix.outputs,
         };
         2.0 * input.exact().elem_count() as f64 * outputs as f64
     }
@@ -275,25 +274,25 @@ impl Weight {
     fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let kept_in = |bytes| weights.in_turn().get_kept_in("weight", (outputs, inputs), bytes);
         let (hollow, dtype) = (weights.is_placeholder(), weights.dtype());
-        let rounded = |inputs_are| {
+        let fp8 = |inputs_are| {
             let weight = kept_in(Fp8Rows::byte_count(outputs, inputs))?;
             let rows = match hollow {
                 true => Fp8Rows::placeholder(outputs, inputs)?,
-                false => Fp8Rows::round(&weight)?,
+                false => Fp8Rows::quantize(&weight)?,
             };
-            Ok(Self::Rounded { rows, inputs: inputs_are, dtype })
+            Ok(Self::Fp8 { rows, inputs: inputs_are, dtype })
         };
         match weights.matrices() {
             MatrixFormat::AsComputed => Self::load_exact(weights, inputs, outputs),
-            MatrixFormat::Fp8 => rounded(Inputs::Rounded),
-            MatrixFormat::Fp8Weights => rounded(Inputs::Exact),
+            MatrixFormat::Fp8 => fp8(Inputs::Quantized),
+            MatrixFormat::Fp8Weights => fp8(Inputs::Exact),
             MatrixFormat::Q8_0 => {
                 let weight = kept_in(Q8Matrix::byte_count(outputs, inputs))?;
                 let matrix = match hollow {
                     true => Q8Matrix::placeholder(outputs, inputs),
-                    false => Q8Matrix::round(&weight)?,
+                    false => Q8Matrix::quantize(&weight)?,
                 };
-                Ok(Self::Integers { matrix, dtype })
+                Ok(Self::Q8 { matrix, dtype })
             }
         }
     }

@@ -108,7 +108,7 @@ pub fn transformer_positions(
 ) -> (Rotations, Rotations) {
     let frequencies = axes.map(|size| frequencies(10_000.0, size));
     let width = axes.iter().sum::<usize>() / 2;
-    let turn = |position: [f64; 3], angles: &mut Vec<f64>| {
+    let rotate = |position: [f64; 3], angles: &mut Vec<f64>| {
         for (axis, position) in frequencies.iter().zip(position) {
             angles.extend(axis.iter().map(|frequency| angle(position, *frequency)));
         }
@@ -118,14 +118,14 @@ pub fn transformer_positions(
         let frame = order.of(index, pictures.len());
         for row in centred(grid.height) {
             for column in centred(grid.width) {
-                turn([frame, row, column], &mut image);
+                rotate([frame, row, column], &mut image);
             }
         }
     }
     let start = text_start(pictures, order);
     let mut text = Vec::new();
     for token in 0..text_tokens {
-        turn([(start + token) as f64; 3], &mut text);
+        rotate([(start + token) as f64; 3], &mut text);
     }
     (Rotations::of(image, width), Rotations::of(text, width))
 }

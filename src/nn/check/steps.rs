@@ -84,11 +84,11 @@ pub(super) const STEPS: [Step; 24] = [
     }),
     step(Family::Fp8, "8-bit rows", 0.0, |of| {
         let x = of.image()?;
-        Fp8Rows::round(&x)?.widen(x.dtype())
+        Fp8Rows::quantize(&x)?.widen(x.dtype())
     }),
     step(Family::Fp8, "8-bit product", 4.0, |of| {
         let (x, matrix) = (of.image()?, of.matrix(2 * of.extent.width(), of.extent.width())?);
-        fp8::product(&Fp8Rows::round(&x)?, &Fp8Rows::round(&matrix)?, x.dtype())
+        fp8::product(&Fp8Rows::quantize(&x)?, &Fp8Rows::quantize(&matrix)?, x.dtype())
     }),
 ];
 

@@ -63,7 +63,7 @@ impl Fp8Rows {
     ///
     /// # Errors
     /// A candle error, such as out of memory.
-    pub fn round(x: &Tensor) -> Result<Self> {
+    pub fn quantize(x: &Tensor) -> Result<Self> {
         let width = x.dim(D::Minus1)?;
         let rows = x.elem_count() / width.max(1);
         let bytes = run(&RoundedRows::new(&x.contiguous()?, rows, width)?)?;

@@ -288,7 +288,7 @@ mod tests {
             for (rows, width) in SHAPES {
                 let x = uneven(rows, width, dtype);
 
-                let wide = Fp8Rows::round(&x).unwrap().widen(dtype).unwrap();
+                let wide = Fp8Rows::quantize(&x).unwrap().widen(dtype).unwrap();
 
                 let list = |x: &Tensor| -> Vec<Vec<f32>> {
                     x.to_dtype(DType::F32).unwrap().to_vec2().unwrap()
@@ -313,7 +313,7 @@ mod tests {
     fn a_row_that_holds_no_number_keeps_that_to_itself() {
         let x = Tensor::new(&[[1.0_f32, f32::NAN, -2.0], [1.0, 2.0, 3.0]], &Device::Cpu).unwrap();
 
-        let wide = Fp8Rows::round(&x).unwrap().widen(DType::F32).unwrap();
+        let wide = Fp8Rows::quantize(&x).unwrap().widen(DType::F32).unwrap();
 
         let wide: Vec<Vec<f32>> = wide.to_vec2().unwrap();
         assert!(wide[0][1].is_nan() && wide[0][0] == 1.0 && wide[0][2] == -2.0, "{wide:?}");
@@ -360,7 +360,7 @@ mod tests {
                     .to_dtype(dtype)
                     .unwrap()
             };
-            let rows = |x: &Tensor| Fp8Rows::round(x).unwrap();
+            let rows = |x: &Tensor| Fp8Rows::quantize(x).unwrap();
             let (x, weight) = (rows(&half(3, 16)), rows(&half(5, 16)));
             let forms = |inputs: &[Tensor]| {
                 both_forms(&ScaledProduct::new(&inputs[0], &x, &weight).unwrap())
@@ -442,12 +442,12 @@ mod tests {
     fn a_product_is_that_of_the_rounded_numbers_scaled_before_or_after() {
         for (dtype, tolerance) in [(DType::F32, 2e-3), (DType::BF16, 64.0)] {
             // Sums of about 2000, so within 2⁻⁸ of that in 16 bits, of several roundings.
-            let x = Fp8Rows::round(&uneven(6, 48, dtype)).unwrap();
+            let x = Fp8Rows::quantize(&uneven(6, 48, dtype)).unwrap();
             let sizes: Vec<f32> = (0..20).map(|row| [1.0, 0.25, 0.03][row % 3]).collect();
             let sizes = Tensor::from_vec(sizes, (20, 1), &Device::Cpu).unwrap();
             let sizes = sizes.to_dtype(dtype).unwrap();
             let weight = numbers(&[20, 48], 7, dtype).broadcast_mul(&sizes).unwrap();
-            let weight = Fp8Rows::round(&weight).unwrap();
+            let weight = Fp8Rows::quantize(&weight).unwrap();
             let wide = |of: &Fp8Rows| of.widen(DType::F32).unwrap();
             let expected = wide(&x).matmul(&wide(&weight).t().unwrap()).unwrap();
 

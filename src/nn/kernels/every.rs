@@ -133,9 +133,9 @@ const CASES: [Case; 14] = [
     ("channel norm", &[Picture, Channels], |of| channel_norm(&of[0], &of[1], After::Silu)),
     ("RMS norm", &[Tokens, Vector], |of| RmsNorm::new(of[1].clone(), 1e-6).forward(&of[0])),
     ("softmax", &[Tokens], |of| softmax(&of[0])),
-    ("8-bit rows", &[Tokens], |of| Fp8Rows::round(&of[0])?.widen(of[0].dtype())),
+    ("8-bit rows", &[Tokens], |of| Fp8Rows::quantize(&of[0])?.widen(of[0].dtype())),
     ("8-bit product", &[Tokens, ThinRows, Matrix], |of| {
-        let (x, matrix) = (Fp8Rows::round(&of[1])?, Fp8Rows::round(&of[2])?);
+        let (x, matrix) = (Fp8Rows::quantize(&of[1])?, Fp8Rows::quantize(&of[2])?);
         scaled_product(&of[0].squeeze(0)?, &x, &matrix)
     }),
     ("unfolding", &[Picture], |of| {
@@ -218,7 +218,7 @@ fn every_kernel_is_among_the_cases_and_agrees_with_its_loop_wherever_its_tensors
 
 #[test]
 fn eight_bit_rows_that_begin_where_a_card_would_fault_are_refused() {
-    let rows = Fp8Rows::round(&numbers(&[ROWS, 128], 1, DType::BF16)).unwrap();
+    let rows = Fp8Rows::quantize(&numbers(&[ROWS, 128], 1, DType::BF16)).unwrap();
     let off = Fp8Rows { bytes: shifted(&rows.bytes), ..rows };
 
     let (refused, _) = made_by(Maker::Kernels, || off.widen(DType::BF16).unwrap_err());

@@ -73,7 +73,7 @@ impl Q8Matrix {
     ///
     /// # Errors
     /// A candle error if it is elsewhere.
-    pub(super) fn round(weight: &Tensor) -> Result<Self> {
+    pub(super) fn quantize(weight: &Tensor) -> Result<Self> {
         in_format!(weight.dtype(), "rounding", N => Self::round_numbers::<N>(weight))
     }
 
@@ -188,7 +188,7 @@ impl Q8Rows {
     ///
     /// # Errors
     /// A candle error if it is elsewhere.
-    pub(super) fn round(x: &Tensor) -> Result<Self> {
+    pub(super) fn quantize(x: &Tensor) -> Result<Self> {
         in_format!(x.dtype(), "rounding", N => Self::round_numbers::<N>(x))
     }
 

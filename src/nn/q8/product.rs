@@ -233,7 +233,7 @@ mod tests {
         let x = Tensor::from_vec(list.repeat(3), (9, 70), &Device::Cpu).unwrap();
         let matrix = numbers(&[37, 70], 2, DType::F32);
         let matrix = Tensor::cat(&[x.clone(), matrix], 0).unwrap();
-        let (rows, matrix) = (Q8Rows::round(&x).unwrap(), Q8Matrix::round(&matrix).unwrap());
+        let (rows, matrix) = (Q8Rows::quantize(&x).unwrap(), Q8Matrix::quantize(&matrix).unwrap());
 
         let made = product(&rows, x.shape(), &matrix, DType::F32).unwrap();
 
@@ -259,11 +259,11 @@ mod tests {
                 numbers(&[outputs, inputs], 2, DType::F32),
             );
             let expected = x.matmul(&weight.t().unwrap()).unwrap();
-            let matrix = Q8Matrix::round(&weight).unwrap();
+            let matrix = Q8Matrix::quantize(&weight).unwrap();
             for threads in [1, 3] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let made = pool.install(|| {
-                    let rows = Q8Rows::round(&x).unwrap();
+                    let rows = Q8Rows::quantize(&x).unwrap();
                     product(&rows, x.shape(), &matrix, DType::F32).unwrap()
                 });
                 // Each factor, below three, is off by half a step of 3/127 at most; errors of
@@ -281,7 +281,7 @@ mod tests {
         (x[45], weight[3 * 40 + 39]) = (f32::NAN, f32::INFINITY);
         let x = Tensor::from_vec(x, (3, 40), &Device::Cpu).unwrap();
         let weight = Tensor::from_vec(weight, (20, 40), &Device::Cpu).unwrap();
-        let (rows, matrix) = (Q8Rows::round(&x).unwrap(), Q8Matrix::round(&weight).unwrap());
+        let (rows, matrix) = (Q8Rows::quantize(&x).unwrap(), Q8Matrix::quantize(&weight).unwrap());
 
         for made in [
             product(&rows, x.shape(), &matrix, DType::F32).unwrap(),
@@ -293,7 +293,7 @@ mod tests {
                 assert_eq!(made[row][output].is_finite(), !is_hit, "{row} {output}");
             }
         }
-        let other = Q8Matrix::round(&numbers(&[4, 41], 1, DType::F32)).unwrap();
+        let other = Q8Matrix::quantize(&numbers(&[4, 41], 1, DType::F32)).unwrap();
         assert!(product(&rows, x.shape(), &other, DType::F32).is_err());
     }
 }
