@@ -1,4 +1,4 @@
-//! Matrices that are used where their files are mapped.
+//! Matrices that are used where their files are mapped, as they lie there or row by row.
 //!
 //! Nothing of them is copied: the system keeps as much of a file in memory as there is room
 //! for, processes that serve the same file share it, and a restart finds it there.
@@ -10,15 +10,24 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::storage::Part;
+use super::tensor_files::decode_row;
 use super::weights::Store;
 
 /// A matrix (rows, columns) in a file.
 #[derive(Clone)]
 pub struct MappedMatrix {
     store: Arc<Store>,
-    place: Place,
+    elements: Elements,
     /// (rows, columns)
     shape: (usize, usize),
+}
+
+/// Where the elements of a matrix lie.
+#[derive(Clone)]
+enum Elements {
+    Plain(Place),
+    Quantized(Arc<[Part]>),
 }
 
 /// Where a tensor lies among the files of a component.
@@ -30,7 +39,7 @@ pub(super) struct Place {
 }
 
 /// The elements of a matrix, row by row.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub enum MappedElements<'a> {
     /// 32-bit floats.
     F32(&'a [f32]),
@@ -38,19 +47,42 @@ pub enum MappedElements<'a> {
     BF16(&'a [bf16]),
     /// 16-bit floats.
     F16(&'a [f16]),
+    /// Fewer bits: rows must be decoded.
+    Quantized(QuantizedRows<'a>),
+}
+
+/// Rows that are decoded before they are computed with.
+#[derive(Clone, Copy)]
+pub struct QuantizedRows<'a> {
+    store: &'a Store,
+    parts: &'a [Part],
+}
+
+impl QuantizedRows<'_> {
+    /// Writes the elements of row `row`. To be inlined into what is compiled for the
+    /// processor's vectors.
+    #[inline(always)]
+    pub fn decode_row(&self, row: usize, made: &mut [f32]) {
+        decode_row(self.parts, |part| self.store.bytes_of(part), row, made);
+    }
 }
 
 impl MappedMatrix {
     /// The matrix at `place`, if its elements can be read where they lie.
     pub(super) fn new(store: Arc<Store>, place: Place, shape: (usize, usize)) -> Option<Self> {
-        let matrix = Self { store, place, shape };
         let count = shape.0.checked_mul(shape.1)?;
-        let is_whole = match matrix.read()? {
-            MappedElements::F32(elements) => elements.len() == count,
-            MappedElements::BF16(elements) => elements.len() == count,
-            MappedElements::F16(elements) => elements.len() == count,
+        let length = match plain(&store, &place)? {
+            MappedElements::F32(elements) => elements.len(),
+            MappedElements::BF16(elements) => elements.len(),
+            MappedElements::F16(elements) => elements.len(),
+            MappedElements::Quantized(_) => return None,
         };
-        is_whole.then_some(matrix)
+        (length == count).then_some(Self { store, elements: Elements::Plain(place), shape })
+    }
+
+    /// The matrix whose rows lie in `parts`.
+    pub(super) fn quantized(store: Arc<Store>, parts: &[Part], shape: (usize, usize)) -> Self {
+        Self { store, elements: Elements::Quantized(parts.into()), shape }
     }
 
     /// Rows and columns.
@@ -62,31 +94,41 @@ impl MappedMatrix {
     /// Bytes that it takes in its file.
     #[must_use]
     pub fn byte_count(&self) -> usize {
-        self.place.range.len()
+        match &self.elements {
+            Elements::Plain(place) => place.range.len(),
+            Elements::Quantized(parts) => parts.iter().map(|part| part.range.len()).sum(),
+        }
     }
 
     /// Its elements.
     #[must_use]
     pub fn elements(&self) -> MappedElements<'_> {
-        // It was read when it was made, and a mapping does not move.
-        self.read().unwrap_or(MappedElements::F32(&[]))
+        match &self.elements {
+            // It was read when it was made, and a mapping does not move.
+            Elements::Plain(place) => {
+                plain(&self.store, place).unwrap_or(MappedElements::F32(&[]))
+            }
+            Elements::Quantized(parts) => {
+                MappedElements::Quantized(QuantizedRows { store: &self.store, parts })
+            }
+        }
     }
+}
 
-    fn read(&self) -> Option<MappedElements<'_>> {
-        let bytes = self.store.bytes_at(&self.place)?;
-        if cfg!(target_endian = "big") {
-            return None;
-        }
-        let dtype = self.place.dtype;
-        if dtype == Dtype::F32 {
-            typed(bytes).map(MappedElements::F32)
-        } else if dtype == Dtype::BF16 {
-            typed(bytes).map(MappedElements::BF16)
-        } else if dtype == Dtype::F16 {
-            typed(bytes).map(MappedElements::F16)
-        } else {
-            None
-        }
+/// The elements at `place`.
+fn plain<'a>(store: &'a Store, place: &Place) -> Option<MappedElements<'a>> {
+    let bytes = store.bytes_at(place)?;
+    if cfg!(target_endian = "big") {
+        return None;
+    }
+    if place.dtype == Dtype::F32 {
+        typed(bytes).map(MappedElements::F32)
+    } else if place.dtype == Dtype::BF16 {
+        typed(bytes).map(MappedElements::BF16)
+    } else if place.dtype == Dtype::F16 {
+        typed(bytes).map(MappedElements::F16)
+    } else {
+        None
     }
 }
 

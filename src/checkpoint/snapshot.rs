@@ -4,7 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::file_set::{ComponentFile, FileSet};
 use super::{CheckpointError, ConfigFile};
 
 /// Bytes that a file other than weights may have: some times the largest published, a
@@ -30,6 +32,8 @@ pub enum Snapshot {
     /// Texts that were put together at run time, by their paths in the checkpoint:
     /// a checkpoint without weights.
     Texts(BTreeMap<String, String>),
+    /// Put together from several places.
+    Set(Arc<FileSet>),
 }
 
 impl Snapshot {
@@ -40,6 +44,7 @@ impl Snapshot {
             Self::Directory(directory) => directory.display().to_string(),
             Self::Embedded(checkpoint) => checkpoint.name.to_owned(),
             Self::Texts(_) => "a checkpoint without weights".to_owned(),
+            Self::Set(set) => set.name.clone(),
         }
     }
 
@@ -50,6 +55,7 @@ impl Snapshot {
             Self::Directory(directory) => directory.join(file).is_file(),
             Self::Embedded(checkpoint) => checkpoint.files.iter().any(|(path, _)| *path == file),
             Self::Texts(texts) => texts.contains_key(file),
+            Self::Set(set) => set.texts.contains_key(file) || set.base.has(file),
         }
     }
 
@@ -73,7 +79,15 @@ impl Snapshot {
                 files.map(|(_, bytes)| bytes.len()).sum()
             }
             Self::Texts(_) => 0,
+            Self::Set(set) => set.weight_bytes(),
         }
+    }
+
+    /// Whether there are weights in the folder of `component`.
+    #[must_use]
+    pub fn has_weights(&self, component: &str) -> bool {
+        let is_weights = |name: &String| name.ends_with(".safetensors");
+        !self.files_of(component).is_empty() || self.names_in(component).iter().any(is_weights)
     }
 
     /// The names of the files right in `folder`.
@@ -94,6 +108,7 @@ impl Snapshot {
                 checkpoint.files.iter().filter_map(|(path, _)| inner(path)).collect()
             }
             Self::Texts(texts) => texts.keys().filter_map(|path| inner(path)).collect(),
+            Self::Set(set) => set.base.names_in(folder),
         }
     }
 
@@ -101,8 +116,15 @@ impl Snapshot {
     pub(super) fn path(&self, file: &str) -> Option<PathBuf> {
         match self {
             Self::Directory(directory) => Some(directory.join(file)),
-            Self::Embedded(_) | Self::Texts(_) => None,
+            Self::Set(set) if !set.texts.contains_key(file) => set.base.path(file),
+            Self::Embedded(_) | Self::Texts(_) | Self::Set(_) => None,
         }
+    }
+
+    /// The files that were put in the place of the weights of `component`, if any.
+    pub(super) fn files_of(&self, component: &str) -> Vec<ComponentFile> {
+        let Self::Set(set) = self else { return Vec::new() };
+        set.files.iter().filter(|file| file.component == component).cloned().collect()
     }
 
     /// The content of `file`, which are not weights.
@@ -123,6 +145,10 @@ impl Snapshot {
                 .get(file)
                 .map(|text| Cow::Owned(text.clone().into_bytes()))
                 .ok_or_else(|| self.missing(file)),
+            Self::Set(set) => match set.texts.get(file) {
+                Some(text) => Ok(Cow::Owned(text.clone().into_bytes())),
+                None => set.base.bytes(file),
+            },
         }
     }
 

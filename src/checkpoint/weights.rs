@@ -14,11 +14,12 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use half::{bf16, f16};
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 
 use super::mapped::Place;
-use super::tensor_files::TensorFiles;
+use super::storage::Part;
+use super::tensor_files::{Stored, TensorFiles};
 #[cfg(feature = "cuda")]
 use super::upload::{self, UploadOrder};
 use super::{AdapterSlot, Adapters, CheckpointError, Lora, Snapshot};
@@ -39,6 +40,9 @@ const LARGEST_STAND_IN: usize = 1 << 48;
 /// How layers that can do with fewer digits keep their matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MatrixFormat {
+    /// As they are stored, where that is in fewer bits; else in the format that they compute
+    /// in.
+    AsStored,
     /// In the format that they compute in.
     AsComputed,
     /// In 8-bit floats with a scale for each output; inputs are rounded to that, too.
@@ -122,6 +126,11 @@ impl Store {
     /// What lies at `place` in its files.
     pub(super) fn bytes_at(&self, place: &Place) -> Option<&[u8]> {
         self.source.files()?.bytes_at(place)
+    }
+
+    /// The bytes of `part` of its files.
+    pub(super) fn bytes_of(&self, part: &Part) -> &[u8] {
+        self.source.files().map(|files| files.bytes_of(part)).unwrap_or_default()
     }
 }
 
@@ -401,9 +410,9 @@ impl Weights {
                 self.count_checked(name, bytes);
                 self.placeholder(shape)
             }
-            Some(Ok(view)) => {
+            Some(Ok(stored)) => {
                 interruption::check()?;
-                let tensor = self.read(&name, &view)?;
+                let tensor = self.read(&name, &stored)?;
                 (self.on_read.0)(bytes);
                 let mut account = self.account();
                 if account.taken.insert(name) {
@@ -432,8 +441,17 @@ impl Weights {
         self.placeholder(shape)
     }
 
-    /// `view` as it is handed out.
-    fn read(&self, name: &str, view: &TensorView) -> candle_core::Result<Tensor> {
+    /// `stored` as it is handed out.
+    fn read(&self, name: &str, stored: &Stored) -> candle_core::Result<Tensor> {
+        let Some(view) = stored.view() else {
+            let tensor = Tensor::from_vec(decoded(stored)?, stored.shape(), &Device::Cpu)?;
+            return self.handed_out(name, tensor);
+        };
+        self.read_plain(name, &view)
+    }
+
+    /// The same of what is not quantized.
+    fn read_plain(&self, name: &str, view: &TensorView) -> candle_core::Result<Tensor> {
         if self.loras.is_empty() && stored_dtype(self.dtype) == Some(view.dtype()) {
             return self.upload(view);
         }
@@ -448,6 +466,11 @@ impl Weights {
             }
             _ => view.load(&Device::Cpu)?,
         };
+        self.handed_out(name, stored)
+    }
+
+    /// `stored`, changed by the LoRAs, in the dtype and on the device asked for.
+    fn handed_out(&self, name: &str, stored: Tensor) -> candle_core::Result<Tensor> {
         self.changed(name, stored)?.to_dtype(self.dtype)?.to_device(&self.device)
     }
 
@@ -651,6 +674,27 @@ fn widened(bytes: &[u8], widen: fn([u8; 2]) -> f32) -> candle_core::Result<Vec<f
         wide.extend(part.iter().map(|bytes| widen(*bytes)));
     }
     Ok(wide)
+}
+
+/// All elements of `stored` in 32 bits, decoded on all processors.
+fn decoded(stored: &Stored) -> candle_core::Result<Vec<f32>> {
+    /// Between two checks: some hundred rows.
+    const ELEMENTS_AT_A_TIME: usize = 1 << 21;
+    let (rows, width) = stored.rows_and_width();
+    let at_a_time = (ELEMENTS_AT_A_TIME / width.max(1)).max(1);
+    let mut made = vec![0.0; rows * width];
+    interruption::shared(|watch| {
+        let parts = made.par_chunks_mut((at_a_time * width).max(1)).enumerate();
+        parts.try_for_each(|(number, made)| {
+            watch.over(|| {
+                interruption::check()?;
+                let first = number * at_a_time;
+                stored.decode(first..rows.min(first + at_a_time), made);
+                Ok::<(), candle_core::Error>(())
+            })
+        })
+    })?;
+    Ok(made)
 }
 
 /// What a panic left in the mutex is as good as before: single values are set.

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{LoadError, ModelConfig, embedded};
+use super::{LoadError, ModelConfig, embedded, files, published};
 use crate::checkpoint::Snapshot;
 use crate::hub::{HubConfig, HubError, Progress, RepositoryId, fetch_snapshot};
 
@@ -19,6 +19,10 @@ const WANTED: &str = "a model is a folder with a model_index.json, as diffusers 
 /// [`LoadError`] says what it is instead of a model, or why it could not be fetched.
 pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, String), LoadError> {
     let id = &config.id;
+    let base_of = |id: &str| base(id, hub);
+    if config.files.are_named() {
+        return files::from_choices(config, base_of);
+    }
     if let Some(checkpoint) = embedded::find(id) {
         return Ok((Snapshot::Embedded(checkpoint), id.clone()));
     }
@@ -26,7 +30,8 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
     let unknown = |reason| LoadError::UnknownModel { id: id.clone(), reason };
     if path.is_dir() {
         if !path.join(MODEL_INDEX).is_file() {
-            return Err(unknown(kind_of_folder(path)));
+            let set = files::from_folder(path, config, base_of)?;
+            return set.ok_or_else(|| unknown(kind_of_folder(path)));
         }
         let name = path.canonicalize().ok();
         let name = name.as_deref().unwrap_or(path).file_name();
@@ -34,7 +39,10 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
         return Ok((Snapshot::Directory(path.to_owned()), name));
     }
     if path.is_file() {
-        return Err(unknown(kind_of_file(path)));
+        if !files::is_weights(path) {
+            return Err(unknown(kind_of_file(path)));
+        }
+        return files::from_file(path, config, base_of);
     }
     if let Some(reason) = no_such_path(id) {
         return Err(unknown(reason));
@@ -55,6 +63,24 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The files that go with weights of the checkpoint `id`: a folder, or the small files of a
+/// published one, which are in the program; else what the hub has.
+fn base(id: &str, hub: &HubConfig) -> Result<Snapshot, LoadError> {
+    let path = Path::new(id);
+    if path.is_dir() {
+        return Ok(Snapshot::Directory(path.to_owned()));
+    }
+    if let Some(texts) = published::find(id) {
+        return Ok(Snapshot::Texts(texts));
+    }
+    let Ok(repository) = id.parse::<RepositoryId>() else {
+        let known = published::ids().join("', '");
+        let reason = format!("'{id}' is neither a folder nor one of '{known}'");
+        return Err(LoadError::Setting { setting: "model.files.base", reason });
+    };
+    Ok(Snapshot::Directory(fetch_snapshot(&repository, None, hub, Progress::for_terminal())?))
 }
 
 /// Why `id` is nothing, if it can only be meant as a path or an address.

@@ -6,12 +6,14 @@ pub mod components;
 mod diffusion;
 mod embedded;
 mod estimate;
+mod files;
 mod loading;
 mod location;
 mod loras;
 mod memory_limit;
 mod plan;
 mod precision;
+mod published;
 pub mod qwen_image;
 mod registry;
 mod residency;
@@ -51,6 +53,10 @@ pub struct ModelConfig {
     pub id: String,
     /// The name that clients see; the id's last part if absent.
     pub name: Option<String>,
+    /// Files in the place of a checkpoint's folder.
+    pub files: FileChoices,
+    /// Which published checkpoint the weights are of, where the files do not tell.
+    pub variant: Option<String>,
     /// Commit, tag or branch of a repository on the hub; `main` if absent.
     pub revision: Option<String>,
     /// Where the model runs.
@@ -93,6 +99,8 @@ impl ModelConfig {
         Self {
             id: id.into(),
             name: None,
+            files: FileChoices::default(),
+            variant: None,
             revision: None,
             device: DeviceChoice::Auto,
             dtype: DtypeChoice::Auto,
@@ -108,6 +116,33 @@ impl ModelConfig {
             exact_timesteps: true,
             fp8_all_layers: true,
         }
+    }
+}
+
+/// Files of weights, and whose configuration they have: what is not named here comes from
+/// the base, if that has it, or from files beside those that are named.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FileChoices {
+    /// The diffusion transformer.
+    pub transformer: Option<PathBuf>,
+    /// The language model that reads prompts, with or without its vision tower.
+    pub text_encoder: Option<PathBuf>,
+    /// The vision tower, where it is a file of its own.
+    pub mmproj: Option<PathBuf>,
+    /// The autoencoder.
+    pub vae: Option<PathBuf>,
+    /// The published checkpoint, or the folder, that configurations, tokenizer and whatever
+    /// has no file here are taken from.
+    pub base: Option<String>,
+}
+
+impl FileChoices {
+    /// Whether any file is named.
+    #[must_use]
+    pub fn are_named(&self) -> bool {
+        [&self.transformer, &self.text_encoder, &self.mmproj, &self.vae]
+            .into_iter()
+            .any(Option::is_some)
     }
 }
 

@@ -13,7 +13,8 @@ pub(super) fn matrix_format(choice: DtypeChoice) -> MatrixFormat {
         DtypeChoice::Fp8 => MatrixFormat::Fp8,
         DtypeChoice::Fp8Weights => MatrixFormat::Fp8Weights,
         DtypeChoice::Q8_0 => MatrixFormat::Q8_0,
-        DtypeChoice::Auto | DtypeChoice::Float32 | DtypeChoice::Bfloat16 | DtypeChoice::Float16 => {
+        DtypeChoice::Auto => MatrixFormat::AsStored,
+        DtypeChoice::Float32 | DtypeChoice::Bfloat16 | DtypeChoice::Float16 => {
             MatrixFormat::AsComputed
         }
     }
@@ -24,6 +25,7 @@ pub(super) fn matrix_format(choice: DtypeChoice) -> MatrixFormat {
 pub(super) fn text_encoder_matrices(choice: DtypeChoice) -> MatrixFormat {
     match matrix_format(choice) {
         MatrixFormat::Q8_0 => MatrixFormat::Q8_0,
+        MatrixFormat::AsStored => MatrixFormat::AsStored,
         MatrixFormat::AsComputed | MatrixFormat::Fp8 | MatrixFormat::Fp8Weights => {
             MatrixFormat::AsComputed
         }
@@ -49,7 +51,7 @@ pub(super) fn open_device(config: &ModelConfig) -> Result<Device, LoadError> {
 pub(super) fn precision_name(dtype: DType, matrices: MatrixFormat) -> String {
     let name = dtype_name(dtype);
     match matrices {
-        MatrixFormat::AsComputed => name.to_owned(),
+        MatrixFormat::AsStored | MatrixFormat::AsComputed => name.to_owned(),
         MatrixFormat::Fp8 => format!("{name} with fp8 layers"),
         MatrixFormat::Fp8Weights => format!("{name} with fp8 weights"),
         MatrixFormat::Q8_0 => format!("{name} with q8_0 layers"),

@@ -133,8 +133,9 @@ fn check_settings(config: &ModelConfig, entry: &ModelEntry) -> Result<(), LoadEr
             reason: format!("models of {class_name} always stay in memory: use auto or resident"),
         });
     }
-    let rounds = matrix_format(config.dtype) != MatrixFormat::AsComputed;
-    if rounds && !entry.quantizes_matrices {
+    let own = [MatrixFormat::AsStored, MatrixFormat::AsComputed];
+    let quantizes = !own.contains(&matrix_format(config.dtype));
+    if quantizes && !entry.quantizes_matrices {
         return Err(LoadError::Setting {
             setting: "model.dtype",
             reason: format!("models of {class_name} have no 8-bit layers: use auto or float32"),

@@ -283,7 +283,9 @@ impl Weight {
             Ok(Self::Fp8 { rows, inputs: inputs_are, dtype })
         };
         match weights.matrices() {
-            MatrixFormat::AsComputed => Self::load_exact(weights, inputs, outputs),
+            MatrixFormat::AsStored | MatrixFormat::AsComputed => {
+                Self::load_exact(weights, inputs, outputs)
+            }
             MatrixFormat::Fp8 => fp8(Inputs::Quantized),
             MatrixFormat::Fp8Weights => fp8(Inputs::Exact),
             MatrixFormat::Q8_0 => {
@@ -326,6 +328,7 @@ fn multiplied_where_mapped(matrix: &MappedMatrix, x: &Tensor) -> Result<Tensor> 
         MappedElements::F32(elements) => widened::product_with_slice(x, elements, shape),
         MappedElements::BF16(elements) => widened::product_with_slice(x, elements, shape),
         MappedElements::F16(elements) => widened::product_with_slice(x, elements, shape),
+        MappedElements::Quantized(rows) => widened::product_with_rows(x, rows, shape),
     }
 }
 

@@ -8,6 +8,7 @@ use super::few_rows;
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
 use super::kernels::{Element, Elements, in_format};
 use super::rows::vectorised;
+use crate::checkpoint::QuantizedRows;
 use crate::interruption;
 
 /// Rows of the matrix at a time: of 3072 elements each they are 3 MiB, about what second
@@ -60,6 +61,24 @@ pub(super) fn product_with_slice<W: Element>(
         return in_format!(x.dtype(), "a product", N => few::<N, W>(x, numbers, outputs, inputs));
     }
     let widen_row = |row: usize, made: &mut [f32]| widen(&numbers[row * inputs..], made);
+    product(x, &Narrow { outputs, inputs, widen_row: &widen_row })
+}
+
+/// The same with a quantized matrix (outputs, inputs).
+///
+/// # Errors
+/// As [`product`].
+pub(super) fn product_with_rows(
+    x: &Tensor,
+    rows: QuantizedRows,
+    (outputs, inputs): (usize, usize),
+) -> Result<Tensor> {
+    let widen_row = |row: usize, made: &mut [f32]| {
+        vectorised(
+            #[inline(always)]
+            || rows.decode_row(row, made),
+        );
+    };
     product(x, &Narrow { outputs, inputs, widen_row: &widen_row })
 }
 

@@ -22,7 +22,7 @@ mod files;
 mod keys;
 mod layers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load;
@@ -308,7 +308,7 @@ fn drop_lone_alphas(modules: &mut BTreeMap<String, Module>, file: &str) {
 }
 
 /// PEFT's configuration in the file's header.
-fn header_config(metadata: &HashMap<String, String>) -> Result<Option<AdapterConfig>, String> {
+fn header_config(metadata: &BTreeMap<String, String>) -> Result<Option<AdapterConfig>, String> {
     let Some(text) = metadata.get(ADAPTER_METADATA) else {
         return Ok(None);
     };

@@ -1,12 +1,12 @@
 //! What is taken of the files without a copy of it, and what they say of themselves.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use candle_core::{Shape, Tensor};
+use candle_core::{Device, Shape, Tensor};
 use safetensors::tensor::TensorView;
 
-use super::{TensorFiles, Weights, stored_dtype};
+use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
 use crate::checkpoint::mapped::MappedMatrix;
 use crate::interruption;
 
@@ -46,7 +46,13 @@ impl Weights {
         if !self.device.is_cpu() || !self.loras.is_empty() {
             return None;
         }
-        let place = self.store.source.files()?.place_of(full_name, &[shape.0, shape.1])?;
+        let files = self.store.source.files()?;
+        let dims = [shape.0, shape.1];
+        if let Some(parts) = files.quantized_parts(full_name, &dims) {
+            let stays = self.matrices == MatrixFormat::AsStored;
+            return stays.then(|| MappedMatrix::quantized(Arc::clone(&self.store), parts, shape));
+        }
+        let place = files.place_of(full_name, &dims)?;
         if stored_dtype(self.dtype) != Some(place.dtype) {
             return None;
         }
@@ -74,18 +80,44 @@ impl Weights {
             return self.made_up(&full_name, (rows.len(), width).into(), bytes);
         };
         let found = files.find(&full_name, &[count, width]);
-        let (Some(Ok(view)), None, []) = (found, &self.checked, &*self.loras) else {
+        let (Some(Ok(stored)), None, []) = (found, &self.checked, &*self.loras) else {
             let indexes = Tensor::new(rows, &self.device)?;
             return self.get(name, shape)?.index_select(&indexes, 0);
         };
         interruption::check()?;
-        let row_bytes = view.data().len() / count.max(1);
-        let row = |row: &u32| &view.data()[*row as usize * row_bytes..][..row_bytes];
-        let data = rows.iter().map(row).collect::<Vec<_>>().concat();
-        let read = TensorView::new(view.dtype(), vec![rows.len(), width], &data);
-        let tensor = self.in_turn().read(&full_name, &read.map_err(candle_core::Error::wrap)?)?;
+        let tensor = self.in_turn().read_rows(&full_name, &stored, rows)?;
         (self.on_read.0)(bytes);
         Ok(tensor)
+    }
+
+    /// The rows `rows` of the matrix `stored`.
+    fn read_rows(
+        &self,
+        full_name: &str,
+        stored: &Stored,
+        rows: &[u32],
+    ) -> candle_core::Result<Tensor> {
+        let (count, width) = stored.rows_and_width();
+        let shape = vec![rows.len(), width];
+        if let Some(view) = stored.view() {
+            let row_bytes = view.data().len() / count.max(1);
+            let row = |row: &u32| &view.data()[*row as usize * row_bytes..][..row_bytes];
+            let data = rows.iter().map(row).collect::<Vec<_>>().concat();
+            let read = TensorView::new(view.dtype(), shape, &data);
+            return self.read_plain(full_name, &read.map_err(candle_core::Error::wrap)?);
+        }
+        let mut made = vec![0.0; rows.len() * width];
+        for (row, made) in rows.iter().zip(made.chunks_exact_mut(width.max(1))) {
+            let row = *row as usize;
+            stored.decode(row..row + 1, made);
+        }
+        self.handed_out(full_name, Tensor::from_vec(made, shape, &Device::Cpu)?)
+    }
+
+    /// How many tensors the files hold in which way: its name, and the number.
+    #[must_use]
+    pub fn storages(&self) -> BTreeMap<String, usize> {
+        self.store.source.files().map(TensorFiles::storages).unwrap_or_default()
     }
 
     /// How many places `0`, `1`, … the files have below `place`, without a gap: a stray

@@ -1,15 +1,6 @@
 //! Single elements in e4m3, and the powers of two that scale them.
 
-/// The number of a code. Without branches, so that rows of them become vectors.
-#[inline(always)]
-pub(super) fn from_e4m3(code: u8) -> f32 {
-    let magnitude = u32::from(code & 0x7f);
-    let small = magnitude as f32 / 512.0;
-    let normal = f32::from_bits((magnitude + (120 << 3)) << 20);
-    let finite = if magnitude < 8 { small } else { normal };
-    let number = if magnitude == 0x7f { f32::NAN } else { finite };
-    f32::from_bits(number.to_bits() | u32::from(code & 0x80) << 24)
-}
+pub(super) use crate::checkpoint::from_e4m3;
 
 /// The code of the number nearest to `x`, ties to even; ±448 for what is beyond, NaN
 /// for what is not finite.

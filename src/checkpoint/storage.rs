@@ -1,0 +1,273 @@
+//! How the elements of a tensor lie in its file, and the way from there to 32-bit floats.
+//!
+//! A file decides that tensor by tensor: a single one may hold 16-bit floats, GGML's
+//! blocks and 8-bit numbers with scales. Whatever is not plain is decoded row by row.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use super::ggml::GgmlType;
+use super::rotation;
+
+/// How elements lie in a file.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Storage {
+    /// As safetensors names it.
+    Plain(Dtype),
+    /// In blocks of GGML's.
+    Ggml(GgmlType),
+    /// In 8 bits each.
+    Eight(EightBits),
+}
+
+/// Elements of 8 bits, and what makes numbers of them.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct EightBits {
+    pub(super) format: EightBitFormat,
+    pub(super) scale: Scale,
+    /// Elements of the groups in which rows were rotated before they were quantized.
+    pub(super) rotated_by: Option<usize>,
+}
+
+/// Formats of 8 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EightBitFormat {
+    /// Floats with four bits of exponent.
+    E4m3,
+    /// Floats with five.
+    E5m2,
+    /// Integers.
+    Int8,
+}
+
+/// What elements are multiplied by.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Scale {
+    /// All of them by one number.
+    One(f32),
+    /// Each row by its own.
+    Rows(Arc<[f32]>),
+    /// Each block of (rows, columns) by its own, row of blocks by row of blocks.
+    Blocks {
+        /// Rows and columns of a block.
+        block: (usize, usize),
+        /// How many blocks a row has.
+        columns: usize,
+        scales: Arc<[f32]>,
+    },
+}
+
+/// Rows of a tensor in a file.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Part {
+    /// Which of the component's files.
+    pub(super) buffer: usize,
+    /// Bytes of it.
+    pub(super) range: Range<usize>,
+    pub(super) storage: Storage,
+    pub(super) rows: usize,
+    /// Elements of a row.
+    pub(super) width: usize,
+}
+
+impl Part {
+    /// A part of `shape`; a vector is one row.
+    pub(super) fn new(
+        buffer: usize,
+        range: Range<usize>,
+        storage: Storage,
+        shape: &[usize],
+    ) -> Option<Self> {
+        let (rows, inner) = match shape {
+            [] | [_] => (1, shape),
+            [rows, inner @ ..] => (*rows, inner),
+        };
+        let width = inner.iter().try_fold(1_usize, |width, side| width.checked_mul(*side))?;
+        let fits = storage.bytes_of(rows, width) == Some(range.len());
+        fits.then_some(Self { buffer, range, storage, rows, width })
+    }
+}
+
+impl Storage {
+    /// The name that people know it by.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Plain(dtype) => format!("{dtype:?}"),
+            Self::Ggml(kind) => kind.name().to_owned(),
+            Self::Eight(eight) => {
+                let name = match eight.format {
+                    EightBitFormat::E4m3 => "F8_E4M3",
+                    EightBitFormat::E5m2 => "F8_E5M2",
+                    EightBitFormat::Int8 => "I8",
+                };
+                let rotated = if eight.rotated_by.is_some() { ", rotated" } else { "" };
+                let scales = match &eight.scale {
+                    Scale::One(scale) if *scale == 1.0 => "",
+                    Scale::One(_) => ", scaled",
+                    Scale::Rows(_) => ", scaled by row",
+                    Scale::Blocks { .. } => ", scaled by block",
+                };
+                format!("{name}{scales}{rotated}")
+            }
+        }
+    }
+
+    /// Whether rows must be decoded before they can be computed with.
+    pub(super) fn is_quantized(&self) -> bool {
+        !matches!(self, Self::Plain(_))
+    }
+
+    /// Whether this program reads it.
+    pub(super) fn is_known(&self) -> bool {
+        !matches!(self, Self::Plain(dtype) if ![Dtype::F32, Dtype::BF16, Dtype::F16].contains(dtype))
+    }
+
+    /// Bytes of `rows` rows of `width` elements, if there can be such rows.
+    pub(super) fn bytes_of(&self, rows: usize, width: usize) -> Option<usize> {
+        let of_row = match self {
+            Self::Plain(dtype) => width.checked_mul(dtype.bitsize())?.div_ceil(8),
+            Self::Ggml(kind) => kind.row_bytes(width)?,
+            Self::Eight(_) => width,
+        };
+        of_row.checked_mul(rows)
+    }
+
+    /// Writes row `row` of `bytes`, whose rows have `made.len()` elements. Zeros where there
+    /// is no such row: sizes are checked where files are opened.
+    #[inline(always)]
+    pub(super) fn decode_row(&self, bytes: &[u8], row: usize, made: &mut [f32]) {
+        let of_row = self.bytes_of(1, made.len()).unwrap_or(0);
+        let Some(bytes) = bytes.get(row * of_row..(row + 1) * of_row) else {
+            made.fill(0.0);
+            return;
+        };
+        match self {
+            Self::Plain(dtype) => decode_plain(*dtype, bytes, made),
+            Self::Ggml(kind) => kind.decode(bytes, made),
+            Self::Eight(eight) => eight.decode_row(bytes, row, made),
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_plain(dtype: Dtype, bytes: &[u8], made: &mut [f32]) {
+    let (pairs, _) = bytes.as_chunks::<2>();
+    if dtype == Dtype::F32 {
+        let (words, _) = bytes.as_chunks::<4>();
+        made.iter_mut().zip(words).for_each(|(made, word)| *made = f32::from_le_bytes(*word));
+    } else if dtype == Dtype::BF16 {
+        let wide = |pair: &[u8; 2]| bf16::from_le_bytes(*pair).to_f32();
+        made.iter_mut().zip(pairs).for_each(|(made, pair)| *made = wide(pair));
+    } else {
+        let wide = |pair: &[u8; 2]| f16::from_le_bytes(*pair).to_f32();
+        made.iter_mut().zip(pairs).for_each(|(made, pair)| *made = wide(pair));
+    }
+}
+
+impl EightBits {
+    #[inline(always)]
+    fn decode_row(&self, bytes: &[u8], row: usize, made: &mut [f32]) {
+        let codes = made.iter_mut().zip(bytes);
+        match self.format {
+            EightBitFormat::E4m3 => codes.for_each(|(made, code)| *made = from_e4m3(*code)),
+            EightBitFormat::E5m2 => codes.for_each(|(made, code)| *made = from_e5m2(*code)),
+            EightBitFormat::Int8 => {
+                codes.for_each(|(made, code)| *made = f32::from(code.cast_signed()));
+            }
+        }
+        self.scale.apply(row, made);
+        if let Some(group) = self.rotated_by {
+            rotation::rotate(made, group);
+        }
+    }
+}
+
+impl Scale {
+    #[inline(always)]
+    fn apply(&self, row: usize, made: &mut [f32]) {
+        match self {
+            Self::One(scale) => made.iter_mut().for_each(|made| *made *= scale),
+            Self::Rows(scales) => {
+                let scale = scales.get(row).copied().unwrap_or(f32::NAN);
+                made.iter_mut().for_each(|made| *made *= scale);
+            }
+            Self::Blocks { block, columns, scales } => {
+                let first = row / block.0 * columns;
+                for (made, column) in made.chunks_mut(block.1).zip(first..) {
+                    let scale = scales.get(column).copied().unwrap_or(f32::NAN);
+                    made.iter_mut().for_each(|made| *made *= scale);
+                }
+            }
+        }
+    }
+}
+
+/// The number of a code of e4m3 (Micikevicius et al., "FP8 Formats for Deep Learning",
+/// arXiv:2209.05433). Without branches, so that rows of them become vectors.
+#[inline(always)]
+pub(crate) fn from_e4m3(code: u8) -> f32 {
+    let magnitude = u32::from(code & 0x7f);
+    let small = magnitude as f32 / 512.0;
+    let normal = f32::from_bits((magnitude + (120 << 3)) << 20);
+    let finite = if magnitude < 8 { small } else { normal };
+    let number = if magnitude == 0x7f { f32::NAN } else { finite };
+    f32::from_bits(number.to_bits() | u32::from(code & 0x80) << 24)
+}
+
+/// The number of a code of e5m2, which are the upper halves of 16-bit floats.
+#[inline(always)]
+fn from_e5m2(code: u8) -> f32 {
+    let magnitude = u32::from(code & 0x7f);
+    let small = magnitude as f32 / 65_536.0;
+    let normal = f32::from_bits((magnitude + (112 << 2)) << 21);
+    let finite = if magnitude < 4 { small } else { normal };
+    let beyond = if magnitude == 0x7c { f32::INFINITY } else { f32::NAN };
+    let number = if magnitude < 0x7c { finite } else { beyond };
+    f32::from_bits(number.to_bits() | u32::from(code & 0x80) << 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_of_8_bits_are_the_numbers_of_the_wider_formats_that_hold_them() {
+        for code in 0..=u8::MAX {
+            let wide = f16::from_le_bytes([0, code]).to_f32();
+            let made = from_e5m2(code);
+            assert!(made == wide || made.is_nan() && wide.is_nan(), "{code}: {made} {wide}");
+        }
+        // The largest, one, the smallest, and what is no number.
+        let known = [(0x7e, 448.0), (0x38, 1.0), (0x01, 1.0 / 512.0), (0xb8, -1.0)];
+        known.into_iter().for_each(|(code, number)| assert_eq!(from_e4m3(code), number));
+        assert!(from_e4m3(0x7f).is_nan() && from_e4m3(0xff).is_nan());
+    }
+
+    #[test]
+    fn each_row_is_scaled_by_its_own_number_and_each_block_by_its() {
+        let eight = |scale| {
+            Storage::Eight(EightBits { format: EightBitFormat::Int8, scale, rotated_by: None })
+        };
+        let bytes: Vec<u8> = (1..=8).collect();
+        let rows = |storage: &Storage| {
+            [0, 1].map(|row| {
+                let mut made = [0.0; 4];
+                storage.decode_row(&bytes, row, &mut made);
+                made
+            })
+        };
+
+        let made = rows(&eight(Scale::Rows([2.0, -1.0].into())));
+        assert_eq!(made, [[2.0, 4.0, 6.0, 8.0], [-5.0, -6.0, -7.0, -8.0]]);
+        let blocks =
+            Scale::Blocks { block: (1, 3), columns: 2, scales: [1.0, 2.0, 3.0, 4.0].into() };
+        assert_eq!(rows(&eight(blocks)), [[1.0, 2.0, 3.0, 8.0], [15.0, 18.0, 21.0, 32.0]]);
+        let storage = eight(Scale::One(0.5));
+        let mut beyond = [1.0; 4];
+        storage.decode_row(&bytes, 2, &mut beyond);
+        assert_eq!(beyond, [0.0; 4]);
+    }
+}

@@ -1,0 +1,326 @@
+//! A model that is put together from files: GGUF, ComfyUI's sets, all in one.
+//!
+//! What a file is follows from its content ([`contents`]), which checkpoint its transformer
+//! is of from a mark, its name or the settings ([`which`]). Configurations and tokenizer
+//! come from that checkpoint, whose small files are in the program ([`published`]).
+
+mod contents;
+mod folders;
+mod which;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{LoadError, ModelConfig, published};
+use crate::checkpoint::{
+    CheckpointError, ComponentFile, FileFormat, FileListing, FileSet, Snapshot,
+};
+use contents::{Found, Kind, TEXT_ENCODER, TRANSFORMER, VAE};
+use which::Which;
+
+/// The transformer's configuration, and what of it no other file has.
+const TRANSFORMER_CONFIG: &str = "transformer/config.json";
+
+/// A component in a file.
+#[derive(Debug, Clone)]
+struct Candidate {
+    path: PathBuf,
+    found: Found,
+}
+
+/// What a model is put together from.
+#[derive(Debug, Default)]
+struct Parts {
+    candidates: Vec<Candidate>,
+}
+
+/// The model that the settings' files make up, and its name. Files that are not named are
+/// looked for beside those that are.
+///
+/// # Errors
+/// [`LoadError`] says what is missing, or what a file is instead.
+pub(super) fn from_choices(
+    config: &ModelConfig,
+    base_of: impl FnOnce(&str) -> Result<Snapshot, LoadError>,
+) -> Result<(Snapshot, String), LoadError> {
+    let files = &config.files;
+    let named = [
+        (&files.transformer, "model.files.transformer", TRANSFORMER),
+        (&files.text_encoder, "model.files.text_encoder", TEXT_ENCODER),
+        (&files.mmproj, "model.files.mmproj", TEXT_ENCODER),
+        (&files.vae, "model.files.vae", VAE),
+    ];
+    let mut parts = Parts::default();
+    for (path, setting, component) in named {
+        let Some(path) = path else { continue };
+        let found: Vec<Candidate> =
+            candidates(path)?.into_iter().filter(|one| one.found.component == component).collect();
+        if found.is_empty() {
+            let reason = format!("{} has no {component} in it", path.display());
+            return Err(LoadError::Setting { setting, reason });
+        }
+        parts.candidates.extend(found);
+    }
+    let beside: Vec<PathBuf> =
+        named.iter().filter_map(|(path, ..)| path.as_deref()).flat_map(folders::beside).collect();
+    parts.add_missing(&beside);
+    parts.assembled(config, base_of)
+}
+
+/// The model of the file `path`, and its name.
+///
+/// # Errors
+/// As [`from_choices`].
+pub(super) fn from_file(
+    path: &Path,
+    config: &ModelConfig,
+    base_of: impl FnOnce(&str) -> Result<Snapshot, LoadError>,
+) -> Result<(Snapshot, String), LoadError> {
+    let mut parts = Parts { candidates: candidates(path)? };
+    if parts.transformer().is_none() {
+        let component = parts.candidates.first().map_or("", |one| one.found.component);
+        let reason = format!(
+            "it is the {component} of a model: give the file of the transformer, or name each \
+             under [model.files]"
+        );
+        return Err(LoadError::UnknownModel { id: path.display().to_string(), reason });
+    }
+    parts.add_missing(&folders::beside(path));
+    parts.assembled(config, base_of)
+}
+
+/// The model whose files lie in the folder `path` or where ComfyUI has them below it, and its
+/// name; nothing, if there is no transformer.
+///
+/// # Errors
+/// As [`from_choices`], or if there are several.
+pub(super) fn from_folder(
+    path: &Path,
+    config: &ModelConfig,
+    base_of: impl FnOnce(&str) -> Result<Snapshot, LoadError>,
+) -> Result<Option<(Snapshot, String)>, LoadError> {
+    let mut parts = Parts::default();
+    parts.add_readable(&folders::inside(path));
+    if parts.transformer().is_none() {
+        return Ok(None);
+    }
+    parts.assembled(config, base_of).map(Some)
+}
+
+/// The components in the file `path`.
+fn candidates(path: &Path) -> Result<Vec<Candidate>, LoadError> {
+    let listing = FileListing::open(path)?;
+    let malformed = |reason| CheckpointError::Malformed { file: path.display().to_string(), reason };
+    let found = contents::components(&listing).map_err(malformed)?;
+    Ok(found.into_iter().map(|found| Candidate { path: path.to_owned(), found }).collect())
+}
+
+impl Parts {
+    /// Adds what is in those of `paths` that can be read and hold components.
+    fn add_readable(&mut self, paths: &[PathBuf]) {
+        for path in paths {
+            match candidates(path) {
+                Ok(found) => self.candidates.extend(found),
+                Err(error) => {
+                    let error = error.to_string();
+                    tracing::debug!(file = %path.display(), error, "no part of a model");
+                }
+            }
+        }
+    }
+
+    /// Adds those components of `paths` that are not there yet.
+    fn add_missing(&mut self, paths: &[PathBuf]) {
+        let mut beside = Self::default();
+        beside.add_readable(paths);
+        let has = |kind: fn(&Kind) -> bool| self.candidates.iter().any(|one| kind(&one.found.kind));
+        let (has_vision, has_text, has_vae) = (has(is_vision), has(is_text), has(is_vae));
+        beside.candidates.retain(|one| match one.found.kind {
+            Kind::Transformer { .. } => false,
+            Kind::VisionTower => !has_vision,
+            Kind::TextEncoder { .. } => !has_text,
+            Kind::Vae => !has_vae,
+        });
+        self.candidates.extend(beside.candidates);
+    }
+
+    fn transformer(&self) -> Option<&Candidate> {
+        self.candidates.iter().find(|one| one.found.component == TRANSFORMER)
+    }
+
+    /// The one of the parts that is of a kind, if any.
+    fn only(&self, is_kind: fn(&Kind) -> bool, setting: &'static str) -> Result<Option<&Candidate>, LoadError> {
+        let found: Vec<&Candidate> =
+            self.candidates.iter().filter(|one| is_kind(&one.found.kind)).collect();
+        match found[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one)),
+            _ => {
+                let paths = found.iter().map(|one| one.path.display().to_string());
+                let paths = paths.collect::<Vec<_>>().join("', '");
+                let reason = format!("there are several to choose from: name one of '{paths}'");
+                Err(LoadError::Setting { setting, reason })
+            }
+        }
+    }
+
+    /// The checkpoint that the parts make up, and its name.
+    fn assembled(
+        &self,
+        config: &ModelConfig,
+        base_of: impl FnOnce(&str) -> Result<Snapshot, LoadError>,
+    ) -> Result<(Snapshot, String), LoadError> {
+        let transformer = self.only(is_transformer, "model.files.transformer")?;
+        let text_encoder = self.only(is_text, "model.files.text_encoder")?;
+        let vae = self.only(is_vae, "model.files.vae")?;
+        let needs_vision = text_encoder.is_some_and(|one| !has_vision(&one.found.kind));
+        let vision = match needs_vision {
+            true => self.only(is_vision, "model.files.mmproj")?,
+            false => None,
+        };
+        let which = which_of(config, transformer)?;
+        let base = base_of(&which.id)?;
+        let has = |component| base.has_weights(component);
+        check_complete(&[
+            (transformer.is_some() || has(TRANSFORMER), "model.files.transformer", TRANSFORMER),
+            (text_encoder.is_some() || has(TEXT_ENCODER), "model.files.text_encoder", TEXT_ENCODER),
+            (!needs_vision || vision.is_some(), "model.files.mmproj", "vision tower (mmproj)"),
+            (vae.is_some() || has(VAE), "model.files.vae", VAE),
+        ])?;
+        let chosen: Vec<&Candidate> =
+            [transformer, text_encoder, vision, vae].into_iter().flatten().collect();
+        let name = chosen.first().map_or(which.id.clone(), |one| stem(&one.path));
+        log_choice(&chosen, &which);
+        let files = chosen.into_iter().map(Candidate::as_file).collect();
+        let texts = texts(transformer, &base)?;
+        let set = FileSet { name: name.clone(), base, texts, files };
+        Ok((Snapshot::Set(Arc::new(set)), name))
+    }
+}
+
+impl Candidate {
+    fn as_file(&self) -> ComponentFile {
+        let Found { component, prefix, naming, .. } = &self.found;
+        ComponentFile {
+            component,
+            path: self.path.clone(),
+            naming: *naming,
+            prefix: prefix.clone(),
+        }
+    }
+}
+
+fn is_transformer(kind: &Kind) -> bool {
+    matches!(kind, Kind::Transformer { .. })
+}
+
+fn is_text(kind: &Kind) -> bool {
+    matches!(kind, Kind::TextEncoder { .. })
+}
+
+fn has_vision(kind: &Kind) -> bool {
+    matches!(kind, Kind::TextEncoder { has_vision: true })
+}
+
+fn is_vision(kind: &Kind) -> bool {
+    matches!(kind, Kind::VisionTower)
+}
+
+fn is_vae(kind: &Kind) -> bool {
+    matches!(kind, Kind::Vae)
+}
+
+/// Refuses a model that lacks a component.
+fn check_complete(components: &[(bool, &'static str, &str)]) -> Result<(), LoadError> {
+    let missing = components.iter().find(|(is_there, ..)| !is_there);
+    missing.map_or(Ok(()), |(_, setting, component)| {
+        Err(LoadError::Setting {
+            setting,
+            reason: format!(
+                "the model's {component} is missing: put its file into the same folder, name it \
+                 in this setting, or name in model.files.base a folder that has it"
+            ),
+        })
+    })
+}
+
+/// What the settings say of the base, else what the transformer's file tells.
+fn which_of(
+    config: &ModelConfig,
+    transformer: Option<&Candidate>,
+) -> Result<Named, LoadError> {
+    if let Some(id) = config.files.base.clone() {
+        return Ok(Named { id, because: "model.files.base says so".to_owned() });
+    }
+    if let Some(variant) = &config.variant {
+        let id = published::full_id(variant).ok_or_else(|| LoadError::Setting {
+            setting: "model.variant",
+            reason: format!(
+                "'{variant}' is no published checkpoint: expected one of '{}'",
+                published::ids().join("', '")
+            ),
+        })?;
+        return Ok(Named { id: id.to_owned(), because: "model.variant says so".to_owned() });
+    }
+    let told = transformer.and_then(|one| which::which(one.found.kind, &one.path));
+    if let Some(Which { id, because }) = told {
+        return Ok(Named { id: id.to_owned(), because });
+    }
+    Err(LoadError::Setting {
+        setting: "model.variant",
+        reason: format!(
+            "the files do not tell which model they are of, and made as another one pictures are \
+             worse without an error: set it to one of '{}'",
+            published::ids().join("', '")
+        ),
+    })
+}
+
+/// The id of the base, and how it was known.
+struct Named {
+    id: String,
+    because: String,
+}
+
+/// Texts in place of the base's: a transformer that is marked has `zero_cond_t`.
+fn texts(
+    transformer: Option<&Candidate>,
+    base: &Snapshot,
+) -> Result<BTreeMap<String, String>, LoadError> {
+    let is_marked = |one: &Candidate| matches!(one.found.kind, Kind::Transformer { is_marked: true, .. });
+    if !transformer.is_some_and(is_marked) {
+        return Ok(BTreeMap::new());
+    }
+    let malformed = |error: serde_json::Error| CheckpointError::Malformed {
+        file: TRANSFORMER_CONFIG.to_owned(),
+        reason: format!("is no JSON object: {error}"),
+    };
+    let text = base.text(TRANSFORMER_CONFIG)?;
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).map_err(malformed)?;
+    config.insert("zero_cond_t".to_owned(), true.into());
+    let text = serde_json::to_string(&config).map_err(malformed)?;
+    Ok(BTreeMap::from([(TRANSFORMER_CONFIG.to_owned(), text)]))
+}
+
+fn log_choice(chosen: &[&Candidate], which: &Named) {
+    for one in chosen {
+        let (component, file) = (one.found.component, one.path.display());
+        tracing::info!(component, %file, "weights");
+    }
+    tracing::info!(base = which.id, because = which.because, "which model the files are of");
+}
+
+/// A file's name without its ending.
+fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+}
+
+/// Whether `path` is a file of weights, by its content.
+pub(super) fn is_weights(path: &Path) -> bool {
+    matches!(
+        FileListing::open(path).map(|listing| listing.format()),
+        Ok(FileFormat::Safetensors | FileFormat::Gguf)
+    )
+}
