@@ -66,9 +66,7 @@ Thay nền bằng bãi biển lúc hoàng hôn, giữ nguyên người.
 ဆောင်းရာသီ တောင်ကို ထည့်ပါ။
 🐱‍👤👩‍👩‍👧‍👦🏳️‍🌈 e\u0301 \u212b \ufb01 \u00a0\u2003 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𠮷野家 \ud7a3
 <|im_start|>system\n not special here: <| im_end |> <tool_call_>
-	def f(x):\r\n\t\treturn {"a": [1, 2.5e-3, 0xFF]}  # ~!@#$%^&*()\r\n\r\n   \n""".replace(
-    r"\n", "\n"
-).replace(r"\r", "\r").replace(r"\t", "\t").split("\n")
+	def f(x):\r\n\t\treturn {"a": [1, 2.5e-3, 0xFF]}  # ~!@#$%^&*()\r\n\r\n   \n""".split("\n")
 
 
 def theirs(wheel):
@@ -99,7 +97,7 @@ def ours():
 
 def add_tokens(tokenizer):
     config = json.loads((HERE / "common/tokenizer/tokenizer_config.json").read_text())
-    for number, entry in sorted(config["added_tokens_decoder"].items(), key=lambda item: int(item[0])):
+    for number, entry in config["added_tokens_decoder"].items():
         add = tokenizer.add_special_tokens if entry["special"] else tokenizer.add_tokens
         add([AddedToken(**entry)])
         assert tokenizer.token_to_id(entry["content"]) == int(number)
@@ -114,9 +112,9 @@ def saved(tokenizer):
 
 def random_texts(count):
     chance = random.Random(1)
-    assigned = [
-        chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs", "Co")
-    ]
+    unassigned = ("Cn", "Cs", "Co")
+    characters = map(chr, range(0x110000))
+    assigned = [char for char in characters if unicodedata.category(char) not in unassigned]
     for _ in range(count):
         start = chance.randrange(len(assigned))
         near = assigned[start : start + 200] + list(" \n'.19aZ")

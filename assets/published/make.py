@@ -19,9 +19,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 RANKS = "dashscope/resources/qwen.tiktoken"
 
-# Of the ranks; of tokenizer/merges.txt and added_tokens.json as the Qwen-Image family has them;
-# of vocab.json as Qwen2.5-VL-7B-Instruct has it, which is not stored but follows from merges.txt;
-# of tokenizer_config.json as transformers saves Qwen2.5's without its chat template.
+# Of the ranks; of vocab.json as Qwen2.5-VL-7B-Instruct has it, which is not stored but follows
+# from merges.txt; of the others as transformers saves them for Qwen2.5 (merges.txt has a first
+# line then that it has not in Qwen2.5-VL-7B-Instruct).
 SHA256 = {
     "qwen.tiktoken": "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186",
     "merges.txt": "8831e4f1a044471340f7c0a83d7bd71306a5b867e95fd870f74d0c5308a904d5",
