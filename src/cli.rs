@@ -1,6 +1,6 @@
 //! The command line: what may be typed, and the help that explains it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -8,7 +8,9 @@ use crate::bench::{self, UnknownConfiguration};
 use crate::config::{Flags, KEYS};
 use crate::domain::{GuidanceScale, ImageSize, Steps};
 use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Part, Published};
-use crate::model::{DeviceChoice, DtypeChoice, MemoryChoice, ModelConfig};
+use crate::model::{
+    DeviceChoice, DtypeChoice, FileChoices, MemoryChoice, MemoryLimit, ModelConfig,
+};
 use crate::nn::fusion::Fusion;
 use crate::nn::{Family, Sizes};
 
@@ -41,6 +43,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Print what a model will take of the memory there is, without loading it
     Plan(PlanArgs),
+    /// Print what files of weights are, what they lack to run, and what they will take
+    Inspect(InspectArgs),
     /// Measure what a picture takes, with random weights: needs no checkpoint
     Bench(BenchArgs),
 }
@@ -116,9 +120,49 @@ pub struct PlanArgs {
     #[arg(long, value_name = "MEMORY", default_value = "auto")]
     pub memory: MemoryChoice,
 
+    /// How much of the device's memory it may take: auto, bytes, or a share such as 50%
+    #[arg(long, value_name = "LIMIT", default_value = "auto")]
+    pub memory_limit: MemoryLimit,
+
+    /// Which published checkpoint its files are of, if they do not tell
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub variant: Option<String>,
+
     /// Print it as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Clone, Args)]
+pub struct InspectArgs {
+    /// Files of weights (safetensors, GGUF), or folders with such
+    #[arg(required = true, value_name = "FILE")]
+    pub paths: Vec<PathBuf>,
+
+    /// Which published checkpoint they are of, if they do not tell
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub variant: Option<String>,
+
+    /// Folder or published checkpoint for all that is not in the files
+    #[arg(long, value_name = "BASE")]
+    pub base: Option<String>,
+
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl InspectArgs {
+    /// The model that `path` would be.
+    #[must_use]
+    pub fn config(&self, path: &Path) -> ModelConfig {
+        ModelConfig {
+            variant: self.variant.clone(),
+            files: FileChoices { base: self.base.clone(), ..FileChoices::default() },
+            ..ModelConfig::of(path.to_string_lossy())
+        }
+    }
 }
 
 impl PlanArgs {
@@ -130,6 +174,8 @@ impl PlanArgs {
             device: self.device,
             dtype: self.dtype,
             memory: self.memory,
+            memory_limit: self.memory_limit,
+            variant: self.variant.clone(),
             image_area: self.size.map(ImageSize::area),
             ..ModelConfig::of(self.model.clone())
         }
@@ -348,7 +394,8 @@ Examples:
   diffuser-api --model Qwen/Qwen-Image-Edit --device cuda --dtype bfloat16
   diffuser-api --config config/qwen-image-edit-cuda.toml --port 9000
   diffuser-api plan Qwen/Qwen-Image-Edit        what it will take of this machine
-  DIFFUSER_MODEL_ID=./my-model diffuser-api     a folder with a model_index.json
+  diffuser-api inspect model-Q4_K_M.gguf        what a file is, and what it lacks to run
+  DIFFUSER_MODEL_ID=./my-model diffuser-api     a folder with a model_index.json, or files
 
 Settings come from, each overriding those before it: built-in defaults, the
 configuration file, the environment, flags. config/default.toml explains each.
@@ -379,7 +426,7 @@ mod tests {
         let cli = Cli::try_parse_from([&["diffuser-api"], arguments].concat()).unwrap();
         match cli.into_command() {
             Command::Serve(args) => args.into(),
-            Command::Pull(_) | Command::Plan(_) | Command::Bench(_) => {
+            Command::Pull(_) | Command::Plan(_) | Command::Inspect(_) | Command::Bench(_) => {
                 panic!("{arguments:?} is not serve")
             }
         }

@@ -4,7 +4,8 @@
 //! The layers, from the outside in; each names only those below it:
 //!
 //! - [`cli`] is what may be typed;
-//! - [`mod@bench`] prints what a picture takes, [`mod@plan`] what a model will;
+//! - [`mod@bench`] prints what a picture takes, [`mod@plan`] what a model will, [`inspect`] what
+//!   files are;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
@@ -27,6 +28,7 @@ pub mod device;
 pub mod domain;
 pub mod hub;
 pub mod imaging;
+pub mod inspect;
 pub mod interruption;
 pub mod model;
 pub mod nn;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
-use diffuser_api::cli::{BenchArgs, Cli, Command, PlanArgs, PullArgs, ServeArgs};
+use diffuser_api::cli::{
+    BenchArgs, Cli, Command, InspectArgs, PlanArgs, PullArgs, ServeArgs,
+};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, ModelSettings, Sources, WarmupConfig, load_hub,
     load_threads,
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(args),
         Command::Pull(args) => pull(&args),
         Command::Plan(args) => plan(&args),
+        Command::Inspect(args) => inspect(&args),
         Command::Bench(args) => measure(&args),
     };
     match result {
@@ -191,6 +194,23 @@ fn plan(args: &PlanArgs) -> Result<()> {
         print_now(&format!("{}\n", serde_json::to_string_pretty(&plan)?));
     } else {
         print_now(&plan::table(&plan));
+    }
+    Ok(())
+}
+
+/// Prints what files are; fails if one of them makes no model.
+fn inspect(args: &InspectArgs) -> Result<()> {
+    let hub = HubConfig { offline: true, ..load_hub(&Environment::of_process())? };
+    telemetry::init("off")?;
+    let reports: Vec<_> = args
+        .paths
+        .iter()
+        .map(|path| diffuser_api::inspect::report(path, &args.config(path), &hub))
+        .collect();
+    if args.json {
+        print_now(&format!("{}\n", serde_json::to_string_pretty(&reports)?));
+    } else {
+        reports.iter().for_each(|report| print_now(&diffuser_api::inspect::text(report)));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 
 use super::tensor_files::with_bytes;
-use super::{CheckpointError, content};
+use super::{CheckpointError, content, scales};
 use super::ggml::GgmlType;
 use super::gguf::{GgufHeader, MetadataValue};
 use super::storage::Storage;
@@ -49,6 +49,22 @@ impl FileListing {
         let malformed =
             |reason| CheckpointError::Malformed { file: path.display().to_string(), reason };
         with_bytes(path, |bytes| Self::read(bytes).map_err(malformed))?
+    }
+
+    /// The same of the tensors whose names start with `prefix`, without it, with matrices and
+    /// their scales as one.
+    ///
+    /// # Errors
+    /// As [`FileListing::open`], or if it is quantized in a way that is not known.
+    pub fn open_scaled(path: &Path, prefix: &str) -> Result<Self, CheckpointError> {
+        let malformed =
+            |reason| CheckpointError::Malformed { file: path.display().to_string(), reason };
+        let read = |bytes: &[u8]| {
+            let mut listing = Self::read(bytes)?.below(prefix);
+            scales::attach(&mut listing, bytes, prefix)?;
+            Ok(listing)
+        };
+        with_bytes(path, |bytes| read(bytes).map_err(malformed))?
     }
 
     /// The kind of the file.

@@ -100,6 +100,12 @@ impl MappedMatrix {
         }
     }
 
+    /// Whether its rows must be decoded.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        matches!(self.elements, Elements::Quantized(_))
+    }
+
     /// Its elements.
     #[must_use]
     pub fn elements(&self) -> MappedElements<'_> {

@@ -57,10 +57,10 @@ impl Naming {
 
     /// What the tensor `stored` is.
     pub(super) fn named(self, stored: &str) -> Named {
-        let is_mark = |mark: &&str| {
-            stored.strip_suffix(**mark).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        let is_mark = |mark: &str| {
+            stored.strip_suffix(mark).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
         };
-        if MARKS.iter().any(|mark| is_mark(&mark)) {
+        if MARKS.iter().any(|mark| is_mark(mark)) {
             return Named::Mark;
         }
         match self {

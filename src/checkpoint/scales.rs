@@ -219,7 +219,7 @@ fn numbers(storage: &Storage, bytes: &[u8]) -> Option<Vec<f32>> {
         Storage::Plain(Dtype::F16) => {
             Some(pairs().map(|pair| f16::from_le_bytes(*pair).to_f32()).collect())
         }
-        _ => None,
+        Storage::Plain(_) | Storage::Ggml(_) | Storage::Eight(_) => None,
     }
 }
 

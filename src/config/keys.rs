@@ -61,9 +61,15 @@ keys! {
     STORE_BYTES: "pictures.max_bytes", "DIFFUSER_PICTURES_MAX_BYTES", "bytes of all pictures by url";
     PNG_COMPRESSION: "pictures.png_compression", "DIFFUSER_PNG_COMPRESSION", "fast, balanced or best";
 
-    MODEL_ID: "model.id", "DIFFUSER_MODEL_ID" flag "--model", "embedded model, folder or repository";
+    MODEL_ID: "model.id", "DIFFUSER_MODEL_ID" flag "--model", "embedded model, folder, file or repository";
     MODEL_NAME: "model.name", "DIFFUSER_MODEL_NAME", "the name that clients see";
     MODEL_ALIASES: "model.aliases", "DIFFUSER_MODEL_ALIASES", "other names that clients may use";
+    VARIANT: "model.variant", "DIFFUSER_MODEL_VARIANT", "published checkpoint that its files are of, if they do not tell";
+    FILE_TRANSFORMER: "model.files.transformer", "DIFFUSER_FILES_TRANSFORMER", "file of the transformer";
+    FILE_TEXT_ENCODER: "model.files.text_encoder", "DIFFUSER_FILES_TEXT_ENCODER", "file of the text encoder";
+    FILE_MMPROJ: "model.files.mmproj", "DIFFUSER_FILES_MMPROJ", "file of its vision tower";
+    FILE_VAE: "model.files.vae", "DIFFUSER_FILES_VAE", "file of the autoencoder";
+    FILE_BASE: "model.files.base", "DIFFUSER_FILES_BASE", "published checkpoint or folder for all else";
     MODEL_REVISION: "model.revision", "DIFFUSER_MODEL_REVISION", "commit, tag or branch on the hub";
     LORA: "model.lora", "DIFFUSER_LORA", "LoRA files that are merged into the model";
     LORA_DIR: "model.lora_dir", "DIFFUSER_LORA_DIR", "folder of the LoRAs that requests may name";

@@ -45,6 +45,7 @@ struct OwnSetting {
 /// The section of single models.
 const MODELS: &str = "models";
 /// What may be said of a single model besides what is in `[model]`.
+const FILES: &str = "files";
 const SECTIONS_OF_MODELS: [&str; 3] = ["defaults", "capabilities", "quality"];
 
 /// A value with the name of its source.
@@ -118,8 +119,8 @@ impl Layers {
                 continue;
             }
             let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
-            let is_section =
-                KEYS.iter().any(|key| key.path.split_once('.').is_some_and(|(s, _)| s == path));
+            let within = format!("{path}.");
+            let is_section = KEYS.iter().any(|key| key.path.starts_with(&within));
             if KEYS.iter().any(|key| key.path == path) {
                 self.add(&path, value, origin.to_owned());
             } else if is_section {
@@ -157,10 +158,12 @@ impl Layers {
     fn add_model(&mut self, name: &str, settings: Dict, origin: &str) {
         let mut own = Vec::new();
         for (key, value) in settings {
-            if SECTIONS_OF_MODELS.contains(&key.as_str())
+            // [models.NAME.files] stands for [model.files], the others for sections of their own.
+            let section = if key == FILES { format!("model.{key}") } else { key.clone() };
+            if (key == FILES || SECTIONS_OF_MODELS.contains(&key.as_str()))
                 && let Some(inner) = value.clone().into_dict()
             {
-                let named = |(name, value)| (format!("{key}.{name}"), value);
+                let named = |(name, value)| (format!("{section}.{name}"), value);
                 own.extend(inner.into_iter().map(named));
             } else {
                 own.push((format!("model.{key}"), value));

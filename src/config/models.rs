@@ -8,7 +8,7 @@ use super::layers::Layers;
 use super::{Fault, values};
 use crate::domain::{Prompt, RequestLoras, ScheduleShift};
 use crate::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, LoraConfig, MemoryChoice,
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, FileChoices, LoraConfig, MemoryChoice,
     MemoryLimit, ModelConfig,
 };
 use crate::requests::{QualityOverride, QualityOverrides};
@@ -147,6 +147,8 @@ impl Layers {
         ModelConfig {
             id: self.name(keys::MODEL_ID).unwrap_or_default(),
             name: self.name(keys::MODEL_NAME),
+            files: self.files(),
+            variant: self.name(keys::VARIANT),
             revision: self.name(keys::MODEL_REVISION),
             device,
             dtype: self
@@ -171,6 +173,17 @@ impl Layers {
             cache_bytes: self.integer(keys::CACHE_BYTES, 0, 1 << 40).unwrap_or_default(),
             exact_timesteps: self.boolean(keys::EXACT_TIMESTEPS).unwrap_or(true),
             fp8_all_layers: self.boolean(keys::FP8_ALL_LAYERS).unwrap_or(true),
+        }
+    }
+
+    fn files(&mut self) -> FileChoices {
+        let mut file = |key| self.name(key).map(PathBuf::from);
+        FileChoices {
+            transformer: file(keys::FILE_TRANSFORMER),
+            text_encoder: file(keys::FILE_TEXT_ENCODER),
+            mmproj: file(keys::FILE_MMPROJ),
+            vae: file(keys::FILE_VAE),
+            base: self.name(keys::FILE_BASE),
         }
     }
 

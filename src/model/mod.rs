@@ -29,6 +29,7 @@ pub use diffusion::{
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use estimate::Estimate;
+pub use files::{Inspection, inspect, weight_files};
 pub use loras::{check_lora_names, lora_names};
 pub use memory_limit::MemoryLimit;
 pub use plan::{ModelPlan, PlannedComponent};

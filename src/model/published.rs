@@ -88,6 +88,11 @@ pub(super) fn ids() -> Vec<&'static str> {
     CHECKPOINTS.iter().map(|checkpoint| checkpoint.id).collect()
 }
 
+/// The whole id of the checkpoint that `id` asks for.
+pub(super) fn full_id(id: &str) -> Option<&'static str> {
+    CHECKPOINTS.iter().find(|checkpoint| checkpoint.is(id)).map(|checkpoint| checkpoint.id)
+}
+
 /// The texts of the checkpoint `id` by their paths in it; the owner `Qwen/` may be left out.
 pub(super) fn find(id: &str) -> Option<BTreeMap<String, String>> {
     CHECKPOINTS.iter().find(|checkpoint| checkpoint.is(id)).map(Published::texts)

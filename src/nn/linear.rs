@@ -27,6 +27,8 @@ const CPU_PRODUCTS_AT_A_TIME: usize = 1 << 36;
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    /// What the settings' LoRAs add to each product, where they are not in the weight.
+    added: Arc<[LowRank]>,
     /// What may change it while it computes.
     adapter: Option<AdapterSlot>,
 }
@@ -81,7 +83,7 @@ impl Linear {
     pub fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let weight = Weight::load_exact(weights, inputs, outputs)?;
         let bias = Some(weights.get("bias", outputs)?);
-        Ok(Self { weight, bias, adapter: weights.adapter_slot(outputs, inputs) })
+        Self::of(weight, bias, weights, (outputs, inputs))
     }
 
     /// As [`Self::load`], for a layer that can do with fewer digits: its matrix is
@@ -92,7 +94,7 @@ impl Linear {
     pub fn load_quantizable(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let weight = Weight::load(weights, inputs, outputs)?;
         let bias = Some(weights.get("bias", outputs)?);
-        Ok(Self { weight, bias, adapter: weights.adapter_slot(outputs, inputs) })
+        Self::of(weight, bias, weights, (outputs, inputs))
     }
 
     /// The same without a bias.
@@ -105,7 +107,7 @@ impl Linear {
         outputs: usize,
     ) -> Result<Self> {
         let weight = Weight::load(weights, inputs, outputs)?;
-        Ok(Self { weight, bias: None, adapter: weights.adapter_slot(outputs, inputs) })
+        Self::of(weight, None, weights, (outputs, inputs))
     }
 
     /// Takes `weight` (outputs, inputs) alone.
@@ -114,13 +116,29 @@ impl Linear {
     /// As [`Weights::get`].
     pub fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
         let weight = Weight::load_exact(weights, inputs, outputs)?;
-        Ok(Self { weight, bias: None, adapter: weights.adapter_slot(outputs, inputs) })
+        Self::of(weight, None, weights, (outputs, inputs))
+    }
+
+    /// The layer of `weight`, which was taken from `weights`: (outputs, inputs).
+    fn of(
+        weight: Weight,
+        bias: Option<Tensor>,
+        weights: &Weights,
+        shape: (usize, usize),
+    ) -> Result<Self> {
+        let added = match &weight {
+            Weight::Mapped(matrix) if matrix.is_quantized() => weights.low_rank("weight", shape)?,
+            Weight::Exact(_) | Weight::Mapped(_) | Weight::Fp8 { .. } | Weight::Q8 { .. } => {
+                Arc::new([])
+            }
+        };
+        Ok(Self { weight, bias, added, adapter: weights.adapter_slot(shape.0, shape.1) })
     }
 
     /// A layer from a (outputs, inputs) matrix at hand.
     #[must_use]
     pub fn from_weight(weight: Tensor) -> Self {
-        Self { weight: Weight::exact(weight), bias: None, adapter: None }
+        Self { weight: Weight::exact(weight), bias: None, added: Arc::new([]), adapter: None }
     }
 
     /// The same with a `bias` (outputs).
@@ -170,6 +188,10 @@ impl Linear {
     /// A candle error if the shapes do not fit, or the input is of another format.
     pub fn product_of(&self, input: &LayerInput) -> Result<Tensor> {
         let product = self.unchanged_product(input)?;
+        let product = match self.added.is_empty() {
+            true => product,
+            false => low_rank::added(product, input.exact(), &self.added)?,
+        };
         match self.changes() {
             None => Ok(product),
             Some(changes) => low_rank::added(product, input.exact(), &changes),

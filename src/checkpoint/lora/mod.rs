@@ -165,6 +165,24 @@ impl Lora {
         })
     }
 
+    /// The same as two matrices in `dtype` on the CPU, for a product beside the tensor's own.
+    pub(super) fn low_rank(
+        &self,
+        name: &str,
+        (outputs, inputs): (usize, usize),
+        dtype: DType,
+    ) -> TensorResult<Option<Result<LowRank, String>>> {
+        let Some(dotted) = name.strip_suffix(".weight") else { return Ok(None) };
+        Ok(match self.halves(dotted, &[outputs, inputs])? {
+            None => None,
+            Some(Ok(Halves { down, up, strength })) => {
+                let (down, up) = (down.to_dtype(dtype)?, up.to_dtype(dtype)?);
+                Some(Ok(LowRank { down, up, factor: strength * self.scale }))
+            }
+            Some(Err(fault)) => Some(Err(format!("{}: {fault}", self.file))),
+        })
+    }
+
     /// What the file has for the module called `dotted`, whose weight has `shape`.
     fn halves(
         &self,

@@ -7,12 +7,14 @@ use candle_core::{Device, Shape, Tensor};
 use safetensors::tensor::TensorView;
 
 use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
+use crate::checkpoint::LowRank;
 use crate::checkpoint::mapped::MappedMatrix;
 use crate::interruption;
 
 impl Weights {
     /// The matrix `name` where its file is mapped, if it can be used there: on a CPU, as it
-    /// is stored, and unless a LoRA is merged into it. What cannot is to be taken with
+    /// is stored, and unless a LoRA is merged into it (into what is quantized none is, see
+    /// [`Weights::low_rank`]). What cannot is to be taken with
     /// [`Weights::get`], which tells what is wrong, too.
     ///
     /// # Errors
@@ -30,6 +32,7 @@ impl Weights {
         // Counted as if they were a copy: the system should have room to keep them.
         let bytes = matrix.byte_count();
         if self.checked.is_some() {
+            self.check_loras(&full_name, &dims)?;
             self.count_checked(full_name, bytes);
             return Ok(Some(matrix));
         }
@@ -42,8 +45,30 @@ impl Weights {
         Ok(Some(matrix))
     }
 
+    /// What the LoRAs of [`Weights::merging`] add to products with the matrix `name`, where
+    /// they are not merged into it: into one that is used as it is quantized.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn low_rank(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+    ) -> candle_core::Result<Arc<[LowRank]>> {
+        let full_name = self.full_name(name);
+        let mut made = Vec::new();
+        for lora in self.loras.iter() {
+            match lora.low_rank(&full_name, shape, self.dtype)? {
+                Some(Ok(low_rank)) => made.push(low_rank),
+                Some(Err(fault)) => self.note(fault)?,
+                None => {}
+            }
+        }
+        Ok(made.into())
+    }
+
     fn find_mapped(&self, full_name: &str, shape: (usize, usize)) -> Option<MappedMatrix> {
-        if !self.device.is_cpu() || !self.loras.is_empty() {
+        if !self.device.is_cpu() {
             return None;
         }
         let files = self.store.source.files()?;
@@ -53,7 +78,7 @@ impl Weights {
             return stays.then(|| MappedMatrix::quantized(Arc::clone(&self.store), parts, shape));
         }
         let place = files.place_of(full_name, &dims)?;
-        if stored_dtype(self.dtype) != Some(place.dtype) {
+        if stored_dtype(self.dtype) != Some(place.dtype) || !self.loras.is_empty() {
             return None;
         }
         MappedMatrix::new(Arc::clone(&self.store), place, shape)
@@ -132,6 +157,14 @@ impl Weights {
         });
         let found: HashSet<usize> = numbers.collect();
         (0..).take_while(|number| found.contains(number)).count()
+    }
+
+    /// Whether there are tensors below this place: always, where there are no files.
+    #[must_use]
+    pub fn has_any(&self) -> bool {
+        let place = format!("{}.", self.prefix);
+        let files = self.store.source.files();
+        files.is_none_or(|files| files.names().any(|name| name.starts_with(&place)))
     }
 
     /// The shape that the files have of the tensor `name`.

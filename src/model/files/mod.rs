@@ -6,6 +6,7 @@
 
 mod contents;
 mod folders;
+mod inspection;
 mod which;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ use super::{LoadError, ModelConfig, published};
 use crate::checkpoint::{
     CheckpointError, ComponentFile, FileFormat, FileListing, FileSet, Snapshot,
 };
+pub use inspection::{Inspection, inspect};
+
 use contents::{Found, Kind, TEXT_ENCODER, TRANSFORMER, VAE};
 use which::Which;
 
@@ -181,6 +184,7 @@ impl Parts {
         };
         let which = which_of(config, transformer)?;
         let base = base_of(&which.id)?;
+        let needs_vision = needs_vision && shows_pictures(&base)?;
         let has = |component| base.has_weights(component);
         check_complete(&[
             (transformer.is_some() || has(TRANSFORMER), "model.files.transformer", TRANSFORMER),
@@ -283,6 +287,12 @@ struct Named {
     because: String,
 }
 
+/// Whether the pipeline of `base` shows its text encoder pictures.
+fn shows_pictures(base: &Snapshot) -> Result<bool, LoadError> {
+    let class_name: String = base.config("model_index.json")?.required("_class_name");
+    Ok(class_name.contains("Edit"))
+}
+
 /// Texts in place of the base's: a transformer that is marked has `zero_cond_t`.
 fn texts(
     transformer: Option<&Candidate>,
@@ -323,4 +333,10 @@ pub(super) fn is_weights(path: &Path) -> bool {
         FileListing::open(path).map(|listing| listing.format()),
         Ok(FileFormat::Safetensors | FileFormat::Gguf)
     )
+}
+
+/// The files of weights at `path`: itself, or those of a folder and of ComfyUI's below it.
+#[must_use]
+pub fn weight_files(path: &Path) -> Vec<PathBuf> {
+    if path.is_dir() { folders::inside(path) } else { vec![path.to_owned()] }
 }

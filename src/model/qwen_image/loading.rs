@@ -114,7 +114,10 @@ struct Configs {
 impl Configs {
     fn load(snapshot: &Snapshot, variant: &Variant) -> Result<Self, CheckpointError> {
         let configs = Self {
-            text_encoder: TextEncoderConfig::load(snapshot)?,
+            text_encoder: TextEncoderConfig {
+                needs_vision: variant.shown != Shown::Nothing,
+                ..TextEncoderConfig::load(snapshot)?
+            },
             transformer: TransformerConfig::load(snapshot)?,
             vae: VaeConfig::load(snapshot)?,
         };

@@ -18,7 +18,8 @@ use crate::nn::{AttentionMask, Linear, RmsNorm, attention, gated_silu, merge_hea
 
 /// The encoder with its weights.
 pub struct TextEncoder {
-    visual: VisionTower,
+    /// Absent, if it need not see and its files have no vision tower.
+    visual: Option<VisionTower>,
     embed_tokens: Embedding,
     layers: Vec<Offloadable<Layer>>,
     norm: RmsNorm,
@@ -85,9 +86,13 @@ impl TextEncoder {
             let load = move |weights: &Weights| Layer::load(weights, &config);
             Offloadable::new(Residency::of_layer(index, residency.resident_layers), place, load)
         };
-        let visual = weights.at("visual");
+        let tower = weights.at("visual");
+        let has_tower = config.needs_vision || tower.has_any();
+        let visual = has_tower.then(|| {
+            VisionTower::load(&tower, &config.vision, residency.resident_vision_layers)
+        });
         Ok(Self {
-            visual: VisionTower::load(&visual, &config.vision, residency.resident_vision_layers)?,
+            visual: visual.transpose()?,
             embed_tokens: Embedding::load(
                 &model.at("embed_tokens"),
                 (text.vocab_size, text.hidden_size),
@@ -129,7 +134,8 @@ impl TextEncoder {
     /// # Errors
     /// A candle error if the shapes do not fit, or out of memory.
     pub fn encode_pictures(&self, patches: &Tensor, grids: &[Grid]) -> Result<Tensor> {
-        self.visual.forward(patches, grids)
+        let visual = self.visual.as_ref();
+        visual.ok_or_else(|| Error::msg("there is no vision tower"))?.forward(patches, grids)
     }
 
     /// Hidden states after the final norm.

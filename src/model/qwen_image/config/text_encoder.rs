@@ -12,6 +12,9 @@ pub struct TextEncoderConfig {
     pub vision: VisionConfig,
     /// The token that stands for a patch of a picture.
     pub image_token_id: u32,
+    /// Whether it must see: some files of the language model come without a vision tower,
+    /// and some pipelines show it nothing.
+    pub needs_vision: bool,
 }
 
 /// The language model of Qwen2.5-VL.
@@ -161,7 +164,7 @@ impl TextEncoderConfig {
         file.inert(INERT_ENCODER_KEYS);
         let image_token_id = image_token_id.unwrap_or(IMAGE_TOKEN_ID);
         file.finish()?;
-        Ok(Self { text: text_config, vision: vision_config, image_token_id })
+        Ok(Self { text: text_config, vision: vision_config, image_token_id, needs_vision: true })
     }
 }
 
