@@ -46,3 +46,4 @@ mod resaved;
 mod sizes;
 mod support;
 mod threads;
+mod weight_files;
