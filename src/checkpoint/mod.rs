@@ -9,6 +9,7 @@
 
 mod config_file;
 mod content;
+mod device_matrix;
 mod error;
 mod file_set;
 mod ggml;
@@ -29,6 +30,7 @@ mod weights;
 
 pub use config_file::{ConfigFile, LARGEST_WIDTH, MOST_LAYERS};
 pub use content::text;
+pub use device_matrix::DeviceMatrix;
 pub use error::CheckpointError;
 pub use file_set::{ComponentFile, FileSet};
 pub use listing::{FileFormat, FileListing};

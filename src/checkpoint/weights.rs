@@ -72,6 +72,8 @@ pub struct Weights {
     prefetching: bool,
     /// If tensors are only held against what is asked for, not read: which.
     checked: Option<Arc<Mutex<CheckedTensors>>>,
+    /// Whether what is checked is to be on a GPU.
+    is_for_gpu: bool,
     /// Is told the bytes of each tensor that is read.
     on_read: OnRead,
 }
@@ -208,6 +210,7 @@ impl Weights {
             device: device.clone(),
             prefetching: false,
             checked: None,
+            is_for_gpu: !device.is_cpu(),
             on_read: OnRead(Arc::new(|_bytes| {})),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use candle_core::quantized::QTensor;
 use candle_core::{D, DType, Device, Module, Result, Tensor};
 
 use super::activation::gelu_tanh;
@@ -16,7 +17,7 @@ use super::q8::{self, Q8Matrix, Q8Rows};
 use super::trace::{self, Kind};
 use super::widened;
 use crate::checkpoint::{
-    AdapterSlot, LowRank, MappedElements, MappedMatrix, MatrixFormat, Weights,
+    AdapterSlot, DeviceMatrix, LowRank, MappedElements, MappedMatrix, MatrixFormat, Weights,
 };
 use crate::interruption;
 
@@ -37,15 +38,25 @@ enum Weight {
     Exact(candle_nn::Linear),
     /// Where its file is mapped, on a CPU.
     Mapped(MappedMatrix),
+    /// In GGML's blocks, on a GPU: made wide for each product.
+    Blocks(QTensor),
     Fp8 {
         rows: Fp8Rows,
         inputs: Inputs,
         dtype: DType,
+        origin: Origin,
     },
     Q8 {
         matrix: Q8Matrix,
         dtype: DType,
     },
+}
+
+/// Whether a matrix was quantized before it was stored, or while it was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Stored,
+    Loaded,
 }
 
 /// What becomes of the inputs of a layer whose matrix is rounded.
@@ -128,6 +139,9 @@ impl Linear {
     ) -> Result<Self> {
         let added = match &weight {
             Weight::Mapped(matrix) if matrix.is_quantized() => weights.low_rank("weight", shape)?,
+            Weight::Blocks(_) | Weight::Fp8 { origin: Origin::Stored, .. } => {
+                weights.low_rank("weight", shape)?
+            }
             Weight::Exact(_) | Weight::Mapped(_) | Weight::Fp8 { .. } | Weight::Q8 { .. } => {
                 Arc::new([])
             }
@@ -176,9 +190,11 @@ impl Linear {
                 let _span = trace::span(Kind::Elementwise, "rounding to integers");
                 Ok(LayerInput::Q8(Q8Rows::quantize(x)?, x))
             }
-            Weight::Exact(_) | Weight::Mapped(_) | Weight::Fp8 { .. } | Weight::Q8 { .. } => {
-                Ok(LayerInput::Exact(x))
-            }
+            Weight::Exact(_)
+            | Weight::Mapped(_)
+            | Weight::Blocks(_)
+            | Weight::Fp8 { .. }
+            | Weight::Q8 { .. } => Ok(LayerInput::Exact(x)),
         }
     }
 
@@ -208,6 +224,9 @@ impl Linear {
         match (&self.weight, input) {
             (Weight::Exact(layer), LayerInput::Exact(x)) => multiplied(layer.weight(), x),
             (Weight::Mapped(matrix), LayerInput::Exact(x)) => multiplied_where_mapped(matrix, x),
+            (Weight::Blocks(blocks), LayerInput::Exact(x)) => {
+                multiplied(&blocks.dequantize(x.device())?.to_dtype(x.dtype())?, x)
+            }
             (Weight::Q8 { matrix, .. }, LayerInput::Exact(x)) => matrix.widened_product(x),
             (Weight::Q8 { matrix, dtype }, LayerInput::Q8(rows, x)) => {
                 q8::product(rows, x.shape(), matrix, *dtype)
@@ -265,6 +284,7 @@ impl Linear {
         let outputs = match &self.weight {
             Weight::Exact(layer) => layer.weight().dim(0).unwrap_or(0),
             Weight::Mapped(matrix) => matrix.shape().0,
+            Weight::Blocks(blocks) => blocks.shape().dims().first().copied().unwrap_or(0),
             Weight::Fp8 { rows, .. } => rows.rows,
             Weight::Q8 { matrix, .. } => matrix.outputs,
         };
@@ -285,10 +305,31 @@ impl Weight {
 
     /// `weight` (outputs, inputs) as it is: where its file is mapped, if that can be.
     fn load_exact(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self> {
-        match weights.get_mapped("weight", (outputs, inputs))? {
-            Some(matrix) => Ok(Self::Mapped(matrix)),
-            None => Ok(Self::exact(weights.get("weight", (outputs, inputs))?)),
+        let shape = (outputs, inputs);
+        if let Some(matrix) = weights.get_mapped("weight", shape)? {
+            return Ok(Self::Mapped(matrix));
         }
+        match weights.get_quantized("weight", shape)? {
+            Some(matrix) => Self::stored(matrix, shape, (weights.dtype(), weights.device())),
+            None => Ok(Self::exact(weights.get("weight", shape)?)),
+        }
+    }
+
+    /// `matrix` as it is quantized in its file.
+    fn stored(
+        matrix: DeviceMatrix,
+        (outputs, inputs): (usize, usize),
+        (dtype, device): (DType, &Device),
+    ) -> Result<Self> {
+        Ok(match matrix {
+            DeviceMatrix::Blocks(blocks) => Self::Blocks(blocks),
+            DeviceMatrix::Fp8 { codes, scales } => Self::Fp8 {
+                rows: Fp8Rows::stored(codes, &scales, (outputs, inputs), device)?,
+                inputs: Inputs::Exact,
+                dtype,
+                origin: Origin::Stored,
+            },
+        })
     }
 
     /// `weight` (outputs, inputs) in the format of [`Weights::matrices`], which is rounded,
@@ -302,7 +343,7 @@ impl Weight {
                 true => Fp8Rows::placeholder(outputs, inputs)?,
                 false => Fp8Rows::quantize(&weight)?,
             };
-            Ok(Self::Fp8 { rows, inputs: inputs_are, dtype })
+            Ok(Self::Fp8 { rows, inputs: inputs_are, dtype, origin: Origin::Loaded })
         };
         match weights.matrices() {
             MatrixFormat::AsStored | MatrixFormat::AsComputed => {

@@ -14,6 +14,7 @@ mod checkpoint;
 mod config_models;
 mod config_sources;
 mod disagreement;
+mod full_size_files;
 mod golden_components;
 mod golden_http;
 mod golden_stable_diffusion;

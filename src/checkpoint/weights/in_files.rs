@@ -7,6 +7,7 @@ use candle_core::{Device, Shape, Tensor};
 use safetensors::tensor::TensorView;
 
 use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
+use crate::checkpoint::device_matrix::{self, DeviceMatrix};
 use crate::checkpoint::LowRank;
 use crate::checkpoint::mapped::MappedMatrix;
 use crate::interruption;
@@ -67,6 +68,38 @@ impl Weights {
         Ok(made.into())
     }
 
+    /// The matrix `name` as it is quantized, on a GPU, if it can be kept so there.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn get_quantized(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+    ) -> candle_core::Result<Option<DeviceMatrix>> {
+        if self.device.is_cpu() || self.matrices != MatrixFormat::AsStored {
+            return Ok(None);
+        }
+        let full_name = self.full_name(name);
+        let dims = [shape.0, shape.1];
+        let files = self.store.source.files();
+        let parts = files.and_then(|files| files.quantized_parts(&full_name, &dims));
+        let Some(matrix) = parts.and_then(|parts| device_matrix::of(&self.store, parts, shape))
+        else {
+            return Ok(None);
+        };
+        interruption::check()?;
+        self.request(&full_name, &Shape::from(shape));
+        let bytes = matrix.byte_count();
+        (self.on_read.0)(bytes);
+        let mut account = self.account();
+        if account.taken.insert(full_name) {
+            account.bytes_taken += bytes;
+        }
+        drop(account);
+        matrix.on(&self.device).map(Some)
+    }
+
     fn find_mapped(&self, full_name: &str, shape: (usize, usize)) -> Option<MappedMatrix> {
         if !self.device.is_cpu() {
             return None;
@@ -74,7 +107,8 @@ impl Weights {
         let files = self.store.source.files()?;
         let dims = [shape.0, shape.1];
         if let Some(parts) = files.quantized_parts(full_name, &dims) {
-            let stays = self.matrices == MatrixFormat::AsStored;
+            let stays = self.matrices == MatrixFormat::AsStored
+                && (!self.is_for_gpu || device_matrix::can_be_of(parts));
             return stays.then(|| MappedMatrix::quantized(Arc::clone(&self.store), parts, shape));
         }
         let place = files.place_of(full_name, &dims)?;

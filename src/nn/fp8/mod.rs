@@ -70,6 +70,27 @@ impl Fp8Rows {
         Ok(Self { bytes, rows, width })
     }
 
+    /// A matrix (rows, width) of `codes` row by row, with `scales`, which need not be powers of
+    /// two: widened elements are then rounded once.
+    ///
+    /// # Errors
+    /// A candle error if the sizes do not fit, or out of memory.
+    pub fn stored(
+        codes: Vec<u8>,
+        scales: &[f32],
+        (rows, width): (usize, usize),
+        device: &Device,
+    ) -> Result<Self> {
+        if codes.len() != rows * width || scales.len() != rows {
+            candle_core::bail!("{} codes are no {rows} rows of {width}", codes.len());
+        }
+        let mut bytes = codes;
+        bytes.resize(scales_at(rows, width), 0);
+        bytes.extend(scales.iter().flat_map(|scale| scale.to_ne_bytes()));
+        let count = bytes.len();
+        Ok(Self { bytes: Tensor::from_vec(bytes, count, device)?, rows, width })
+    }
+
     /// A matrix that takes no memory, for what is only counted.
     ///
     /// # Errors
