@@ -19,11 +19,11 @@ class Mistake(Enum):
     WRONG_AXIS = "row scales along the columns of square matrices"
     ROTATION_KEPT = "rotation not undone"
     GROUP_DEFAULT = "every rotation in groups of a whole row"
-    HEADS_SWAPPED = "q and k of the vision tower swapped"
-    HEADS_VALUES_SWAPPED = "k and v of the vision tower swapped"
+    VISION_QUERIES_SWAPPED = "q and k of the vision tower swapped"
+    VISION_VALUES_SWAPPED = "k and v of the vision tower swapped"
     SLICES_SWAPPED = "slices of the patch embedding swapped"
     SLICE_TWICE = "first slice of the patch embedding used twice"
-    ADDED_SWAPPED = "k and v of the text encoder swapped"
+    TEXT_VALUES_SWAPPED = "k and v of the text encoder swapped"
 
 
 def gguf_tensors(path):
@@ -100,7 +100,7 @@ def decoded(tensors, mistake=None):
 
 def text_encoder(path, mistake=None):
     tensors = gguf_tensors(path)
-    if mistake is Mistake.ADDED_SWAPPED:
+    if mistake is Mistake.TEXT_VALUES_SWAPPED:
         tensors = {swapped(k, "attn_k.", "attn_v."): v for k, v in tensors.items()}
     back = [(theirs, ours) for ours, theirs in files_gguf.TEXT]
     # `output.` is the head only at the start of a name, and `output_norm.` is not it.
@@ -118,7 +118,7 @@ def swapped(name, one, other):
 
 def mmproj(path, mistake=None):
     tensors = gguf_tensors(path)
-    for kind, one, other in ((Mistake.HEADS_SWAPPED, "attn_q.", "attn_k."), (Mistake.HEADS_VALUES_SWAPPED, "attn_k.", "attn_v.")):
+    for kind, one, other in ((Mistake.VISION_QUERIES_SWAPPED, "attn_q.", "attn_k."), (Mistake.VISION_VALUES_SWAPPED, "attn_k.", "attn_v.")):
         if mistake is kind:
             tensors = {swapped(k, one, other): v for k, v in tensors.items()}
     slices = [tensors.pop("v.patch_embd.weight"), tensors.pop("v.patch_embd.weight.1")]
