@@ -10,6 +10,8 @@
 mod config_file;
 mod content;
 mod error;
+pub mod ggml;
+pub mod gguf;
 mod lora;
 mod mapped;
 mod snapshot;

@@ -1,0 +1,1 @@
+//! What headers say, and what is refused.
