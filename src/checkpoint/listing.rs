@@ -10,7 +10,7 @@ use safetensors::{Dtype, SafeTensors};
 use super::tensor_files::with_bytes;
 use super::{CheckpointError, content, scales};
 use super::ggml::GgmlType;
-use super::gguf::{GgufHeader, MetadataValue};
+use super::gguf::{GgufHeader, GgufTensor, GgufValue};
 use super::storage::Storage;
 
 /// The kinds of files that hold weights.
@@ -134,16 +134,25 @@ impl FileListing {
 
     fn of_gguf(bytes: &[u8]) -> Result<Self, String> {
         let header = GgufHeader::read(bytes).map_err(|error| error.to_string())?;
-        let listed = |tensor: super::gguf::GgufTensor| {
+        let listed = |tensor: GgufTensor| {
             let storage = match tensor.kind {
                 GgmlType::F32 => Storage::Plain(Dtype::F32),
                 GgmlType::F16 => Storage::Plain(Dtype::F16),
-                GgmlType::BF16 => Storage::Plain(Dtype::BF16),
+                GgmlType::Bf16 => Storage::Plain(Dtype::BF16),
                 blocks => Storage::Ggml(blocks),
             };
             (tensor.name, ListedTensor { shape: tensor.shape, storage, range: tensor.range })
         };
-        let text = |(key, value): (String, MetadataValue)| Some((key, value.as_text()?));
+        let text = |(key, value)| match value {
+            GgufValue::Text(text) => Some((key, text)),
+            GgufValue::Integer(number) => Some((key, number.to_string())),
+            GgufValue::Bool(is_so) => Some((key, is_so.to_string())),
+            GgufValue::Float(_)
+            | GgufValue::LongText { .. }
+            | GgufValue::Integers(_)
+            | GgufValue::Floats(_)
+            | GgufValue::Array { .. } => None,
+        };
         Ok(Self {
             format: FileFormat::Gguf,
             tensors: header.tensors.into_iter().map(listed).collect(),
