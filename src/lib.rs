@@ -4,7 +4,7 @@
 //! The layers, from the outside in; each names only those below it:
 //!
 //! - [`cli`] is what may be typed;
-//! - [`mod@bench`] prints what a picture takes, [`mod@plan`] what a model will;
+//! - [`mod@bench`] measures what a picture takes, [`mod@plan`] prints what a model will;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;

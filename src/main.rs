@@ -16,7 +16,7 @@ use diffuser_api::config::{
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
-use diffuser_api::model::{self, ModelFiles, qwen_image::benchmark};
+use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
 use diffuser_api::{api, bench, device, nn, plan, service, telemetry, threads};
@@ -252,7 +252,7 @@ fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
     let json = args.json.as_deref();
     if args.ceiling {
-        let ceiling = benchmark::ceiling(args.device, args.dtype)?;
+        let ceiling = bench::ceiling(args.device, args.dtype)?;
         print_now(&bench::ceiling_table(&ceiling));
         return write_json(json, &ceiling);
     }

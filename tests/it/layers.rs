@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("terminal", &[]),
     ("threads", &[]),
     ("config", &["api", "requests", "service", "model", "hub", "device", "domain"]),
-    ("bench", &["model", "nn", "checkpoint"]),
+    ("bench", &["model", "nn", "checkpoint", "device", "domain"]),
     ("plan", &["model"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];

@@ -1,7 +1,7 @@
 //! The prompts that are measured with.
 
-use super::{BenchmarkError, BenchmarkPlan};
 use crate::domain::{Prompt, ValidationError};
+use crate::model::benchmark::{BenchmarkError, BenchmarkPlan};
 use crate::model::qwen_image::pipeline::{Extent, Pipeline};
 
 /// As long as people's instructions are.
