@@ -399,8 +399,11 @@ pub enum OutputSize {
 }
 
 /// One request for pictures. Every field has passed its checks.
+///
+/// Models take requests whose size is planned, an [`OutputSize`]. A client's wish is a
+/// `Size` of another type until the service has planned it.
 #[derive(Debug, Clone)]
-pub struct ImageRequest {
+pub struct ImageRequest<Size = OutputSize> {
     /// What is to be done.
     pub task: Task,
     /// The words.
@@ -410,7 +413,7 @@ pub struct ImageRequest {
     /// How many pictures.
     pub count: ImageCount,
     /// How large they shall be.
-    pub size: OutputSize,
+    pub size: Size,
     /// How many denoising steps.
     pub steps: Steps,
     /// Strength of classifier-free guidance, whatever the model's users call it.
@@ -426,16 +429,23 @@ pub struct ImageRequest {
 }
 
 impl ImageRequest {
-    /// One picture of the model's own size in 50 steps without guidance, from seed 0, every
-    /// step computed.
+    /// One picture of the model's own size; otherwise as [`Self::of_size`].
     #[must_use]
     pub fn new(task: Task, prompt: Prompt) -> Self {
+        Self::of_size(task, prompt, OutputSize::Reference)
+    }
+}
+
+impl<Size> ImageRequest<Size> {
+    /// One picture in 50 steps without guidance, from seed 0, every step computed.
+    #[must_use]
+    pub fn of_size(task: Task, prompt: Prompt, size: Size) -> Self {
         Self {
             task,
             prompt,
             negative_prompt: None,
             count: ImageCount(1),
-            size: OutputSize::Reference,
+            size,
             steps: Steps(50),
             guidance: GuidanceScale(1.0),
             seed: Seed(0),
@@ -443,6 +453,39 @@ impl ImageRequest {
             schedule_shift: None,
             cache_threshold: None,
         }
+    }
+
+    /// The task and the size, and what makes the same request of others in their place.
+    pub fn into_parts<Planned>(
+        self,
+    ) -> (Task, Size, impl FnOnce(Task, Planned) -> ImageRequest<Planned>) {
+        let Self {
+            task,
+            prompt,
+            negative_prompt,
+            count,
+            size,
+            steps,
+            guidance,
+            seed,
+            loras,
+            schedule_shift,
+            cache_threshold,
+        } = self;
+        let with = move |task, size| ImageRequest {
+            task,
+            prompt,
+            negative_prompt,
+            count,
+            size,
+            steps,
+            guidance,
+            seed,
+            loras,
+            schedule_shift,
+            cache_threshold,
+        };
+        (task, size, with)
     }
 }
 
