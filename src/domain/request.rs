@@ -253,8 +253,16 @@ bounded_integer! {
 }
 
 bounded_decimal! {
-    /// Strength of classifier-free guidance: 0 to 20. Guidance acts above 1.
+    /// Strength of classifier-free guidance: 0 to 20.
     GuidanceScale, "true_cfg_scale", 0.0..=20.0
+}
+
+impl GuidanceScale {
+    /// Whether it guides at all, which takes a second pass a step: above 1 it does.
+    #[must_use]
+    pub fn acts(self) -> bool {
+        self.0 > 1.0
+    }
 }
 
 bounded_decimal! {
@@ -526,6 +534,8 @@ mod tests {
         assert_eq!(ImageCount::new(11).unwrap_err().field, "n");
         assert_eq!(GuidanceScale::new(f64::NAN).unwrap_err().field, "true_cfg_scale");
         assert_eq!(GuidanceScale::new(20.5).unwrap_err().kind, FaultKind::DecimalTooLarge);
+        let acts = |scale| GuidanceScale::new(scale).unwrap().acts();
+        assert!(!acts(0.5) && !acts(1.0) && acts(1.1));
         assert_eq!(Steps::new(150).unwrap().get(), 150);
         assert_eq!(ScheduleShift::new(0.0).unwrap_err().field, "schedule_shift");
         assert_eq!(ScheduleShift::new(3.0).unwrap().get(), 3.0);

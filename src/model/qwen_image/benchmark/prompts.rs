@@ -37,7 +37,7 @@ impl Prompts {
             Some(words) => [fitted(PROMPT, words, count)?, fitted(NEGATIVE_WORDS, words, count)?],
         };
         let mut words = vec![count(&positive)];
-        words.extend((plan.guidance.get() > 1.0).then(|| count(&negative)));
+        words.extend(plan.guidance.acts().then(|| count(&negative)));
         let (positive, negative) = (Prompt::new(positive)?, Prompt::negative(negative)?);
         Ok(Self { positive, negative, words })
     }
