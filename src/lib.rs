@@ -13,13 +13,14 @@
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
-//! - [`interruption`] breaks off work that nobody waits for;
+//! - [`interruption`] breaks off work that nobody waits for; [`causes`] are what errors tell the log;
 //! - [`telemetry`] sets up the logs, which [`terminal`] keeps above bars, [`threads`] the threads that compute on a CPU, and
 //!   [`allocator`] how long freed memory is kept.
 
 pub mod allocator;
 pub mod api;
 pub mod bench;
+pub mod causes;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
