@@ -20,7 +20,8 @@ use diffuser_api::device;
 use diffuser_api::domain::{
     CacheThreshold, GuidanceScale, ImageRequest, ImageSize, Prompt, RgbImage, Seed, Steps, Task,
 };
-use diffuser_api::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Part, batches};
+use diffuser_api::model::benchmark::{BenchmarkPlan, LayerCounts, Part};
+use diffuser_api::model::qwen_image::benchmark::batches;
 use diffuser_api::model::{DiffusionModel, ModelConfig, StepObserver, StepProgress};
 use diffuser_api::threads;
 
@@ -157,14 +158,14 @@ fn together(size: ImageSize, rest: &[&str]) {
     let own_layers = diffuser_api::model::find_embedded(model).is_some();
     let config = ModelConfig::of("benchmark");
     let plan = BenchmarkPlan {
-        configuration: diffuser_api::bench::configuration(model).unwrap(),
+        snapshot: diffuser_api::bench::configuration(model).unwrap(),
         layers: LayerCounts {
             transformer: (!own_layers).then_some(2),
             text: (!own_layers).then_some(1),
             vision: (!own_layers).then_some(1),
         },
         size,
-        references: 1,
+        references: Some(1),
         steps: Steps::new(2).unwrap(),
         guidance: GuidanceScale::new(4.0).unwrap(),
         words: Some(41),

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::bench::{self, UnknownConfiguration};
+use crate::bench;
 use crate::config::{Flags, KEYS};
 use crate::domain::{GuidanceScale, ImageSize, Steps};
-use crate::model::qwen_image::benchmark::{BenchmarkPlan, LayerCounts, Part, Published};
+use crate::model::benchmark::{BenchmarkError, BenchmarkPlan, LayerCounts, Part};
 use crate::model::{
     DeviceChoice, DtypeChoice, FileChoices, MemoryChoice, MemoryLimit, ModelConfig,
 };
@@ -331,18 +331,17 @@ impl BenchArgs {
     /// What these arguments ask to measure.
     ///
     /// # Errors
-    /// [`UnknownConfiguration`] if there is no such model.
-    pub fn plan(&self) -> Result<BenchmarkPlan, UnknownConfiguration> {
-        let edits = self.model != Published::TextToImage.name();
+    /// [`BenchmarkError::UnknownConfiguration`] if there is no such model.
+    pub fn plan(&self) -> Result<BenchmarkPlan, BenchmarkError> {
         Ok(BenchmarkPlan {
-            configuration: bench::configuration(&self.model)?,
+            snapshot: bench::configuration(&self.model)?,
             layers: LayerCounts {
                 transformer: self.layers.map(usize::from),
                 text: self.text_layers.map(usize::from),
                 vision: self.vision_layers.map(usize::from),
             },
             size: self.size,
-            references: self.references.unwrap_or(usize::from(edits)),
+            references: self.references,
             steps: self.steps,
             guidance: self.guidance,
             words: self.words,
@@ -500,7 +499,7 @@ mod tests {
         };
         let plan = args.plan().unwrap();
         assert_eq!((plan.size.width(), plan.size.height()), (512, 768));
-        assert_eq!((plan.steps.get(), plan.references, plan.repeats), (3, 1, 2));
+        assert_eq!((plan.steps.get(), plan.references, plan.repeats), (3, None, 2));
         assert_eq!((plan.parts, plan.words), (Part::ALL.to_vec(), None));
         let Ok(Command::Bench(args)) =
             parse(&["--stages", "vae-decoder,transformer", "--words", "41"])

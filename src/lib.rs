@@ -4,8 +4,8 @@
 //! The layers, from the outside in; each names only those below it:
 //!
 //! - [`cli`] is what may be typed;
-//! - [`mod@bench`] prints what a picture takes, [`mod@plan`] what a model will, [`inspect`] what
-//!   files are;
+//! - [`mod@bench`] measures what a picture takes, [`mod@plan`] prints what a model will,
+//!   [`inspect`] what files are;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
@@ -14,13 +14,14 @@
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
-//! - [`interruption`] breaks off work that nobody waits for;
+//! - [`interruption`] breaks off work that nobody waits for; [`causes`] are what errors tell the log;
 //! - [`telemetry`] sets up the logs, which [`terminal`] keeps above bars, [`threads`] the threads that compute on a CPU, and
 //!   [`allocator`] how long freed memory is kept.
 
 pub mod allocator;
 pub mod api;
 pub mod bench;
+pub mod causes;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

@@ -18,19 +18,16 @@ use diffuser_api::config::{
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
-use diffuser_api::model::{self, ModelFiles, qwen_image::benchmark};
+use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
-use diffuser_api::{api, bench, device, nn, plan, service, telemetry, threads};
+use diffuser_api::{api, bench, causes, device, nn, plan, service, telemetry, threads};
 use tokio::net::TcpSocket;
 use tracing::info;
 
 /// Threads that decode and encode end when they have had nothing to do for so long: what
 /// they keep of freed memory goes back to the system with them.
 const IDLE_THREADS_END_AFTER: Duration = Duration::from_secs(2);
-
-/// Letters of what the program says at its end.
-const LONGEST_MESSAGE: usize = 4000;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -272,7 +269,7 @@ fn measure(args: &BenchArgs) -> Result<()> {
     telemetry::init("warn")?;
     let json = args.json.as_deref();
     if args.ceiling {
-        let ceiling = benchmark::ceiling(args.device, args.dtype)?;
+        let ceiling = bench::ceiling(args.device, args.dtype)?;
         print_now(&bench::ceiling_table(&ceiling));
         return write_json(json, &ceiling);
     }
@@ -394,13 +391,5 @@ fn message_of(error: &anyhow::Error) -> String {
     if let Some(faults) = error.downcast_ref::<ConfigError>() {
         return faults.to_string();
     }
-    // Further lines are a backtrace, which candle's errors may carry.
-    let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    let causes = error.chain().map(|cause| first_line(cause.to_string()));
-    let message = causes.collect::<Vec<_>>().join(": ");
-    // What is quoted of a file may be of any length.
-    match message.char_indices().nth(LONGEST_MESSAGE) {
-        Some((end, _)) => format!("{}…", &message[..end]),
-        None => message,
-    }
+    causes::one_line(error.as_ref())
 }

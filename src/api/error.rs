@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
+use crate::causes;
 use crate::domain::{FaultKind, ValidationError};
 use crate::model::ModelError;
 use crate::requests::{RequestError, quote};
@@ -247,6 +248,11 @@ impl ApiError {
         }
     }
 
+    /// A fault of ours.
+    pub(super) fn internal(error: &dyn std::error::Error) -> Self {
+        Self::Internal(causes::one_line(error))
+    }
+
     /// The causes, outermost first, where the log should have them.
     fn cause(&self) -> Option<Cause> {
         match self {
@@ -257,7 +263,7 @@ impl ApiError {
                 error @ (RequestError::Service(_)
                 | RequestError::Interrupted(_)
                 | RequestError::LostPicture),
-            ) => Some(Cause(chain(error))),
+            ) => Some(Cause(causes::one_line(error))),
             Self::Internal(cause) => Some(Cause(cause.clone())),
             Self::Request(_)
             | Self::Malformed(_)
@@ -272,14 +278,6 @@ impl ApiError {
             | Self::WrongMethod { .. } => None,
         }
     }
-}
-
-/// An error with all that caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 /// `text`, an error in our style, with a capital letter and a full stop.
@@ -367,7 +365,7 @@ impl From<ValidationError> for ApiError {
 
 impl From<tokio::task::JoinError> for ApiError {
     fn from(error: tokio::task::JoinError) -> Self {
-        Self::Internal(chain(&error))
+        Self::internal(&error)
     }
 }
 

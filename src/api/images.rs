@@ -185,7 +185,7 @@ async fn deliver(
     origin: Origin,
     deadline: Deadline,
 ) -> Result<Response, ApiError> {
-    let Prepared { endpoint, model, request, framing, client, output, memory, .. } = prepared;
+    let Prepared { endpoint, model, request, client, output, memory, .. } = prepared;
     let seed = request.seed;
     let facts = ReplyFacts {
         model: model.images.card().id.clone(),
@@ -202,7 +202,7 @@ async fn deliver(
         Delivery::Events { partial_images } => partial_images,
         Delivery::Base64 | Delivery::Url | Delivery::File => 0,
     };
-    let submission = Submission { request, framing, previews, client };
+    let submission = Submission { request, previews, client };
     let handle = model.images.submit(submission, memory).await?;
     match output.delivery {
         Delivery::Events { .. } => Ok(stream::respond((handle, deadline), facts, endpoint, seed)),

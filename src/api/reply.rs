@@ -8,7 +8,7 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::error::{ApiError, chain};
+use super::error::ApiError;
 use super::origin::Origin;
 use super::request_log::WorkDone;
 use super::state::{AppState, unix_seconds};
@@ -41,11 +41,11 @@ impl ReplyFacts {
     /// # Errors
     /// [`ApiError::Internal`] if the format cannot hold the picture.
     pub(super) fn file_of(&self, picture: &Picture, seed: Seed) -> Result<Vec<u8>, ApiError> {
-        let internal = |error: &dyn std::error::Error| ApiError::Internal(chain(error));
         let file = codec::encode_with(picture, self.format, self.png_compression)
-            .map_err(|error| internal(&error))?;
+            .map_err(|error| ApiError::internal(&error))?;
         let recipe = self.recipe.text(&size_of(picture), seed);
-        provenance::attach(file, &recipe, &self.software).map_err(|error| internal(&error))
+        provenance::attach(file, &recipe, &self.software)
+            .map_err(|error| ApiError::internal(&error))
     }
 
     /// What the log says of the work.
@@ -109,15 +109,15 @@ pub(super) const HEADERS: [&str; 4] =
 
 /// The first picture as a file. Not for the async runtime.
 fn file_response(generation: &Generation, facts: &ReplyFacts) -> Result<Response, ApiError> {
-    let internal = |error: &dyn std::error::Error| ApiError::Internal(chain(error));
     let first = generation.images.first();
     let first = first.ok_or_else(|| ApiError::Internal("the model made no picture".to_owned()))?;
     let file = facts.file_of(&first.image, first.seed)?;
     let usage = serde_json::to_string(&wire::Usage::from(generation.usage));
-    let warnings = serde_json::to_string(&facts.warnings).map_err(|error| internal(&error))?;
+    let warnings =
+        serde_json::to_string(&facts.warnings).map_err(|error| ApiError::internal(&error))?;
     let values = [
         first.seed.get().to_string(),
-        usage.map_err(|error| internal(&error))?,
+        usage.map_err(|error| ApiError::internal(&error))?,
         in_ascii(&warnings),
     ];
     let mut response = Response::new(Body::from(file));
@@ -125,7 +125,7 @@ fn file_response(generation: &Generation, facts: &ReplyFacts) -> Result<Response
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(facts.format.media_type()));
     for (name, value) in FILE_HEADERS.into_iter().zip(values) {
         if name != "x-diffuser-warnings" || !facts.warnings.is_empty() {
-            headers.insert(name, value.parse().map_err(|error| internal(&error))?);
+            headers.insert(name, value.parse().map_err(|error| ApiError::internal(&error))?);
         }
     }
     Ok(response)
@@ -170,7 +170,7 @@ fn body(
         skipped_blocks: generation.skipped_blocks,
         warnings: facts.warnings,
     };
-    serde_json::to_vec(&response).map_err(|error| ApiError::Internal(chain(&error)))
+    serde_json::to_vec(&response).map_err(|error| ApiError::internal(&error))
 }
 
 fn image_data(

@@ -13,7 +13,7 @@ use futures::stream::{self, Stream};
 use serde::Serialize;
 
 use super::deadline::Deadline;
-use super::error::{ApiError, chain};
+use super::error::ApiError;
 use super::reply::{self, ReplyFacts, size_of};
 use super::request_log::{Afterwards, Outcome};
 use super::state::unix_seconds;
@@ -179,7 +179,7 @@ fn image_event(
 }
 
 fn sse(kind: &str, data: &impl Serialize) -> Result<Event, ApiError> {
-    let data = serde_json::to_string(data).map_err(|error| ApiError::Internal(chain(&error)))?;
+    let data = serde_json::to_string(data).map_err(|error| ApiError::internal(&error))?;
     Ok(Event::default().event(kind).data(data))
 }
 

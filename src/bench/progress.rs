@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::model::qwen_image::benchmark::Work;
+use super::Work;
 
 /// How often the line on a terminal is drawn.
 const DRAWN_EVERY: Duration = Duration::from_millis(200);

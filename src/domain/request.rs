@@ -253,8 +253,16 @@ bounded_integer! {
 }
 
 bounded_decimal! {
-    /// Strength of classifier-free guidance: 0 to 20. Guidance acts above 1.
+    /// Strength of classifier-free guidance: 0 to 20.
     GuidanceScale, "true_cfg_scale", 0.0..=20.0
+}
+
+impl GuidanceScale {
+    /// Whether it guides at all, which takes a second pass a step: above 1 it does.
+    #[must_use]
+    pub fn acts(self) -> bool {
+        self.0 > 1.0
+    }
 }
 
 bounded_decimal! {
@@ -399,8 +407,11 @@ pub enum OutputSize {
 }
 
 /// One request for pictures. Every field has passed its checks.
+///
+/// Models take requests whose size is planned, an [`OutputSize`]. A client's wish is a
+/// `Size` of another type until the service has planned it.
 #[derive(Debug, Clone)]
-pub struct ImageRequest {
+pub struct ImageRequest<Size = OutputSize> {
     /// What is to be done.
     pub task: Task,
     /// The words.
@@ -410,7 +421,7 @@ pub struct ImageRequest {
     /// How many pictures.
     pub count: ImageCount,
     /// How large they shall be.
-    pub size: OutputSize,
+    pub size: Size,
     /// How many denoising steps.
     pub steps: Steps,
     /// Strength of classifier-free guidance, whatever the model's users call it.
@@ -426,16 +437,23 @@ pub struct ImageRequest {
 }
 
 impl ImageRequest {
-    /// One picture of the model's own size in 50 steps without guidance, from seed 0, every
-    /// step computed.
+    /// One picture of the model's own size; otherwise as [`Self::of_size`].
     #[must_use]
     pub fn new(task: Task, prompt: Prompt) -> Self {
+        Self::of_size(task, prompt, OutputSize::Reference)
+    }
+}
+
+impl<Size> ImageRequest<Size> {
+    /// One picture in 50 steps without guidance, from seed 0, every step computed.
+    #[must_use]
+    pub fn of_size(task: Task, prompt: Prompt, size: Size) -> Self {
         Self {
             task,
             prompt,
             negative_prompt: None,
             count: ImageCount(1),
-            size: OutputSize::Reference,
+            size,
             steps: Steps(50),
             guidance: GuidanceScale(1.0),
             seed: Seed(0),
@@ -443,6 +461,39 @@ impl ImageRequest {
             schedule_shift: None,
             cache_threshold: None,
         }
+    }
+
+    /// The task and the size, and what makes the same request of others in their place.
+    pub fn into_parts<Planned>(
+        self,
+    ) -> (Task, Size, impl FnOnce(Task, Planned) -> ImageRequest<Planned>) {
+        let Self {
+            task,
+            prompt,
+            negative_prompt,
+            count,
+            size,
+            steps,
+            guidance,
+            seed,
+            loras,
+            schedule_shift,
+            cache_threshold,
+        } = self;
+        let with = move |task, size| ImageRequest {
+            task,
+            prompt,
+            negative_prompt,
+            count,
+            size,
+            steps,
+            guidance,
+            seed,
+            loras,
+            schedule_shift,
+            cache_threshold,
+        };
+        (task, size, with)
     }
 }
 
@@ -483,6 +534,8 @@ mod tests {
         assert_eq!(ImageCount::new(11).unwrap_err().field, "n");
         assert_eq!(GuidanceScale::new(f64::NAN).unwrap_err().field, "true_cfg_scale");
         assert_eq!(GuidanceScale::new(20.5).unwrap_err().kind, FaultKind::DecimalTooLarge);
+        let acts = |scale| GuidanceScale::new(scale).unwrap().acts();
+        assert!(!acts(0.5) && !acts(1.0) && acts(1.1));
         assert_eq!(Steps::new(150).unwrap().get(), 150);
         assert_eq!(ScheduleShift::new(0.0).unwrap_err().field, "schedule_shift");
         assert_eq!(ScheduleShift::new(3.0).unwrap().get(), 3.0);

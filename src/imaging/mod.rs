@@ -1,7 +1,8 @@
-//! Pictures as files ([`codec`]), at other sizes ([`resample`], [`reduce`]), in parts
-//! ([`region`]), and with a text inside ([`provenance`]).
+//! Pictures as files ([`codec`]), at other sizes ([`dimensions`], [`resample`], [`reduce`]), in
+//! parts ([`region`]), and with a text inside ([`provenance`]).
 
 pub mod codec;
+pub mod dimensions;
 pub mod provenance;
 pub mod reduce;
 pub mod region;

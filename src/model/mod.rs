@@ -1,5 +1,6 @@
 //! The models, and the registry that finds one by name.
 
+pub mod benchmark;
 mod cache;
 mod check;
 pub mod components;

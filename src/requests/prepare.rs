@@ -22,8 +22,7 @@ pub(crate) struct Prepared {
     pub(crate) endpoint: Endpoint,
     /// The model that it is for.
     pub(crate) model: Arc<ServedModel>,
-    pub(crate) request: ImageRequest,
-    pub(crate) framing: Framing,
+    pub(crate) request: ImageRequest<Framing>,
     pub(crate) client: Client,
     pub(crate) output: Output,
     pub(crate) quality: Quality,
@@ -74,7 +73,6 @@ pub(crate) async fn prepare(
     }
     Ok(Prepared {
         endpoint,
-        framing: parameters.framing(),
         output: parameters.output,
         quality: parameters.quality,
         recipe: parameters.recipe(endpoint, &task, (model, context.settings)),

@@ -11,12 +11,11 @@ use super::pool::{Budget, PooledModel};
 use super::progress::{JobStage, Outlook, RunningJobs, Tracked};
 use super::queue::{Action, Command, Next, Queue, Running};
 use super::worker::{self, Begun, Job, panic_message};
+use crate::causes;
 use crate::model::{DeviceChoice, DiffusionModel, Estimate, LoadError, Loaded, free_memory_bytes};
 
 /// How long a model is given to load by the order of jobs, before that was measured.
 const UNKNOWN_LOADING_S: f64 = 10.0;
-/// Letters of what the log says of a model that cannot be loaded.
-const LONGEST_CAUSE: usize = 4000;
 /// How long a model that could not be loaded is not tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
@@ -210,7 +209,7 @@ impl Host {
         self.make_room_for(place);
         let started = Instant::now();
         self.load(place).map_err(|PreloadError { model, error }| {
-            tracing::error!(model, cause = error.cause(), "cannot load the model");
+            tracing::error!(model, cause = causes::one_line(&error), "cannot load the model");
             ServiceError::NotLoaded { model, reason: error.reason() }
         })?;
         Ok(Some(started.elapsed()))
@@ -346,15 +345,6 @@ impl LoadFailure {
             Self::Error(error) => error.kind().to_owned(),
             Self::Panicked(_) => "loading it failed".to_owned(),
         }
-    }
-
-    /// All that is known, in one line that is not too long.
-    fn cause(&self) -> String {
-        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |e| e.source());
-        // Further lines are a backtrace, which some errors carry.
-        let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
-        let causes: Vec<_> = causes.map(|cause| first_line(cause.to_string())).collect();
-        causes.join(": ").chars().take(LONGEST_CAUSE).collect()
     }
 }
 

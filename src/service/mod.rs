@@ -103,10 +103,8 @@ pub struct ServiceStatus {
 /// What a model is asked for.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// The request; what its `size` says does not count.
-    pub request: ImageRequest,
-    /// The sizes of its pictures, and of those that come back.
-    pub framing: Framing,
+    /// The request, with how its pictures shall come back.
+    pub request: ImageRequest<Framing>,
     /// How many looks at the unfinished picture, at most.
     pub previews: usize,
     /// Who asks.
@@ -177,7 +175,7 @@ impl ImageService {
         Ok(())
     }
 
-    /// Queues what is asked for, with its pictures and its size as its framing says.
+    /// Queues what is asked for, with its pictures and its size as they are planned for the model.
     /// `memory` is the request's share: it becomes what waits, and what the reply needs.
     /// Dropping the [`JobHandle`] calls the work off at its next step.
     ///
@@ -188,21 +186,21 @@ impl ImageService {
         submission: Submission,
         mut memory: MemoryShare,
     ) -> Result<JobHandle, ServiceError> {
-        let Submission { request, framing, previews, client } = submission;
+        let Submission { request, previews, client } = submission;
         let (shared, model) = (Arc::clone(&self.shared), self.model);
         let held = held::held_by(&request.task);
-        let needed = held::needed_to_plan(&request.task, framing, self.card());
+        let needed = held::needed_to_plan(&request.task, request.size, self.card());
         memory.grow_to(held + needed).await?;
         // The share goes along: the work goes on if the client leaves.
         let planning = off_the_runtime(move || {
             let card = &shared.cards[model];
-            let ground = Ground::for_task(&request.task, card, framing);
-            let task = ground.lay_under_large(request.task);
+            let (task, framing, with) = request.into_parts();
+            let ground = Ground::for_task(&task, card, framing);
+            let task = ground.lay_under_large(task);
             let (mut size_plan, task) = SizePlan::plan(task, card, framing)?;
             size_plan.notes.extend(ground.note());
-            let size = size_plan.model_size;
             let task = held::reduced_task(ground.lay_under(task), card);
-            let request = ImageRequest { task, size, ..request };
+            let request = with(task, size_plan.model_size);
             Ok::<_, ValidationError>((Arc::new(size_plan), request, memory))
         });
         let (size_plan, request, mut memory) = planning.await??;

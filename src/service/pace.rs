@@ -40,7 +40,7 @@ impl Work {
             Task::ImageToImage { strength, .. } | Task::Inpaint { strength, .. } => strength.get(),
             Task::Generate | Task::Edit { .. } | Task::Decompose { .. } => 1.0,
         };
-        let is_guided = request.guidance.get() > 1.0 && request.negative_prompt.is_some();
+        let is_guided = request.guidance.acts() && request.negative_prompt.is_some();
         let branches = if is_guided { 2.0 } else { 1.0 };
         let pictures = request.count.get() as f64;
         Self {

@@ -424,9 +424,10 @@ async fn while_a_model_loads_another_device_works_and_health_answers() {
 /// An edit, past the HTTP side.
 fn submission() -> Submission {
     let images = vec![RgbImage::filled(64, 48, [90; 3]).into()];
-    let request = ImageRequest::new(Task::Edit { images }, Prompt::new("left").unwrap());
     let framing = Framing { size: SizeChoice::Auto, preserve_unmasked: true };
-    Submission { request, framing, previews: 0, client: Client::NOBODY }
+    let prompt = Prompt::new("left").unwrap();
+    let request = ImageRequest::of_size(Task::Edit { images }, prompt, framing);
+    Submission { request, previews: 0, client: Client::NOBODY }
 }
 
 #[tokio::test]

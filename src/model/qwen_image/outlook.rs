@@ -66,7 +66,7 @@ pub(super) fn operations(
 pub(super) fn estimate(pipeline: &Pipeline) -> Option<Estimate> {
     let defaults = &pipeline.card.defaults;
     let extent = pipeline.extent(&own_request(pipeline)?).ok()?;
-    let is_guided = defaults.guidance.get() > 1.0 && defaults.negative_prompt.is_some();
+    let is_guided = defaults.guidance.acts() && defaults.negative_prompt.is_some();
     let words = if is_guided { vec![USUAL_WORDS, 1] } else { vec![USUAL_WORDS] };
     let steps = defaults.num_inference_steps.get();
     let count: f64 = operations(pipeline, &extent, &words, steps).iter().sum();

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::config::{ProcessorConfig, VaeConfig, VisionConfig};
 use super::positions::Grid;
 use crate::domain::{GreyImage, ImageError, Picture, RgbImage};
+use crate::imaging::dimensions::{REFERENCE_MULTIPLE, dimensions_of_area};
 use crate::imaging::resample::{Resampler, resize};
 use crate::model::components::latents::pack_latents;
 
@@ -33,15 +34,10 @@ impl PixelSize {
 
 /// The size of about `area` pixels with the shape of `width` by `height`, both
 /// sides multiples of 32 (0 for a side that would be nearer to 0).
-///
-/// Source: diffusers 0.42.1, `calculate_dimensions` of the edit pipelines.
 #[must_use]
 pub fn size_of_area(area: usize, width: usize, height: usize) -> PixelSize {
-    let ratio = width as f64 / height as f64;
-    let exact_width = (area as f64 * ratio).sqrt();
-    let exact_height = exact_width / ratio;
-    let round = |side: f64| (side / 32.0).round_ties_even() as usize * 32;
-    PixelSize { width: round(exact_width), height: round(exact_height) }
+    let (width, height) = dimensions_of_area(area, (width, height), REFERENCE_MULTIPLE);
+    PixelSize { width, height }
 }
 
 /// The size in which the encoder sees a picture: sides are multiples of

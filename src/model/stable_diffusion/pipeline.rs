@@ -309,10 +309,9 @@ impl Pipeline {
         request: &ImageRequest,
         size: ImageSize,
     ) -> Result<Guidance, ModelError> {
-        let scale = request.guidance.get();
         let positive = self.encode_prompt(request.prompt.as_str())?;
         let negative = || self.encode_negative(request.negative_prompt.as_ref(), &positive);
-        let negative = (scale > 1.0).then(negative).transpose()?;
+        let negative = request.guidance.acts().then(negative).transpose()?;
         let cut = |field, prompt: &EncodedPrompt| prompt.cut.map(|cut| cut.sentence(field));
         let mut warnings = Vec::from_iter(cut("prompt", &positive));
         warnings.extend(negative.as_ref().and_then(|prompt| cut("negative_prompt", prompt)));
@@ -321,7 +320,7 @@ impl Pipeline {
             tokens: positive.tokens,
             positive: condition(&positive)?,
             negative: negative.as_ref().map(condition).transpose()?,
-            scale,
+            scale: request.guidance.get(),
             warnings,
         })
     }

@@ -25,8 +25,8 @@ pub(crate) use output::{Accepted, Delivery, Output};
 use tuning::Tuning;
 
 use crate::domain::{
-    FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, OutputSize, Prompt,
-    Seed, Steps, Strength, Task, ValidationError,
+    FaultKind, GuidanceScale, ImageCount, ImageRequest, ImageSize, LayerCount, Prompt, Seed, Steps,
+    Strength, Task, ValidationError,
 };
 use crate::model::{EditKind, GuidanceParameter, ModelCard};
 use crate::service::{Framing, SizeChoice};
@@ -213,21 +213,19 @@ impl Parameters {
     }
 
     /// How the pictures are to come back.
-    pub(super) fn framing(&self) -> Framing {
+    fn framing(&self) -> Framing {
         Framing { size: self.size, preserve_unmasked: self.masking.preserve_unmasked() }
     }
 
-    /// The request to do `task` with these parameters. Its size is the service's
-    /// business: see [`Self::framing`].
-    pub(super) fn request(&self, task: Task) -> ImageRequest {
+    /// The request to do `task` with these parameters.
+    pub(super) fn request(&self, task: Task) -> ImageRequest<Framing> {
         self.tuning.of(ImageRequest {
             negative_prompt: self.negative_prompt.clone(),
             count: self.count,
-            size: OutputSize::Reference,
             steps: self.steps,
             guidance: self.guidance,
             seed: self.seed,
-            ..ImageRequest::new(task, self.prompt.clone())
+            ..ImageRequest::of_size(task, self.prompt.clone(), self.framing())
         })
     }
 }

@@ -63,7 +63,7 @@ impl Tuning {
     }
 
     /// `request` with it.
-    pub(super) fn of(&self, request: ImageRequest) -> ImageRequest {
+    pub(super) fn of<Size>(&self, request: ImageRequest<Size>) -> ImageRequest<Size> {
         ImageRequest {
             loras: self.loras.clone(),
             cache_threshold: self.cache_threshold,

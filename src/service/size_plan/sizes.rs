@@ -1,12 +1,11 @@
 //! Sizes that follow from other sizes, the grid of the model and its areas.
 
 use crate::domain::{ImageSize, ValidationError};
+use crate::imaging::dimensions::{REFERENCE_MULTIPLE, dimensions_of_area};
 use crate::model::ModelCard;
 
-/// Sides of pictures scaled to an area are multiples of this, as in the reference …
-const AREA_GRID: usize = 32;
-/// … for models of at least this area. On the short sides of smaller ones it would
-/// turn circles into ellipses, so theirs are on their own grid.
+/// Models of less than this area have their own grid where the reference has a coarser one:
+/// on short sides that would turn circles into ellipses.
 const LEAST_AREA_ON_GRID: usize = 512 * 512;
 
 /// The smallest size on the model's grid that `size` fits into.
@@ -20,20 +19,12 @@ pub(super) fn next_on_grid(
 
 /// The size of about `area` pixels in the shape of `shape`, as the reference
 /// rounds it; `None` if a side would vanish or the model does not make it.
-///
-/// Source: diffusers 0.42.1, `calculate_dimensions` of the Qwen-Image edit pipelines.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "sides are positive and far below 2^32"
-)]
 pub(super) fn size_of_area(area: usize, shape: ImageSize, model: &ModelCard) -> Option<ImageSize> {
     let own = model.size_multiple.max(1);
-    let grid = if area < LEAST_AREA_ON_GRID { own } else { AREA_GRID.next_multiple_of(own) };
-    let ratio = shape.width() as f64 / shape.height() as f64;
-    let width = (area as f64 * ratio).sqrt();
-    let round = |side: f64| (side / grid as f64).round_ties_even() as usize * grid;
-    let size = ImageSize::new(round(width), round(width / ratio)).ok()?;
+    let is_small = area < LEAST_AREA_ON_GRID;
+    let multiple = if is_small { own } else { REFERENCE_MULTIPLE.next_multiple_of(own) };
+    let (width, height) = dimensions_of_area(area, (shape.width(), shape.height()), multiple);
+    let size = ImageSize::new(width, height).ok()?;
     model.accepts(size).then_some(size)
 }
 

@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use super::{Bench, BenchmarkError, BenchmarkPlan, Part, random_pipeline};
+use super::{PipelineBenchmark, QwenImage};
 use crate::domain::{ImageCount, ImageRequest};
+use crate::model::benchmark::{BenchmarkError, BenchmarkPlan, Part, with_random_weights};
 use crate::model::qwen_image::pipeline::batching::{Batching, Joining};
 use crate::model::{StepObserver, StepProgress};
 
@@ -28,8 +29,8 @@ pub struct BatchTime {
 /// [`BenchmarkError`]: no such device, a faulty configuration, out of memory.
 pub fn batches(plan: &BenchmarkPlan, counts: &[usize]) -> Result<Vec<BatchTime>, BenchmarkError> {
     let plan = &BenchmarkPlan { parts: vec![Part::Transformer], ..plan.clone() };
-    let (pipeline, _) = random_pipeline(plan)?;
-    let mut bench = Bench::new(pipeline, plan)?;
+    let mut bench =
+        with_random_weights(&QwenImage, plan, |context| PipelineBenchmark::new(context, plan))?;
     let of = |pictures: usize| {
         let (step_s, step_cpu_s) = (f64::INFINITY, f64::INFINITY);
         let time = |is_joined| BatchTime { pictures, is_joined, step_s, step_cpu_s };
@@ -44,7 +45,7 @@ pub fn batches(plan: &BenchmarkPlan, counts: &[usize]) -> Result<Vec<BatchTime>,
     Ok(times)
 }
 
-impl Bench<'_> {
+impl PipelineBenchmark {
     /// Makes the pictures of `time` once more, and keeps what the fastest step took.
     fn measure(&mut self, time: &mut BatchTime) -> Result<(), BenchmarkError> {
         let joining = if time.is_joined { Joining::Joined } else { Joining::Separate };
@@ -52,7 +53,7 @@ impl Bench<'_> {
         let count = ImageCount::new(time.pictures as i64)?;
         let request = ImageRequest { count, ..self.request.clone() };
         let mut marks = Marks { last_image: time.pictures - 1, ended: Vec::new() };
-        self.make(&request, &mut marks)?;
+        self.make_of(&request, &mut marks)?;
         for ends in marks.ended.windows(2) {
             let seconds = (ends[1].0 - ends[0].0).as_secs_f64() / time.pictures as f64;
             let cpu_s = (ends[1].1 - ends[0].1) / time.pictures as f64;

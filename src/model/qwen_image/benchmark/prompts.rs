@@ -1,7 +1,7 @@
 //! The prompts that are measured with.
 
-use super::{BenchmarkError, BenchmarkPlan};
 use crate::domain::{Prompt, ValidationError};
+use crate::model::benchmark::{BenchmarkError, BenchmarkPlan};
 use crate::model::qwen_image::pipeline::{Extent, Pipeline};
 
 /// As long as people's instructions are.
@@ -37,7 +37,7 @@ impl Prompts {
             Some(words) => [fitted(PROMPT, words, count)?, fitted(NEGATIVE_WORDS, words, count)?],
         };
         let mut words = vec![count(&positive)];
-        words.extend((plan.guidance.get() > 1.0).then(|| count(&negative)));
+        words.extend(plan.guidance.acts().then(|| count(&negative)));
         let (positive, negative) = (Prompt::new(positive)?, Prompt::negative(negative)?);
         Ok(Self { positive, negative, words })
     }

@@ -6,27 +6,17 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::{CheckpointError, Snapshot};
 use crate::model::LoadError;
+use crate::model::benchmark::LayerCounts;
 
 /// A published model, by its configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Published {
+pub(in crate::model::qwen_image) enum Published {
     /// Qwen/Qwen-Image.
     TextToImage,
     /// Qwen/Qwen-Image-Edit.
     Edit,
     /// Qwen/Qwen-Image-Edit-2511.
     Edit2511,
-}
-
-/// How many layers to build; `None`: as many as the configuration says.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LayerCounts {
-    /// Blocks of the transformer.
-    pub transformer: Option<usize>,
-    /// Layers of the language model.
-    pub text: Option<usize>,
-    /// Blocks of the vision tower.
-    pub vision: Option<usize>,
 }
 
 const TEXT_ENCODER: &str =
@@ -45,9 +35,11 @@ const TOKENIZER: &str =
 const TOKENIZER_IMAGE_PAD: &str = "<|image_pad|>";
 
 impl Published {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::TextToImage, Self::Edit, Self::Edit2511];
+
     /// The name that asks for it, as on the hub.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::TextToImage => "qwen-image",
             Self::Edit => "qwen-image-edit",
@@ -169,4 +161,33 @@ fn image_token_id() -> Result<Value, CheckpointError> {
         file: file.to_owned(),
         reason: format!("has no {TOKENIZER_IMAGE_PAD}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_configurations_are_those_of_their_lists() {
+        for (published, list) in [
+            (Published::TextToImage, "Qwen-Image"),
+            (Published::Edit, "Qwen-Image-Edit"),
+            (Published::Edit2511, "Qwen-Image-Edit-2511"),
+        ] {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+            let list = folder.join(format!("tests/data/manifest-full/{list}.json"));
+            let list: serde_json::Value =
+                serde_json::from_str(&std::fs::read_to_string(list).unwrap()).unwrap();
+            let snapshot = published.snapshot().unwrap();
+            let ours: serde_json::Value =
+                serde_json::from_str(&snapshot.text("transformer/config.json").unwrap()).unwrap();
+
+            for (key, value) in list["transformer"]["config"].as_object().unwrap() {
+                assert_eq!(&ours[key], value, "{}: {key}", published.name());
+            }
+            let class_name: String =
+                snapshot.config("model_index.json").unwrap().required("_class_name");
+            assert_eq!(class_name, list["pipeline"]);
+        }
+    }
 }

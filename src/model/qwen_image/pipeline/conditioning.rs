@@ -69,8 +69,7 @@ impl Pipeline {
         let start = text_start(grids, self.components.transformer.frame_order());
         let longest = MAX_POSITION - start.min(MAX_POSITION);
         let words = |field, prompt| self.words(field, prompt, &pictures, longest);
-        let scale = request.guidance.get();
-        let negative = request.negative_prompt.as_ref().filter(|_| scale > 1.0);
+        let negative = request.negative_prompt.as_ref().filter(|_| request.guidance.acts());
         let positive = words("prompt", &request.prompt)?;
         let negative = negative.map(|prompt| words("negative_prompt", prompt)).transpose()?;
 
@@ -87,7 +86,7 @@ impl Pipeline {
         let positive = conditioning(&positive)
             .ok_or_else(|| ModelError::BadOutput("no prompt embeddings".to_owned()))?;
         let negative = negative.as_ref().and_then(conditioning);
-        Ok(Guidance { positive, negative, scale, warnings })
+        Ok(Guidance { positive, negative, scale: request.guidance.get(), warnings })
     }
 
     fn shown_pictures<'a>(&self, images: &'a [RgbImage]) -> ShownPictures<'a> {

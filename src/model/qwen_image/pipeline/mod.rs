@@ -288,7 +288,7 @@ impl Pipeline {
         })
     }
 
-    fn tensor_kind(&self) -> (DType, &Device) {
+    pub(super) fn tensor_kind(&self) -> (DType, &Device) {
         (self.components.dtype, &self.components.device)
     }
 

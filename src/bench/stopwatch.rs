@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use candle_core::Device;
 
-use super::{Part, Run, STAGES, Stage};
+use super::{Run, Stage};
+use crate::model::benchmark::{BenchmarkStage, Part};
 use crate::model::{StepObserver, StepProgress};
 
 /// What a measurement begins with.
@@ -30,31 +31,24 @@ pub enum Work {
     Ceiling,
 }
 
-/// Marks before the first step: at the start, and after each stage before the steps.
-const MARKS_BEFORE_STEPS: usize = 5;
-/// The places in [`STAGES`] of the steps and of what follows them.
-const STEPS: usize = 4;
-const DECODER: usize = 5;
-
 /// Which picture is made.
 #[derive(Clone, Copy)]
 pub(super) struct Order<'a> {
     pub(super) picture: usize,
     pub(super) pictures: usize,
     pub(super) parts: &'a [Part],
+    pub(super) stages: &'static [BenchmarkStage],
 }
 
 impl Order<'_> {
-    /// Whether stage `index` of [`STAGES`] does anything.
+    /// The place among the stages of all steps.
+    fn steps(&self) -> usize {
+        self.stages.len().saturating_sub(2)
+    }
+
+    /// Whether the stage at `index` does anything.
     fn includes(&self, index: usize) -> bool {
-        let part = match index {
-            0 => return true,
-            1 => Part::TextEncoder,
-            2 => Part::VaeEncoder,
-            DECODER => Part::VaeDecoder,
-            _ => Part::Transformer,
-        };
-        self.parts.contains(&part)
+        self.stages[index].part.is_none_or(|part| self.parts.contains(&part))
     }
 }
 
@@ -105,29 +99,32 @@ impl<'a> Stopwatch<'a> {
     fn tell(&mut self, index: usize, step: Option<(usize, usize)>) {
         let Order { picture, pictures, .. } = self.order;
         if self.order.includes(index) {
-            (self.told)(Work::Stage { name: STAGES[index], picture, pictures, step });
+            let name = self.order.stages[index].name;
+            (self.told)(Work::Stage { name, picture, pictures, step });
         }
     }
 
-    /// The run, with the operations of each of [`STAGES`].
-    pub(super) fn into_run(self, costs: &[f64; 6]) -> Run {
+    /// The run, with the operations of each stage.
+    pub(super) fn into_run(self, operations: &[f64]) -> Run {
+        let Order { stages, .. } = self.order;
         let between = |from: usize, to: usize| {
             let (from, to) = (self.marks[from], self.marks[to]);
             (to.instant.duration_since(from.instant).as_secs_f64(), to.cpu_s - from.cpu_s)
         };
         let last = self.marks.len() - 1;
-        // The start, four stages, all steps, the end.
-        let ends = [0, 1, 2, 3, 4, last - 1, last];
+        let first_step = self.order.steps();
+        // The start and the stages before the steps, all steps, the end.
+        let ends: Vec<usize> = (0..=first_step).chain([last - 1, last]).collect();
         let stage = |index: usize| {
             let (from, to) = (ends[index], ends[index + 1]);
             let (seconds, cpu_s) = between(from, to);
             let peaks = self.marks[from + 1..=to].iter().map(|mark| mark.peak_bytes);
-            let (name, tflop) = (STAGES[index], costs[index] / 1e12);
+            let (name, tflop) = (stages[index].name, operations[index] / 1e12);
             Stage { name, seconds, cpu_s, tflop, peak_bytes: peaks.max().flatten() }
         };
         let (total_s, total_cpu_s) = between(0, last);
-        let steps = MARKS_BEFORE_STEPS - 1..last - 1;
-        let made = (0..STAGES.len()).filter(|index| self.order.includes(*index));
+        let steps = first_step..last - 1;
+        let made = (0..stages.len()).filter(|index| self.order.includes(*index));
         Run {
             total_s,
             total_cpu_s,
@@ -140,12 +137,13 @@ impl<'a> Stopwatch<'a> {
 impl StepObserver for Stopwatch<'_> {
     fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
         self.mark();
-        match self.marks.len() {
-            ended @ 0..MARKS_BEFORE_STEPS => self.tell(ended - 1, None),
-            _ if progress.step < progress.total_steps && self.order.includes(STEPS) => {
-                self.tell(STEPS, Some((progress.step + 1, progress.total_steps)));
+        let steps = self.order.steps();
+        match self.marks.len() - 1 {
+            ended if ended < steps => self.tell(ended, None),
+            _ if progress.step < progress.total_steps && self.order.includes(steps) => {
+                self.tell(steps, Some((progress.step + 1, progress.total_steps)));
             }
-            _ => self.tell(DECODER, None),
+            _ => self.tell(steps + 1, None),
         }
         ControlFlow::Continue(())
     }

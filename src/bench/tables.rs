@@ -1,56 +1,12 @@
-//! `diffuser-api bench`: what a picture takes, as a table and as JSON.
-
-mod progress;
+//! What was measured or counted, as tables in Markdown.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
-use crate::checkpoint::Snapshot;
-use crate::model::qwen_image::benchmark::{
-    self, BenchmarkError, BenchmarkPlan, BenchmarkReport, Ceiling, Configuration, Estimate,
-    Published, Run,
-};
-use crate::model::{PictureCheck, find_embedded};
+use super::{BenchmarkReport, Ceiling, Run};
+use crate::model::PictureCheck;
+use crate::model::benchmark::Estimate;
 use crate::nn::StepCheck;
 use crate::nn::trace::{Kind, OperationTime};
-
-/// No configuration of that name.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "no configuration '{name}': expected qwen-image, qwen-image-edit, qwen-image-edit-2511, an \
-     embedded model, or a folder with a model_index.json"
-)]
-pub struct UnknownConfiguration {
-    name: String,
-}
-
-/// The configuration that `name` means.
-///
-/// # Errors
-/// [`UnknownConfiguration`] naming those there are.
-pub fn configuration(name: &str) -> Result<Configuration, UnknownConfiguration> {
-    let published = [Published::TextToImage, Published::Edit, Published::Edit2511];
-    if let Some(published) = published.into_iter().find(|published| published.name() == name) {
-        return Ok(Configuration::Published(published));
-    }
-    if let Some(snapshot) = find_embedded(name) {
-        return Ok(Configuration::Checkpoint(snapshot));
-    }
-    let folder = Path::new(name);
-    if folder.join("model_index.json").is_file() {
-        return Ok(Configuration::Checkpoint(Snapshot::Directory(folder.to_owned())));
-    }
-    Err(UnknownConfiguration { name: name.to_owned() })
-}
-
-/// Measures what `plan` says, and shows on standard error how far it is.
-///
-/// # Errors
-/// As [`benchmark::run`].
-pub fn run(plan: &BenchmarkPlan) -> Result<BenchmarkReport, BenchmarkError> {
-    let mut progress = progress::Progress::for_terminal();
-    benchmark::run(plan, &mut |work| progress.tell(work))
-}
 
 /// The report as lines for people, in Markdown.
 #[must_use]
@@ -65,8 +21,8 @@ pub fn table(report: &BenchmarkReport) -> String {
         report.dtype,
         gib(report.weight_bytes),
         report.load_s,
-        report.image_tokens,
-        report.text_tokens,
+        report.tokens.image_tokens,
+        report.tokens.text_tokens,
     );
     if let Some(ceiling) = report.ceiling_tflops {
         _ = writeln!(text, "a large product of matrices: {ceiling:.3} TFLOP/s");
@@ -102,8 +58,8 @@ pub fn estimate_table(estimate: &Estimate, peak: Peak) -> String {
         "{:.2} GiB of weights; {} image and {} text tokens a pass; at {:.0} TFLOP/s and {:.0} GB/s\n\n\
          | stage | TFLOP | GB of weights read | least seconds |\n|---|---|---|---|\n",
         estimate.weight_bytes as f64 / (1u64 << 30) as f64,
-        estimate.image_tokens,
-        estimate.text_tokens,
+        estimate.tokens.image_tokens,
+        estimate.tokens.text_tokens,
         peak.tflops,
         peak.bytes_s / 1e9,
     );
@@ -236,24 +192,15 @@ fn stages(run: &Run, (ceiling_tflops, loaded_bytes): (Option<f64>, Option<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::qwen_image::benchmark::{EstimatedStage, Stage};
+    use crate::bench::Stage;
+    use crate::model::benchmark::{EstimatedStage, PassTokens};
     use crate::nn::WrongNumber;
-
-    #[test]
-    fn a_configuration_is_a_published_one_an_embedded_one_or_a_folder() {
-        assert!(matches!(configuration("qwen-image-edit"), Ok(Configuration::Published(_))));
-        assert!(matches!(configuration("tiny-random"), Ok(Configuration::Checkpoint(_))));
-        let error = configuration("no-such-model").unwrap_err().to_string();
-        assert!(error.contains("no-such-model") && error.contains("qwen-image-edit-2511"));
-    }
 
     #[test]
     fn the_least_time_is_that_of_what_is_scarcer() {
         let stage = |name, tflop, bytes_read| EstimatedStage { name, tflop, bytes_read };
         let estimate = Estimate {
-            image_tokens: 1,
-            text_tokens: 1,
-            shown_patches: Vec::new(),
+            tokens: PassTokens { image_tokens: 1, text_tokens: 1, shown_patches: Vec::new() },
             weight_bytes: 1 << 30,
             stages: vec![stage("computes", 10.0, 1e9), stage("reads", 1.0, 40e9)],
         };

@@ -2,8 +2,11 @@
 
 use std::time::Instant;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result as TensorResult, Tensor};
 use serde::Serialize;
+
+use crate::model::benchmark::BenchmarkError;
+use crate::model::{DeviceChoice, DtypeChoice, LoadError};
 
 /// What a device reaches at most.
 #[derive(Debug, Clone, Serialize)]
@@ -48,7 +51,7 @@ const COPIED: usize = 1 << 30;
 const COPIED_ON_CPU: usize = 1 << 24;
 
 impl Ceiling {
-    pub(super) fn of(device: &Device, dtype: DType) -> Result<Self> {
+    fn of(device: &Device, dtype: DType) -> TensorResult<Self> {
         let rows = if device.is_cpu() { ROWS_OF_EACH_ON_CPU } else { ROWS };
         let product = |(inputs, outputs)| {
             let tflops = product_tflops(device, dtype, (rows, inputs, outputs))?;
@@ -57,14 +60,24 @@ impl Ceiling {
         Ok(Self {
             device: crate::device::device_name(device),
             dtype: crate::device::dtype_name(dtype).to_owned(),
-            products: SIDES.into_iter().map(product).collect::<Result<_>>()?,
+            products: SIDES.into_iter().map(product).collect::<TensorResult<_>>()?,
             copy_gb_s: copy_gb_s(device, dtype)?,
         })
     }
 }
 
+/// What `device` reaches at most in `dtype`.
+///
+/// # Errors
+/// [`BenchmarkError`]: no such device, out of memory.
+pub fn ceiling(device: DeviceChoice, dtype: DtypeChoice) -> Result<Ceiling, BenchmarkError> {
+    let device = crate::device::open(device).map_err(LoadError::from)?;
+    let dtype = crate::device::dtype(dtype, &device);
+    Ok(Ceiling::of(&device, dtype)?)
+}
+
 /// Of the transformer's feed-forward layers.
-pub(super) fn tflops(device: &Device, dtype: DType) -> Result<f64> {
+pub(super) fn tflops(device: &Device, dtype: DType) -> TensorResult<f64> {
     let (inputs, outputs) = SIDES[0];
     let rows = if device.is_cpu() { ROWS_ON_CPU } else { ROWS };
     product_tflops(device, dtype, (rows, inputs, outputs))
@@ -74,8 +87,8 @@ fn product_tflops(
     device: &Device,
     dtype: DType,
     (rows, inputs, outputs): (usize, usize, usize),
-) -> Result<f64> {
-    let random = |rows, columns| -> Result<Tensor> {
+) -> TensorResult<f64> {
+    let random = |rows, columns| -> TensorResult<Tensor> {
         // A CPU takes longer to draw all of them than to multiply them.
         let drawn = if device.is_cpu() { 1 } else { rows };
         let numbers = Tensor::randn(0f32, 1.0, (drawn, columns), device)?.to_dtype(dtype)?;
@@ -86,7 +99,7 @@ fn product_tflops(
     Ok(2.0 * (rows * inputs * outputs) as f64 / seconds / 1e12)
 }
 
-fn copy_gb_s(device: &Device, dtype: DType) -> Result<f64> {
+fn copy_gb_s(device: &Device, dtype: DType) -> TensorResult<f64> {
     let count = if device.is_cpu() { COPIED_ON_CPU } else { COPIED };
     let numbers = Tensor::zeros(count, dtype, device)?;
     let seconds = fastest(device, || numbers.copy())?;
@@ -94,9 +107,9 @@ fn copy_gb_s(device: &Device, dtype: DType) -> Result<f64> {
 }
 
 /// Seconds of the fastest of some calls of `work`, which a device may queue.
-fn fastest(device: &Device, work: impl Fn() -> Result<Tensor>) -> Result<f64> {
+fn fastest(device: &Device, work: impl Fn() -> TensorResult<Tensor>) -> TensorResult<f64> {
     let queued = if device.is_cpu() { 1 } else { QUEUED };
-    let several = || -> Result<f64> {
+    let several = || -> TensorResult<f64> {
         let started = Instant::now();
         for _ in 0..queued {
             drop(work()?);
