@@ -5,8 +5,9 @@ use std::path::Path;
 
 use indicatif::BinaryBytes;
 
+use crate::causes::one_line;
 use crate::hub::HubConfig;
-use crate::model::{self, Inspection, LoadError, ModelConfig, ModelFiles, ModelPlan};
+use crate::model::{self, Inspection, ModelConfig, ModelFiles, ModelPlan};
 
 /// What there is at a path.
 #[derive(Debug, serde::Serialize)]
@@ -41,19 +42,9 @@ pub fn report(path: &Path, config: &ModelConfig, hub: &HubConfig) -> Report {
     }
     match ModelFiles::find(config, hub).and_then(|files| files.plan()) {
         Ok(plan) => report.plan = Some(plan),
-        Err(error) => report.missing = Some(message(&error)),
+        Err(error) => report.missing = Some(one_line(&error)),
     }
     report
-}
-
-fn message(error: &LoadError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        _ = write!(text, ": {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// The report as lines for people.

@@ -70,8 +70,7 @@ pub(super) fn of_weights(bytes: &[u8]) -> Option<String> {
         return Some(reason.to_owned());
     }
     let known = [
-        (&b"GGUF"[..], "is a GGUF file, which is quantised for other programs"),
-        (b"PK\x03\x04", "is a zip archive, as PyTorch's .bin and .ckpt files are"),
+        (&b"PK\x03\x04"[..], "is a zip archive, as PyTorch's .bin and .ckpt files are"),
         (b"\x80\x02", "is a pickle, as PyTorch's old .bin and .ckpt files are"),
         (b"\x1f\x8b", "is a gzip archive"),
     ];
@@ -157,8 +156,7 @@ mod tests {
         assert!(said.contains("has 20 of more than"), "{said}");
 
         for (bytes, name) in [
-            (&b"GGUF\x03\0\0\0"[..], "GGUF"),
-            (b"PK\x03\x04..", "zip"),
+            (&b"PK\x03\x04.."[..], "zip"),
             (b"\x80\x02}q\0.", "pickle"),
             (b"Entry not found", "Entry not found"),
             (b"version https://git-lfs.github.com/spec/v1", "git-lfs"),

@@ -114,7 +114,7 @@ impl FileListing {
         let broken = |error| {
             let known = content::of_weights(bytes);
             let known = known.unwrap_or_else(|| format!("is not whole: {error}"));
-            format!("{known} (expected a safetensors or a GGUF file)")
+            format!("{known} (expected a safetensors file, or a GGUF file)")
         };
         SafeTensors::deserialize(bytes).map_err(broken)?;
         let (header_bytes, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
@@ -133,14 +133,17 @@ impl FileListing {
     }
 
     fn of_gguf(bytes: &[u8]) -> Result<Self, String> {
-        let header = GgufHeader::read(bytes).map_err(|error| error.to_string())?;
+        let header = GgufHeader::read(bytes)
+            .map_err(|error| format!("is a GGUF file that cannot be read: {error}"))?;
         let listed = |tensor: GgufTensor| {
-            let storage = match tensor.kind {
-                GgmlType::F32 => Storage::Plain(Dtype::F32),
-                GgmlType::F16 => Storage::Plain(Dtype::F16),
-                GgmlType::Bf16 => Storage::Plain(Dtype::BF16),
-                blocks => Storage::Ggml(blocks),
-            };
+            let plain = [
+                (GgmlType::F32, Dtype::F32),
+                (GgmlType::F16, Dtype::F16),
+                (GgmlType::Bf16, Dtype::BF16),
+            ];
+            let plain = plain.iter().find(|(kind, _)| *kind == tensor.kind);
+            let storage =
+                plain.map_or(Storage::Ggml(tensor.kind), |(_, dtype)| Storage::Plain(*dtype));
             (tensor.name, ListedTensor { shape: tensor.shape, storage, range: tensor.range })
         };
         let text = |(key, value)| match value {

@@ -222,6 +222,12 @@ impl Weights {
         Self { checked: Some(Arc::default()), device: Device::Cpu, ..self.clone() }
     }
 
+    /// The same place, whose tensors are counted as a GPU would keep them.
+    #[must_use]
+    pub fn for_gpu(self) -> Self {
+        Self { is_for_gpu: true, ..self }
+    }
+
     /// What was checked here since [`Weights::checking`].
     #[must_use]
     pub fn checked(&self) -> CheckedTensors {

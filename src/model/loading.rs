@@ -60,6 +60,8 @@ pub(super) struct LoadContext<'a> {
     pub(super) device: Device,
     pub(super) dtype: DType,
     pub(super) weights: WeightSource<'a>,
+    /// Bytes of a card that is not here, if what is asked for is a plan for one.
+    pub(super) card_bytes: Option<usize>,
 }
 
 /// `diffuser.json`: what a checkpoint says of itself, if it does.

@@ -10,8 +10,9 @@ use crate::hub::{HubConfig, HubError, Progress, RepositoryId, fetch_snapshot};
 const MODEL_INDEX: &str = "model_index.json";
 
 /// What would be a model.
-const WANTED: &str = "a model is a folder with a model_index.json, as diffusers saves it, or a \
-                      repository on the hub such as 'Qwen/Qwen-Image-Edit'";
+const WANTED: &str = "a model is a folder with a model_index.json, as diffusers saves it, a file \
+                      of Qwen-Image's transformer (safetensors or GGUF) with the others beside \
+                      it, or a repository on the hub such as 'Qwen/Qwen-Image-Edit'";
 
 /// The files that `config.id` means, and the name that clients see.
 ///
@@ -113,16 +114,11 @@ fn kind_of_file(path: &Path) -> String {
         return format!("it is a file of a model: give its folder, '{folder}'");
     }
     let kind = kind_of_start(path).or_else(|| kind_of_ending(path)).unwrap_or("a file");
-    let lora = match kind {
-        SAFETENSORS => ". If it is a LoRA, name it in the settings' [[model.lora]]",
-        _ => "",
-    };
-    format!("it is {kind}; {WANTED}{lora}")
+    format!("it is {kind}; {WANTED}")
 }
 
-const GGUF: &str = "a GGUF file, which is quantised for other programs";
-const SAFETENSORS: &str = "a single safetensors file: one component of a model, a LoRA, or a \
-                           checkpoint for other programs";
+const GGUF: &str = "a GGUF file";
+const SAFETENSORS: &str = "a safetensors file";
 const PICKLE: &str = "a pickle of PyTorch's, which this program does not read";
 const ARCHIVE: &str = "an archive";
 
@@ -132,7 +128,6 @@ fn kind_of_start(path: &Path) -> Option<&'static str> {
     let mut start = [0; 4];
     std::fs::File::open(path).ok()?.read_exact(&mut start).ok()?;
     match &start {
-        b"GGUF" => Some(GGUF),
         [0x1f, 0x8b, ..] => Some(ARCHIVE),
         _ => None,
     }
@@ -178,7 +173,8 @@ fn kind_of_folder(path: &Path) -> String {
     let inside = |name: &&str| has(name) || path.join("models").join(name).exists();
     if comfy.iter().any(inside) {
         return format!(
-            "{lacks}: it is a folder of ComfyUI's, whose models are single files; {WANTED}"
+            "{lacks}: it is a folder of ComfyUI's in which no file is a transformer of Qwen-Image; \
+             {WANTED}"
         );
     }
     if has("config.json") || has("scheduler_config.json") || has("tokenizer_config.json") {

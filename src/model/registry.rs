@@ -97,11 +97,24 @@ impl ModelFiles {
         (self.entry.plan)(&self.context(&self.config)?)
     }
 
+    /// The same for an NVIDIA card of so many bytes, all of them free, which need not be here.
+    ///
+    /// # Errors
+    /// As [`Self::load_onto`].
+    pub fn plan_for_card(&self, bytes: usize) -> Result<ModelPlan, LoadError> {
+        let device = DeviceChoice::Cpu;
+        let config = &ModelConfig { device, ..self.config.clone() };
+        let context = self.context(config)?;
+        let is_open = config.dtype == DtypeChoice::Auto;
+        let dtype = if is_open { candle_core::DType::BF16 } else { context.dtype };
+        (self.entry.plan)(&LoadContext { dtype, card_bytes: Some(bytes), ..context })
+    }
+
     fn context<'a>(&'a self, config: &'a ModelConfig) -> Result<LoadContext<'a>, LoadError> {
         let device = open_device(config)?;
         let dtype = crate::device::dtype(config.dtype, &device);
         let (snapshot, id, weights) = (&self.snapshot, &self.card.id, WeightSource::Stored);
-        Ok(LoadContext { snapshot, config, id, device, dtype, weights })
+        Ok(LoadContext { snapshot, config, id, device, dtype, weights, card_bytes: None })
     }
 }
 

@@ -566,7 +566,7 @@ fn the_default_file_documents_every_setting_and_its_variable() {
 
     config.expect("the settings behind a # are valid, too");
     for key in KEYS {
-        let (section, name) = key.path.split_once('.').unwrap();
+        let (section, name) = key.path.rsplit_once('.').unwrap();
         let section = with_all_settings.split(&format!("[{section}]\n")).nth(1).unwrap();
         let section = section.split("\n[").next().unwrap();
         assert!(section.contains(&format!("\n{name} = ")), "{}", key.path);

@@ -503,7 +503,7 @@ fn what_is_no_pipeline_is_told_what_it_is() {
         ("pipeline/model_index.json", "give its folder"),
         ("model.gguf", "GGUF"),
         ("disguised.safetensors", "GGUF"),
-        ("flux.safetensors", "a single safetensors file"),
+        ("flux.safetensors", "is a text ('12345678')"),
         ("sd-v1-5.ckpt", "pickle"),
         ("model.zip", "archive"),
         ("notes.txt", "a file"),

@@ -85,7 +85,7 @@ fn of_language_model(
         let (naming, kind) = (Naming::Llama, Kind::TextEncoder { has_vision: false });
         return Ok(Some(Found { component: TEXT_ENCODER, prefix: String::new(), naming, kind }));
     }
-    if listing.has("token_embd.weight") {
+    if listing.names().any(|name| name.starts_with("blk.") || name.starts_with("token_embd.")) {
         let text_only = if architecture == "qwen2" { ", which has never seen a picture" } else { "" };
         return Err(format!(
             "is a language model of architecture '{architecture}'{text_only}: Qwen-Image reads \

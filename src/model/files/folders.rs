@@ -42,13 +42,16 @@ pub(super) fn beside(path: &Path) -> Vec<PathBuf> {
 fn files(folders: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let entries = folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
     let paths = entries.flatten().map(|entry| entry.path());
-    let is_weights = |path: &PathBuf| {
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
-        ending.is_some_and(|ending| ["safetensors", "sft", "gguf"].contains(&ending.as_str()))
-    };
-    let mut found: Vec<PathBuf> = paths.filter(is_weights).filter(|path| path.is_file()).collect();
+    let is_weights = |path: &PathBuf| has_ending_of_weights(path) && path.is_file();
+    let mut found: Vec<PathBuf> = paths.filter(is_weights).collect();
     // On some systems names differ by case alone for one folder.
     found.sort_by_key(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
     found.dedup_by_key(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
     found
+}
+
+/// Whether the file's name ends as those of weights do.
+pub(super) fn has_ending_of_weights(path: &Path) -> bool {
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+    ending.is_some_and(|ending| ["safetensors", "sft", "gguf"].contains(&ending.as_str()))
 }

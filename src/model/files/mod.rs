@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::{LoadError, ModelConfig, published};
 use crate::checkpoint::{
-    CheckpointError, ComponentFile, FileFormat, FileListing, FileSet, Snapshot,
+    CheckpointError, ComponentFile, FileListing, FileSet, Snapshot,
 };
 pub use inspection::{Inspection, inspect};
 
@@ -327,12 +327,16 @@ fn stem(path: &Path) -> String {
     path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
 }
 
-/// Whether `path` is a file of weights, by its content.
+/// Whether `path` is meant as a file of weights: by its ending, or its first bytes.
 pub(super) fn is_weights(path: &Path) -> bool {
-    matches!(
-        FileListing::open(path).map(|listing| listing.format()),
-        Ok(FileFormat::Safetensors | FileFormat::Gguf)
-    )
+    folders::has_ending_of_weights(path) || begins_as_gguf(path)
+}
+
+fn begins_as_gguf(path: &Path) -> bool {
+    use std::io::Read;
+    let mut start = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && &start == b"GGUF"
 }
 
 /// The files of weights at `path`: itself, or those of a folder and of ComfyUI's below it.

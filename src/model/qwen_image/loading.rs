@@ -148,7 +148,8 @@ impl Opened {
             let kind = (context.dtype, &context.device);
             match context.weights {
                 WeightSource::Stored => {
-                    Weights::open(context.snapshot, component, stem, kind, canonical)
+                    let own = Weights::open(context.snapshot, component, stem, kind, canonical)?;
+                    Ok(if context.card_bytes.is_some() { own.for_gpu() } else { own })
                 }
                 WeightSource::Random(components) if components.contains(&component) => {
                     Ok(Weights::random(component, kind))
@@ -247,7 +248,8 @@ impl Planned {
         let config = context.config;
         let loras = config.lora_dir.as_ref().map_or(0, |_| KEPT_BYTES);
         let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes + loras;
-        let free = crate::device::free_memory_bytes(&context.device);
+        let here = || crate::device::free_memory_bytes(&context.device);
+        let free = context.card_bytes.or_else(here);
         let free = free.map(|free| config.memory_limit.of(free));
         Self { memory: MemoryPlan::new(config.memory, bytes, free, working), free, working, area }
     }
@@ -268,7 +270,10 @@ impl Planned {
         ModelPlan {
             model: card.id.clone(),
             pipeline: card.pipeline.clone(),
-            device: crate::device::device_name(&context.device),
+            device: match context.card_bytes {
+                Some(_) => "a card".to_owned(),
+                None => crate::device::device_name(&context.device),
+            },
             dtype: precision_name(context.dtype, matrix_format(context.config.dtype)),
             image_area: self.area,
             components: self.memory.components(bytes),

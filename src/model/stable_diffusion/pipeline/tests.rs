@@ -42,6 +42,7 @@ fn pipeline(checkpoint: &str, variant: &Variant, scheduler: &Value) -> Pipeline 
         device: Device::Cpu,
         dtype: DType::F32,
         weights: WeightSource::Stored,
+        card_bytes: None,
     };
     let mut pipeline = load_pipeline(&context, variant).unwrap();
     if let Some(class) = scheduler["_class_name"].as_str() {

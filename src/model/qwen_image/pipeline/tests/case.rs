@@ -163,7 +163,7 @@ impl Case {
         let id = "golden";
         let weights = WeightSource::Stored;
         let context =
-            LoadContext { snapshot: &snapshot, config: &config, id, device, dtype, weights };
+            LoadContext { snapshot: &snapshot, config: &config, id, device, dtype, weights, card_bytes: None };
         let mut pipeline = crate::model::qwen_image::load_pipeline(&context, &variant).unwrap();
         if self.doc["call"]["cfg_normalize"] == true {
             pipeline.variant.cfg_rescale = CfgRescale::OfConditional;
