@@ -27,7 +27,7 @@ fn array(element: u32, length: u64, elements: &[u8]) -> Vec<u8> {
 /// `sides` as the file has them: the width first.
 fn tensor(name: &str, sides: &[u64], code: u32, offset: u64) -> Vec<u8> {
     let mut bytes = string(name.as_bytes());
-    bytes.extend((sides.len() as u32).to_le_bytes());
+    bytes.extend(u32::try_from(sides.len()).unwrap().to_le_bytes());
     sides.iter().for_each(|side| bytes.extend(side.to_le_bytes()));
     bytes.extend(code.to_le_bytes());
     bytes.extend(offset.to_le_bytes());

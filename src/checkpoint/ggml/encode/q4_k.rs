@@ -144,6 +144,7 @@ fn error_of(run: &[f32; 32], range: Range) -> f32 {
 }
 
 /// The block, whose layout `k_blocks` tells.
+#[expect(clippy::cast_possible_truncation, reason = "levels are whole, up to 15; steps to 63")]
 #[inline(always)]
 fn pack(units: (f16, f16), steps: &[Steps; 8], levels: &[[f32; 32]; 8]) -> [u8; 144] {
     let mut block = [0; 144];

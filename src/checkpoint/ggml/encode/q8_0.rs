@@ -2,6 +2,7 @@
 
 use half::f16;
 
+#[expect(clippy::cast_possible_truncation, reason = "levels are whole, up to 127")]
 #[inline(always)]
 pub(super) fn encode(numbers: &[f32; 32]) -> [u8; 34] {
     let largest = numbers.iter().fold(0.0_f32, |largest, number| largest.max(number.abs()));
@@ -19,6 +20,7 @@ pub(super) fn encode(numbers: &[f32; 32]) -> [u8; 34] {
 
 /// The whole number next to `number`, of two the one that is larger without its sign, as C's
 /// `roundf` says; without a call to it.
+#[expect(clippy::cast_possible_truncation, reason = "a fraction is what is to be cut off")]
 #[inline(always)]
 fn away_from_zero(number: f32) -> f32 {
     let whole = number as i32 as f32;
