@@ -77,13 +77,10 @@ fn search(run: &[f32; 32]) -> Range {
 /// where those ask for a minimum above nothing, the same without one.
 #[inline(always)]
 fn fitted(run: &[f32; 32], levels: &[f32; 32]) -> Range {
-    let (mut sum, mut squares, mut numbers, mut products) = (0.0, 0.0, 0.0, 0.0);
-    for (number, level) in run.iter().zip(levels) {
-        sum += level;
-        squares += level * level;
-        numbers += number;
-        products += number * level;
-    }
+    let sum = sum_of(|index| levels[index]);
+    let squares = sum_of(|index| levels[index] * levels[index]);
+    let numbers = sum_of(|index| run[index]);
+    let products = sum_of(|index| run[index] * levels[index]);
     let count = run.len() as f32;
     let determinant = count * squares - sum * sum;
     let scale = (count * products - sum * numbers) / determinant;
@@ -132,15 +129,24 @@ fn levels_of(run: &[f32; 32], range: Range) -> [f32; 32] {
 /// The squared error that `range` leaves.
 #[inline(always)]
 fn error_of(run: &[f32; 32], range: Range) -> f32 {
-    let mut squares = [0.0_f32; 16];
     let levels = levels_of(run, range);
-    for (half, levels) in run.as_chunks::<16>().0.iter().zip(levels.as_chunks::<16>().0) {
-        for ((number, level), square) in half.iter().zip(levels).zip(&mut squares) {
-            let error = range.scale * level - range.minimum - number;
-            *square += error * error;
+    sum_of(|index| {
+        let error = range.scale * levels[index] - range.minimum - run[index];
+        error * error
+    })
+}
+
+/// The sum of what `value` says of 32 indices, half of them side by side so that the additions
+/// can be vectorised, and the rest in pairs.
+#[inline(always)]
+fn sum_of(value: impl Fn(usize) -> f32) -> f32 {
+    let mut sums: [f32; 16] = std::array::from_fn(|index| value(index) + value(index + 16));
+    for half in [8, 4, 2, 1] {
+        for index in 0..half {
+            sums[index] += sums[index + half];
         }
     }
-    squares.iter().sum()
+    sums[0]
 }
 
 /// The block, whose layout `k_blocks` tells.
