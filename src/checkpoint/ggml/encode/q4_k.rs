@@ -123,7 +123,12 @@ fn in_units(steps: Steps, unit: Range) -> Range {
 #[inline(always)]
 fn levels_of(run: &[f32; 32], range: Range) -> [f32; 32] {
     let inverse = if range.scale > 0.0 { 1.0 / range.scale } else { 0.0 };
-    run.map(|number| nearest(((number + range.minimum) * inverse).clamp(0.0, LEVELS)))
+    let mut levels = [0.0; 32];
+    for (number, level) in run.iter().zip(&mut levels) {
+        // Not clamp(), which looks for what is no number in between.
+        *level = nearest(((number + range.minimum) * inverse).max(0.0).min(LEVELS));
+    }
+    levels
 }
 
 /// The squared error that `range` leaves.
@@ -136,14 +141,18 @@ fn error_of(run: &[f32; 32], range: Range) -> f32 {
     })
 }
 
-/// The sum of what `value` says of 32 indices, half of them side by side so that the additions
-/// can be vectorised, and the rest in pairs.
+/// The sum of what `value` says of 32 indices, in sixteen sums so that the additions can be
+/// vectorised.
 #[inline(always)]
 fn sum_of(value: impl Fn(usize) -> f32) -> f32 {
-    let mut sums: [f32; 16] = std::array::from_fn(|index| value(index) + value(index + 16));
+    let mut sums = [0.0_f32; 16];
+    for (index, sum) in sums.iter_mut().enumerate() {
+        *sum = value(index) + value(index + 16);
+    }
     for half in [8, 4, 2, 1] {
-        for index in 0..half {
-            sums[index] += sums[index + half];
+        let (lower, upper) = sums.split_at_mut(half);
+        for (sum, other) in lower.iter_mut().zip(upper) {
+            *sum += *other;
         }
     }
     sums[0]
