@@ -5,6 +5,7 @@
 //! from whose `quants.py` the layouts are known. Nothing here knows of files or tensors.
 
 mod bytes;
+mod encode;
 mod iq4;
 mod k_blocks;
 mod names;
@@ -13,6 +14,7 @@ mod short_blocks;
 #[cfg(test)]
 mod tests;
 
+pub use encode::NotEncoded;
 pub use names::name_of_code;
 
 /// A type of GGML that this program reads.

@@ -9,21 +9,29 @@ const HALF: usize = 16;
 #[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18], made: &mut [f32; 32]) {
     let scale = half_at::<0, 18>(block);
-    let nibbles = part::<2, HALF, 18>(block);
-    for (index, byte) in nibbles.iter().enumerate() {
-        made[index] = scale * f32::from((byte & 15) as i8 - 8);
-        made[index + HALF] = scale * f32::from((byte >> 4) as i8 - 8);
+    let levels = four_bits(part::<2, HALF, 18>(block));
+    for (level, made) in levels.iter().zip(made) {
+        *made = scale * f32::from(*level as i8 - 8);
     }
 }
 
 #[inline(always)]
 pub(super) fn q4_1(block: &[u8; 20], made: &mut [f32; 32]) {
     let (scale, minimum) = (half_at::<0, 20>(block), half_at::<2, 20>(block));
-    let nibbles = part::<4, HALF, 20>(block);
-    for (index, byte) in nibbles.iter().enumerate() {
-        made[index] = scale * f32::from(byte & 15) + minimum;
-        made[index + HALF] = scale * f32::from(byte >> 4) + minimum;
+    let levels = four_bits(part::<4, HALF, 20>(block));
+    for (level, made) in levels.iter().zip(made) {
+        *made = scale * f32::from(*level) + minimum;
     }
+}
+
+#[inline(always)]
+fn four_bits(nibbles: &[u8; HALF]) -> [u8; 32] {
+    let mut levels = [0; 32];
+    for (index, byte) in nibbles.iter().enumerate() {
+        levels[index] = byte & 15;
+        levels[index + HALF] = byte >> 4;
+    }
+    levels
 }
 
 #[inline(always)]
@@ -48,11 +56,7 @@ pub(super) fn q5_1(block: &[u8; 24], made: &mut [f32; 32]) {
 #[inline(always)]
 fn five_bits(fifth: [u8; 4], nibbles: &[u8; HALF]) -> [u8; 32] {
     let fifth = u32::from_le_bytes(fifth);
-    let mut levels = [0; 32];
-    for (index, byte) in nibbles.iter().enumerate() {
-        levels[index] = byte & 15;
-        levels[index + HALF] = byte >> 4;
-    }
+    let mut levels = four_bits(nibbles);
     for (index, level) in levels.iter_mut().enumerate() {
         *level |= ((fifth >> index & 1) as u8) << 4;
     }
@@ -62,7 +66,9 @@ fn five_bits(fifth: [u8; 4], nibbles: &[u8; HALF]) -> [u8; 32] {
 #[inline(always)]
 pub(super) fn q8_0(block: &[u8; 34], made: &mut [f32; 32]) {
     let scale = half_at::<0, 34>(block);
-    for (level, made) in part::<2, 32, 34>(block).iter().zip(made) {
+    // A copy: so that what is read cannot change with what is written.
+    let levels = *part::<2, 32, 34>(block);
+    for (level, made) in levels.iter().zip(made) {
         *made = f32::from(*level as i8) * scale;
     }
 }

@@ -50,8 +50,8 @@ pub enum GgufValue {
     },
 }
 
-/// The types of values.
-#[expect(missing_docs, reason = "they are what they are called")]
+/// The types of values, in the order of their numbers in files.
+#[allow(missing_docs, reason = "they are what they are called")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GgufValueType {
     U8,
@@ -70,24 +70,31 @@ pub enum GgufValueType {
 }
 
 impl GgufValueType {
+    /// All of them, in the order of their numbers in files.
+    const ALL: [Self; 13] = [
+        Self::U8,
+        Self::I8,
+        Self::U16,
+        Self::I16,
+        Self::U32,
+        Self::I32,
+        Self::F32,
+        Self::Bool,
+        Self::Text,
+        Self::Array,
+        Self::U64,
+        Self::I64,
+        Self::F64,
+    ];
+
     /// The type that files call `code`.
     fn from_code(code: u32) -> Option<Self> {
-        Some(match code {
-            0 => Self::U8,
-            1 => Self::I8,
-            2 => Self::U16,
-            3 => Self::I16,
-            4 => Self::U32,
-            5 => Self::I32,
-            6 => Self::F32,
-            7 => Self::Bool,
-            8 => Self::Text,
-            9 => Self::Array,
-            10 => Self::U64,
-            11 => Self::I64,
-            12 => Self::F64,
-            _ => return None,
-        })
+        Self::ALL.get(usize::try_from(code).ok()?).copied()
+    }
+
+    /// Its number in files.
+    pub(super) fn code(self) -> u32 {
+        self as u32
     }
 
     fn content(self) -> Content {

@@ -1,4 +1,4 @@
-//! GGUF files: what their headers say, without reading a tensor.
+//! GGUF files: what their headers say, without reading a tensor; and writing them.
 //!
 //! [`GgufHeader::read`] takes the bytes of a whole file, mapped or not, and believes none of its
 //! numbers: what it allocates is bounded by the bytes that are there, and by constants. Layout:
@@ -10,12 +10,14 @@ mod metadata;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::collections::HashMap;
 
 pub use error::GgufError;
 pub use metadata::{GgufValue, GgufValueType};
 pub use tensors::GgufTensor;
+pub use writer::{GgufWriteError, GgufWriter, PlannedTensor};
 
 use cursor::Cursor;
 
@@ -26,7 +28,7 @@ const MAGIC: &[u8; 4] = b"GGUF";
 const VERSIONS: [u32; 2] = [2, 3];
 
 /// Where no `general.alignment` says otherwise, tensors start at multiples of this.
-const DEFAULT_ALIGNMENT: u64 = 32;
+const DEFAULT_ALIGNMENT: u32 = 32;
 
 /// The key of the alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";
@@ -89,7 +91,7 @@ fn version(cursor: &mut Cursor) -> Result<u32, GgufError> {
 }
 
 fn alignment(metadata: &HashMap<String, GgufValue>) -> Result<u64, GgufError> {
-    let Some(value) = metadata.get(ALIGNMENT_KEY) else { return Ok(DEFAULT_ALIGNMENT) };
+    let Some(value) = metadata.get(ALIGNMENT_KEY) else { return Ok(DEFAULT_ALIGNMENT.into()) };
     let unusable = || GgufError::Alignment { value: value.clone() };
     let GgufValue::Integer(number) = value else { return Err(unusable()) };
     // ggml takes it for 32 bits.
