@@ -21,22 +21,22 @@ scoped_thread_local!(static ON_LAYER: for<'a> &'a dyn Fn(usize, usize));
 /// The error of work that was broken off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("cancelled")]
-pub struct Cancelled;
+pub(crate) struct Cancelled;
 
 /// What `work` returns, during which each [`check`] of this thread asks `is_cancelled`.
-pub fn watched<R>(is_cancelled: &dyn Fn() -> bool, work: impl FnOnce() -> R) -> R {
+pub(crate) fn watched<R>(is_cancelled: &dyn Fn() -> bool, work: impl FnOnce() -> R) -> R {
     IS_CANCELLED.set(is_cancelled, work)
 }
 
 /// Whether [`check`] asks anybody on this thread.
 #[must_use]
-pub fn is_watched() -> bool {
+pub(crate) fn is_watched() -> bool {
     IS_CANCELLED.is_set()
 }
 
 /// What `work` returns, during which each [`check_layer`] of this thread tells `on_layer`
 /// how many layers are computed, and of how many.
-pub fn told_of_layers<R>(on_layer: &dyn Fn(usize, usize), work: impl FnOnce() -> R) -> R {
+pub(crate) fn told_of_layers<R>(on_layer: &dyn Fn(usize, usize), work: impl FnOnce() -> R) -> R {
     ON_LAYER.set(on_layer, work)
 }
 
@@ -44,7 +44,7 @@ pub fn told_of_layers<R>(on_layer: &dyn Fn(usize, usize), work: impl FnOnce() ->
 ///
 /// # Errors
 /// As [`check`].
-pub fn check_layer(index: usize, count: usize) -> candle_core::Result<()> {
+pub(crate) fn check_layer(index: usize, count: usize) -> candle_core::Result<()> {
     if ON_LAYER.is_set() {
         ON_LAYER.with(|on_layer| on_layer(index, count));
     }
@@ -55,7 +55,7 @@ pub fn check_layer(index: usize, count: usize) -> candle_core::Result<()> {
 ///
 /// # Errors
 /// A candle error of [`Cancelled`] if nobody waits for the work any more.
-pub fn check() -> candle_core::Result<()> {
+pub(crate) fn check() -> candle_core::Result<()> {
     if is_watched() && IS_CANCELLED.with(|is_cancelled| is_cancelled()) {
         return Err(candle_core::Error::wrap(Cancelled));
     }
@@ -67,7 +67,7 @@ pub fn check() -> candle_core::Result<()> {
 ///
 /// # Panics
 /// If `work` does.
-pub fn shared<R: Send>(work: impl FnOnce(Watch<'_>) -> R + Send) -> R {
+pub(crate) fn shared<R: Send>(work: impl FnOnce(Watch<'_>) -> R + Send) -> R {
     const BETWEEN_QUESTIONS: Duration = Duration::from_millis(5);
     if !is_watched() {
         return work(Watch(None));
@@ -90,18 +90,18 @@ pub fn shared<R: Send>(work: impl FnOnce(Watch<'_>) -> R + Send) -> R {
 
 /// What tells other threads that their work is broken off.
 #[derive(Debug, Clone, Copy)]
-pub struct Watch<'a>(Option<&'a AtomicBool>);
+pub(crate) struct Watch<'a>(Option<&'a AtomicBool>);
 
 impl Watch<'_> {
     /// Of work that is not broken off.
     #[must_use]
-    pub fn of_nothing() -> Self {
+    pub(crate) fn of_nothing() -> Self {
         Self(None)
     }
 
     /// What `work` returns, during which each [`check`] knows what the thread knows that
     /// [`shared`] was called on.
-    pub fn over<R>(self, work: impl FnOnce() -> R) -> R {
+    pub(crate) fn over<R>(self, work: impl FnOnce() -> R) -> R {
         match self.0 {
             Some(is_cancelled) => watched(&|| is_cancelled.load(Ordering::Relaxed), work),
             None => work(),

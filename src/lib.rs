@@ -14,8 +14,8 @@
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
-//! - [`interruption`] breaks off work that nobody waits for; [`causes`] are what errors tell the log;
-//! - [`telemetry`] sets up the logs, which [`terminal`] keeps above bars, [`threads`] the threads that compute on a CPU, and
+//! - `interruption` breaks off work that nobody waits for; [`causes`] are what errors tell the log;
+//! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU, and
 //!   [`allocator`] how long freed memory is kept.
 
 pub mod allocator;
@@ -30,12 +30,12 @@ pub mod domain;
 pub mod hub;
 pub mod imaging;
 pub mod inspect;
-pub mod interruption;
+pub(crate) mod interruption;
 pub mod model;
 pub mod nn;
 pub mod plan;
 pub mod requests;
 pub mod service;
 pub mod telemetry;
-pub mod terminal;
+pub(crate) mod terminal;
 pub mod threads;

@@ -9,13 +9,13 @@ static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// The bars, if standard error is a terminal.
 #[must_use]
-pub fn bars() -> Option<&'static MultiProgress> {
+pub(crate) fn bars() -> Option<&'static MultiProgress> {
     Some(&*BARS).filter(|bars| !bars.is_hidden())
 }
 
 /// Writes whole lines where the bars stand, which move down.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct AboveBars;
+pub(crate) struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,7 +1,7 @@
 //! Which sides a picture of an area has.
 
 /// Sides of pictures that are scaled to an area are multiples of this in the reference.
-pub const REFERENCE_MULTIPLE: usize = 32;
+pub(crate) const REFERENCE_MULTIPLE: usize = 32;
 
 /// Width and height of about `area` pixels in the proportions of `shape`, each rounded to a
 /// multiple of `multiple`: 0 for a side that would be nearer to 0.
@@ -14,7 +14,11 @@ pub const REFERENCE_MULTIPLE: usize = 32;
     clippy::cast_sign_loss,
     reason = "sides are positive and far below 2^32"
 )]
-pub fn dimensions_of_area(area: usize, shape: (usize, usize), multiple: usize) -> (usize, usize) {
+pub(crate) fn dimensions_of_area(
+    area: usize,
+    shape: (usize, usize),
+    multiple: usize,
+) -> (usize, usize) {
     let ratio = shape.0 as f64 / shape.1 as f64;
     let width = (area as f64 * ratio).sqrt();
     let round = |side: f64| (side / multiple as f64).round_ties_even() as usize * multiple;

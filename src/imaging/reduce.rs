@@ -8,7 +8,7 @@ use crate::domain::{GreyImage, Picture, RgbImage};
 ///
 /// Source: Pillow 13.0, `Image.reduce` (`Reduce.c`), in rows.
 #[must_use]
-pub fn reduce(picture: Picture, factor: usize) -> Picture {
+pub(crate) fn reduce(picture: Picture, factor: usize) -> Picture {
     let factor = factor.max(1);
     let (width, height) = (picture.width().div_ceil(factor), picture.height().div_ceil(factor));
     let mut colours = Vec::with_capacity(width * height * 3);

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 /// The elements of one place.
 #[derive(Debug, Clone)]
-pub struct Intermediate {
+pub(crate) struct Intermediate {
     /// Where: the name with which it was noted, and how often that was before.
     pub place: String,
     /// All of them, in 32 bits.
@@ -25,7 +25,7 @@ thread_local! {
 ///
 /// # Errors
 /// A candle error of the device, which may be that of work queued before.
-pub fn note(name: &str, x: &Tensor) -> Result<()> {
+pub(crate) fn note(name: &str, x: &Tensor) -> Result<()> {
     NOTES.with_borrow_mut(|notes| {
         let Some(notes) = notes else { return Ok(()) };
         let numbers = x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
@@ -36,7 +36,7 @@ pub fn note(name: &str, x: &Tensor) -> Result<()> {
 }
 
 /// What `work` returns, and what was noted meanwhile.
-pub fn noted<R>(work: impl FnOnce() -> R) -> (R, Vec<Intermediate>) {
+pub(crate) fn noted<R>(work: impl FnOnce() -> R) -> (R, Vec<Intermediate>) {
     /// Ends it even if the work panics.
     struct Noting;
 

@@ -23,7 +23,7 @@ pub mod fusion;
 mod gemm;
 mod guidance;
 mod heads;
-pub mod intermediate;
+pub(crate) mod intermediate;
 mod kernels;
 mod linear;
 mod low_rank;

@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor};
 /// A candle shape error if a side is odd; sizes on the model's grid are not.
 ///
 /// Source: diffusers 0.42.1, `QwenImageEditPipeline._pack_latents`.
-pub fn pack_latents(latents: &Tensor) -> Result<Tensor> {
+pub(crate) fn pack_latents(latents: &Tensor) -> Result<Tensor> {
     let (batch, channels, height, width) = latents.dims4()?;
     latents
         .reshape((batch, channels, height / 2, 2, width / 2, 2))?
@@ -29,7 +29,7 @@ pub fn pack_latents(latents: &Tensor) -> Result<Tensor> {
 /// A candle shape error if the number of tokens does not fit.
 ///
 /// Source: diffusers 0.42.1, `QwenImageEditPipeline._unpack_latents`.
-pub fn unpack_latents(tokens: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
+pub(crate) fn unpack_latents(tokens: &Tensor, rows: usize, columns: usize) -> Result<Tensor> {
     let (batch, _, numbers) = tokens.dims3()?;
     tokens
         .reshape((batch, rows, columns, numbers / 4, 2, 2))?

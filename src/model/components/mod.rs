@@ -6,7 +6,7 @@ pub mod clip;
 pub(super) mod finite;
 pub mod flow_match;
 pub(super) mod keys;
-pub mod latents;
+pub(crate) mod latents;
 pub(super) mod layers;
 pub mod noise;
 pub(super) mod tokenizer_files;

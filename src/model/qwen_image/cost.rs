@@ -9,7 +9,7 @@ use super::positions::Grid;
 
 /// Floating-point operations of a stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Operations {
+pub(crate) struct Operations {
     /// In products with weights.
     pub linear: f64,
     /// In products of queries with keys, and of scores with values.
@@ -19,7 +19,7 @@ pub struct Operations {
 impl Operations {
     /// All of them.
     #[must_use]
-    pub fn total(self) -> f64 {
+    pub(crate) fn total(self) -> f64 {
         self.linear + self.attention
     }
 }
@@ -34,7 +34,7 @@ impl std::ops::Add for Operations {
 
 /// One pass of the transformer, of which the flow at `read` of the image tokens is read.
 #[must_use]
-pub fn transformer(
+pub(crate) fn transformer(
     config: &TransformerConfig,
     (image_tokens, read): (usize, usize),
     text_tokens: usize,
@@ -57,14 +57,14 @@ pub fn transformer(
 
 /// What two passes of a step with guidance have in common: the image tokens' way in.
 #[must_use]
-pub fn image_input(config: &TransformerConfig, image_tokens: usize) -> Operations {
+pub(crate) fn image_input(config: &TransformerConfig, image_tokens: usize) -> Operations {
     let linear = 2.0 * (image_tokens * config.in_channels * config.inner_dim()) as f64;
     Operations { linear, attention: 0.0 }
 }
 
 /// The modulation of all blocks for `levels` noise levels.
 #[must_use]
-pub fn modulation(config: &TransformerConfig, levels: usize) -> Operations {
+pub(crate) fn modulation(config: &TransformerConfig, levels: usize) -> Operations {
     let width = config.inner_dim() as f64;
     let layers = 2.0 * config.num_layers as f64;
     let linear = 2.0 * levels as f64 * (layers * 6.0 + 2.0) * width * width;
@@ -74,7 +74,7 @@ pub fn modulation(config: &TransformerConfig, levels: usize) -> Operations {
 /// The language model over `tokens` tokens; each looks at those before it, half of
 /// all on average.
 #[must_use]
-pub fn language_model(config: &TextConfig, tokens: usize) -> Operations {
+pub(crate) fn language_model(config: &TextConfig, tokens: usize) -> Operations {
     let (tokens, width) = (tokens as f64, config.hidden_size as f64);
     let key_width = (config.num_key_value_heads * config.head_dim()) as f64;
     let weights = width * (2.0 * width + 2.0 * key_width + 3.0 * config.intermediate_size as f64);
@@ -87,7 +87,7 @@ pub fn language_model(config: &TextConfig, tokens: usize) -> Operations {
 
 /// The vision tower over one picture of `grid` patches.
 #[must_use]
-pub fn vision_tower(config: &VisionConfig, grid: Grid) -> Operations {
+pub(crate) fn vision_tower(config: &VisionConfig, grid: Grid) -> Operations {
     let (patches, width) = (grid.len() as f64, config.hidden_size as f64);
     let block = width * (4.0 * width + 3.0 * config.intermediate_size as f64);
     let merged = (config.patches_per_token() * config.hidden_size) as f64;
@@ -106,7 +106,7 @@ pub fn vision_tower(config: &VisionConfig, grid: Grid) -> Operations {
 
 /// The autoencoder's halves for a picture of `width` times `height` pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AutoencoderOperations {
+pub(crate) struct AutoencoderOperations {
     /// Picture to latents.
     pub encode: Operations,
     /// Latents to picture.
@@ -115,7 +115,11 @@ pub struct AutoencoderOperations {
 
 /// What the autoencoder takes for a picture of `width` times `height` pixels.
 #[must_use]
-pub fn autoencoder(config: &VaeConfig, width: usize, height: usize) -> AutoencoderOperations {
+pub(crate) fn autoencoder(
+    config: &VaeConfig,
+    width: usize,
+    height: usize,
+) -> AutoencoderOperations {
     let pixels = (width * height) as f64;
     let channels: Vec<f64> =
         config.dim_mult.iter().map(|multiple| (multiple * config.base_dim) as f64).collect();

@@ -8,7 +8,7 @@ use crate::model::{MemoryChoice, PlannedComponent, Residency};
 /// A group of weights, of layers that are alike: some of them stay, the others come and go
 /// one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WeightGroup {
+pub(crate) enum WeightGroup {
     /// The transformer's blocks, without their modulation.
     Blocks,
     /// The autoencoder, in one piece.
@@ -62,7 +62,7 @@ impl WeightGroup {
 
 /// Bytes of the weights in the format that they are kept in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WeightBytes {
+pub(crate) struct WeightBytes {
     /// Of each layer of each of [`WeightGroup::ALL`].
     parts: [Vec<usize>; WeightGroup::ALL.len()],
     /// Of the few that are in no part, and always stay.
@@ -71,7 +71,7 @@ pub struct WeightBytes {
 
 /// How many layers the components have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayersOfComponents {
+pub(crate) struct LayersOfComponents {
     /// Blocks of the transformer.
     pub transformer: usize,
     /// Of the language model.
@@ -83,7 +83,7 @@ pub struct LayersOfComponents {
 impl WeightBytes {
     /// Of text encoder, transformer and VAE, all of whose tensors were checked.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         [text_encoder, transformer, vae]: &[CheckedTensors; 3],
         layers: LayersOfComponents,
     ) -> Self {
@@ -118,26 +118,26 @@ impl WeightBytes {
 
     /// Of all layers of `part`.
     #[must_use]
-    pub fn of(&self, part: WeightGroup) -> usize {
+    pub(crate) fn of(&self, part: WeightGroup) -> usize {
         self.layers(part).iter().sum()
     }
 
     /// Of all weights.
     #[must_use]
-    pub fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.others + self.parts.iter().flatten().sum::<usize>()
     }
 }
 
 /// How many layers of each part stay on the device: the first ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryPlan {
+pub(crate) struct MemoryPlan {
     resident: [usize; WeightGroup::ALL.len()],
 }
 
 impl MemoryPlan {
     /// All of them.
-    pub const RESIDENT: Self = Self { resident: [usize::MAX; WeightGroup::ALL.len()] };
+    pub(crate) const RESIDENT: Self = Self { resident: [usize::MAX; WeightGroup::ALL.len()] };
 
     /// None of them.
     const STREAM: Self = Self { resident: [0; WeightGroup::ALL.len()] };
@@ -146,7 +146,7 @@ impl MemoryPlan {
     /// `working` bytes of the `free` ones. If it is not known how many are free,
     /// everything stays.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         choice: MemoryChoice,
         weights: &WeightBytes,
         free: Option<usize>,
@@ -187,13 +187,13 @@ impl MemoryPlan {
 
     /// Of the autoencoder.
     #[must_use]
-    pub fn vae(&self) -> Residency {
+    pub(crate) fn vae(&self) -> Residency {
         Residency::of_layer(0, self.resident(WeightGroup::Vae))
     }
 
     /// Of the text encoder with its vision tower.
     #[must_use]
-    pub fn text_encoder(&self) -> TextEncoderResidency {
+    pub(crate) fn text_encoder(&self) -> TextEncoderResidency {
         TextEncoderResidency {
             resident_layers: self.resident(WeightGroup::TextEncoder),
             resident_vision_layers: self.resident(WeightGroup::VisionTower),
@@ -203,7 +203,7 @@ impl MemoryPlan {
 
     /// Of the transformer.
     #[must_use]
-    pub fn transformer(&self) -> TransformerResidency {
+    pub(crate) fn transformer(&self) -> TransformerResidency {
         TransformerResidency {
             resident_modulation: self.resident(WeightGroup::Modulation),
             resident_blocks: self.resident(WeightGroup::Blocks),
@@ -213,14 +213,14 @@ impl MemoryPlan {
     /// The most bytes of weights that are on the device at a time: what stays, and
     /// the largest of those that come and go, which are never there together.
     #[must_use]
-    pub fn peak_bytes(&self, weights: &WeightBytes) -> usize {
+    pub(crate) fn peak_bytes(&self, weights: &WeightBytes) -> usize {
         let passing = |part: WeightGroup| part.passing(self.split(part, weights).1);
         self.resident_bytes(weights) + WeightGroup::ALL.into_iter().map(passing).max().unwrap_or(0)
     }
 
     /// Bytes of the weights that stay.
     #[must_use]
-    pub fn resident_bytes(&self, weights: &WeightBytes) -> usize {
+    pub(crate) fn resident_bytes(&self, weights: &WeightBytes) -> usize {
         let stay = |part: WeightGroup| self.split(part, weights).0.iter().sum::<usize>();
         weights.others + WeightGroup::ALL.into_iter().map(stay).sum::<usize>()
     }
@@ -233,7 +233,7 @@ impl MemoryPlan {
 
     /// The groups with their bytes, and those that stay.
     #[must_use]
-    pub fn components(&self, weights: &WeightBytes) -> Vec<PlannedComponent> {
+    pub(crate) fn components(&self, weights: &WeightBytes) -> Vec<PlannedComponent> {
         let group = |group: WeightGroup| PlannedComponent {
             name: group.name(),
             bytes: weights.of(group),
@@ -245,7 +245,7 @@ impl MemoryPlan {
 
     /// What does not stay, for people.
     #[must_use]
-    pub fn on_demand(&self, weights: &WeightBytes) -> String {
+    pub(crate) fn on_demand(&self, weights: &WeightBytes) -> String {
         let told = |part: WeightGroup| {
             let (all, name) = (weights.layers(part).len(), part.name());
             let streamed = self.split(part, weights).1.len();

@@ -1,19 +1,19 @@
 //! The Qwen-Image family: a text encoder that sees, a two-stream diffusion
 //! transformer, and an autoencoder made for video.
 //!
-//! Files are named after the checkpoint's components; [`pipeline`] puts them
-//! together. What the published pipelines differ by is data, in [`variant`].
+//! Files are named after the checkpoint's components; `pipeline` puts them
+//! together. What the published pipelines differ by is data, in `variant`.
 
 mod agreement;
 pub mod benchmark;
 pub mod config;
-pub mod cost;
+pub(crate) mod cost;
 mod loading;
-pub mod memory;
-pub mod modulation;
+pub(crate) mod memory;
+pub(crate) mod modulation;
 mod outlook;
 pub mod passes;
-pub mod pipeline;
+pub(crate) mod pipeline;
 pub mod positions;
 pub mod preprocess;
 pub mod prompt;
@@ -21,7 +21,7 @@ pub mod step_cache;
 pub mod text_encoder;
 pub mod transformer;
 pub mod vae;
-pub mod variant;
+pub(crate) mod variant;
 pub mod vision_tower;
 
 use config::{TransformerConfig, VaeConfig};

@@ -10,7 +10,7 @@ use crate::nn::CfgRescale;
 
 /// One pipeline of the family.
 #[derive(Debug, Clone)]
-pub struct Variant {
+pub(crate) struct Variant {
     /// `_class_name` in `model_index.json`.
     pub class_name: &'static str,
     /// One sentence for people.
@@ -39,7 +39,7 @@ pub struct Variant {
 
 /// What the encoder sees of the input pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
+pub(crate) enum Shown {
     /// Nothing: it reads the prompt alone.
     Nothing,
     /// What the autoencoder sees.
@@ -53,7 +53,7 @@ pub enum Shown {
 
 /// What the shift of the noise schedule follows from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScheduleBasis {
+pub(crate) enum ScheduleBasis {
     /// The tokens of the picture being made.
     Made,
     /// The tokens of the reference picture: the square root of their number, 1 at 256.
@@ -63,7 +63,7 @@ pub enum ScheduleBasis {
 const MEGAPIXEL: usize = 1024 * 1024;
 
 /// Qwen/Qwen-Image and Qwen/Qwen-Image-2512.
-pub const TEXT_TO_IMAGE: Variant = Variant {
+pub(crate) const TEXT_TO_IMAGE: Variant = Variant {
     class_name: "QwenImagePipeline",
     description: "Makes a picture from words, or anew from a picture (Qwen-Image).",
     tasks: TaskKinds::of(&TaskKind::ALL),
@@ -80,7 +80,7 @@ pub const TEXT_TO_IMAGE: Variant = Variant {
 
 /// Qwen/Qwen-Image-Edit. The reference pipeline takes one picture, and so was it
 /// trained; several are shown to it in order, as later checkpoints have it.
-pub const EDIT: Variant = Variant {
+pub(crate) const EDIT: Variant = Variant {
     class_name: "QwenImageEditPipeline",
     description: "Edits a picture as the prompt says (Qwen-Image-Edit).",
     tasks: TaskKinds::of(&[TaskKind::Edit, TaskKind::Inpainting]),
@@ -93,7 +93,7 @@ pub const EDIT: Variant = Variant {
 
 /// Qwen/Qwen-Image-Edit-2509 and -2511. The cards recommend one to three pictures;
 /// the pipeline takes any number, we as many as OpenAI's models do.
-pub const EDIT_PLUS: Variant = Variant {
+pub(crate) const EDIT_PLUS: Variant = Variant {
     class_name: "QwenImageEditPlusPipeline",
     description: "Edits one picture or several together as the prompt says \
                   (Qwen-Image-Edit-2509 and later).",
@@ -106,7 +106,7 @@ pub const EDIT_PLUS: Variant = Variant {
 };
 
 /// Qwen/Qwen-Image-Layered.
-pub const LAYERED: Variant = Variant {
+pub(crate) const LAYERED: Variant = Variant {
     class_name: "QwenImageLayeredPipeline",
     description: "Takes a picture apart into transparent layers (Qwen-Image-Layered).",
     tasks: TaskKinds::of(&[TaskKind::Edit]),

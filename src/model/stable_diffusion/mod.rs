@@ -2,7 +2,7 @@
 //! autoencoder, from text to image and from image to image.
 //!
 //! `StableDiffusionPipeline` (1.5, 2.1, SD-Turbo) and `StableDiffusionXLPipeline`
-//! (SDXL, SDXL-Turbo) are one [`pipeline`]; what sets them apart is read from the
+//! (SDXL, SDXL-Turbo) are one `pipeline`; what sets them apart is read from the
 //! checkpoint. Residual layers, time embeddings and the autoencoder's blocks are
 //! candle-transformers' own `stable_diffusion`.
 //!
@@ -11,8 +11,8 @@
 
 pub mod config;
 mod pictures;
-pub mod pipeline;
-pub mod schedule;
+pub(crate) mod pipeline;
+pub(crate) mod schedule;
 pub mod scheduler;
 pub mod unet;
 

@@ -31,7 +31,7 @@ use crate::model::{
 };
 
 /// A text encoder with its tokenizer.
-pub struct TextSide {
+pub(crate) struct TextSide {
     /// Words to ids.
     pub tokenizer: ClipTokenizer,
     /// Ids to hidden states.
@@ -40,7 +40,7 @@ pub struct TextSide {
 
 /// How texts condition the U-Net.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TextUse {
+pub(crate) enum TextUse {
     /// One encoder's last state.
     Last,
     /// All encoders' penultimate states, side by side; the last encoder's pooled
@@ -52,7 +52,7 @@ pub enum TextUse {
 }
 
 /// The components of a checkpoint, loaded.
-pub struct Components {
+pub(crate) struct Components {
     /// One encoder, or SDXL's two.
     pub texts: Vec<TextSide>,
     /// What is made of their states.
@@ -76,7 +76,7 @@ pub struct Components {
 }
 
 /// `StableDiffusionPipeline` and `StableDiffusionXLPipeline`.
-pub struct Pipeline {
+pub(crate) struct Pipeline {
     pub(super) card: ModelCard,
     pub(super) loaded: Loaded,
     pub(super) components: Components,

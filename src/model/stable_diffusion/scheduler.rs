@@ -2,7 +2,7 @@
 //! Diffusion uses it), Euler and ancestral Euler.
 //!
 //! Here is what `scheduler_config.json` may say, and the tables that follow from
-//! it; [`super::schedule`] walks them. Plain 64-bit arithmetic: the reference
+//! it; `schedule` walks them. Plain 64-bit arithmetic: the reference
 //! holds its tables in 32 bits, and differs by that rounding.
 //!
 //! Sources: diffusers 0.42.1, `DDIMScheduler`, `PNDMScheduler`,

@@ -54,7 +54,7 @@ use denoise::{Denoising, InitialLatents, Known, StepInputs, Watch};
 use job::{Job, Source};
 
 /// The components of a checkpoint.
-pub struct Components {
+pub(crate) struct Components {
     /// Words to ids.
     pub tokenizer: PromptTokenizer,
     /// How pictures are shown to the encoder, if they are.
@@ -87,7 +87,7 @@ pub(super) fn token_side(vae: &VaeConfig) -> usize {
 }
 
 /// A pipeline of the family with its components.
-pub struct Pipeline {
+pub(crate) struct Pipeline {
     pub(super) card: ModelCard,
     pub(super) loaded: Loaded,
     pub(super) plan: ModelPlan,
