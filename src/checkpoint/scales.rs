@@ -35,6 +35,8 @@ const INPUT_SCALES: [&str; 2] = [".input_scale", ".scale_input"];
 const BLOCK: usize = 128;
 /// The group in which rows are rotated where a note names none.
 const ROTATED_GROUP: usize = 256;
+/// Bytes of a note on one layer: what is longer is none.
+const LONGEST_NOTE: usize = 1 << 16;
 /// How many layers a message lists before it only counts.
 const LISTED: usize = 5;
 
@@ -148,6 +150,9 @@ fn notes(
     for (name, tensor) in &listing.tensors {
         let Some(layer) = name.strip_suffix(LAYER_NOTE) else { continue };
         let text = bytes.get(tensor.range.clone()).unwrap_or_default();
+        if text.len() > LONGEST_NOTE {
+            return Err(format!("has {name} of {} bytes", text.len()));
+        }
         // Some are filled up with zeros.
         let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
         let note = serde_json::from_slice(&text[..end])

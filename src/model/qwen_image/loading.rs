@@ -78,7 +78,7 @@ pub(super) fn load_components(
         device: context.device.clone(),
     };
     bar.finish_and_clear();
-    Ok((components, opened.finish()?, planned.of_model(context, card, &bytes)))
+    Ok((components, opened.finish()?, planned.of_model(context, card, (&opened, &bytes))))
 }
 
 /// The way to the VAE in float32, if the model computes in 16 bits.
@@ -266,7 +266,12 @@ impl Planned {
         );
     }
 
-    fn of_model(&self, context: &LoadContext, card: &ModelCard, bytes: &WeightBytes) -> ModelPlan {
+    fn of_model(
+        &self,
+        context: &LoadContext,
+        card: &ModelCard,
+        (opened, bytes): (&Opened, &WeightBytes),
+    ) -> ModelPlan {
         ModelPlan {
             model: card.id.clone(),
             pipeline: card.pipeline.clone(),
@@ -274,7 +279,11 @@ impl Planned {
                 Some(_) => "a card".to_owned(),
                 None => crate::device::device_name(&context.device),
             },
-            dtype: precision_name(context.dtype, matrix_format(context.config.dtype)),
+            dtype: precision_name(
+                context.dtype,
+                matrix_format(context.config.dtype),
+                &opened.transformer.quantized_formats(),
+            ),
             image_area: self.area,
             components: self.memory.components(bytes),
             activation_bytes: Some(self.working),
@@ -291,8 +300,10 @@ pub(super) fn plan(
     card: &ModelCard,
 ) -> Result<ModelPlan, LoadError> {
     let configs = Configs::load(context.snapshot, variant)?;
-    let bytes = Opened::open(context)?.check(&configs)?;
-    Ok(Planned::new(context, card.image_area, &bytes).of_model(context, card, &bytes))
+    let opened = Opened::open(context)?;
+    let bytes = opened.check(&configs)?;
+    let planned = Planned::new(context, card.image_area, &bytes);
+    Ok(planned.of_model(context, card, (&opened, &bytes)))
 }
 
 /// The LoRA files of the settings: changes of the transformer.
