@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
-use diffuser_api::cli::{
-    BenchArgs, Cli, Command, InspectArgs, PlanArgs, PullArgs, ServeArgs,
-};
+use diffuser_api::cli::{BenchArgs, Cli, Command, InspectArgs, PlanArgs, PullArgs, ServeArgs};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, ModelSettings, Sources, WarmupConfig, load_hub,
     load_threads,

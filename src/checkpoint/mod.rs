@@ -37,7 +37,7 @@ pub use listing::{FileFormat, FileListing};
 pub use lora::{ActiveAdapters, AdapterSlot, Adapters, Lora, LoraLayers, LowRank};
 pub use mapped::{MappedElements, MappedMatrix, QuantizedRows};
 pub use naming::Naming;
-pub(crate) use storage::from_e4m3;
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
+pub(crate) use storage::from_e4m3;
 pub use weight_files::{WeightFile, WeightFiles, is_file_name, shards};
 pub use weights::{CheckedTensors, MatrixFormat, Weights};

@@ -197,10 +197,7 @@ fn half_name(period: Option<usize>, stored: &str) -> Option<String> {
 
 /// The decoder's blocks are counted through there; here every `period` of them are one, whose
 /// last enlarges the picture.
-fn decoder_place<'a>(
-    (number, inner): (&str, &'a str),
-    period: usize,
-) -> Option<(String, &'a str)> {
+fn decoder_place<'a>((number, inner): (&str, &'a str), period: usize) -> Option<(String, &'a str)> {
     let number: usize = number.parse().ok()?;
     let (block, place) = (number.checked_div(period)?, number.checked_rem(period)?);
     let name = match place + 1 == period {
@@ -281,10 +278,7 @@ mod tests {
                 "decoder.upsamples.7.time_conv.bias",
                 "decoder.up_blocks.1.upsamplers.0.time_conv.bias",
             ),
-            (
-                "decoder.upsamples.14.residual.3.gamma",
-                "decoder.up_blocks.3.resnets.2.norm2.gamma",
-            ),
+            ("decoder.upsamples.14.residual.3.gamma", "decoder.up_blocks.3.resnets.2.norm2.gamma"),
         ] {
             assert_eq!(name(stored), ours);
         }

@@ -72,11 +72,7 @@ struct HeaderNote {
 ///
 /// # Errors
 /// What is quantized in a way that is not known, or whose scales do not fit.
-pub(super) fn attach(
-    listing: &mut FileListing,
-    bytes: &[u8],
-    prefix: &str,
-) -> Result<(), String> {
+pub(super) fn attach(listing: &mut FileListing, bytes: &[u8], prefix: &str) -> Result<(), String> {
     refuse_others(listing)?;
     let notes = notes(listing, bytes, prefix)?;
     refuse_unknown(&notes)?;
@@ -175,11 +171,8 @@ fn refuse_unknown(notes: &BTreeMap<String, Note>) -> Result<(), String> {
 fn take_scales(listing: &mut FileListing) -> BTreeMap<String, ListedTensor> {
     let layer_of =
         |name: &str| WEIGHT_SCALES.iter().find_map(|end| name.strip_suffix(end)).map(str::to_owned);
-    let named: Vec<(String, String)> = listing
-        .tensors
-        .keys()
-        .filter_map(|name| Some((layer_of(name)?, name.clone())))
-        .collect();
+    let named: Vec<(String, String)> =
+        listing.tensors.keys().filter_map(|name| Some((layer_of(name)?, name.clone()))).collect();
     let taken = named.into_iter().filter_map(|(layer, name)| {
         let tensor = listing.tensors.remove(&name)?;
         Some((layer, tensor))
@@ -203,11 +196,9 @@ fn scale_in(tensor: &ListedTensor, bytes: &[u8], shape: &[usize]) -> Result<Scal
     match (&tensor.shape[..], &numbers[..]) {
         (_, [number]) => Ok(Scale::One(*number)),
         ([count] | [count, 1], _) if *count == rows => Ok(Scale::Rows(numbers.into())),
-        (dims, _) if *dims == blocks => Ok(Scale::Blocks {
-            block: (BLOCK, BLOCK),
-            columns: blocks[1],
-            scales: numbers.into(),
-        }),
+        (dims, _) if *dims == blocks => {
+            Ok(Scale::Blocks { block: (BLOCK, BLOCK), columns: blocks[1], scales: numbers.into() })
+        }
         (dims, _) => Err(format!("of shape {shape:?} has scales of shape {dims:?}")),
     }
 }

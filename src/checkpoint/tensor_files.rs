@@ -75,11 +75,11 @@ impl TensorFiles {
         let own = snapshot.files_of(component);
         for ComponentFile { path, naming, prefix, .. } in &own {
             let buffer = map(path)?;
-            files.add(buffer, &path.display().to_string(), &Names {
-                prefix,
-                naming: *naming,
-                canonical,
-            })?;
+            files.add(
+                buffer,
+                &path.display().to_string(),
+                &Names { prefix, naming: *naming, canonical },
+            )?;
         }
         if own.is_empty() {
             let names = Names { prefix: "", naming: Naming::Published, canonical };

@@ -49,11 +49,7 @@ pub(super) fn open_device(config: &ModelConfig) -> Result<Device, LoadError> {
 /// its matrices are kept in if that is another one: `quantized` are the formats in which
 /// files have some of them.
 #[must_use]
-pub(super) fn precision_name(
-    dtype: DType,
-    matrices: MatrixFormat,
-    quantized: &[String],
-) -> String {
+pub(super) fn precision_name(dtype: DType, matrices: MatrixFormat, quantized: &[String]) -> String {
     let name = dtype_name(dtype);
     match matrices {
         MatrixFormat::AsStored if !quantized.is_empty() => {

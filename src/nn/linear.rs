@@ -540,7 +540,7 @@ mod tests {
     fn blocks_and_scaled_floats_that_stay_quantized_multiply_as_what_they_mean() {
         use candle_core::quantized::GgmlDType;
         let x = numbers(&[2, 3, 64], 1, DType::F32);
-        let weight = numbers(&[8, 64], 2, DType::F32);
+        let weight = numbers(&[8, 64], 2, DType::F32).force_contiguous().unwrap();
         let list = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let layer = |weight| Linear { weight, bias: None, added: Arc::new([]), adapter: None };
 

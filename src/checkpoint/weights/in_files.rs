@@ -7,8 +7,8 @@ use candle_core::{Device, Shape, Tensor};
 use safetensors::tensor::TensorView;
 
 use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
-use crate::checkpoint::device_matrix::{self, DeviceMatrix};
 use crate::checkpoint::LowRank;
+use crate::checkpoint::device_matrix::{self, DeviceMatrix};
 use crate::checkpoint::mapped::MappedMatrix;
 use crate::interruption;
 
@@ -124,19 +124,17 @@ impl Weights {
     ///
     /// # Errors
     /// As [`Weights::get`].
-    pub fn has_rows_at_hand(
-        &self,
-        name: &str,
-        shape: (usize, usize),
-    ) -> candle_core::Result<bool> {
+    pub fn has_rows_at_hand(&self, name: &str, shape: (usize, usize)) -> candle_core::Result<bool> {
         let full_name = self.full_name(name);
         let dims = [shape.0, shape.1];
-        let Some(Some(Ok(_))) = self.store.source.files().map(|files| files.find(&full_name, &dims))
+        let Some(Some(Ok(_))) =
+            self.store.source.files().map(|files| files.find(&full_name, &dims))
         else {
             return Ok(false);
         };
         let files = self.store.source.files();
-        let is_quantized = files.is_some_and(|files| files.quantized_parts(&full_name, &dims).is_some());
+        let is_quantized =
+            files.is_some_and(|files| files.quantized_parts(&full_name, &dims).is_some());
         if (self.is_for_gpu && !is_quantized) || !self.loras.is_empty() {
             return Ok(false);
         }

@@ -88,9 +88,8 @@ impl TextEncoder {
         };
         let tower = weights.at("visual");
         let has_tower = config.needs_vision || tower.has_any();
-        let visual = has_tower.then(|| {
-            VisionTower::load(&tower, &config.vision, residency.resident_vision_layers)
-        });
+        let visual = has_tower
+            .then(|| VisionTower::load(&tower, &config.vision, residency.resident_vision_layers));
         Ok(Self {
             visual: visual.transpose()?,
             embed_tokens: Embedding::load(
