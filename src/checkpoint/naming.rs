@@ -217,10 +217,8 @@ mod tests {
     use super::*;
 
     fn whole(naming: Naming, stored: &str) -> String {
-        match naming.named(stored) {
-            Named::Whole(name) => name,
-            other => panic!("{stored}: {other:?}"),
-        }
+        let Named::Whole(name) = naming.named(stored) else { panic!("{stored} is a part") };
+        name
     }
 
     #[test]
