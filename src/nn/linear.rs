@@ -563,4 +563,22 @@ mod tests {
         let far = list(&made).into_iter().zip(list(&expected)).map(|(a, b)| (a - b).abs());
         assert!(far.fold(0.0, f32::max) < 1e-4);
     }
+
+    /// So a layer makes the same whether its 16-bit matrix is copied or used where it lies.
+    #[test]
+    fn a_matrix_of_16_bits_multiplies_to_the_bit_as_its_copy_in_32() {
+        for (inputs, outputs) in [(256, 64), (3072, 700), (1280, 3420)] {
+            let narrow = numbers(&[outputs, inputs], 2, DType::BF16).force_contiguous().unwrap();
+            let wide = narrow.to_dtype(DType::F32).unwrap();
+            for rows in [1, 5, 41, 300, 600, 1410] {
+                let x = numbers(&[rows, inputs], 1, DType::F32).force_contiguous().unwrap();
+                let list = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let copied = list(multiplied(&wide, &x).unwrap());
+                let elements = Elements::<half::bf16>::of(&narrow).unwrap();
+                let shape = (outputs, inputs);
+                let where_it_lies = widened::product_with_slice(&x, elements.all(), shape);
+                assert!(copied == list(where_it_lies.unwrap()), "{rows} rows of {inputs}");
+            }
+        }
+    }
 }

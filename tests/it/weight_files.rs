@@ -125,7 +125,7 @@ async fn a_folder_of_comfyui_and_a_file_with_all_in_it_are_models() {
 #[tokio::test]
 async fn widened_streamed_or_used_where_they_lie_weights_make_the_same_picture() {
     let recorded = recorded();
-    for layout in ["gguf/mixed-2511", "fp8/mixed_metadata", "int8/convrot", "llama"] {
+    for layout in ["plain", "gguf/mixed-2511", "fp8/mixed_metadata", "int8/convrot", "llama"] {
         let config = config_of(&recorded, layout);
         let stored = edited(&recorded, &config).await;
 

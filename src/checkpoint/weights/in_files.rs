@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use candle_core::{Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 use safetensors::tensor::TensorView;
 
 use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
@@ -112,7 +112,9 @@ impl Weights {
             return stays.then(|| MappedMatrix::quantized(Arc::clone(&self.store), parts, shape));
         }
         let place = files.place_of(full_name, &dims)?;
-        if stored_dtype(self.dtype) != Some(place.dtype) || !self.loras.is_empty() {
+        let is_same = stored_dtype(self.dtype) == Some(place.dtype);
+        let is_exact = is_same || (self.dtype == DType::F32 && self.is_for_one_use);
+        if !is_exact || !self.loras.is_empty() {
             return None;
         }
         MappedMatrix::new(Arc::clone(&self.store), place, shape)
