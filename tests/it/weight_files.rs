@@ -162,21 +162,44 @@ fn farthest(left: &[u8], right: &[u8]) -> u8 {
     left.iter().zip(right).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
 }
 
+/// A copy of the base in which `from` in a file is `to`.
+fn base_with(file: &str, from: &str, to: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&data().join("base"), folder.path());
+    let text = std::fs::read_to_string(folder.path().join(file)).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(folder.path().join(file), text.replace(from, to)).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn a_mark_in_the_file_counts_whatever_the_base_says() {
+    let base = base_with("transformer/config.json", "\"zero_cond_t\": true", "\"zero_cond_t\": false");
+    let (recorded, goldens) = (recorded(), goldens());
+    let with_base = |layout: &str| {
+        let mut config = config_of(&recorded, layout);
+        config.files.base = Some(base.path().display().to_string());
+        config
+    };
+
+    let marked = edited(&recorded, &with_base("gguf/mixed-2511")).await;
+    assert_same_picture("marked", &marked, &goldens["gguf/mixed-2511"]);
+    // Without a mark the base is believed, and the picture is another one.
+    let unmarked = edited(&recorded, &with_base("gguf/Q8_0")).await;
+    let golden = goldens["gguf/Q8_0"].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+    assert!(farthest(&unmarked, &golden) > 3);
+}
+
 #[tokio::test]
 async fn words_alone_need_no_vision_tower() {
+    let base = base_with("model_index.json", "QwenImageEditPlusPipeline", "QwenImagePipeline");
     let folder = tempfile::tempdir().unwrap();
-    let base = folder.path().join("base");
-    std::fs::create_dir(&base).unwrap();
-    copy_folder(&data().join("base"), &base);
-    let index = std::fs::read_to_string(base.join("model_index.json")).unwrap();
-    let index = index.replace("QwenImageEditPlusPipeline", "QwenImagePipeline");
-    std::fs::write(base.join("model_index.json"), index).unwrap();
     let language = folder.path().join("text_encoder.gguf");
     std::fs::copy(data().join("llama/text_encoder.gguf"), &language).unwrap();
 
     let config = with(|files| {
         files.text_encoder = Some(language);
-        files.base = Some(base.display().to_string());
+        files.base = Some(base.path().display().to_string());
     });
 
     let files = ModelFiles::find(&config, &offline_hub()).unwrap();
