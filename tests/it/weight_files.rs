@@ -174,7 +174,8 @@ fn base_with(file: &str, from: &str, to: &str) -> tempfile::TempDir {
 
 #[tokio::test]
 async fn a_mark_in_the_file_counts_whatever_the_base_says() {
-    let base = base_with("transformer/config.json", "\"zero_cond_t\": true", "\"zero_cond_t\": false");
+    let base =
+        base_with("transformer/config.json", "\"zero_cond_t\": true", "\"zero_cond_t\": false");
     let (recorded, goldens) = (recorded(), goldens());
     let with_base = |layout: &str| {
         let mut config = config_of(&recorded, layout);
