@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench;
 use crate::config::{Flags, KEYS};
 use crate::domain::{GuidanceScale, ImageSize, Steps};
+use crate::hub::{Companions, FilePattern};
 use crate::model::benchmark::{BenchmarkError, BenchmarkPlan, LayerCounts, Part};
 use crate::model::{
     DeviceChoice, DtypeChoice, FileChoices, MemoryChoice, MemoryLimit, ModelConfig,
@@ -39,7 +40,7 @@ pub struct Cli {
 pub enum Command {
     /// Load the model and answer requests (what happens without a command, too)
     Serve(ServeArgs),
-    /// Download a model's files, and print the folder that they are in
+    /// Download a model's files, and print where they are
     Pull(PullArgs),
     /// Print what a model will take of the memory there is, without loading it
     Plan(PlanArgs),
@@ -57,8 +58,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Embedded model's name, folder, or repository such as Qwen/Qwen-Image-Edit, or the name
-    /// of a section [models.NAME]; several times for several models
+    /// Embedded model's name, folder, file of weights, or repository such as
+    /// Qwen/Qwen-Image-Edit, or one file of a repository as hf:OWNER/NAME/FILE, or the name of
+    /// a section [models.NAME]; several times for several models
     #[arg(long = "model", value_name = "MODEL")]
     models: Vec<String>,
 
@@ -92,6 +94,24 @@ pub struct PullArgs {
     /// Commit, tag or branch
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
+
+    /// Only files whose path or name matches, such as '*Q4_K_M*' (in quotes); several times for
+    /// several. Of a transformer's text encoder, vision tower and VAE those come along that the
+    /// repository has, none of more than 10 GB
+    #[arg(long = "file", value_name = "PATTERN")]
+    pub files: Vec<FilePattern>,
+
+    /// Only what the patterns match
+    #[arg(long, requires = "files")]
+    pub no_companions: bool,
+}
+
+impl PullArgs {
+    /// Whether files that go with those asked for are wanted.
+    #[must_use]
+    pub fn companions(&self) -> Companions {
+        if self.no_companions { Companions::Leave } else { Companions::Fetch }
+    }
 }
 
 /// Arguments of `plan`.
@@ -391,6 +411,7 @@ Examples:
   diffuser-api                                  the small embedded model, to try the API
   diffuser-api pull Qwen/Qwen-Image-Edit        download a real one
   diffuser-api --model Qwen/Qwen-Image-Edit --device cuda --dtype bfloat16
+  diffuser-api pull unsloth/Qwen-Image-Edit-2511-GGUF --file '*Q4_K_M*'
   diffuser-api --config config/qwen-image-edit-cuda.toml --port 9000
   diffuser-api plan Qwen/Qwen-Image-Edit        what it will take of this machine
   diffuser-api inspect model-Q4_K_M.gguf        what a file is, and what it lacks to run

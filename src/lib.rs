@@ -34,6 +34,7 @@ pub(crate) mod interruption;
 pub mod model;
 pub mod nn;
 pub mod plan;
+pub mod pull;
 pub mod requests;
 pub mod service;
 pub mod telemetry;

@@ -14,12 +14,12 @@ use diffuser_api::config::{
     load_threads,
 };
 use diffuser_api::domain::Picture;
-use diffuser_api::hub::{HubConfig, Progress, fetch_snapshot};
+use diffuser_api::hub::{HubConfig, Progress, RepositoryId, fetch_files, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
-use diffuser_api::{api, bench, causes, device, nn, plan, service, telemetry, threads};
+use diffuser_api::{api, bench, causes, device, nn, plan, pull, service, telemetry, threads};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -169,12 +169,23 @@ fn pull(args: &PullArgs) -> Result<()> {
     telemetry::init("warn,diffuser_api=info")?;
 
     let repository = args.model.parse()?;
-    let progress = Progress::for_terminal();
-    let folder = fetch_snapshot(&repository, args.revision.as_deref(), &hub, progress)?;
+    if args.files.is_empty() {
+        let progress = Progress::for_terminal();
+        let folder = fetch_snapshot(&repository, args.revision.as_deref(), &hub, progress)?;
+        print_now(&format!("{}\n", folder.display()));
+        return Ok(());
+    }
+    pull_files(args, &repository, &hub)
+}
 
-    #[expect(clippy::print_stdout, reason = "the folder is what was asked for")]
+/// Fetches single files; prints where they are, and what they lack to be served.
+fn pull_files(args: &PullArgs, repository: &RepositoryId, hub: &HubConfig) -> Result<()> {
+    let (revision, progress) = (args.revision.as_deref(), Progress::for_terminal());
+    let fetched = fetch_files(repository, revision, &args.files, args.companions(), hub, progress)?;
+    print_now(&pull::paths(&fetched));
+    #[expect(clippy::print_stderr, reason = "what was asked for are the paths alone")]
     {
-        println!("{}", folder.display());
+        eprint!("{}", pull::missing(&fetched));
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use super::layers::Layers;
 use super::{Fault, values};
 use crate::domain::{Prompt, RequestLoras, ScheduleShift};
 use crate::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, FileChoices, LoraConfig,
-    MemoryChoice, MemoryLimit, ModelConfig,
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, FILE_SOURCES, FileChoices,
+    LoraConfig, MemoryChoice, MemoryLimit, ModelConfig,
 };
 use crate::requests::{QualityOverride, QualityOverrides};
 
@@ -177,7 +177,12 @@ impl Layers {
     }
 
     fn files(&mut self) -> FileChoices {
-        let mut file = |key| self.name(key).map(PathBuf::from);
+        let mut file = |key| {
+            self.read(key, FILE_SOURCES, |value| {
+                let text = value.as_str().filter(|text| !text.trim().is_empty())?;
+                text.parse().ok()
+            })
+        };
         FileChoices {
             transformer: file(keys::FILE_TRANSFORMER),
             text_encoder: file(keys::FILE_TEXT_ENCODER),

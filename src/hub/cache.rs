@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{CacheRepo, Repo, RepoType};
 
+use super::error::Place;
 use super::plan::{MODEL_INDEX, PlanFault, plan_files, plan_shards, text_of};
+use super::selection::{FileNames, Listing, Selected, SelectionFault, Wanted};
 use super::{HubError, RepositoryId, is_commit};
+
+/// How deep files lie at most that are looked at.
+const DEEPEST: usize = 8;
 
 /// What the cache holds of one repository.
 pub(super) struct Cache {
@@ -59,7 +64,7 @@ impl Cache {
 
     /// The folder of `revision`, if every file that its pipeline needs is there.
     pub(super) fn complete_snapshot(&self, revision: &str) -> Result<PathBuf, HubError> {
-        let commit = self.commit_of(revision)?;
+        let commit = self.commit_of(revision, MODEL_INDEX)?;
         let folder = self.snapshot(&commit);
         let faulty = |fault| match fault {
             PlanFault::Missing { file } | PlanFault::NoWeights { file, .. } => {
@@ -74,8 +79,14 @@ impl Cache {
             text_of(file, bytes).map_err(faulty)
         };
 
+        let listing: BTreeSet<String> = files_below(&folder).into_keys().collect();
+        if !listing.contains(MODEL_INDEX)
+            && let Some(files) = FileNames::of_weights(listing.iter())
+        {
+            let (repository, place) = (self.repository.to_string(), Place::Cache);
+            return Err(HubError::NoPipeline { repository, place, files });
+        }
         let model_index = read(MODEL_INDEX)?;
-        let listing = files_below(&folder);
         let plan = plan_files(&listing, &model_index).map_err(faulty)?;
         for index in &plan.indices {
             plan_shards(index, &read(index)?, &listing).map_err(faulty)?;
@@ -83,12 +94,29 @@ impl Cache {
         Ok(folder)
     }
 
-    fn commit_of(&self, revision: &str) -> Result<String, HubError> {
+    /// The folder of `revision`, and which of its files are wanted, if they are there.
+    pub(super) fn selected(
+        &self,
+        revision: &str,
+        wanted: &Wanted,
+    ) -> Result<(PathBuf, Selected), HubError> {
+        let folder = self.snapshot(&self.commit_of(revision, wanted.first())?);
+        let selected = wanted.select(&files_below(&folder)).map_err(|fault| match fault {
+            SelectionFault::NoMatch { pattern, .. } => self.not_cached(&pattern),
+            fault @ SelectionFault::Split { .. } => {
+                HubError::Selection { repository: self.repository.to_string(), fault }
+            }
+        })?;
+        Ok((folder, selected))
+    }
+
+    /// Which commit `revision` was when `file` was last fetched.
+    fn commit_of(&self, revision: &str, file: &str) -> Result<String, HubError> {
         if is_commit(revision) {
             return Ok(revision.to_owned());
         }
         let path = self.root.join(self.folder_name()).join("refs").join(revision);
-        let commit = std::fs::read_to_string(path).map_err(|_| self.not_cached(MODEL_INDEX))?;
+        let commit = std::fs::read_to_string(path).map_err(|_| self.not_cached(file))?;
         Ok(commit.trim().to_owned())
     }
 
@@ -113,16 +141,21 @@ impl Cache {
     }
 }
 
-/// `name` and `folder/name` of every file in the two upper levels. Links to
-/// nothing are left out.
-fn files_below(folder: &Path) -> BTreeSet<String> {
-    let mut files = BTreeSet::new();
-    for (name, path) in entries(folder) {
-        if path.is_file() {
-            files.insert(name);
-        } else {
-            let inner = entries(&path).into_iter().filter(|(_, path)| path.is_file());
-            files.extend(inner.map(|(inner, _)| format!("{name}/{inner}")));
+/// Every file below `folder`, by its path from there. Links to nothing are left out.
+fn files_below(folder: &Path) -> Listing {
+    let mut files = Listing::new();
+    let mut folders = vec![(String::new(), folder.to_owned())];
+    while let Some((prefix, folder)) = folders.pop() {
+        for (name, path) in entries(&folder) {
+            match std::fs::metadata(&path) {
+                Ok(file) if file.is_file() => {
+                    files.insert(format!("{prefix}{name}"), Some(file.len()));
+                }
+                Ok(inner) if inner.is_dir() && prefix.matches('/').count() < DEEPEST => {
+                    folders.push((format!("{prefix}{name}/"), path));
+                }
+                Ok(_) | Err(_) => {}
+            }
         }
     }
     files

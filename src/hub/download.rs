@@ -15,9 +15,11 @@ use indicatif::ProgressBar;
 use serde::Deserialize;
 
 use super::cache::Cache;
-use super::error::Lacking;
+use super::error::{Lacking, Place};
+use super::file_id::is_plain_path;
 use super::plan::{MODEL_INDEX, PlanFault, plan_files, plan_shards, text_of};
 use super::progress::{FileProgress, Progress};
+use super::selection::{FileNames, Selected, Wanted};
 use super::verify::{is_sha256, sha256_of};
 use super::{HubConfig, HubError, RepositoryId, is_commit};
 
@@ -117,6 +119,12 @@ impl<'a> Download<'a> {
             text_of(file, bytes).map_err(|fault| self.faulty(fault))
         };
 
+        if !snapshot.files.contains_key(MODEL_INDEX)
+            && let Some(files) = FileNames::of_weights(snapshot.files.keys())
+        {
+            let (repository, place) = (self.repository.to_string(), Place::Hub);
+            return Err(HubError::NoPipeline { repository, place, files });
+        }
         self.fetch_all(&snapshot, &[MODEL_INDEX.to_owned()])?;
         let listing: BTreeSet<String> = snapshot.files.keys().cloned().collect();
         let plan = plan_files(&listing, &read(MODEL_INDEX)?).map_err(|fault| self.faulty(fault))?;
@@ -131,6 +139,24 @@ impl<'a> Download<'a> {
         self.cache.set_revision(revision, &snapshot.commit)?;
         self.bar.finish_and_clear();
         Ok(folder)
+    }
+
+    /// Fetches what is `wanted`, and returns the folder that it is in.
+    pub(super) fn run_selected(
+        &self,
+        revision: &str,
+        wanted: &Wanted,
+    ) -> Result<(PathBuf, Selected), HubError> {
+        let snapshot = self.snapshot(revision)?;
+        let listing = snapshot.files.iter().map(|(path, file)| (path.clone(), file.size));
+        let selected = wanted.select(&listing.collect()).map_err(|fault| HubError::Selection {
+            repository: self.repository.to_string(),
+            fault,
+        })?;
+        self.fetch_all(&snapshot, &[&selected.files[..], &selected.companions].concat())?;
+        self.cache.set_revision(revision, &snapshot.commit)?;
+        self.bar.finish_and_clear();
+        Ok((self.cache.snapshot(&snapshot.commit), selected))
     }
 
     /// Asks the hub which commit `revision` is, and which files it has.
@@ -163,7 +189,8 @@ impl<'a> Download<'a> {
                 reason: format!("'{}' is no commit", info.sha),
             });
         }
-        let files = info.siblings.into_iter();
+        // Names become paths here and addresses there.
+        let files = info.siblings.into_iter().filter(|file| is_plain_path(&file.rfilename));
         Ok(Snapshot {
             commit: info.sha,
             files: files.map(|file| (file.rfilename.clone(), file)).collect(),

@@ -1,10 +1,12 @@
 //! Why files could not be fetched.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use hf_hub::api::tokio::ApiError;
 
 use super::plan::PlanFault;
+use super::selection::{FileNames, SelectionFault};
 
 /// What a hub does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +15,24 @@ pub enum Lacking {
     Repository,
     /// The commit, tag or branch of a repository that it has.
     Revision,
+}
+
+/// Where files of a repository are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On the hub.
+    Hub,
+    /// Among those that were fetched, while the network may not be used.
+    Cache,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hub => Ok(()),
+            Self::Cache => formatter.write_str(" in the cache (HF_HUB_OFFLINE is set)"),
+        }
+    }
 }
 
 /// Why files could not be fetched.
@@ -29,6 +49,24 @@ pub enum HubError {
     InvalidRevision {
         /// What was given.
         text: String,
+    },
+    /// Not the name of a file on the hub.
+    #[error(
+        "'{text}' is no file on the hub: expected hf:OWNER/NAME/PATH or \
+         hf:OWNER/NAME@REVISION/PATH, such as \
+         hf:unsloth/Qwen-Image-Edit-2511-GGUF/qwen-image-edit-2511-Q4_K_M.gguf"
+    )]
+    InvalidFile {
+        /// What was given.
+        text: String,
+    },
+    /// Not a pattern of file names.
+    #[error("'{text}' is no pattern of file names: {reason}")]
+    InvalidPattern {
+        /// What was given.
+        text: String,
+        /// What is wrong.
+        reason: &'static str,
     },
     /// The hub has no such repository, or shows it only to its members.
     #[error(
@@ -103,6 +141,27 @@ pub enum HubError {
         /// What it lacks.
         fault: PlanFault,
     },
+    /// The repository has files of weights, but is no diffusers pipeline.
+    #[error(
+        "{repository} has no model_index.json{place}, but files of weights: {files}; give one as \
+         hf:{repository}/FILE, or fetch it with `diffuser-api pull {repository} --file FILE`"
+    )]
+    NoPipeline {
+        /// The repository.
+        repository: String,
+        /// Where it has none.
+        place: Place,
+        /// The files.
+        files: FileNames,
+    },
+    /// The repository does not have what was asked for.
+    #[error("{repository}: {fault}")]
+    Selection {
+        /// The repository.
+        repository: String,
+        /// Why not.
+        fault: SelectionFault,
+    },
     /// Fewer or more bytes than the hub announced. They were thrown away.
     #[error("{file} has {actual} bytes where the hub announced {expected}; fetch it again")]
     WrongSize {
@@ -148,11 +207,15 @@ impl HubError {
             Self::Status { status, .. } => *status == 429 || *status >= 500,
             Self::InvalidRepository { .. }
             | Self::InvalidRevision { .. }
+            | Self::InvalidFile { .. }
+            | Self::InvalidPattern { .. }
             | Self::NotFound { .. }
             | Self::Denied { .. }
             | Self::Protocol { .. }
             | Self::NotCached { .. }
             | Self::Repository { .. }
+            | Self::NoPipeline { .. }
+            | Self::Selection { .. }
             | Self::WrongSize { .. }
             | Self::WrongChecksum { .. }
             | Self::Locked { .. }
@@ -176,8 +239,12 @@ impl HubError {
             Self::NotFound { lacking, .. } => *lacking == Lacking::Repository,
             Self::InvalidRepository { .. }
             | Self::InvalidRevision { .. }
+            | Self::InvalidFile { .. }
+            | Self::InvalidPattern { .. }
             | Self::NotCached { .. }
             | Self::Repository { .. }
+            | Self::NoPipeline { .. }
+            | Self::Selection { .. }
             | Self::Locked { .. }
             | Self::Io { .. } => false,
         }

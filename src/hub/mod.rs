@@ -5,12 +5,15 @@
 //! and returns the folder that they are in. What is there already is not
 //! fetched again; a download that was cut goes on where it stopped. It blocks,
 //! and is for plain threads: not for async code, and not while serving.
+//! [`fetch_files`] and [`fetch_file`] do the same for files by their names.
 
 mod cache;
 mod download;
 mod error;
+mod file_id;
 mod plan;
 mod progress;
+mod selection;
 mod verify;
 
 use std::error::Error as _;
@@ -19,10 +22,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use download::{Download, Patience};
+use selection::{Selected, Wanted};
 
-pub use error::{HubError, Lacking};
+pub use error::{HubError, Lacking, Place};
+pub use file_id::HubFile;
 pub use plan::{Plan, PlanFault, plan_files, plan_shards};
 pub use progress::Progress;
+pub use selection::{Companions, FileNames, FilePattern, SelectionFault};
 
 /// Where a hub is and how to speak to it.
 #[derive(Clone, PartialEq)]
@@ -122,12 +128,100 @@ pub fn fetch_snapshot(
     {
         return Ok(folder);
     }
-    let is_cached = cache.complete_snapshot(revision).is_ok();
+    let download = Download::new(repository, config, &cache, progress);
+    or_cached(
+        (repository, revision),
+        || cache.complete_snapshot(revision),
+        |patience| download.with_patience(patience).run(revision),
+    )
+}
+
+/// Files of a repository that are here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchedFiles {
+    /// The folder of the repository's files.
+    pub folder: PathBuf,
+    /// Those that were asked for.
+    pub files: Vec<PathBuf>,
+    /// Those that go with them.
+    pub companions: Vec<PathBuf>,
+}
+
+impl From<(PathBuf, Selected)> for FetchedFiles {
+    fn from((folder, selected): (PathBuf, Selected)) -> Self {
+        let paths = |names: Vec<String>| names.iter().map(|name| folder.join(name)).collect();
+        Self { files: paths(selected.files), companions: paths(selected.companions), folder }
+    }
+}
+
+/// Brings the files of `repository` that match one of `patterns`, and of what goes with them
+/// what the same repository has: all as [`fetch_snapshot`] does, into the same cache. Each
+/// pattern must match something.
+///
+/// # Errors
+/// [`HubError`], as there.
+///
+/// # Panics
+/// As there.
+pub fn fetch_files(
+    repository: &RepositoryId,
+    revision: Option<&str>,
+    patterns: &[FilePattern],
+    companions: Companions,
+    config: &HubConfig,
+    progress: Progress,
+) -> Result<FetchedFiles, HubError> {
+    let revision = checked_revision(revision.unwrap_or("main"))?;
+    let cache = cache::Cache::new(&config.cache, repository);
+    let wanted = Wanted::Matching(patterns.to_vec(), companions);
+    let cached = || cache.selected(revision, &wanted);
+    if config.offline {
+        return cached().map(FetchedFiles::from);
+    }
+    let download = Download::new(repository, config, &cache, progress);
+    let fetched = or_cached((repository, revision), cached, |patience| {
+        download.with_patience(patience).run_selected(revision, &wanted)
+    });
+    fetched.map(FetchedFiles::from)
+}
+
+/// Brings one file, unless it is here: who names a file wants it as it is, and the hub is not
+/// asked for a later one.
+///
+/// # Errors
+/// [`HubError`], as [`fetch_snapshot`] does.
+///
+/// # Panics
+/// As there.
+pub fn fetch_file(
+    file: &HubFile,
+    config: &HubConfig,
+    progress: Progress,
+) -> Result<FetchedFiles, HubError> {
+    let HubFile { repository, revision, path } = file;
+    let revision = checked_revision(revision.as_deref().unwrap_or("main"))?;
+    let cache = cache::Cache::new(&config.cache, repository);
+    let wanted = Wanted::File(path.clone());
+    let cached = cache.selected(revision, &wanted);
+    if cached.is_ok() || config.offline {
+        return cached.map(FetchedFiles::from);
+    }
+    let download = Download::new(repository, config, &cache, progress);
+    download.run_selected(revision, &wanted).map(FetchedFiles::from)
+}
+
+/// What `download` brings; where the hub gives nothing, what was there before, if it is
+/// enough.
+fn or_cached<T>(
+    (repository, revision): (&RepositoryId, &str),
+    cached: impl Fn() -> Result<T, HubError>,
+    download: impl FnOnce(Patience) -> Result<T, HubError>,
+) -> Result<T, HubError> {
+    let is_cached = cached().is_ok();
     let patience = if is_cached { Patience::Short } else { Patience::Long };
-    let download = Download::new(repository, config, &cache, progress).with_patience(patience);
-    match download.run(revision) {
+    match download(patience) {
         Err(error) if is_cached && error.leaves_the_cache() => {
-            let Ok(folder) = cache.complete_snapshot(revision) else {
+            let Ok(found) = cached() else {
                 return Err(error);
             };
             let causes = std::iter::successors(error.source(), |&cause| cause.source());
@@ -139,7 +233,7 @@ pub fn fetch_snapshot(
                 cause,
                 "hub gave no files, so those of the last download are used"
             );
-            Ok(folder)
+            Ok(found)
         }
         result => result,
     }

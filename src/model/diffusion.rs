@@ -361,6 +361,14 @@ pub enum LoadError {
         /// Why the hub gave nothing.
         source: Box<HubError>,
     },
+    /// A file that a setting names is on the hub, and could not be had.
+    #[error("{setting}: the file could not be had from the hub")]
+    HubFile {
+        /// The setting.
+        setting: &'static str,
+        /// Why the hub gave nothing.
+        source: Box<HubError>,
+    },
     /// A setting asks for what this model cannot do.
     #[error("{setting}: {reason}")]
     Setting {
@@ -402,7 +410,7 @@ impl LoadError {
             Self::Device(_) => "its device is not there",
             Self::Thread(_) => "the system gives no thread for it",
             Self::Tensor(_) => "the device failed, or has too little memory",
-            Self::Hub(_) => "its files could not be fetched",
+            Self::Hub(_) | Self::HubFile { .. } => "its files could not be fetched",
         }
     }
 }

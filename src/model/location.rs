@@ -3,16 +3,18 @@
 
 use std::path::{Path, PathBuf};
 
+use super::file_source::{FileSource, LocalFile};
 use super::{LoadError, ModelConfig, embedded, files, published};
 use crate::checkpoint::Snapshot;
-use crate::hub::{HubConfig, HubError, Progress, RepositoryId, fetch_snapshot};
+use crate::hub::{HubConfig, HubError, HubFile, Progress, RepositoryId, fetch_snapshot};
 
 const MODEL_INDEX: &str = "model_index.json";
 
 /// What would be a model.
 const WANTED: &str = "a model is a folder with a model_index.json, as diffusers saves it, a file \
                       of Qwen-Image's transformer (safetensors or GGUF) with the others beside \
-                      it, or a repository on the hub such as 'Qwen/Qwen-Image-Edit'";
+                      it, such a file on the hub (hf:OWNER/NAME/FILE), or a repository there \
+                      such as 'Qwen/Qwen-Image-Edit'";
 
 /// The files that `config.id` means, and the name that clients see.
 ///
@@ -21,8 +23,13 @@ const WANTED: &str = "a model is a folder with a model_index.json, as diffusers 
 pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, String), LoadError> {
     let id = &config.id;
     let base_of = |id: &str| base(id, hub);
-    if config.files.are_named() {
-        return files::from_choices(config, base_of);
+    let file = match config.files.transformer {
+        Some(_) => None,
+        None => file_of(config, hub)?,
+    };
+    if config.files.are_named() || file.is_some() {
+        let named = config.files.local(hub)?;
+        return files::from_choices(&named, file.as_ref(), config, base_of);
     }
     if let Some(checkpoint) = embedded::find(id) {
         return Ok((Snapshot::Embedded(checkpoint), id.clone()));
@@ -40,10 +47,7 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
         return Ok((Snapshot::Directory(path.to_owned()), name));
     }
     if path.is_file() {
-        if !files::is_weights(path) {
-            return Err(unknown(kind_of_file(path)));
-        }
-        return files::from_file(path, config, base_of);
+        return Err(unknown(kind_of_file(path)));
     }
     if let Some(reason) = no_such_path(id) {
         return Err(unknown(reason));
@@ -62,8 +66,25 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
             let source = Box::new(source);
             Err(LoadError::NeitherFolderNorRepository { id: id.clone(), source })
         }
+        Err(error @ HubError::NoPipeline { .. }) => Err(unknown(error.to_string())),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The file of weights that `config.id` means, if it is one: here or on the hub, from which
+/// it is then fetched.
+fn file_of(config: &ModelConfig, hub: &HubConfig) -> Result<Option<LocalFile>, LoadError> {
+    const SETTING: &str = "model.id";
+    let invalid = |source| LoadError::HubFile { setting: SETTING, source: Box::new(source) };
+    if HubFile::is_meant_by(&config.id) {
+        let file: HubFile = config.id.parse().map_err(invalid)?;
+        let revision = file.revision.clone().or(config.revision.clone());
+        let file = FileSource::Hub(HubFile { revision, ..file });
+        return file.local(SETTING, hub).map(Some);
+    }
+    let path = PathBuf::from(&config.id);
+    let is_one = path.is_file() && files::is_weights(&path);
+    Ok(is_one.then_some(LocalFile { path, repository: None }))
 }
 
 /// The files that go with weights of the checkpoint `id`: a folder, or the small files of a
@@ -91,6 +112,7 @@ fn no_such_path(id: &str) -> Option<String> {
         let repository = parts.next().zip(parts.next());
         let hint = repository.map(|(owner, name)| format!("{owner}/{name}"));
         let hint = hint.filter(|hint| hint.parse::<RepositoryId>().is_ok());
+        let hint = hint.map(|hint| file_of_address(&hint, address).unwrap_or(hint));
         let hint = hint.map_or_else(|| WANTED.to_owned(), |hint| format!("give '{hint}'"));
         return Some(format!("it is an address: {hint}"));
     }
@@ -103,7 +125,22 @@ fn no_such_path(id: &str) -> Option<String> {
         || is_drive
         || has_ending;
     let home = if id.starts_with('~') { " ('~' is not expanded here)" } else { "" };
+    let file = format!("hf:{id}");
+    if kind_of_ending(Path::new(id)).is_some() && file.parse::<HubFile>().is_ok() {
+        return Some(format!("there is no such file here; if it is one on the hub, give '{file}'"));
+    }
     is_path.then(|| format!("there is no such folder{home}; {WANTED}"))
+}
+
+/// The name of the file on the hub whose page or download is at `address`, if it is one of
+/// `repository`.
+fn file_of_address(repository: &str, address: &str) -> Option<String> {
+    let (_, rest) = address.split_once(&format!("/{repository}/"))?;
+    let rest = rest.strip_prefix("blob/").or_else(|| rest.strip_prefix("resolve/"))?;
+    let (revision, path) = rest.split(['?', '#']).next()?.split_once('/')?;
+    let at = if revision == "main" { String::new() } else { format!("@{revision}") };
+    let file = format!("hf:{repository}{at}/{path}");
+    file.parse::<HubFile>().is_ok().then_some(file)
 }
 
 /// What the file at `path` is.

@@ -7,6 +7,7 @@ pub mod components;
 mod diffusion;
 mod embedded;
 mod estimate;
+mod file_source;
 mod files;
 mod loading;
 mod location;
@@ -30,7 +31,8 @@ pub use diffusion::{
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use estimate::Estimate;
-pub use files::{Inspection, inspect, weight_files};
+pub use file_source::{FILE_SOURCES, FileSource};
+pub use files::{Inspection, MissingPart, inspect, missing_parts, weight_files};
 pub use loras::{check_lora_names, lora_names};
 pub use memory_limit::MemoryLimit;
 pub use plan::{ModelPlan, PlannedComponent};
@@ -51,7 +53,8 @@ pub fn free_memory_bytes(choice: DeviceChoice) -> Option<usize> {
 /// Which model to load, where, and what to change about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Name of an embedded model, a folder, or a repository id on the hub.
+    /// Name of an embedded model, a folder, a file here or on the hub (`hf:…`), or a
+    /// repository id on the hub.
     pub id: String,
     /// The name that clients see; the id's last part if absent.
     pub name: Option<String>,
@@ -126,13 +129,13 @@ impl ModelConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileChoices {
     /// The diffusion transformer.
-    pub transformer: Option<PathBuf>,
+    pub transformer: Option<FileSource>,
     /// The language model that reads prompts, with or without its vision tower.
-    pub text_encoder: Option<PathBuf>,
+    pub text_encoder: Option<FileSource>,
     /// The vision tower, where it is a file of its own.
-    pub mmproj: Option<PathBuf>,
+    pub mmproj: Option<FileSource>,
     /// The autoencoder.
-    pub vae: Option<PathBuf>,
+    pub vae: Option<FileSource>,
     /// The published checkpoint, or the folder, that configurations, tokenizer and whatever
     /// has no file here are taken from.
     pub base: Option<String>,

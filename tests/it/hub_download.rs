@@ -1,24 +1,13 @@
-//! Downloads, from a server on this machine that plays the hub: its list of
-//! files, small files by itself, large ones by a redirect to another address.
+//! Downloads of pipelines, from a server on this machine that plays the hub.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{Path as UrlPath, RawQuery, State};
-use axum::http::{HeaderMap, Response, StatusCode, Uri, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::body::Bytes;
 use diffuser_api::hub::{HubConfig, HubError, Progress, RepositoryId, fetch_snapshot};
-use serde_json::json;
-use sha2::{Digest, Sha256};
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const NEXT_COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
+use crate::support::fake_hub::{COMMIT, FakeHub, Faults, NEXT_COMMIT, Request};
 
 const MODEL_INDEX: &str = r#"{
     "_class_name": "QwenImageEditPipeline",
@@ -72,134 +61,13 @@ fn repository_files() -> BTreeMap<String, Bytes> {
     .collect()
 }
 
-/// How the hub misbehaves.
-#[derive(Default, Clone)]
-struct Faults {
-    /// The list of files answers with this status.
-    list_status: Option<u16>,
-    /// ... and this `x-error-code`.
-    error_code: Option<&'static str>,
-    /// This file answers with this status, for so many requests.
-    file_status: Option<(&'static str, u16, usize)>,
-    /// Bodies from this byte of a file on break off in the middle.
-    cut_from: Option<usize>,
-    /// This file's bodies are one byte short, and say so.
-    short: Option<&'static str>,
-    /// This file's bytes are not those announced.
-    altered: Option<&'static str>,
-    /// The list names neither sizes nor sums.
-    bare_list: bool,
-    /// The list of files is this instead, with status 200.
-    list_body: Option<&'static str>,
-    /// Every request is sent to a login page.
-    login_page: bool,
-    /// The list of files does not come.
-    silent: bool,
-}
-
-struct Request {
-    path: String,
-    range: Option<String>,
-    token: Option<String>,
-}
-
-struct Hub {
-    revisions: BTreeMap<String, String>,
-    files: BTreeMap<String, Bytes>,
-    faults: Mutex<Faults>,
-    requests: Mutex<Vec<Request>>,
-    content_address: SocketAddr,
-}
-
-struct FakeHub {
-    hub: Arc<Hub>,
-    address: SocketAddr,
-    cache: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
-}
-
 impl FakeHub {
     fn start() -> Self {
         Self::with(repository_files())
     }
 
-    fn with(files: BTreeMap<String, Bytes>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .unwrap();
-        let bind = || async { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap() };
-        let listener = runtime.block_on(bind());
-        // Content has an address of its own, as on the real hub: hf-hub follows
-        // redirects to another host by itself, with other headers.
-        let content = runtime.block_on(bind());
-        let address = listener.local_addr().unwrap();
-        let hub = Arc::new(Hub {
-            revisions: [("main", COMMIT), ("v1", COMMIT), (COMMIT, COMMIT), ("next", NEXT_COMMIT)]
-                .map(|(name, commit)| (name.to_owned(), commit.to_owned()))
-                .into(),
-            files,
-            faults: Mutex::default(),
-            requests: Mutex::default(),
-            content_address: content.local_addr().unwrap(),
-        });
-        let router = Router::new()
-            .route("/api/models/{owner}/{name}/revision/{revision}", get(list))
-            .route("/{owner}/{name}/resolve/{revision}/{*file}", get(resolve))
-            .route("/content/{*file}", get(content_of))
-            .route("/login", get(async || axum::response::Html("<html>Sign in</html>")))
-            .with_state(Arc::clone(&hub));
-        for listener in [listener, content] {
-            let router = router.clone();
-            runtime.spawn(async move { axum::serve(listener, router).await });
-        }
-        Self { hub, address, cache: tempfile::tempdir().unwrap(), _runtime: runtime }
-    }
-
-    fn config(&self) -> HubConfig {
-        HubConfig {
-            endpoint: format!("http://{}", self.address),
-            cache: self.cache.path().to_owned(),
-            token: None,
-            offline: false,
-        }
-    }
-
-    fn offline(&self) -> HubConfig {
-        HubConfig { offline: true, ..self.config() }
-    }
-
-    fn fail(&self, faults: Faults) {
-        *self.hub.faults.lock().unwrap() = faults;
-    }
-
     fn fetch(&self) -> Result<std::path::PathBuf, HubError> {
         fetch(&self.config(), None)
-    }
-
-    /// Names of the files asked for since the last call, each once, sorted.
-    fn files_asked_for(&self) -> Vec<String> {
-        let requests = std::mem::take(&mut *self.hub.requests.lock().unwrap());
-        let mut files: Vec<String> = requests
-            .iter()
-            .filter_map(|request| Some(request.path.split_once("/resolve/")?.1))
-            .filter_map(|rest| Some(rest.split_once('/')?.1.to_owned()))
-            .collect();
-        files.sort();
-        files.dedup();
-        files
-    }
-
-    /// Ranges of the VAE's weights asked for since the last call.
-    fn ranges_asked_for(&self) -> Vec<String> {
-        let requests = std::mem::take(&mut *self.hub.requests.lock().unwrap());
-        requests
-            .into_iter()
-            .filter(|request| request.path == format!("/content/{VAE}"))
-            .filter_map(|request| request.range)
-            .filter(|range| range != "bytes=0-0")
-            .collect()
     }
 }
 
@@ -208,153 +76,7 @@ fn fetch(config: &HubConfig, revision: Option<&str>) -> Result<std::path::PathBu
     fetch_snapshot(&repository, revision, config, Progress::Log)
 }
 
-type SharedHub = State<Arc<Hub>>;
-
-impl Hub {
-    fn note(&self, uri: &Uri, headers: &HeaderMap) {
-        let text = |name| Some(headers.get(name)?.to_str().unwrap().to_owned());
-        self.requests.lock().unwrap().push(Request {
-            path: uri.path().to_owned(),
-            range: text(header::RANGE),
-            token: text(header::AUTHORIZATION),
-        });
-    }
-
-    fn faults(&self) -> Faults {
-        self.faults.lock().unwrap().clone()
-    }
-}
-
-async fn list(
-    State(hub): SharedHub,
-    UrlPath((_, _, revision)): UrlPath<(String, String, String)>,
-    RawQuery(query): RawQuery,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response<Body> {
-    hub.note(&uri, &headers);
-    let faults = hub.faults();
-    if faults.silent {
-        tokio::time::sleep(Duration::from_secs(120)).await;
-    }
-    if faults.login_page {
-        return (StatusCode::FOUND, [(header::LOCATION, "/login")]).into_response();
-    }
-    if let Some(body) = faults.list_body {
-        return ([(header::CONTENT_TYPE, "text/html")], body).into_response();
-    }
-    if let Some(status) = faults.list_status {
-        let code = faults.error_code.unwrap_or("None");
-        let status = StatusCode::from_u16(status).unwrap();
-        return (status, [("x-error-code", code)]).into_response();
-    }
-    let Some(commit) = hub.revisions.get(&revision) else {
-        return (StatusCode::NOT_FOUND, [("x-error-code", "RevisionNotFound")]).into_response();
-    };
-    let full = query.as_deref() == Some("blobs=true") && !faults.bare_list;
-    let describe = |(name, content): (&String, &Bytes)| match (full, is_large(name)) {
-        (false, _) => json!({"rfilename": name}),
-        (true, false) => json!({"rfilename": name, "size": content.len()}),
-        (true, true) => json!({
-            "rfilename": name,
-            "size": content.len(),
-            "lfs": {"sha256": sha256(content), "size": content.len(), "pointerSize": 134},
-        }),
-    };
-    let siblings: Vec<_> = hub.files.iter().map(describe).collect();
-    axum::Json(json!({"sha": commit, "siblings": siblings})).into_response()
-}
-
-async fn resolve(
-    State(hub): SharedHub,
-    UrlPath((_, _, commit, file)): UrlPath<(String, String, String, String)>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response<Body> {
-    hub.note(&uri, &headers);
-    if let Some((name, status, times)) = &mut hub.faults.lock().unwrap().file_status
-        && *name == file
-        && *times > 0
-    {
-        *times -= 1;
-        return StatusCode::from_u16(*status).unwrap().into_response();
-    }
-    let Some(content) = hub.files.get(&file) else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
-    let mut response = if is_large(&file) {
-        let location = format!("http://{}/content/{file}", hub.content_address);
-        (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
-    } else {
-        ranged(&hub.faults(), &file, content, &headers).await
-    };
-    let etag = if is_large(&file) {
-        sha256(content)
-    } else {
-        // The real hub names git's sha1, which has this length.
-        sha256(content)[..40].to_owned()
-    };
-    let name = if is_large(&file) { "x-linked-etag" } else { "etag" };
-    let own = response.headers_mut();
-    own.insert(name, format!("\"{etag}\"").parse().unwrap());
-    own.insert("x-repo-commit", commit.parse().unwrap());
-    response
-}
-
-async fn content_of(
-    State(hub): SharedHub,
-    UrlPath(file): UrlPath<String>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Response<Body> {
-    hub.note(&uri, &headers);
-    ranged(&hub.faults(), &file, &hub.files[&file], &headers).await
-}
-
-/// The bytes that the `Range` header asks for, or what the faults make of them.
-async fn ranged(
-    faults: &Faults,
-    file: &str,
-    content: &Bytes,
-    headers: &HeaderMap,
-) -> Response<Body> {
-    let range = headers[header::RANGE].to_str().unwrap();
-    let (start, end) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
-    let start: usize = start.parse().unwrap();
-    let end = end.parse::<usize>().unwrap().min(content.len() - 1);
-    let is_probe = range == "bytes=0-0";
-    let mut bytes = content.slice(start..=end);
-    if faults.altered == Some(file) {
-        bytes = bytes.iter().map(|byte| byte ^ 1).collect();
-    }
-    if faults.short == Some(file) && !is_probe {
-        bytes = bytes.slice(..bytes.len() - 1);
-    }
-    let response = Response::builder()
-        .status(StatusCode::PARTIAL_CONTENT)
-        .header(header::CONTENT_RANGE, format!("bytes {start}-{end}/{}", content.len()));
-    if faults.cut_from.is_some_and(|cut| start >= cut) && !is_probe {
-        // The parts before the cut shall be through by then.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let half = bytes.slice(..bytes.len() / 2);
-        let broken = std::io::Error::other("cut");
-        let body = Body::from_stream(futures::stream::iter([Ok(half), Err(broken)]));
-        let length = bytes.len();
-        return response.header(header::CONTENT_LENGTH, length).body(body).unwrap();
-    }
-    response.body(Body::from(bytes)).unwrap()
-}
-
-fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors")
-}
-
-fn sha256(content: &[u8]) -> String {
-    let digest = Sha256::digest(content);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn files_in(folder: &Path) -> Vec<String> {
+pub(crate) fn files_in(folder: &Path) -> Vec<String> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -418,13 +140,13 @@ fn a_cut_download_goes_on_where_it_stopped() {
     let error = hub.fetch().unwrap_err();
     assert!(matches!(error, HubError::Unreachable { .. }), "{error:?}");
     assert!(error.to_string().contains(VAE), "{error}");
-    let asked = hub.ranges_asked_for();
+    let asked = hub.ranges_asked_for(VAE);
     assert!(asked.contains(&"bytes=0-9999999".to_owned()), "{asked:?}");
 
     hub.fail(Faults::default());
     let folder = hub.fetch().unwrap();
 
-    assert_eq!(hub.ranges_asked_for(), ["bytes=20000000-25000000"]);
+    assert_eq!(hub.ranges_asked_for(VAE), ["bytes=20000000-25000000"]);
     assert_eq!(std::fs::read(folder.join(VAE)).unwrap(), large);
 }
 
@@ -715,12 +437,12 @@ fn a_pinned_commit_that_is_here_needs_no_hub() {
 fn content_that_two_revisions_share_is_fetched_once() {
     let hub = FakeHub::start();
     let first = hub.fetch().unwrap();
-    assert!(!hub.ranges_asked_for().is_empty());
+    assert!(!hub.ranges_asked_for(VAE).is_empty());
 
     let second = fetch(&hub.config(), Some("next")).unwrap();
 
     assert_ne!(first, second);
-    assert_eq!(hub.ranges_asked_for(), Vec::<String>::new());
+    assert_eq!(hub.ranges_asked_for(VAE), Vec::<String>::new());
     assert_eq!(files_in(&second), NEEDED);
     assert_eq!(std::fs::read(second.join(VAE)).unwrap(), hub.hub.files[VAE]);
 }
@@ -781,6 +503,7 @@ fn a_repository_without_a_part_of_its_pipeline_is_refused_before_the_weights() {
 fn a_repository_that_is_no_pipeline_says_so() {
     let mut files = repository_files();
     files.remove("model_index.json");
+    files.retain(|name, _| !name.ends_with(".safetensors"));
     let hub = FakeHub::with(files);
 
     let message = hub.fetch().unwrap_err().to_string();

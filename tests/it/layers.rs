@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["api", "requests", "service", "model", "hub", "device", "domain"]),
     ("bench", &["model", "nn", "checkpoint", "device", "domain"]),
     ("plan", &["model"]),
+    ("pull", &["model", "hub"]),
     ("inspect", &["model", "plan", "hub", "causes"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];

@@ -32,6 +32,7 @@ mod http_routes;
 mod http_tuning;
 mod http_wire;
 mod hub_download;
+mod hub_files;
 mod interruption;
 mod layers;
 mod lora;

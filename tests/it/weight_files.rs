@@ -10,9 +10,10 @@ use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::{ComponentFile, FileSet, Naming, Snapshot, Weights};
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::{
-    DeviceChoice, DtypeChoice, FileChoices, LoadError, LoraConfig, MemoryChoice, ModelConfig,
-    ModelFiles,
+    DeviceChoice, DtypeChoice, FileChoices, FileSource, LoadError, LoraConfig, MemoryChoice,
+    ModelConfig, ModelFiles,
 };
+use diffuser_api::service::PooledModel;
 use image::ImageFormat;
 use reqwest::multipart::{Form, Part};
 use serde_json::Value;
@@ -21,11 +22,11 @@ use crate::support::checkpoints::{copy_folder, offline_hub};
 use crate::support::golden::assert_same_picture;
 use crate::support::server::{Setup, image_bytes, json_of, pooled};
 
-fn data() -> PathBuf {
+pub(crate) fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files")
 }
 
-fn recorded() -> Value {
+pub(crate) fn recorded() -> Value {
     serde_json::from_str(&std::fs::read_to_string(data().join("golden.json")).unwrap()).unwrap()
 }
 
@@ -34,7 +35,7 @@ fn goldens() -> HashMap<String, Tensor> {
 }
 
 /// The model of `layout`, at the recorded areas.
-fn config_of(recorded: &Value, layout: &str) -> ModelConfig {
+pub(crate) fn config_of(recorded: &Value, layout: &str) -> ModelConfig {
     let parts = &recorded["layouts"][layout];
     let path = |name: &str| Some(data().join(parts[name].as_str()?));
     let id = path("folder").or(path("file"));
@@ -45,10 +46,10 @@ fn config_of(recorded: &Value, layout: &str) -> ModelConfig {
         image_area: area("image_area"),
         condition_area: area("condition_area"),
         files: FileChoices {
-            transformer: path("transformer"),
-            text_encoder: path("text_encoder"),
-            mmproj: path("mmproj"),
-            vae: path("vae"),
+            transformer: path("transformer").map(FileSource::from),
+            text_encoder: path("text_encoder").map(FileSource::from),
+            mmproj: path("mmproj").map(FileSource::from),
+            vae: path("vae").map(FileSource::from),
             base: Some(data().join("base").display().to_string()),
         },
         ..ModelConfig::of(id)
@@ -73,7 +74,12 @@ fn form_of(recorded: &Value) -> Form {
 
 /// The recorded edit by the model of `config`: rows of RGB.
 async fn edited(recorded: &Value, config: &ModelConfig) -> Vec<u8> {
-    let server = Setup::default().start_with(vec![pooled(config)]).await;
+    edited_by(recorded, pooled(config)).await
+}
+
+/// The recorded edit by `model`: rows of RGB.
+pub(crate) async fn edited_by(recorded: &Value, model: PooledModel) -> Vec<u8> {
+    let server = Setup::default().start_with(vec![model]).await;
     let reply = server.edit_in_background(form_of(recorded)).await.unwrap();
     let status = reply.status();
     let reply = json_of(reply).await;
@@ -199,7 +205,7 @@ async fn words_alone_need_no_vision_tower() {
     std::fs::copy(data().join("llama/text_encoder.gguf"), &language).unwrap();
 
     let config = with(|files| {
-        files.text_encoder = Some(language);
+        files.text_encoder = Some(FileSource::Path(language));
         files.base = Some(base.path().display().to_string());
     });
 
@@ -266,7 +272,7 @@ fn with(replaced: impl FnOnce(&mut FileChoices)) -> ModelConfig {
 
 #[test]
 fn what_is_quantized_in_unknown_ways_is_refused_by_name() {
-    let of = |file: &str| with(|files| files.transformer = Some(data().join(file)));
+    let of = |file: &str| with(|files| files.transformer = Some(data().join(file).into()));
 
     let said = fault(&of("fp8/unknown.safetensors"));
     assert!(said.contains("nvfp4"), "{said}");
@@ -276,14 +282,14 @@ fn what_is_quantized_in_unknown_ways_is_refused_by_name() {
 
 #[test]
 fn a_language_model_that_does_not_see_or_is_another_is_told_as_such() {
-    let alone = with(|files| files.text_encoder = Some(data().join("llama/text_only.gguf")));
+    let alone = with(|files| files.text_encoder = Some(data().join("llama/text_only.gguf").into()));
     let said = fault(&alone);
     assert!(said.contains("'qwen2'") && said.contains("qwen2vl"), "{said}");
 
     let folder = tempfile::tempdir().unwrap();
     let language = folder.path().join("text_encoder.gguf");
     std::fs::copy(data().join("llama/text_encoder.gguf"), &language).unwrap();
-    let blind = with(|files| files.text_encoder = Some(language));
+    let blind = with(|files| files.text_encoder = Some(language.into()));
     let said = fault(&blind);
     assert!(said.starts_with("model.files.mmproj: "), "{said}");
 }

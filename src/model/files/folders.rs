@@ -1,6 +1,9 @@
 //! Where the files of a model may lie: together, or where ComfyUI keeps each kind.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+use crate::model::file_source::LocalFile;
 
 /// ComfyUI's folders of weights, the older names too.
 const COMFY_FOLDERS: [&str; 6] =
@@ -23,8 +26,24 @@ pub(super) fn inside(path: &Path) -> Vec<PathBuf> {
     files(roots.flat_map(below))
 }
 
+/// Files of weights that may go with `files`: those beside them and in the repositories that
+/// they are of; each once, and none of `files`.
+pub(super) fn around(files: &[&LocalFile]) -> Vec<PathBuf> {
+    let own = files.iter().map(|file| canonical(&file.path));
+    let mut seen: BTreeSet<PathBuf> = own.collect();
+    let mut around: Vec<PathBuf> = files.iter().flat_map(|file| beside(&file.path)).collect();
+    let repositories = files.iter().filter_map(|file| file.repository.as_deref());
+    around.extend(repositories.flat_map(inside));
+    around.retain(|path| seen.insert(canonical(path)));
+    around
+}
+
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
 /// Files of weights that may go with the file `path`.
-pub(super) fn beside(path: &Path) -> Vec<PathBuf> {
+fn beside(path: &Path) -> Vec<PathBuf> {
     let own = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let own = own.unwrap_or(Path::new("."));
     let companions = COMPANIONS.iter().map(|name| own.join(name));
@@ -45,8 +64,8 @@ fn files(folders: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let is_weights = |path: &PathBuf| has_ending_of_weights(path) && path.is_file();
     let mut found: Vec<PathBuf> = paths.filter(is_weights).collect();
     // On some systems names differ by case alone for one folder.
-    found.sort_by_key(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
-    found.dedup_by_key(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
+    found.sort_by_key(|path| canonical(path));
+    found.dedup_by_key(|path| canonical(path));
     found
 }
 

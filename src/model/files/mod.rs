@@ -7,15 +7,18 @@
 mod contents;
 mod folders;
 mod inspection;
+mod missing;
 mod which;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::file_source::{LocalFile, LocalFiles};
 use super::{LoadError, ModelConfig, published};
 use crate::checkpoint::{CheckpointError, ComponentFile, FileListing, FileSet, Snapshot};
 pub use inspection::{Inspection, inspect};
+pub use missing::{MissingPart, missing_parts};
 
 use contents::{Found, Kind, TEXT_ENCODER, TRANSFORMER, VAE};
 use which::Which;
@@ -36,16 +39,17 @@ struct Parts {
     candidates: Vec<Candidate>,
 }
 
-/// The model that the settings' files make up, and its name. Files that are not named are
-/// looked for beside those that are.
+/// The model that the settings' files and the file `id` make up, and its name. What no file
+/// is named for is looked for beside those that are, and in the repositories that they are of.
 ///
 /// # Errors
 /// [`LoadError`] says what is missing, or what a file is instead.
 pub(super) fn from_choices(
+    files: &LocalFiles,
+    id: Option<&LocalFile>,
     config: &ModelConfig,
     base_of: impl FnOnce(&str) -> Result<Snapshot, LoadError>,
 ) -> Result<(Snapshot, String), LoadError> {
-    let files = &config.files;
     let named = [
         (&files.transformer, "model.files.transformer", TRANSFORMER),
         (&files.text_encoder, "model.files.text_encoder", TEXT_ENCODER),
@@ -53,8 +57,8 @@ pub(super) fn from_choices(
         (&files.vae, "model.files.vae", VAE),
     ];
     let mut parts = Parts::default();
-    for (path, setting, component) in named {
-        let Some(path) = path else { continue };
+    for (file, setting, component) in named {
+        let Some(LocalFile { path, .. }) = file else { continue };
         let found: Vec<Candidate> =
             candidates(path)?.into_iter().filter(|one| one.found.component == component).collect();
         if found.is_empty() {
@@ -63,32 +67,28 @@ pub(super) fn from_choices(
         }
         parts.candidates.extend(found);
     }
-    let beside: Vec<PathBuf> =
-        named.iter().filter_map(|(path, ..)| path.as_deref()).flat_map(folders::beside).collect();
-    parts.add_missing(&beside);
+    if let Some(LocalFile { path, .. }) = id {
+        parts.add_rest(candidates(path)?);
+        check_transformer(&parts, path)?;
+    }
+    let files: Vec<&LocalFile> =
+        named.iter().filter_map(|(file, ..)| file.as_ref()).chain(id).collect();
+    parts.add_missing(&folders::around(&files));
     parts.assembled(config, base_of)
 }
 
-/// The model of the file `path`, and its name.
-///
-/// # Errors
-/// As [`from_choices`].
-pub(super) fn from_file(
-    path: &Path,
-    config: &ModelConfig,
-    base_of: impl FnOnce(&str) -> Result<Snapshot, LoadError>,
-) -> Result<(Snapshot, String), LoadError> {
-    let mut parts = Parts { candidates: candidates(path)? };
-    if parts.transformer().is_none() {
-        let component = parts.candidates.first().map_or("", |one| one.found.component);
-        let reason = format!(
-            "it is the {component} of a model: give the file of the transformer, or name each \
-             under [model.files]"
-        );
-        return Err(LoadError::UnknownModel { id: path.display().to_string(), reason });
+/// Refuses the file `path` as a model of which nothing else is a transformer.
+fn check_transformer(parts: &Parts, path: &Path) -> Result<(), LoadError> {
+    if parts.transformer().is_some() {
+        return Ok(());
     }
-    parts.add_missing(&folders::beside(path));
-    parts.assembled(config, base_of)
+    let of_path = parts.candidates.iter().find(|one| one.path == path);
+    let component = of_path.map_or("", |one| one.found.component);
+    let reason = format!(
+        "it is the {component} of a model: give the file of the transformer, or name each \
+         under [model.files]"
+    );
+    Err(LoadError::UnknownModel { id: path.display().to_string(), reason })
 }
 
 /// The model whose files lie in the folder `path` or where ComfyUI has them below it, and its
@@ -136,15 +136,22 @@ impl Parts {
     fn add_missing(&mut self, paths: &[PathBuf]) {
         let mut beside = Self::default();
         beside.add_readable(paths);
+        beside.candidates.retain(|one| !is_transformer(&one.found.kind));
+        self.add_rest(beside.candidates);
+    }
+
+    /// Adds those components of `found` that are not there yet.
+    fn add_rest(&mut self, found: Vec<Candidate>) {
         let has = |kind: fn(&Kind) -> bool| self.candidates.iter().any(|one| kind(&one.found.kind));
-        let (has_vision, has_text, has_vae) = (has(is_vision), has(is_text), has(is_vae));
-        beside.candidates.retain(|one| match one.found.kind {
-            Kind::Transformer { .. } => false,
+        let (has_transformer, has_vision) = (has(is_transformer), has(is_vision));
+        let (has_text, has_vae) = (has(is_text), has(is_vae));
+        let is_new = |one: &Candidate| match one.found.kind {
+            Kind::Transformer { .. } => !has_transformer,
             Kind::VisionTower => !has_vision,
             Kind::TextEncoder { .. } => !has_text,
             Kind::Vae => !has_vae,
-        });
-        self.candidates.extend(beside.candidates);
+        };
+        self.candidates.extend(found.into_iter().filter(is_new));
     }
 
     fn transformer(&self) -> Option<&Candidate> {
@@ -242,11 +249,13 @@ fn is_vae(kind: &Kind) -> bool {
 fn check_complete(components: &[(bool, &'static str, &str)]) -> Result<(), LoadError> {
     let missing = components.iter().find(|(is_there, ..)| !is_there);
     missing.map_or(Ok(()), |(_, setting, component)| {
+        let part = MissingPart::of_setting(setting);
+        let example = part.map_or_else(String::new, |part| format!(" ({})", part.example()));
         Err(LoadError::Setting {
             setting,
             reason: format!(
                 "the model's {component} is missing: put its file into the same folder, name it \
-                 in this setting, or name in model.files.base a folder that has it"
+                 in this setting{example}, or name in model.files.base a folder that has it"
             ),
         })
     })

@@ -32,12 +32,31 @@ pub(super) fn which(kind: Kind, path: &Path) -> Option<Which> {
         return by_tensor(EDIT_2511);
     }
     let file = path.file_name()?.to_string_lossy().to_lowercase();
-    let folder = path.parent().and_then(Path::file_name);
-    let folder = folder.map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-    [file, folder].iter().find_map(|name| {
+    std::iter::once(file).chain(folders_of(path)).find_map(|name| {
+        let name = &name;
         let id = by_name(name)?;
         Some(Which { id, because: format!("it is called '{name}'") })
     })
+}
+
+/// The names in small letters of the folders that may tell what the file `path` is: its own,
+/// or in a cache of the hub all up to the repository's. Between them is that of a commit,
+/// whose digits mean nothing.
+fn folders_of(path: &Path) -> Vec<String> {
+    let names = path.ancestors().skip(1).filter_map(Path::file_name);
+    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().to_lowercase()).collect();
+    let snapshots = names.windows(2).position(|pair| match pair {
+        [folder, above] => folder == "snapshots" && above.starts_with("models--"),
+        _ => false,
+    });
+    match snapshots.and_then(|place| Some((place, place.checked_sub(1)?))) {
+        Some((snapshots, commit)) => {
+            names.truncate(snapshots + 2);
+            names.drain(commit..=snapshots);
+        }
+        None => names.truncate(1),
+    }
+    names
 }
 
 /// Which checkpoint a file or folder of this name in small letters holds, if it says so.
@@ -75,6 +94,19 @@ mod tests {
         assert_eq!(id(PLAIN, "2509/Qwen-Image-Edit-2511.gguf"), Some(EDIT_2511));
         assert_eq!(id(PLAIN, "Qwen_Image-Q4_K_M.gguf"), Some(IMAGE));
         assert_eq!(id(PLAIN, "qwen-image-2512-Q2_K.gguf"), Some(IMAGE_2512));
+    }
+
+    #[test]
+    fn in_a_cache_of_the_hub_the_repository_tells_and_no_commit() {
+        let id = |path: &str| which(PLAIN, Path::new(path)).map(|which| which.id);
+        let commit = "00002511abcdef0123456789abcdef0123456789";
+        let named = "/2509/models--unsloth--Qwen-Image-Edit-2511-GGUF/snapshots";
+        let unnamed = "/2509/models--someone--weights/snapshots";
+
+        assert_eq!(id(&format!("{named}/{commit}/Q4_0.gguf")), Some(EDIT_2511));
+        assert_eq!(id(&format!("{named}/{commit}/Q4_0/a.gguf")), Some(EDIT_2511));
+        assert_eq!(id(&format!("{unnamed}/{commit}/Q4_0.gguf")), None);
+        assert_eq!(id(&format!("{unnamed}/{commit}/2509/a.gguf")), Some(EDIT_2509));
     }
 
     #[test]

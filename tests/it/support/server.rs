@@ -83,7 +83,11 @@ pub(crate) fn unloadable(card: ModelCard) -> PooledModel {
 
 /// The checkpoint that `config` names.
 pub(crate) fn pooled(config: &ModelConfig) -> PooledModel {
-    let files = ModelFiles::find(config, &offline_hub()).unwrap();
+    pooled_files(ModelFiles::find(config, &offline_hub()).unwrap())
+}
+
+/// The model of `files`.
+pub(crate) fn pooled_files(files: ModelFiles) -> PooledModel {
     let card = files.card().clone();
     PooledModel { load: Box::new(move |device| files.load_onto(device)), ..unloadable(card) }
 }
