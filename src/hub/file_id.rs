@@ -42,7 +42,9 @@ impl FromStr for HubFile {
 }
 
 fn parse(text: &str) -> Option<HubFile> {
-    let (owner, rest) = text.strip_prefix(SCHEME)?.split_once('/')?;
+    let text = text.strip_prefix(SCHEME)?;
+    // Hugging Face's own tools write hf://.
+    let (owner, rest) = text.strip_prefix("//").unwrap_or(text).split_once('/')?;
     let end = rest.find(['/', '@'])?;
     let repository = format!("{owner}/{}", &rest[..end]).parse().ok()?;
     let rest = &rest[end..];
@@ -87,13 +89,14 @@ mod tests {
             ("hf:a/b@v1/c.gguf", "a/b", Some("v1"), "c.gguf"),
             ("hf:a/b@refs/pr/3/c/d.gguf", "a/b", Some("refs/pr/3"), "c/d.gguf"),
             ("hf:a/b/c@2.gguf", "a/b", None, "c@2.gguf"),
+            ("hf://a/b/c.gguf", "a/b", None, "c.gguf"),
         ] {
             let file: HubFile = text.parse().unwrap();
 
             assert_eq!(file.repository.as_str(), repository, "{text}");
             assert_eq!(file.revision.as_deref(), revision, "{text}");
             assert_eq!(file.path, path, "{text}");
-            assert_eq!(file.to_string(), text);
+            assert_eq!(file.to_string(), text.replace("//", ""));
         }
     }
 

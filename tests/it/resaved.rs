@@ -529,7 +529,7 @@ fn a_name_that_is_only_a_path_is_not_looked_for_on_the_hub() {
         ("~/models/qwen", "'~' is not expanded"),
         ("C:\\models\\qwen", "no such folder"),
         ("https://huggingface.co/Qwen/Qwen-Image-Edit/tree/main", "give 'Qwen/Qwen-Image-Edit'"),
-        ("hf://", "it is an address"),
+        ("hf://", "'hf://' is no file on the hub"),
         // Could be both.
         ("models/qwen", "there is no folder 'models/qwen' here"),
     ] {
