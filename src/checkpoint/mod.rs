@@ -34,7 +34,9 @@ mod weights;
 
 pub use config_file::{ConfigFile, LARGEST_WIDTH, MOST_LAYERS};
 pub use content::text;
-pub use convert::{ComponentLayout, Conversion, ConvertError, OutputFormat, Progress, Written};
+pub use convert::{
+    ComponentLayout, Conversion, ConvertError, OutputFormat, Progress, UnknownFormat, Written,
+};
 pub use device_matrix::DeviceMatrix;
 pub use error::CheckpointError;
 pub use file_set::{ComponentFile, FileSet};

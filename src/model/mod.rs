@@ -4,6 +4,7 @@ pub mod benchmark;
 mod cache;
 mod check;
 pub mod components;
+mod conversion;
 mod diffusion;
 mod embedded;
 mod estimate;
@@ -27,8 +28,10 @@ pub use diffusion::{
     StepProgress, TokenUsage, Unobserved,
 };
 
+pub use crate::checkpoint::{OutputFormat, Progress as ConversionProgress, Written};
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
+pub use conversion::{Component, ConversionError, ConversionRequest, convert};
 pub use estimate::Estimate;
 pub use files::{Inspection, inspect, weight_files};
 pub use loras::{check_lora_names, lora_names};

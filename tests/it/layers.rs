@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("bench", &["model", "nn", "checkpoint", "device", "domain"]),
     ("plan", &["model"]),
     ("inspect", &["model", "plan", "hub", "causes"]),
+    ("convert", &["model", "hub"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];
 

@@ -4,6 +4,7 @@
 //! is of from a mark, its name or the settings ([`which`]). Configurations and tokenizer
 //! come from that checkpoint, whose small files are in the program ([`published`]).
 
+mod component;
 mod contents;
 mod folders;
 mod inspection;
@@ -17,9 +18,11 @@ use super::{LoadError, ModelConfig, published};
 use crate::checkpoint::{
     CheckpointError, ComponentFile, FileListing, FileSet, Snapshot,
 };
+pub(super) use component::{ComponentError, ComponentSource, find_component};
 pub use inspection::{Inspection, inspect};
 
-use contents::{Found, Kind, TEXT_ENCODER, TRANSFORMER, VAE};
+pub(super) use contents::{TEXT_ENCODER, TRANSFORMER, VAE, ZERO_COND_MARK};
+use contents::{Found, Kind};
 use which::Which;
 
 /// The transformer's configuration, and what of it no other file has.
