@@ -9,8 +9,8 @@ use crate::config::{Flags, KEYS};
 use crate::domain::{GuidanceScale, ImageSize, Steps};
 use crate::model::benchmark::{BenchmarkError, BenchmarkPlan, LayerCounts, Part};
 use crate::model::{
-    Component, ConversionRequest, DeviceChoice, DtypeChoice, FileChoices, MemoryChoice, MemoryLimit,
-    ModelConfig, OutputFormat,
+    Component, ConversionRequest, DeviceChoice, DtypeChoice, FileChoices, MemoryChoice,
+    MemoryLimit, ModelConfig, OutputFormat,
 };
 use crate::nn::fusion::Fusion;
 use crate::nn::{Family, Sizes};

@@ -40,11 +40,11 @@ pub use convert::{
 pub use device_matrix::DeviceMatrix;
 pub use error::CheckpointError;
 pub use file_set::{ComponentFile, FileSet};
+pub(crate) use float8::{from_e4m3, to_e4m3};
 pub use listing::{FileFormat, FileListing};
 pub use lora::{ActiveAdapters, AdapterSlot, Adapters, Lora, LoraLayers, LowRank};
 pub use mapped::{MappedElements, MappedMatrix, QuantizedRows};
 pub use naming::Naming;
-pub(crate) use float8::{from_e4m3, to_e4m3};
 pub use snapshot::{EmbeddedCheckpoint, Snapshot};
 pub(crate) use vectorised::vectorised;
 pub use weight_files::{WeightFile, WeightFiles, is_file_name, shards};

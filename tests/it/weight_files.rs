@@ -18,20 +18,20 @@ use crate::support::checkpoints::offline_hub;
 use crate::support::golden::assert_same_picture;
 use crate::support::server::{Setup, image_bytes, json_of, pooled};
 
-fn data() -> PathBuf {
+pub(crate) fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/files")
 }
 
-fn recorded() -> Value {
+pub(crate) fn recorded() -> Value {
     serde_json::from_str(&std::fs::read_to_string(data().join("golden.json")).unwrap()).unwrap()
 }
 
-fn goldens() -> HashMap<String, Tensor> {
+pub(crate) fn goldens() -> HashMap<String, Tensor> {
     candle_core::safetensors::load(data().join("golden.safetensors"), &Device::Cpu).unwrap()
 }
 
 /// The model of `layout`, at the recorded areas.
-fn config_of(recorded: &Value, layout: &str) -> ModelConfig {
+pub(crate) fn config_of(recorded: &Value, layout: &str) -> ModelConfig {
     let parts = &recorded["layouts"][layout];
     let path = |name: &str| Some(data().join(parts[name].as_str()?));
     let id = path("folder").or(path("file"));
@@ -69,7 +69,7 @@ fn form_of(recorded: &Value) -> Form {
 }
 
 /// The recorded edit by the model of `config`: rows of RGB.
-async fn edited(recorded: &Value, config: &ModelConfig) -> Vec<u8> {
+pub(crate) async fn edited(recorded: &Value, config: &ModelConfig) -> Vec<u8> {
     let server = Setup::default().start_with(vec![pooled(config)]).await;
     let reply = server.edit_in_background(form_of(recorded)).await.unwrap();
     let status = reply.status();

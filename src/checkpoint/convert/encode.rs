@@ -5,9 +5,9 @@ use rayon::prelude::*;
 use super::super::ggml::NotEncoded;
 use super::super::tensor_files::Stored;
 use super::super::{to_e4m3, vectorised};
+use super::ConvertError;
 use super::format::Encoding;
 use super::plan::Planned;
-use super::ConvertError;
 
 /// Elements that are in memory at a time, unless one row has more.
 const ELEMENTS_AT_A_TIME: usize = 1 << 22;
@@ -71,7 +71,8 @@ pub(super) fn encode(
     let rows = numbers.len() / width.max(1);
     let row_bytes = planned.encoding.bytes_of(&[width]).unwrap_or(0);
     made.resize(rows * row_bytes, 0);
-    let rows = made.par_chunks_exact_mut(row_bytes.max(1)).zip(numbers.par_chunks_exact(width.max(1)));
+    let rows =
+        made.par_chunks_exact_mut(row_bytes.max(1)).zip(numbers.par_chunks_exact(width.max(1)));
     let encode_row = |(made, numbers): (&mut [u8], &[f32])| match planned.encoding {
         Encoding::Fp8 => {
             vectorised(
@@ -85,8 +86,9 @@ pub(super) fn encode(
             || kind.encode(numbers, made),
         ),
     };
-    rows.map(encode_row).collect::<Result<(), NotEncoded>>().map_err(|error| {
-        ConvertError::Tensor { name: planned.name.clone(), reason: error.to_string() }
+    rows.map(encode_row).collect::<Result<(), NotEncoded>>().map_err(|error| ConvertError::Tensor {
+        name: planned.name.clone(),
+        reason: error.to_string(),
     })
 }
 

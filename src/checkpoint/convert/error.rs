@@ -35,7 +35,9 @@ pub enum ConvertError {
         path: PathBuf,
     },
     /// GGUF has other names and other tensors for this component.
-    #[error("{format} is GGUF, which is written of a transformer only: take bf16, f16, f32 or fp8 for the {component}")]
+    #[error(
+        "{format} is GGUF, which is written of a transformer only: take bf16, f16, f32 or fp8 for the {component}"
+    )]
     NoGguf {
         /// Its folder in the published layout.
         component: &'static str,

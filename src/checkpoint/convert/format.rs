@@ -41,8 +41,7 @@ pub(super) enum Encoding {
 
 impl OutputFormat {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Bf16, Self::F16, Self::F32, Self::Fp8, Self::Q8_0, Self::Q4K];
+    pub const ALL: [Self; 6] = [Self::Bf16, Self::F16, Self::F32, Self::Fp8, Self::Q8_0, Self::Q4K];
 
     /// How it is written.
     #[must_use]

@@ -104,8 +104,9 @@ mod tests {
 
     #[test]
     fn matrices_of_blocks_are_quantized_and_nothing_else() {
-        let gguf =
-            |wide, narrow| ["BF16", "F32", wide, "F32", "F32", narrow, "F16", "BF16"].map(str::to_owned);
+        let gguf = |wide, narrow| {
+            ["BF16", "F32", wide, "F32", "F32", narrow, "F16", "BF16"].map(str::to_owned)
+        };
 
         assert_eq!(encodings(OutputFormat::Q8_0), gguf("Q8_0", "Q8_0"));
         assert_eq!(encodings(OutputFormat::Q4K), gguf("Q4_K", "Q8_0"));

@@ -52,9 +52,8 @@ impl<W: Write + Seek> SafetensorsWriter<W> {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         let start = 8 + header.len() as u64;
-        let moved = |(name, range): (String, Range<u64>)| {
-            (name, start + range.start..start + range.end)
-        };
+        let moved =
+            |(name, range): (String, Range<u64>)| (name, start + range.start..start + range.end);
         Ok(Self { out, position: start, left: ranges.into_iter().map(moved).collect() })
     }
 

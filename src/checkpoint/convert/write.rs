@@ -76,11 +76,7 @@ fn fault(error: GgufWriteError, file: &OutputFile) -> ConvertError {
 }
 
 impl<W: Write + Seek> Sink<W> {
-    fn start(
-        out: W,
-        planned: &[Planned],
-        conversion: &Conversion,
-    ) -> Result<Self, GgufWriteError> {
+    fn start(out: W, planned: &[Planned], conversion: &Conversion) -> Result<Self, GgufWriteError> {
         let Conversion { layout, format, mark, .. } = conversion;
         if let (Some(architecture), Some(file_type)) =
             (layout.gguf_architecture, format.file_type())
@@ -96,7 +92,8 @@ impl<W: Write + Seek> Sink<W> {
                 kind: GgmlType::F32,
                 shape: vec![1],
             });
-            let tensors: Vec<_> = mark.into_iter().chain(planned.iter().filter_map(in_gguf)).collect();
+            let tensors: Vec<_> =
+                mark.into_iter().chain(planned.iter().filter_map(in_gguf)).collect();
             return GgufWriter::start(out, &metadata, &tensors).map(Self::Gguf);
         }
         // None, as ComfyUI's own files have it.

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::contents::Kind;
-use super::{Candidate, Parts, candidates, folders, has_vision, is_text, is_vision, stem, which_of};
+use super::{
+    Candidate, Parts, candidates, folders, has_vision, is_text, is_vision, stem, which_of,
+};
 use crate::checkpoint::{CheckpointError, FileSet, Snapshot};
 use crate::model::conversion::{Component, ConversionRequest};
 use crate::model::location::MODEL_INDEX;
@@ -148,8 +150,7 @@ fn in_model(request: &ConversionRequest) -> Result<ComponentSource, ComponentErr
         return Err(ComponentError::OtherFamily { path: path.clone(), class_name });
     }
     let component = request.component.unwrap_or(Component::Transformer);
-    let has_zero_cond_t =
-        component == Component::Transformer && configured_zero_cond_t(&snapshot)?;
+    let has_zero_cond_t = component == Component::Transformer && configured_zero_cond_t(&snapshot)?;
     Ok(ComponentSource { snapshot, component, has_zero_cond_t })
 }
 
@@ -190,9 +191,8 @@ fn chosen_component(
 
 /// The files with the component; vision towers alone are none.
 fn of_component(parts: &Parts, component: Component) -> Vec<&Candidate> {
-    let is_it = |one: &&Candidate| {
-        one.found.component == component.folder() && !is_vision(&one.found.kind)
-    };
+    let is_it =
+        |one: &&Candidate| one.found.component == component.folder() && !is_vision(&one.found.kind);
     parts.candidates.iter().filter(is_it).collect()
 }
 
