@@ -152,18 +152,19 @@ fn psnr(ours: &[u8], theirs: &Tensor) -> f64 {
 #[tokio::test]
 async fn fewer_bits_make_a_picture_as_near_as_they_can() {
     let (recorded, goldens) = (recorded(), goldens());
-    // The least that is seen, less 3 dB: rounding leaves of each weight of a matrix an error of
-    // 2^-9 (bf16), half a level of 127 (q8_0), 2^-4 (fp8) or half a level of 15 (q4_k, which
-    // falls back to q8_0 where rows have 64 elements), and two steps with guidance enlarge that.
-    // A scale that is lost, or of another matrix, leaves less than 15 dB.
+    // What is seen, less 3 dB. Rounding leaves of each weight an error of 2^-12 (f16, of numbers
+    // too small for it alone), 2^-9 (bf16), half a level of 127 (q8_0), 2^-4 (fp8), or half a
+    // level of 15 (q4_k; rows of 64 elements fall back to q8_0): the root of the mean squared
+    // error is 0.5 % of the weights' own in q8_0, 2.7 % in fp8 and 7 % in q4_k. Guidance and two
+    // steps enlarge that.
     let bounds = [
-        ("plain", OutputFormat::F16, 50.0),
-        ("gguf/Q6_K", OutputFormat::Bf16, 40.0),
-        ("int8/convrot", OutputFormat::Bf16, 40.0),
-        ("fp8/mixed_metadata", OutputFormat::Bf16, 40.0),
-        ("plain", OutputFormat::Q8_0, 35.0),
+        ("plain", OutputFormat::F16, 70.0),
+        ("gguf/Q6_K", OutputFormat::Bf16, 47.0),
+        ("int8/convrot", OutputFormat::Bf16, 50.0),
+        ("fp8/mixed_metadata", OutputFormat::Bf16, 42.0),
+        ("plain", OutputFormat::Q8_0, 37.0),
         ("plain", OutputFormat::Q4K, 30.0),
-        ("plain", OutputFormat::Fp8, 20.0),
+        ("plain", OutputFormat::Fp8, 30.0),
     ];
     let mut faults = Vec::new();
     for (layout, format, least) in bounds {
@@ -194,8 +195,9 @@ async fn a_text_encoder_in_8_bits_is_scaled_where_it_is_read() {
 
     let found = psnr(&edited(&recorded, &config).await, &goldens["llama"]);
 
-    println!("{found:.1} dB");
-    assert!(found > 20.0, "{found:.1} dB");
+    println!("llama as fp8: {found:.1} dB");
+    // As of the transformer in fp8.
+    assert!(found > 30.0, "{found:.1} dB");
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn gap<'a>(names: impl Iterator<Item = &'a str>, layout: &ComponentLayout) -> Op
         blocks.entry(prefix).or_default().entry(block).or_default().insert(inner);
     }
     layout.blocks.iter().find_map(|prefix| {
-        let Some(blocks) = blocks.get(prefix) else { return None };
+        let blocks = blocks.get(prefix)?;
         let all: BTreeSet<&str> = blocks.values().flatten().copied().collect();
         let last = blocks.keys().next_back().copied().unwrap_or(0);
         (0..=last).find_map(|block| {

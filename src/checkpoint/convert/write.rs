@@ -69,10 +69,10 @@ fn stored<'a>(files: &'a TensorFiles, tensor: &Planned) -> Result<Stored<'a>, Co
 }
 
 fn fault(error: GgufWriteError, file: &OutputFile) -> ConvertError {
-    match error {
-        GgufWriteError::Io(source) => file.cannot(source),
-        other => ConvertError::Gguf(other),
+    if let GgufWriteError::Io(source) = error {
+        return file.cannot(source);
     }
+    ConvertError::Gguf(error)
 }
 
 impl<W: Write + Seek> Sink<W> {

@@ -75,14 +75,11 @@ pub enum ComponentError {
 impl From<LoadError> for ComponentError {
     /// Settings are options here.
     fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Setting { setting: "model.variant", reason } => {
-                Self::Option { option: "variant", reason }
-            }
-            LoadError::Setting { setting: "model.files.base", reason } => {
-                Self::Option { option: "base", reason }
-            }
-            other => Self::Load(other),
+        let LoadError::Setting { setting, reason } = error else { return Self::Load(error) };
+        match setting {
+            "model.variant" => Self::Option { option: "variant", reason },
+            "model.files.base" => Self::Option { option: "base", reason },
+            _ => Self::Load(LoadError::Setting { setting, reason }),
         }
     }
 }
@@ -232,6 +229,7 @@ fn has_zero_cond_t(
     let option = if request.variant.is_some() { "variant" } else { "base" };
     let is_told = request.variant.is_some() || request.base.is_some();
     if is_marked && !is_told {
+        tracing::info!(because = "a tensor of its own marks it", zero_cond_t = true, "which model");
         return Ok(true);
     }
     let config = ModelConfig {
@@ -250,6 +248,6 @@ fn has_zero_cond_t(
         return Err(ComponentError::Option { option, reason });
     }
     let (id, because) = (which.id, which.because);
-    tracing::info!(id, because, zero_cond_t = configured, "which model the files are of");
+    tracing::info!(base = id, because, zero_cond_t = configured, "which model the files are of");
     Ok(configured)
 }

@@ -125,8 +125,7 @@ fn levels_of(run: &[f32; 32], range: Range) -> [f32; 32] {
     let inverse = if range.scale > 0.0 { 1.0 / range.scale } else { 0.0 };
     let mut levels = [0.0; 32];
     for (number, level) in run.iter().zip(&mut levels) {
-        // Not clamp(), which looks for what is no number in between.
-        *level = nearest(((number + range.minimum) * inverse).max(0.0).min(LEVELS));
+        *level = nearest(((number + range.minimum) * inverse).clamp(0.0, LEVELS));
     }
     levels
 }
