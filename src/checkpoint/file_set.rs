@@ -22,12 +22,11 @@ pub struct FileSet {
 }
 
 impl FileSet {
-    /// Bytes of its files of weights.
-    pub(super) fn weight_bytes(&self) -> usize {
-        let paths: BTreeSet<&PathBuf> = self.files.iter().map(|file| &file.path).collect();
-        let bytes = paths.into_iter().filter_map(|path| std::fs::metadata(path).ok());
-        let bytes = bytes.map(|file| usize::try_from(file.len()).unwrap_or(usize::MAX));
-        bytes.fold(self.base.weight_bytes(), usize::saturating_add)
+    /// Its files of weights and the base's, each once.
+    pub(super) fn weight_files(&self) -> Vec<PathBuf> {
+        let own = self.files.iter().map(|file| file.path.clone());
+        let all: BTreeSet<PathBuf> = own.chain(self.base.weight_files()).collect();
+        all.into_iter().collect()
     }
 }
 

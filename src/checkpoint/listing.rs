@@ -7,11 +7,11 @@ use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::tensor_files::with_bytes;
-use super::{CheckpointError, content, scales};
 use super::ggml::GgmlType;
 use super::gguf::{GgufHeader, GgufTensor, GgufValue};
 use super::storage::Storage;
+use super::tensor_files::with_bytes;
+use super::{CheckpointError, content, scales};
 
 /// The kinds of files that hold weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

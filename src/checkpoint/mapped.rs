@@ -111,9 +111,7 @@ impl MappedMatrix {
     pub fn elements(&self) -> MappedElements<'_> {
         match &self.elements {
             // It was read when it was made, and a mapping does not move.
-            Elements::Plain(place) => {
-                plain(&self.store, place).unwrap_or(MappedElements::F32(&[]))
-            }
+            Elements::Plain(place) => plain(&self.store, place).unwrap_or(MappedElements::F32(&[])),
             Elements::Quantized(parts) => {
                 MappedElements::Quantized(QuantizedRows { store: &self.store, parts })
             }

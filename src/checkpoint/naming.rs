@@ -197,10 +197,7 @@ fn half_name(period: Option<usize>, stored: &str) -> Option<String> {
 
 /// The decoder's blocks are counted through there; here every `period` of them are one, whose
 /// last enlarges the picture.
-fn decoder_place<'a>(
-    (number, inner): (&str, &'a str),
-    period: usize,
-) -> Option<(String, &'a str)> {
+fn decoder_place<'a>((number, inner): (&str, &'a str), period: usize) -> Option<(String, &'a str)> {
     let number: usize = number.parse().ok()?;
     let (block, place) = (number.checked_div(period)?, number.checked_rem(period)?);
     let name = match place + 1 == period {
@@ -213,4 +210,75 @@ fn decoder_place<'a>(
 /// The layers of a residual block are counted there.
 fn residual_name(inner: &str) -> Option<String> {
     renamed(&[("0.", "norm1."), ("2.", "conv1."), ("3.", "norm2."), ("6.", "conv2.")], inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(naming: Naming, stored: &str) -> String {
+        let Named::Whole(name) = naming.named(stored) else { panic!("{stored} is a part") };
+        name
+    }
+
+    #[test]
+    fn names_of_the_language_model_are_llama_cpps() {
+        for (stored, ours) in [
+            ("token_embd.weight", "model.embed_tokens.weight"),
+            ("blk.27.attn_norm.weight", "model.layers.27.input_layernorm.weight"),
+            ("blk.3.attn_k.bias", "model.layers.3.self_attn.k_proj.bias"),
+            ("blk.0.attn_output.weight", "model.layers.0.self_attn.o_proj.weight"),
+            ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
+            ("blk.0.ffn_down.weight", "model.layers.0.mlp.down_proj.weight"),
+            ("output_norm.weight", "model.norm.weight"),
+            ("output.weight", "lm_head.weight"),
+            ("rope_freqs.weight", "rope_freqs.weight"),
+        ] {
+            assert_eq!(whole(Naming::Llama, stored), ours);
+        }
+    }
+
+    #[test]
+    fn queries_keys_and_values_are_rows_and_slices_of_time_lie_side_by_side() {
+        let named = |stored| Naming::VisionProjector.named(stored);
+        let qkv = || "visual.blocks.5.attn.qkv.weight".to_owned();
+        let patches = || "visual.patch_embed.proj.weight".to_owned();
+
+        assert_eq!(named("v.blk.5.attn_q.weight"), Named::Rows(qkv(), 0));
+        assert_eq!(named("v.blk.5.attn_k.weight"), Named::Rows(qkv(), 1));
+        assert_eq!(named("v.blk.5.attn_v.weight"), Named::Rows(qkv(), 2));
+        assert_eq!(named("v.patch_embd.weight"), Named::Slice(patches(), 0));
+        assert_eq!(named("v.patch_embd.weight.1"), Named::Slice(patches(), 1));
+        let out = whole(Naming::VisionProjector, "v.blk.5.attn_out.bias");
+        assert_eq!(out, "visual.blocks.5.attn.proj.bias");
+        assert_eq!(whole(Naming::VisionProjector, "v.post_ln.weight"), "visual.merger.ln_q.weight");
+    }
+
+    #[test]
+    fn what_only_marks_a_file_is_no_tensor() {
+        for stored in ["__index_timestep_zero__", "a.b.__x0__", "blocks.1.comfy_attention.config"] {
+            assert_eq!(Naming::Published.named(stored), Named::Mark, "{stored}");
+        }
+        assert_ne!(Naming::Published.named("my__x0__"), Named::Mark);
+    }
+
+    #[test]
+    fn blocks_of_wans_decoder_are_counted_through() {
+        let name = |stored| whole(Naming::Wan { period: 4 }, stored);
+        for (stored, ours) in [
+            ("conv1.weight", "quant_conv.weight"),
+            ("encoder.downsamples.2.resample.1.bias", "encoder.down_blocks.2.resample.1.bias"),
+            ("encoder.downsamples.3.shortcut.weight", "encoder.down_blocks.3.conv_shortcut.weight"),
+            ("encoder.head.0.gamma", "encoder.norm_out.gamma"),
+            ("decoder.middle.2.residual.6.bias", "decoder.mid_block.resnets.1.conv2.bias"),
+            ("decoder.middle.1.to_qkv.weight", "decoder.mid_block.attentions.0.to_qkv.weight"),
+            (
+                "decoder.upsamples.7.time_conv.bias",
+                "decoder.up_blocks.1.upsamplers.0.time_conv.bias",
+            ),
+            ("decoder.upsamples.14.residual.3.gamma", "decoder.up_blocks.3.resnets.2.norm2.gamma"),
+        ] {
+            assert_eq!(name(stored), ours);
+        }
+    }
 }

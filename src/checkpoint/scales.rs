@@ -35,6 +35,8 @@ const INPUT_SCALES: [&str; 2] = [".input_scale", ".scale_input"];
 const BLOCK: usize = 128;
 /// The group in which rows are rotated where a note names none.
 const ROTATED_GROUP: usize = 256;
+/// Bytes of a note on one layer: what is longer is none.
+const LONGEST_NOTE: usize = 1 << 16;
 /// How many layers a message lists before it only counts.
 const LISTED: usize = 5;
 
@@ -70,11 +72,7 @@ struct HeaderNote {
 ///
 /// # Errors
 /// What is quantized in a way that is not known, or whose scales do not fit.
-pub(super) fn attach(
-    listing: &mut FileListing,
-    bytes: &[u8],
-    prefix: &str,
-) -> Result<(), String> {
+pub(super) fn attach(listing: &mut FileListing, bytes: &[u8], prefix: &str) -> Result<(), String> {
     refuse_others(listing)?;
     let notes = notes(listing, bytes, prefix)?;
     refuse_unknown(&notes)?;
@@ -148,6 +146,9 @@ fn notes(
     for (name, tensor) in &listing.tensors {
         let Some(layer) = name.strip_suffix(LAYER_NOTE) else { continue };
         let text = bytes.get(tensor.range.clone()).unwrap_or_default();
+        if text.len() > LONGEST_NOTE {
+            return Err(format!("has {name} of {} bytes", text.len()));
+        }
         // Some are filled up with zeros.
         let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
         let note = serde_json::from_slice(&text[..end])
@@ -170,11 +171,8 @@ fn refuse_unknown(notes: &BTreeMap<String, Note>) -> Result<(), String> {
 fn take_scales(listing: &mut FileListing) -> BTreeMap<String, ListedTensor> {
     let layer_of =
         |name: &str| WEIGHT_SCALES.iter().find_map(|end| name.strip_suffix(end)).map(str::to_owned);
-    let named: Vec<(String, String)> = listing
-        .tensors
-        .keys()
-        .filter_map(|name| Some((layer_of(name)?, name.clone())))
-        .collect();
+    let named: Vec<(String, String)> =
+        listing.tensors.keys().filter_map(|name| Some((layer_of(name)?, name.clone()))).collect();
     let taken = named.into_iter().filter_map(|(layer, name)| {
         let tensor = listing.tensors.remove(&name)?;
         Some((layer, tensor))
@@ -198,11 +196,9 @@ fn scale_in(tensor: &ListedTensor, bytes: &[u8], shape: &[usize]) -> Result<Scal
     match (&tensor.shape[..], &numbers[..]) {
         (_, [number]) => Ok(Scale::One(*number)),
         ([count] | [count, 1], _) if *count == rows => Ok(Scale::Rows(numbers.into())),
-        (dims, _) if *dims == blocks => Ok(Scale::Blocks {
-            block: (BLOCK, BLOCK),
-            columns: blocks[1],
-            scales: numbers.into(),
-        }),
+        (dims, _) if *dims == blocks => {
+            Ok(Scale::Blocks { block: (BLOCK, BLOCK), columns: blocks[1], scales: numbers.into() })
+        }
         (dims, _) => Err(format!("of shape {shape:?} has scales of shape {dims:?}")),
     }
 }

@@ -62,24 +62,31 @@ impl Snapshot {
     /// Bytes of all safetensors files in the folders of components.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let is_weights = |path: &str| path.ends_with(".safetensors");
+        if let Self::Embedded(checkpoint) = self {
+            let files = checkpoint.files.iter().filter(|(path, _)| is_safetensors(path));
+            return files.map(|(_, bytes)| bytes.len()).sum();
+        }
+        // Files in a hub's cache are links.
+        let files = self.weight_files().into_iter().filter_map(|path| std::fs::metadata(path).ok());
+        let bytes = files.map(|file| usize::try_from(file.len()).unwrap_or(usize::MAX));
+        bytes.fold(0, usize::saturating_add)
+    }
+
+    /// The files of weights that lie on disk, each once.
+    #[must_use]
+    pub fn weight_files(&self) -> Vec<PathBuf> {
         match self {
             Self::Directory(directory) => {
                 let entries =
                     |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
                 let folders = entries(directory).map(|entry| entry.path());
                 let files = folders.flat_map(|folder| entries(&folder).collect::<Vec<_>>());
-                let files = files.filter(|file| is_weights(&file.file_name().to_string_lossy()));
-                // Files in a hub's cache are links.
-                let bytes = files.filter_map(|file| std::fs::metadata(file.path()).ok());
-                bytes.map(|file| usize::try_from(file.len()).unwrap_or(usize::MAX)).sum()
+                let files =
+                    files.filter(|file| is_safetensors(&file.file_name().to_string_lossy()));
+                files.map(|file| file.path()).collect()
             }
-            Self::Embedded(checkpoint) => {
-                let files = checkpoint.files.iter().filter(|(path, _)| is_weights(path));
-                files.map(|(_, bytes)| bytes.len()).sum()
-            }
-            Self::Texts(_) => 0,
-            Self::Set(set) => set.weight_bytes(),
+            Self::Embedded(_) | Self::Texts(_) => Vec::new(),
+            Self::Set(set) => set.weight_files(),
         }
     }
 
@@ -191,4 +198,8 @@ impl Snapshot {
     pub(super) fn missing(&self, file: &str) -> CheckpointError {
         CheckpointError::MissingFile { checkpoint: self.name(), file: file.to_owned() }
     }
+}
+
+fn is_safetensors(path: &str) -> bool {
+    path.ends_with(".safetensors")
 }

@@ -1,6 +1,6 @@
 //! The open files of a component: where each tensor lies in them, without reading it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
@@ -75,11 +75,11 @@ impl TensorFiles {
         let own = snapshot.files_of(component);
         for ComponentFile { path, naming, prefix, .. } in &own {
             let buffer = map(path)?;
-            files.add(buffer, &path.display().to_string(), &Names {
-                prefix,
-                naming: *naming,
-                canonical,
-            })?;
+            files.add(
+                buffer,
+                &path.display().to_string(),
+                &Names { prefix, naming: *naming, canonical },
+            )?;
         }
         if own.is_empty() {
             let names = Names { prefix: "", naming: Naming::Published, canonical };
@@ -154,13 +154,12 @@ impl TensorFiles {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// How many tensors lie in which way.
-    pub(super) fn storages(&self) -> BTreeMap<String, usize> {
-        let mut counts = BTreeMap::new();
-        for part in self.entries.values().flat_map(|entry| &entry.parts) {
-            *counts.entry(part.storage.name()).or_default() += 1;
-        }
-        counts
+    /// The names of the quantized formats that tensors lie in.
+    pub(super) fn quantized_formats(&self) -> Vec<String> {
+        let parts = self.entries.values().flat_map(|entry| &entry.parts);
+        let quantized = parts.filter(|part| part.storage.is_quantized());
+        let names: BTreeSet<String> = quantized.map(|part| part.storage.name()).collect();
+        names.into_iter().collect()
     }
 
     /// How many elements the files hold.

@@ -74,6 +74,9 @@ pub struct Weights {
     checked: Option<Arc<Mutex<CheckedTensors>>>,
     /// Whether what is checked is to be on a GPU.
     is_for_gpu: bool,
+    /// Whether matrices are widened while they are multiplied, rather than copied in the wider
+    /// dtype that is computed in.
+    is_for_one_use: bool,
     /// Is told the bytes of each tensor that is read.
     on_read: OnRead,
 }
@@ -211,6 +214,7 @@ impl Weights {
             prefetching: false,
             checked: None,
             is_for_gpu: !device.is_cpu(),
+            is_for_one_use: false,
             on_read: OnRead(Arc::new(|_bytes| {})),
         }
     }
@@ -220,6 +224,12 @@ impl Weights {
     #[must_use]
     pub fn checking(&self) -> Self {
         Self { checked: Some(Arc::default()), device: Device::Cpu, ..self.clone() }
+    }
+
+    /// The same place, for layers that are dropped after each use.
+    #[must_use]
+    pub fn for_one_use(&self) -> Self {
+        Self { is_for_one_use: true, ..self.clone() }
     }
 
     /// The same place, whose tensors are counted as a GPU would keep them.

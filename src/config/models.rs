@@ -8,8 +8,8 @@ use super::layers::Layers;
 use super::{Fault, values};
 use crate::domain::{Prompt, RequestLoras, ScheduleShift};
 use crate::model::{
-    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, FileChoices, LoraConfig, MemoryChoice,
-    MemoryLimit, ModelConfig,
+    CapabilitySwitches, DefaultOverrides, DeviceChoice, DtypeChoice, FileChoices, LoraConfig,
+    MemoryChoice, MemoryLimit, ModelConfig,
 };
 use crate::requests::{QualityOverride, QualityOverrides};
 

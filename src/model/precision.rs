@@ -46,11 +46,15 @@ pub(super) fn open_device(config: &ModelConfig) -> Result<Device, LoadError> {
 }
 
 /// What a model computes in, for people: torch's name of the dtype, and what
-/// its matrices are kept in if that is another one.
+/// its matrices are kept in if that is another one: `quantized` are the formats in which
+/// files have some of them.
 #[must_use]
-pub(super) fn precision_name(dtype: DType, matrices: MatrixFormat) -> String {
+pub(super) fn precision_name(dtype: DType, matrices: MatrixFormat, quantized: &[String]) -> String {
     let name = dtype_name(dtype);
     match matrices {
+        MatrixFormat::AsStored if !quantized.is_empty() => {
+            format!("{name} with weights in {}", quantized.join(", "))
+        }
         MatrixFormat::AsStored | MatrixFormat::AsComputed => name.to_owned(),
         MatrixFormat::Fp8 => format!("{name} with fp8 layers"),
         MatrixFormat::Fp8Weights => format!("{name} with fp8 weights"),

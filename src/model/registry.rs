@@ -8,7 +8,7 @@ use super::{
     MemoryChoice, ModelCard, ModelConfig, ModelPlan,
 };
 use super::{embedded, qwen_image, stable_diffusion};
-use crate::checkpoint::{CheckpointError, MatrixFormat, Snapshot};
+use crate::checkpoint::{CheckpointError, MatrixFormat, ReadSpeed, Snapshot};
 use crate::domain::{TaskKind, TaskKinds};
 use crate::hub::HubConfig;
 
@@ -84,6 +84,7 @@ impl ModelFiles {
     /// [`LoadError`] says which file, key or tensor, and what to do.
     pub fn load_onto(&self, device: DeviceChoice) -> Result<Box<dyn DiffusionModel>, LoadError> {
         let config = &ModelConfig { device, ..self.config.clone() };
+        warn_of_slow_files(&self.card.id, &self.snapshot);
         let model = (self.entry.load)(&self.context(config)?)?;
         warn_of_settings_without_effect(config, model.as_ref());
         Ok(model)
@@ -177,6 +178,22 @@ fn entry_of(snapshot: &Snapshot) -> Result<&'static ModelEntry, LoadError> {
             ),
         }
     })
+}
+
+/// Tells of a disk that makes everything wait.
+fn warn_of_slow_files(model: &str, snapshot: &Snapshot) {
+    let speed = ReadSpeed::of(&snapshot.weight_files());
+    if let Some((speed, minutes)) = speed.and_then(|speed| Some((speed, speed.slow_minutes()?))) {
+        let megabytes_per_second = format!("{:.0}", speed.bytes_per_second / 1e6);
+        let minutes = format!("{minutes:.0}");
+        tracing::warn!(
+            model,
+            megabytes_per_second,
+            minutes,
+            "the weights lie on a slow disk: until the system has them in memory, reading all of \
+             them takes so long"
+        );
+    }
 }
 
 fn warn_of_settings_without_effect(config: &ModelConfig, model: &dyn DiffusionModel) {

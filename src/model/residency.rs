@@ -83,10 +83,11 @@ impl<T> Offloadable<T> {
         Ok(Self(match residency {
             Residency::Resident => State::Resident(load(weights)?),
             Residency::OnDemand => {
+                let weights = weights.for_one_use();
                 let checking = weights.checking();
                 load(&checking)?;
                 let tensors = checking.checked();
-                let weights = Box::new(weights.clone());
+                let weights = Box::new(weights);
                 State::OnDemand { weights, tensors, load: Box::new(load) }
             }
         }))

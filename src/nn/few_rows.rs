@@ -33,9 +33,13 @@ const WATCHED_FROM: usize = 1 << 30;
 /// Inputs whose rows a thread copies at a time.
 const PACKED_AT_A_TIME: usize = 64;
 
-/// Whether this is the faster way for so many rows here: it takes 32 registers.
+/// Whether this is the way for so many rows here. Of several it is the faster one with 32
+/// registers. Of a single one it takes as long as reading the matrix in either way, and here
+/// the sum is the same whatever format the matrix lies in.
 pub(super) fn are_few(rows: usize) -> bool {
-    (2..=MOST_ROWS).contains(&rows) && Lanes::of_this_processor().are_many_registers
+    let are_faster =
+        || (2..=MOST_ROWS).contains(&rows) && Lanes::of_this_processor().are_many_registers;
+    rows == 1 || are_faster()
 }
 
 /// x · matrixᵀ, summed in 32 bits, in `made` (rows, outputs). `x`: (rows, inputs);

@@ -534,4 +534,51 @@ mod tests {
             assert!(matches!(layer.weight, Weight::Exact(_)), "{stored:?} {dtype:?}");
         }
     }
+
+    /// What a GPU keeps quantized is multiplied here as it would be there.
+    #[test]
+    fn blocks_and_scaled_floats_that_stay_quantized_multiply_as_what_they_mean() {
+        use candle_core::quantized::GgmlDType;
+        let x = numbers(&[2, 3, 64], 1, DType::F32);
+        let weight = numbers(&[8, 64], 2, DType::F32).force_contiguous().unwrap();
+        let list = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let layer = |weight| Linear { weight, bias: None, added: Arc::new([]), adapter: None };
+
+        let blocks = QTensor::quantize(&weight, GgmlDType::Q8_0).unwrap();
+        let meant = blocks.dequantize(&Device::Cpu).unwrap();
+        let made = layer(Weight::Blocks(blocks)).forward(&x).unwrap();
+        assert_eq!(list(&made), list(&Linear::from_weight(meant).forward(&x).unwrap()));
+
+        // Codes of 0.5, 1 and -2, and rows scaled by no power of two.
+        let codes: Vec<u8> = (0..8 * 64).map(|at| [0x30, 0x38, 0xc0][at % 3]).collect();
+        let scales: Vec<f32> = (1..=8_u8).map(|row| f32::from(row) / 3.0).collect();
+        let meant: Vec<f32> =
+            (0..8 * 64).map(|at| [0.5, 1.0, -2.0][at % 3] * scales[at / 64]).collect();
+        let meant = Tensor::from_vec(meant, (8, 64), &Device::Cpu).unwrap();
+        let matrix = DeviceMatrix::Fp8 { codes, scales };
+        let weight = Weight::stored(matrix, (8, 64), (DType::F32, &Device::Cpu)).unwrap();
+        let made = layer(weight).forward(&x).unwrap();
+        let expected = Linear::from_weight(meant).forward(&x).unwrap();
+        // Sums of 64 products below sixteen, in another order.
+        let far = list(&made).into_iter().zip(list(&expected)).map(|(a, b)| (a - b).abs());
+        assert!(far.fold(0.0, f32::max) < 1e-4);
+    }
+
+    /// So a layer makes the same whether its 16-bit matrix is copied or used where it lies.
+    #[test]
+    fn a_matrix_of_16_bits_multiplies_to_the_bit_as_its_copy_in_32() {
+        for (inputs, outputs) in [(256, 64), (3072, 700), (1280, 3420)] {
+            let narrow = numbers(&[outputs, inputs], 2, DType::BF16).force_contiguous().unwrap();
+            let wide = narrow.to_dtype(DType::F32).unwrap();
+            for rows in [1, 5, 41, 300, 600, 1410] {
+                let x = numbers(&[rows, inputs], 1, DType::F32).force_contiguous().unwrap();
+                let list = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let copied = list(multiplied(&wide, &x).unwrap());
+                let elements = Elements::<half::bf16>::of(&narrow).unwrap();
+                let shape = (outputs, inputs);
+                let where_it_lies = widened::product_with_slice(&x, elements.all(), shape);
+                assert!(copied == list(where_it_lies.unwrap()), "{rows} rows of {inputs}");
+            }
+        }
+    }
 }

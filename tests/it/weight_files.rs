@@ -4,17 +4,20 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use diffuser_api::checkpoint::{ComponentFile, FileSet, Naming, Snapshot, Weights};
 use diffuser_api::hub::HubConfig;
 use diffuser_api::model::{
-    DeviceChoice, DtypeChoice, FileChoices, LoadError, MemoryChoice, ModelConfig, ModelFiles,
+    DeviceChoice, DtypeChoice, FileChoices, LoadError, LoraConfig, MemoryChoice, ModelConfig,
+    ModelFiles,
 };
 use image::ImageFormat;
 use reqwest::multipart::{Form, Part};
 use serde_json::Value;
 
-use crate::support::checkpoints::offline_hub;
+use crate::support::checkpoints::{copy_folder, offline_hub};
 use crate::support::golden::assert_same_picture;
 use crate::support::server::{Setup, image_bytes, json_of, pooled};
 
@@ -122,7 +125,7 @@ async fn a_folder_of_comfyui_and_a_file_with_all_in_it_are_models() {
 #[tokio::test]
 async fn widened_streamed_or_used_where_they_lie_weights_make_the_same_picture() {
     let recorded = recorded();
-    for layout in ["gguf/mixed-2511", "fp8/mixed_metadata", "int8/convrot", "llama"] {
+    for layout in ["plain", "gguf/mixed-2511", "fp8/mixed_metadata", "int8/convrot", "llama"] {
         let config = config_of(&recorded, layout);
         let stored = edited(&recorded, &config).await;
 
@@ -132,8 +135,116 @@ async fn widened_streamed_or_used_where_they_lie_weights_make_the_same_picture()
         assert_eq!(stored, edited(&recorded, &streamed).await, "{layout}");
         // The same products, by another kernel, in another order.
         let widened = edited(&recorded, &widened).await;
-        let far = stored.iter().zip(&widened).map(|(a, b)| a.abs_diff(*b)).max();
-        assert!(far <= Some(1), "{layout}: {far:?}");
+        assert!(farthest(&stored, &widened) <= 1, "{layout}");
+    }
+}
+
+#[tokio::test]
+async fn a_lora_acts_on_quantized_weights_as_if_it_were_merged_into_what_they_mean() {
+    let recorded = recorded();
+    let lora = LoraConfig { file: data().join("comfy/loras/d.safetensors"), scale: 4.0 };
+    for layout in ["gguf/Q8_0", "int8/convrot", "fp8/scaled_old"] {
+        let plain = config_of(&recorded, layout);
+        let beside = ModelConfig { lora: vec![lora.clone()], ..plain.clone() };
+        let merged = ModelConfig { dtype: DtypeChoice::Float32, ..beside.clone() };
+
+        let (plain, beside) = (edited(&recorded, &plain).await, edited(&recorded, &beside).await);
+        let merged = edited(&recorded, &merged).await;
+
+        assert!(farthest(&plain, &beside) > 3, "{layout}: the LoRA does nothing");
+        // The same sums in another order.
+        assert!(farthest(&beside, &merged) <= 1, "{layout}");
+    }
+}
+
+fn farthest(left: &[u8], right: &[u8]) -> u8 {
+    assert_eq!(left.len(), right.len());
+    left.iter().zip(right).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+}
+
+/// A copy of the base in which `from` in a file is `to`.
+fn base_with(file: &str, from: &str, to: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&data().join("base"), folder.path());
+    let text = std::fs::read_to_string(folder.path().join(file)).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(folder.path().join(file), text.replace(from, to)).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn a_mark_in_the_file_counts_whatever_the_base_says() {
+    let base =
+        base_with("transformer/config.json", "\"zero_cond_t\": true", "\"zero_cond_t\": false");
+    let (recorded, goldens) = (recorded(), goldens());
+    let with_base = |layout: &str| {
+        let mut config = config_of(&recorded, layout);
+        config.files.base = Some(base.path().display().to_string());
+        config
+    };
+
+    let marked = edited(&recorded, &with_base("gguf/mixed-2511")).await;
+    assert_same_picture("marked", &marked, &goldens["gguf/mixed-2511"]);
+    // Without a mark the base is believed, and the picture is another one.
+    let unmarked = edited(&recorded, &with_base("gguf/Q8_0")).await;
+    let golden = goldens["gguf/Q8_0"].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+    assert!(farthest(&unmarked, &golden) > 3);
+}
+
+#[tokio::test]
+async fn words_alone_need_no_vision_tower() {
+    let base = base_with("model_index.json", "QwenImageEditPlusPipeline", "QwenImagePipeline");
+    let folder = tempfile::tempdir().unwrap();
+    let language = folder.path().join("text_encoder.gguf");
+    std::fs::copy(data().join("llama/text_encoder.gguf"), &language).unwrap();
+
+    let config = with(|files| {
+        files.text_encoder = Some(language);
+        files.base = Some(base.path().display().to_string());
+    });
+
+    let files = ModelFiles::find(&config, &offline_hub()).unwrap();
+    files.load_onto(DeviceChoice::Cpu).unwrap();
+}
+
+/// A still picture is in both slices of time alike: the pictures cannot tell them apart.
+#[test]
+fn slices_and_parts_of_the_vision_tower_are_put_together_in_order() {
+    let file = |name: &str, naming| ComponentFile {
+        component: "text_encoder",
+        path: data().join(name),
+        naming,
+        prefix: String::new(),
+    };
+    let open = |file: ComponentFile| {
+        let set = FileSet {
+            name: "test".to_owned(),
+            base: Snapshot::Directory(data().join("base")),
+            texts: std::collections::BTreeMap::new(),
+            files: vec![file],
+        };
+        let snapshot = Snapshot::Set(Arc::new(set));
+        let kind = (DType::F32, &Device::Cpu);
+        Weights::open(&snapshot, "text_encoder", "model", kind, str::to_owned).unwrap()
+    };
+    let theirs = open(file("llama/mmproj.gguf", Naming::VisionProjector));
+    let ours = open(file("plain/text_encoder.safetensors", Naming::Published));
+    for name in [
+        "visual.patch_embed.proj.weight",
+        "visual.blocks.0.attn.qkv.weight",
+        "visual.blocks.0.attn.qkv.bias",
+        "visual.merger.mlp.2.weight",
+    ] {
+        let shape = ours.stored_shape(name).unwrap().to_vec();
+        let numbers = |weights: &Weights| {
+            let tensor = weights.get(name, shape.clone()).unwrap();
+            tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let pairs = numbers(&theirs).into_iter().zip(numbers(&ours));
+        let far = pairs.map(|(a, b)| (a - b).abs());
+        // 16 bits against 16 bits, of numbers below two.
+        let far = far.fold(0.0, f32::max);
+        assert!(far < 1e-3, "{name}: {far}");
     }
 }
 

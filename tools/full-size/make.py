@@ -6,6 +6,7 @@ matrix only the first rows hold numbers, so that a picture is made of something.
 loading, memory and time at the real size, not for pictures to look at.
 
     python3 tools/full-size/make.py /tmp/full Qwen-Image-Edit
+    python3 tools/full-size/make.py /tmp/part Qwen-Image-Edit 12     # 12 layers of each kind, at full width
 
 The lists of tensors are those of tests/data/manifest-full; tokenizer, processor and scheduler
 are the miniature's of the tests. Needs Python 3.9 and a file system with holes.
@@ -77,7 +78,7 @@ def write_component(folder, manifest, rng):
         tensors = {key: shape for key, shape in manifest["tensors"].items() if shard_of[key] == number}
         write_shard(folder / name, tensors, rng)
     if "index_file" in manifest:
-        places = {key: files[number - 1] for key, number in shard_of.items()}
+        places = {key: files[shard_of[key] - 1] for key in manifest["tensors"]}
         index = {"metadata": {"total_size": manifest["bytes"]}, "weight_map": places}
         (folder / manifest["index_file"]).write_text(json.dumps(index))
 
@@ -95,16 +96,48 @@ def configuration(component, manifest, miniature):
     return {**full, **layered}
 
 
+# Where the numbers of layers stand, and what their tensors' names begin with.
+LAYERS = [
+    ("transformer", ("num_layers",), "transformer_blocks."),
+    ("text_encoder", ("num_hidden_layers",), "model.layers."),
+    ("text_encoder", ("vision_config", "depth"), "visual.blocks."),
+]
+
+
+def shorten(manifest, configs, layers):
+    """Leaves the first `layers` layers of each kind."""
+    for component, keys, prefix in LAYERS:
+        section = configs[component]
+        for key in keys[:-1]:
+            section = section[key]
+        section[keys[-1]] = min(section[keys[-1]], layers)
+        if "text_config" in configs[component] and keys == ("num_hidden_layers",):
+            configs[component]["text_config"]["num_hidden_layers"] = section[keys[-1]]
+        tensors = manifest[component]["tensors"]
+
+        def stays(name):
+            return not name.startswith(prefix) or int(name[len(prefix):].split(".")[0]) < layers
+
+        manifest[component]["tensors"] = {name: shape for name, shape in tensors.items() if stays(name)}
+    vision = configs["text_encoder"]["vision_config"]
+    if "fullatt_block_indexes" in vision:
+        vision["fullatt_block_indexes"] = [index for index in vision["fullatt_block_indexes"] if index < layers]
+
+
 def main():
     out, model = Path(sys.argv[1]), sys.argv[2]
+    layers = int(sys.argv[3]) if len(sys.argv) > 3 else None
     manifest = json.loads((DATA / "manifest-full" / f"{model}.json").read_text())
     miniature = DATA / "fixtures" / "ckpt" / MINIATURES[model]
     shutil.copytree(miniature, out, ignore=shutil.ignore_patterns("*.safetensors*", "diffuser.json"))
     rng = random.Random(1)
-    for component in ("text_encoder", "transformer", "vae"):
-        config = out / component / "config.json"
-        full = configuration(component, manifest[component], json.loads(config.read_text()))
-        config.write_text(json.dumps(full, indent=2))
+    components = ("text_encoder", "transformer", "vae")
+    small = {name: json.loads((out / name / "config.json").read_text()) for name in components}
+    configs = {name: configuration(name, manifest[name], small[name]) for name in components}
+    if layers:
+        shorten(manifest, configs, layers)
+    for component in components:
+        (out / component / "config.json").write_text(json.dumps(configs[component], indent=2))
         write_component(out / component, manifest[component], rng)
     files = [file.stat() for file in out.rglob("*") if file.is_file()]
     size, blocks = sum(file.st_size for file in files), sum(file.st_blocks for file in files)

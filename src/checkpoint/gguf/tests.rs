@@ -292,6 +292,15 @@ fn tensors_outside_the_file_or_in_each_other_are_refused() {
     assert!(shared(64).is_ok());
     let (first, second) = ("a".to_owned(), "b".to_owned());
     assert_eq!(shared(32), Err(GgufError::Overlap { first, second }));
+
+    // By one byte.
+    let touching = |offset| {
+        let file = File::new().pair("general.alignment", 4, &[1, 0, 0, 0]);
+        let file = file.tensor("a", &[1], 0, 0).tensor("b", &[1], 0, offset).data(64);
+        GgufHeader::read(&file.bytes())
+    };
+    assert!(touching(4).is_ok());
+    assert!(matches!(touching(3), Err(GgufError::Overlap { .. })));
 }
 
 #[test]

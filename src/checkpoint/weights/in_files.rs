@@ -1,14 +1,14 @@
 //! What is taken of the files without a copy of it, and what they say of themselves.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use candle_core::{Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
 use safetensors::tensor::TensorView;
 
 use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
-use crate::checkpoint::device_matrix::{self, DeviceMatrix};
 use crate::checkpoint::LowRank;
+use crate::checkpoint::device_matrix::{self, DeviceMatrix};
 use crate::checkpoint::mapped::MappedMatrix;
 use crate::interruption;
 
@@ -112,10 +112,36 @@ impl Weights {
             return stays.then(|| MappedMatrix::quantized(Arc::clone(&self.store), parts, shape));
         }
         let place = files.place_of(full_name, &dims)?;
-        if stored_dtype(self.dtype) != Some(place.dtype) || !self.loras.is_empty() {
+        let is_same = stored_dtype(self.dtype) == Some(place.dtype);
+        let is_exact = is_same || (self.dtype == DType::F32 && self.is_for_one_use);
+        if !is_exact || !self.loras.is_empty() {
             return None;
         }
         MappedMatrix::new(Arc::clone(&self.store), place, shape)
+    }
+
+    /// Whether rows of the matrix `name` are best read when they are needed, wherever the
+    /// others are: on a CPU, where files are mapped, and of what is quantized. It is accounted
+    /// for then, and takes no memory.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn has_rows_at_hand(&self, name: &str, shape: (usize, usize)) -> candle_core::Result<bool> {
+        let full_name = self.full_name(name);
+        let dims = [shape.0, shape.1];
+        let Some(Some(Ok(_))) =
+            self.store.source.files().map(|files| files.find(&full_name, &dims))
+        else {
+            return Ok(false);
+        };
+        let files = self.store.source.files();
+        let is_quantized =
+            files.is_some_and(|files| files.quantized_parts(&full_name, &dims).is_some());
+        if (self.is_for_gpu && !is_quantized) || !self.loras.is_empty() {
+            return Ok(false);
+        }
+        self.request(&full_name, &Shape::from(shape));
+        Ok(true)
     }
 
     /// Rows of the matrix `name` of `shape`, as [`Weights::get`] would hand them out; only
@@ -173,10 +199,10 @@ impl Weights {
         self.handed_out(full_name, Tensor::from_vec(made, shape, &Device::Cpu)?)
     }
 
-    /// How many tensors the files hold in which way: its name, and the number.
+    /// The names of the quantized formats that the files have tensors in.
     #[must_use]
-    pub fn storages(&self) -> BTreeMap<String, usize> {
-        self.store.source.files().map(TensorFiles::storages).unwrap_or_default()
+    pub fn quantized_formats(&self) -> Vec<String> {
+        self.store.source.files().map(TensorFiles::quantized_formats).unwrap_or_default()
     }
 
     /// How many places `0`, `1`, … the files have below `place`, without a gap: a stray

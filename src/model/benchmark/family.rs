@@ -78,5 +78,13 @@ fn with_context<T>(
 ) -> Result<T, BenchmarkError> {
     let snapshot = &family.with_layers(&plan.snapshot, plan.layers)?;
     let config = &ModelConfig { image_area: Some(plan.size.area()), ..plan.model.clone() };
-    action(&LoadContext { snapshot, config, id: "benchmark", device, dtype, weights, card_bytes: None })
+    action(&LoadContext {
+        snapshot,
+        config,
+        id: "benchmark",
+        device,
+        dtype,
+        weights,
+        card_bytes: None,
+    })
 }

@@ -64,10 +64,7 @@ pub(super) fn components(listing: &FileListing) -> Result<Vec<Found>, String> {
 }
 
 /// A language model or a vision tower as llama.cpp writes it, if the file is one.
-fn of_language_model(
-    listing: &FileListing,
-    architecture: &str,
-) -> Result<Option<Found>, String> {
+fn of_language_model(listing: &FileListing, architecture: &str) -> Result<Option<Found>, String> {
     let said = |key| listing.said(key).unwrap_or_default();
     let is_vision = ["mmproj", "clip-vision"].contains(&said("general.type"));
     if architecture == "clip" || is_vision {
@@ -86,7 +83,8 @@ fn of_language_model(
         return Ok(Some(Found { component: TEXT_ENCODER, prefix: String::new(), naming, kind }));
     }
     if listing.names().any(|name| name.starts_with("blk.") || name.starts_with("token_embd.")) {
-        let text_only = if architecture == "qwen2" { ", which has never seen a picture" } else { "" };
+        let text_only =
+            if architecture == "qwen2" { ", which has never seen a picture" } else { "" };
         return Err(format!(
             "is a language model of architecture '{architecture}'{text_only}: Qwen-Image reads \
              prompts with Qwen2.5-VL ('qwen2vl')"
@@ -96,8 +94,7 @@ fn of_language_model(
 }
 
 fn prefix_of<'a>(listing: &FileListing, prefixes: &[&'a str], names: &[&str]) -> Option<&'a str> {
-    let has_all =
-        |prefix: &&&str| names.iter().all(|name| listing.has(&format!("{prefix}{name}")));
+    let has_all = |prefix: &&&str| names.iter().all(|name| listing.has(&format!("{prefix}{name}")));
     prefixes.iter().find(has_all).copied()
 }
 
@@ -117,9 +114,8 @@ fn transformer(listing: &FileListing) -> Option<Found> {
 
 fn text_encoder(listing: &FileListing) -> Option<Found> {
     let language = ["model.embed_tokens.weight", "model.language_model.embed_tokens.weight"];
-    let prefix = language
-        .iter()
-        .find_map(|name| prefix_of(listing, &TEXT_ENCODER_PREFIXES, &[name]))?;
+    let prefix =
+        language.iter().find_map(|name| prefix_of(listing, &TEXT_ENCODER_PREFIXES, &[name]))?;
     let vision = ["visual.patch_embed.proj.weight", "model.visual.patch_embed.proj.weight"];
     let has_vision = vision.iter().any(|name| listing.has(&format!("{prefix}{name}")));
     Some(Found {

@@ -59,9 +59,13 @@ fn described(kind: Kind, path: &Path) -> String {
     match kind {
         Kind::Transformer { .. } => match which::which(kind, path) {
             Some(which) => format!("the transformer of {} ({})", which.id, which.because),
-            None => "a transformer of Qwen-Image that does not tell which: set model.variant".to_owned(),
+            None => {
+                "a transformer of Qwen-Image that does not tell which: set model.variant".to_owned()
+            }
         },
-        Kind::TextEncoder { has_vision: true } => "the text encoder, with its vision tower".to_owned(),
+        Kind::TextEncoder { has_vision: true } => {
+            "the text encoder, with its vision tower".to_owned()
+        }
         Kind::TextEncoder { has_vision: false } => {
             "the text encoder without its vision tower, which is another file (mmproj)".to_owned()
         }

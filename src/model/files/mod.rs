@@ -15,14 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{LoadError, ModelConfig, published};
-use crate::checkpoint::{
-    CheckpointError, ComponentFile, FileListing, FileSet, Snapshot,
-};
+use crate::checkpoint::{CheckpointError, ComponentFile, FileListing, FileSet, Snapshot};
 pub(super) use component::{ComponentError, ComponentSource, find_component};
 pub use inspection::{Inspection, inspect};
 
-pub(super) use contents::{TEXT_ENCODER, TRANSFORMER, VAE, ZERO_COND_MARK};
 use contents::{Found, Kind};
+pub(super) use contents::{TEXT_ENCODER, TRANSFORMER, VAE, ZERO_COND_MARK};
 use which::Which;
 
 /// The transformer's configuration, and what of it no other file has.
@@ -117,7 +115,8 @@ pub(super) fn from_folder(
 /// The components in the file `path`.
 fn candidates(path: &Path) -> Result<Vec<Candidate>, LoadError> {
     let listing = FileListing::open(path)?;
-    let malformed = |reason| CheckpointError::Malformed { file: path.display().to_string(), reason };
+    let malformed =
+        |reason| CheckpointError::Malformed { file: path.display().to_string(), reason };
     let found = contents::components(&listing).map_err(malformed)?;
     Ok(found.into_iter().map(|found| Candidate { path: path.to_owned(), found }).collect())
 }
@@ -156,7 +155,11 @@ impl Parts {
     }
 
     /// The one of the parts that is of a kind, if any.
-    fn only(&self, is_kind: fn(&Kind) -> bool, setting: &'static str) -> Result<Option<&Candidate>, LoadError> {
+    fn only(
+        &self,
+        is_kind: fn(&Kind) -> bool,
+        setting: &'static str,
+    ) -> Result<Option<&Candidate>, LoadError> {
         let found: Vec<&Candidate> =
             self.candidates.iter().filter(|one| is_kind(&one.found.kind)).collect();
         match found[..] {
@@ -253,10 +256,7 @@ fn check_complete(components: &[(bool, &'static str, &str)]) -> Result<(), LoadE
 }
 
 /// What the settings say of the base, else what the transformer's file tells.
-fn which_of(
-    config: &ModelConfig,
-    transformer: Option<&Candidate>,
-) -> Result<Named, LoadError> {
+fn which_of(config: &ModelConfig, transformer: Option<&Candidate>) -> Result<Named, LoadError> {
     if let Some(id) = config.files.base.clone() {
         return Ok(Named { id, because: "model.files.base says so".to_owned() });
     }
@@ -301,7 +301,8 @@ fn texts(
     transformer: Option<&Candidate>,
     base: &Snapshot,
 ) -> Result<BTreeMap<String, String>, LoadError> {
-    let is_marked = |one: &Candidate| matches!(one.found.kind, Kind::Transformer { is_marked: true, .. });
+    let is_marked =
+        |one: &Candidate| matches!(one.found.kind, Kind::Transformer { is_marked: true, .. });
     if !transformer.is_some_and(is_marked) {
         return Ok(BTreeMap::new());
     }

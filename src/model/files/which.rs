@@ -42,7 +42,8 @@ pub(super) fn which(kind: Kind, path: &Path) -> Option<Which> {
 
 /// Which checkpoint a file or folder of this name in small letters holds, if it says so.
 fn by_name(name: &str) -> Option<&'static str> {
-    let is_family = ["qwen-image", "qwen_image", "qwenimage"].iter().any(|part| name.contains(part));
+    let is_family =
+        ["qwen-image", "qwen_image", "qwenimage"].iter().any(|part| name.contains(part));
     match () {
         () if name.contains("2511") => Some(EDIT_2511),
         () if name.contains("2509") => Some(EDIT_2509),

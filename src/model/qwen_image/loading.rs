@@ -28,8 +28,11 @@ const TRANSFORMERS_STEM: &str = "model";
 /// Room that a picture needs besides the weights, in bytes a pixel: the widest
 /// feature maps of the autoencoder in 32 bits.
 const WORKING_BYTES_PER_PIXEL: usize = 2048;
-/// Room for slices of attention scores and unfolded convolutions.
-const SCRATCH_BYTES: usize = 3 << 30;
+/// Room for slices of attention scores and unfolded convolutions on a GPU, where nobody has
+/// measured it yet.
+const GPU_SCRATCH_BYTES: usize = 3 << 30;
+/// The same on a CPU, whose slices are smaller: `docs/memory.md` has what was measured.
+const CPU_SCRATCH_BYTES: usize = 1 << 29;
 
 /// Loads every component of what `card` tells of. Returns the bytes of those weights that
 /// stay, too, and the plan that was followed.
@@ -78,7 +81,7 @@ pub(super) fn load_components(
         device: context.device.clone(),
     };
     bar.finish_and_clear();
-    Ok((components, opened.finish()?, planned.of_model(context, card, &bytes)))
+    Ok((components, opened.finish()?, planned.of_model(context, card, (&opened, &bytes))))
 }
 
 /// The way to the VAE in float32, if the model computes in 16 bits.
@@ -247,7 +250,9 @@ impl Planned {
     fn new(context: &LoadContext, area: usize, bytes: &WeightBytes) -> Self {
         let config = context.config;
         let loras = config.lora_dir.as_ref().map_or(0, |_| KEPT_BYTES);
-        let working = area * WORKING_BYTES_PER_PIXEL + SCRATCH_BYTES + config.cache_bytes + loras;
+        let is_on_cpu = context.device.is_cpu() && context.card_bytes.is_none();
+        let scratch = if is_on_cpu { CPU_SCRATCH_BYTES } else { GPU_SCRATCH_BYTES };
+        let working = area * WORKING_BYTES_PER_PIXEL + scratch + config.cache_bytes + loras;
         let here = || crate::device::free_memory_bytes(&context.device);
         let free = context.card_bytes.or_else(here);
         let free = free.map(|free| config.memory_limit.of(free));
@@ -266,7 +271,12 @@ impl Planned {
         );
     }
 
-    fn of_model(&self, context: &LoadContext, card: &ModelCard, bytes: &WeightBytes) -> ModelPlan {
+    fn of_model(
+        &self,
+        context: &LoadContext,
+        card: &ModelCard,
+        (opened, bytes): (&Opened, &WeightBytes),
+    ) -> ModelPlan {
         ModelPlan {
             model: card.id.clone(),
             pipeline: card.pipeline.clone(),
@@ -274,7 +284,11 @@ impl Planned {
                 Some(_) => "a card".to_owned(),
                 None => crate::device::device_name(&context.device),
             },
-            dtype: precision_name(context.dtype, matrix_format(context.config.dtype)),
+            dtype: precision_name(
+                context.dtype,
+                matrix_format(context.config.dtype),
+                &opened.transformer.quantized_formats(),
+            ),
             image_area: self.area,
             components: self.memory.components(bytes),
             activation_bytes: Some(self.working),
@@ -291,8 +305,10 @@ pub(super) fn plan(
     card: &ModelCard,
 ) -> Result<ModelPlan, LoadError> {
     let configs = Configs::load(context.snapshot, variant)?;
-    let bytes = Opened::open(context)?.check(&configs)?;
-    Ok(Planned::new(context, card.image_area, &bytes).of_model(context, card, &bytes))
+    let opened = Opened::open(context)?;
+    let bytes = opened.check(&configs)?;
+    let planned = Planned::new(context, card.image_area, &bytes);
+    Ok(planned.of_model(context, card, (&opened, &bytes)))
 }
 
 /// The LoRA files of the settings: changes of the transformer.

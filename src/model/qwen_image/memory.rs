@@ -284,7 +284,7 @@ mod tests {
             device: Device::Cpu,
             dtype: DType::BF16,
             weights: WeightSource::Placeholders,
-        card_bytes: None,
+            card_bytes: None,
         };
         weight_bytes(&context, &variant::EDIT).unwrap()
     }

@@ -31,7 +31,6 @@ use variant::{Shown, Variant};
 
 use super::loading::{CardContext, CheckpointDefaults, LoadContext, ModelEntry};
 use super::loras::LoraFolder;
-use super::precision::{matrix_format, precision_name};
 use super::{DiffusionModel, GuidanceParameter, LoadError, Loaded, ModelCard, ModelPlan};
 use crate::checkpoint::{CheckpointError, ConfigFile};
 
@@ -106,7 +105,7 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     }
     let loaded = Loaded {
         device: crate::device::device_name(&context.device),
-        dtype: precision_name(context.dtype, matrix_format(context.config.dtype)),
+        dtype: plan.dtype.clone(),
         weight_bytes,
     };
     let cache = PipelineCache::new(context.config.cache_bytes);

@@ -88,9 +88,8 @@ impl TextEncoder {
         };
         let tower = weights.at("visual");
         let has_tower = config.needs_vision || tower.has_any();
-        let visual = has_tower.then(|| {
-            VisionTower::load(&tower, &config.vision, residency.resident_vision_layers)
-        });
+        let visual = has_tower
+            .then(|| VisionTower::load(&tower, &config.vision, residency.resident_vision_layers));
         Ok(Self {
             visual: visual.transpose()?,
             embed_tokens: Embedding::load(
@@ -226,6 +225,9 @@ enum Embedding {
 
 impl Embedding {
     fn load(weights: &Weights, shape: (usize, usize), residency: Residency) -> Result<Self> {
+        if weights.has_rows_at_hand("weight", shape)? {
+            return Ok(Self::InFile(Box::new(weights.clone()), shape));
+        }
         match residency {
             Residency::Resident => Ok(Self::Resident(weights.get("weight", shape)?)),
             Residency::OnDemand => {

@@ -56,6 +56,12 @@ fn bytes_come_in_order_and_all_of_them() {
     let said = start().append("a", &[0; 9]).unwrap_err().to_string();
     assert_eq!(said, "tensor \"a\" is given more bytes than the 8 that it has");
     let mut writer = start();
+    writer.append("a", &[0; 5]).unwrap();
+    assert!(matches!(
+        writer.append("a", &[0; 4]),
+        Err(GgufWriteError::TooManyBytes { bytes: 8, .. })
+    ));
+    let mut writer = start();
     writer.append("a", &[0; 8]).unwrap();
     writer.append("b", &[0; 3]).unwrap();
     let said = writer.finish().unwrap_err().to_string();

@@ -162,8 +162,15 @@ impl Case {
         let dtype = crate::device::dtype(config.dtype, &device);
         let id = "golden";
         let weights = WeightSource::Stored;
-        let context =
-            LoadContext { snapshot: &snapshot, config: &config, id, device, dtype, weights, card_bytes: None };
+        let context = LoadContext {
+            snapshot: &snapshot,
+            config: &config,
+            id,
+            device,
+            dtype,
+            weights,
+            card_bytes: None,
+        };
         let mut pipeline = crate::model::qwen_image::load_pipeline(&context, &variant).unwrap();
         if self.doc["call"]["cfg_normalize"] == true {
             pipeline.variant.cfg_rescale = CfgRescale::OfConditional;
