@@ -10,7 +10,8 @@ use crate::domain::{GuidanceScale, ImageSize, Steps};
 use crate::hub::{Companions, FilePattern};
 use crate::model::benchmark::{BenchmarkError, BenchmarkPlan, LayerCounts, Part};
 use crate::model::{
-    DeviceChoice, DtypeChoice, FileChoices, MemoryChoice, MemoryLimit, ModelConfig,
+    Component, ConversionRequest, DeviceChoice, DtypeChoice, FileChoices, MemoryChoice,
+    MemoryLimit, ModelConfig, OutputFormat,
 };
 use crate::nn::fusion::Fusion;
 use crate::nn::{Family, Sizes};
@@ -46,6 +47,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Print what files of weights are, what they lack to run, and what they will take
     Inspect(InspectArgs),
+    /// Write a model's weights in another format: safetensors in 32, 16 or 8 bits, or GGUF
+    Convert(ConvertArgs),
     /// Measure what a picture takes, with random weights: needs no checkpoint
     Bench(BenchArgs),
 }
@@ -171,6 +174,53 @@ pub struct InspectArgs {
     /// Print it as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `convert`.
+#[derive(Debug, Clone, Args)]
+pub struct ConvertArgs {
+    /// A file of weights (safetensors, GGUF), or a folder with a model or with such files
+    #[arg(value_name = "INPUT")]
+    pub input: PathBuf,
+
+    /// The file to write: *.gguf for q8_0 and q4_k, else *.safetensors
+    #[arg(value_name = "OUTPUT")]
+    pub output: PathBuf,
+
+    /// Format: bf16, f16, f32, fp8 (matrices in 8-bit floats), q8_0 or q4_k (GGUF)
+    #[arg(long, value_name = "FORMAT")]
+    pub to: OutputFormat,
+
+    /// What of the model to write: transformer, text_encoder, vae; without it: the transformer,
+    /// or what alone is there
+    #[arg(long, value_name = "COMPONENT")]
+    pub component: Option<Component>,
+
+    /// Which published checkpoint the files are of, if they do not tell
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub variant: Option<String>,
+
+    /// Folder or published checkpoint with the transformer's configuration
+    #[arg(long, value_name = "BASE", conflicts_with = "variant")]
+    pub base: Option<String>,
+
+    /// Overwrite OUTPUT
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl From<ConvertArgs> for ConversionRequest {
+    fn from(args: ConvertArgs) -> Self {
+        Self {
+            input: args.input,
+            output: args.output,
+            format: args.to,
+            component: args.component,
+            variant: args.variant,
+            base: args.base,
+            replaces: args.force,
+        }
+    }
 }
 
 impl InspectArgs {
@@ -415,6 +465,7 @@ Examples:
   diffuser-api --config config/qwen-image-edit-cuda.toml --port 9000
   diffuser-api plan Qwen/Qwen-Image-Edit        what it will take of this machine
   diffuser-api inspect model-Q4_K_M.gguf        what a file is, and what it lacks to run
+  diffuser-api convert MODEL out.gguf --to q4_k the same weights in another format
   DIFFUSER_MODEL_ID=./my-model diffuser-api     a folder with a model_index.json, or files
 
 Settings come from, each overriding those before it: built-in defaults, the
@@ -446,9 +497,11 @@ mod tests {
         let cli = Cli::try_parse_from([&["diffuser-api"], arguments].concat()).unwrap();
         match cli.into_command() {
             Command::Serve(args) => args.into(),
-            Command::Pull(_) | Command::Plan(_) | Command::Inspect(_) | Command::Bench(_) => {
-                panic!("{arguments:?} is not serve")
-            }
+            Command::Pull(_)
+            | Command::Plan(_)
+            | Command::Inspect(_)
+            | Command::Convert(_)
+            | Command::Bench(_) => panic!("{arguments:?} is not serve"),
         }
     }
 
@@ -506,6 +559,25 @@ mod tests {
         assert_eq!(args.model, "Qwen/Qwen-Image-Edit");
         assert_eq!(args.revision.as_deref(), Some("v1"));
         assert!(Cli::try_parse_from(["diffuser-api", "pull"]).is_err());
+    }
+
+    #[test]
+    fn convert_takes_a_format_and_refuses_what_is_none() {
+        let parse = |arguments: &[&str]| {
+            let typed = [&["diffuser-api", "convert", "in", "out.gguf"], arguments].concat();
+            Cli::try_parse_from(typed).map(Cli::into_command)
+        };
+
+        let Ok(Command::Convert(args)) = parse(&["--to", "Q4_K", "--component", "vae"]) else {
+            panic!("not convert");
+        };
+        let request = ConversionRequest::from(args);
+        assert_eq!((request.format, request.component), (OutputFormat::Q4K, Some(Component::Vae)));
+        assert_eq!((request.output, request.replaces), (PathBuf::from("out.gguf"), false));
+        let refused = parse(&["--to", "q5_k"]).unwrap_err().to_string();
+        assert!(refused.contains("bf16, f16, f32, fp8, q8_0, q4_k"), "{refused}");
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--to", "f16", "--variant", "a", "--base", "b"]).is_err());
     }
 
     #[test]

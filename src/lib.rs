@@ -5,7 +5,7 @@
 //!
 //! - [`cli`] is what may be typed;
 //! - [`mod@bench`] measures what a picture takes, [`mod@plan`] prints what a model will,
-//!   [`inspect`] what files are;
+//!   [`inspect`] what files are, [`convert`] writes them in other formats;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
@@ -25,6 +25,7 @@ pub mod causes;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod convert;
 pub mod device;
 pub mod domain;
 pub mod hub;

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
-use diffuser_api::cli::{BenchArgs, Cli, Command, InspectArgs, PlanArgs, PullArgs, ServeArgs};
+use diffuser_api::cli::{
+    BenchArgs, Cli, Command, ConvertArgs, InspectArgs, PlanArgs, PullArgs, ServeArgs,
+};
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, ModelSettings, Sources, WarmupConfig, load_hub,
     load_threads,
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Pull(args) => pull(&args),
         Command::Plan(args) => plan(&args),
         Command::Inspect(args) => inspect(&args),
+        Command::Convert(args) => convert(args),
         Command::Bench(args) => measure(&args),
     };
     match result {
@@ -218,6 +221,15 @@ fn inspect(args: &InspectArgs) -> Result<()> {
     } else {
         reports.iter().for_each(|report| print_now(&diffuser_api::inspect::text(report)));
     }
+    Ok(())
+}
+
+/// Writes a model's weights in another format, and prints what is in the file.
+fn convert(args: ConvertArgs) -> Result<()> {
+    let hub = HubConfig { offline: true, ..load_hub(&Environment::of_process())? };
+    telemetry::init("warn,diffuser_api::model::files=info")?;
+    let request = args.into();
+    print_now(&diffuser_api::convert::run(&request, &hub)?);
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
+use super::float8::{from_e4m3, from_e5m2};
 use super::ggml::GgmlType;
 use super::rotation;
 
@@ -205,46 +206,9 @@ impl Scale {
     }
 }
 
-/// The number of a code of e4m3 (Micikevicius et al., "FP8 Formats for Deep Learning",
-/// arXiv:2209.05433). Without branches, so that rows of them become vectors.
-#[inline(always)]
-pub(crate) fn from_e4m3(code: u8) -> f32 {
-    let magnitude = u32::from(code & 0x7f);
-    let small = magnitude as f32 / 512.0;
-    let normal = f32::from_bits((magnitude + (120 << 3)) << 20);
-    let finite = if magnitude < 8 { small } else { normal };
-    let number = if magnitude == 0x7f { f32::NAN } else { finite };
-    f32::from_bits(number.to_bits() | u32::from(code & 0x80) << 24)
-}
-
-/// The number of a code of e5m2, which are the upper halves of 16-bit floats.
-#[inline(always)]
-fn from_e5m2(code: u8) -> f32 {
-    let magnitude = u32::from(code & 0x7f);
-    let small = magnitude as f32 / 65_536.0;
-    let normal = f32::from_bits((magnitude + (112 << 2)) << 21);
-    let finite = if magnitude < 4 { small } else { normal };
-    let beyond = if magnitude == 0x7c { f32::INFINITY } else { f32::NAN };
-    let number = if magnitude < 0x7c { finite } else { beyond };
-    f32::from_bits(number.to_bits() | u32::from(code & 0x80) << 24)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn codes_of_8_bits_are_the_numbers_of_the_wider_formats_that_hold_them() {
-        for code in 0..=u8::MAX {
-            let wide = f16::from_le_bytes([0, code]).to_f32();
-            let made = from_e5m2(code);
-            assert!(made == wide || made.is_nan() && wide.is_nan(), "{code}: {made} {wide}");
-        }
-        // The largest, one, the smallest, and what is no number.
-        let known = [(0x7e, 448.0), (0x38, 1.0), (0x01, 1.0 / 512.0), (0xb8, -1.0)];
-        known.into_iter().for_each(|(code, number)| assert_eq!(from_e4m3(code), number));
-        assert!(from_e4m3(0x7f).is_nan() && from_e4m3(0xff).is_nan());
-    }
 
     #[test]
     fn each_row_is_scaled_by_its_own_number_and_each_block_by_its() {

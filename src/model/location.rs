@@ -8,7 +8,7 @@ use super::{LoadError, ModelConfig, embedded, files, published};
 use crate::checkpoint::Snapshot;
 use crate::hub::{HubConfig, HubError, HubFile, Progress, RepositoryId, fetch_snapshot};
 
-const MODEL_INDEX: &str = "model_index.json";
+pub(super) const MODEL_INDEX: &str = "model_index.json";
 
 /// What would be a model.
 const WANTED: &str = "a model is a folder with a model_index.json, as diffusers saves it, a file \
@@ -89,7 +89,7 @@ fn file_of(config: &ModelConfig, hub: &HubConfig) -> Result<Option<LocalFile>, L
 
 /// The files that go with weights of the checkpoint `id`: a folder, or the small files of a
 /// published one, which are in the program; else what the hub has.
-fn base(id: &str, hub: &HubConfig) -> Result<Snapshot, LoadError> {
+pub(super) fn base(id: &str, hub: &HubConfig) -> Result<Snapshot, LoadError> {
     let path = Path::new(id);
     if path.is_dir() {
         return Ok(Snapshot::Directory(path.to_owned()));

@@ -4,6 +4,7 @@ pub mod benchmark;
 mod cache;
 mod check;
 pub mod components;
+mod conversion;
 mod diffusion;
 mod embedded;
 mod estimate;
@@ -28,8 +29,10 @@ pub use diffusion::{
     StepProgress, TokenUsage, Unobserved,
 };
 
+pub use crate::checkpoint::{OutputFormat, Progress as ConversionProgress, Written};
 pub use crate::device::{DeviceChoice, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
+pub use conversion::{Component, ConversionError, ConversionRequest, convert};
 pub use estimate::Estimate;
 pub use file_source::{FILE_SOURCES, FileSource};
 pub use files::{Inspection, MissingPart, inspect, missing_parts, weight_files};

@@ -1,27 +1,10 @@
 //! Loops over the elements of a row, compiled for the processor's vectors.
 
 use super::kernels::Element;
+pub(super) use crate::checkpoint::vectorised;
 
 /// Elements that are summed side by side, so that the additions can be vectorised.
 pub(super) const LANES: usize = 16;
-
-/// Runs `work` as it is compiled for the processor at hand. What it calls must be
-/// inlined into it (`inline(always)`).
-#[inline(always)]
-pub(super) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    struct Work<F>(F);
-
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Work<F> {
-        type Output = R;
-
-        #[inline(always)]
-        fn call(self) -> R {
-            (self.0)()
-        }
-    }
-
-    pulp::Arch::new().dispatch(Work(work))
-}
 
 /// The sum of `value` over a row.
 #[inline(always)]

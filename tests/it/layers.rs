@@ -26,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("plan", &["model"]),
     ("pull", &["model", "hub"]),
     ("inspect", &["model", "plan", "hub", "causes"]),
+    ("convert", &["model", "hub"]),
     ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
 ];
 

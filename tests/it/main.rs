@@ -13,6 +13,7 @@ mod capabilities;
 mod checkpoint;
 mod config_models;
 mod config_sources;
+mod convert;
 mod disagreement;
 mod full_size_files;
 mod golden_components;

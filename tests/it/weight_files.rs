@@ -30,7 +30,7 @@ pub(crate) fn recorded() -> Value {
     serde_json::from_str(&std::fs::read_to_string(data().join("golden.json")).unwrap()).unwrap()
 }
 
-fn goldens() -> HashMap<String, Tensor> {
+pub(crate) fn goldens() -> HashMap<String, Tensor> {
     candle_core::safetensors::load(data().join("golden.safetensors"), &Device::Cpu).unwrap()
 }
 
@@ -73,7 +73,7 @@ fn form_of(recorded: &Value) -> Form {
 }
 
 /// The recorded edit by the model of `config`: rows of RGB.
-async fn edited(recorded: &Value, config: &ModelConfig) -> Vec<u8> {
+pub(crate) async fn edited(recorded: &Value, config: &ModelConfig) -> Vec<u8> {
     edited_by(recorded, pooled(config)).await
 }
 

@@ -4,13 +4,13 @@
 use crate::checkpoint::{FileFormat, FileListing, Naming};
 
 /// The folders of components in the published layout.
-pub(super) const TRANSFORMER: &str = "transformer";
-pub(super) const TEXT_ENCODER: &str = "text_encoder";
-pub(super) const VAE: &str = "vae";
+pub(in crate::model) const TRANSFORMER: &str = "transformer";
+pub(in crate::model) const TEXT_ENCODER: &str = "text_encoder";
+pub(in crate::model) const VAE: &str = "vae";
 
 /// The tensor by which files say that reference pictures are at noise level 0, as those of
 /// Qwen-Image-Edit-2511 are. Source: ComfyUI, `model_detection.py`.
-const ZERO_COND_MARK: &str = "__index_timestep_zero__";
+pub(in crate::model) const ZERO_COND_MARK: &str = "__index_timestep_zero__";
 
 /// What names of a transformer may start with.
 const TRANSFORMER_PREFIXES: [&str; 6] =

@@ -4,6 +4,7 @@
 //! is of from a mark, its name or the settings ([`which`]). Configurations and tokenizer
 //! come from that checkpoint, whose small files are in the program ([`published`]).
 
+mod component;
 mod contents;
 mod folders;
 mod inspection;
@@ -17,10 +18,12 @@ use std::sync::Arc;
 use super::file_source::{LocalFile, LocalFiles};
 use super::{LoadError, ModelConfig, published};
 use crate::checkpoint::{CheckpointError, ComponentFile, FileListing, FileSet, Snapshot};
+pub(super) use component::{ComponentError, ComponentSource, find_component};
 pub use inspection::{Inspection, inspect};
 pub use missing::{MissingPart, missing_parts};
 
-use contents::{Found, Kind, TEXT_ENCODER, TRANSFORMER, VAE};
+use contents::{Found, Kind};
+pub(super) use contents::{TEXT_ENCODER, TRANSFORMER, VAE, ZERO_COND_MARK};
 use which::Which;
 
 /// The transformer's configuration, and what of it no other file has.
