@@ -9,7 +9,8 @@ use candle_core::{DType, Device, Tensor};
 use diffuser_api::checkpoint::ggml::GgmlType;
 use diffuser_api::checkpoint::gguf::GgufHeader;
 use diffuser_api::model::{
-    Component, ConversionRequest, FileChoices, ModelConfig, OutputFormat, Written, convert, inspect,
+    Component, ConversionRequest, FileChoices, FileSource, ModelConfig, OutputFormat, Written,
+    convert, inspect,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -70,10 +71,11 @@ fn converted(
         let input = whole.or(part(name))?;
         // Those that are shared by most layouts are converted once, for 'plain'.
         let is_shared = input.starts_with("plain/") && layout != "plain";
-        match is_shared {
-            true => Some(data().join(input)),
-            false => Some(made(input, folder, component, format)),
-        }
+        let file = match is_shared {
+            true => data().join(input),
+            false => made(input, folder, component, format),
+        };
+        Some(FileSource::from(file))
     };
     let config = config_of(recorded, layout);
     ModelConfig {
@@ -120,7 +122,8 @@ async fn what_is_in_16_bits_stays_as_it_is() {
         ("plain/vae.safetensors", &files.vae),
     ];
     for (input, output) in inputs {
-        assert_equal(&read(&data().join(input)), &read(output.as_ref().unwrap()));
+        let Some(FileSource::Path(output)) = output else { panic!("{input} was not written") };
+        assert_equal(&read(&data().join(input)), &read(output));
     }
 }
 
@@ -171,7 +174,7 @@ async fn fewer_bits_make_a_picture_as_near_as_they_can() {
         let folder = tempfile::tempdir().unwrap();
         let file = recorded["layouts"][layout]["transformer"].as_str().unwrap();
         let mut config = config_of(&recorded, layout);
-        config.files.transformer = Some(made(file, &folder, Component::Transformer, format));
+        config.files.transformer = Some(made(file, &folder, Component::Transformer, format).into());
 
         let found = psnr(&edited(&recorded, &config).await, &goldens[layout]);
 
@@ -191,7 +194,7 @@ async fn a_text_encoder_in_8_bits_is_scaled_where_it_is_read() {
     config.files.mmproj = None;
     let encoder =
         made("llama/text_encoder.gguf", &folder, Component::TextEncoder, OutputFormat::Fp8);
-    config.files.text_encoder = Some(encoder);
+    config.files.text_encoder = Some(encoder.into());
 
     let found = psnr(&edited(&recorded, &config).await, &goldens["llama"]);
 

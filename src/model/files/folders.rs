@@ -43,7 +43,7 @@ fn canonical(path: &Path) -> PathBuf {
 }
 
 /// Files of weights that may go with the file `path`.
-fn beside(path: &Path) -> Vec<PathBuf> {
+pub(super) fn beside(path: &Path) -> Vec<PathBuf> {
     let own = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let own = own.unwrap_or(Path::new("."));
     let companions = COMPANIONS.iter().map(|name| own.join(name));
