@@ -37,8 +37,8 @@ fn the_picture_is_the_same_wherever_the_weights_are() {
 
         let (streamed, bytes) = picture(MemoryChoice::Stream);
         assert!(streamed == resident, "{name}: stream");
-        // What belongs to no layer: of a miniature, an eighth.
-        assert!(bytes < all_bytes / 6, "{name}: stream keeps {bytes} of {all_bytes}");
+        // What belongs to no layer: of a miniature, whose words' table is in no memory, a sixth.
+        assert!(bytes < all_bytes / 5, "{name}: stream keeps {bytes} of {all_bytes}");
     }
 }
 
