@@ -6,12 +6,14 @@
 //! stay in registers. Threads share the outputs. Matrices of 16 bits are widened eight
 //! outputs and some hundred inputs at a time.
 
+use std::ops::Range;
+
 use candle_core::Result;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::kernels::Element;
-use super::widened::widen;
+use super::widened::{Narrow, widen};
 use crate::interruption::{self, Watch};
 
 /// So many rows are few: beyond, copying the matrix costs less than reading the rows
@@ -42,19 +44,76 @@ pub(super) fn are_few(rows: usize) -> bool {
     rows == 1 || are_faster()
 }
 
+/// A matrix (outputs, inputs), from which some inputs of a row can be had in 32 bits.
+pub(super) trait MatrixRows: Sync {
+    /// How many outputs of `inputs` inputs it has.
+    fn outputs(&self, inputs: usize) -> usize;
+
+    /// Decodes the rows `outputs` into `decoded`, if they must be.
+    fn decode(&self, outputs: Range<usize>, inputs: usize, decoded: &mut Vec<f32>);
+
+    /// Writes elements of a row. `decoded`: what [`MatrixRows::decode`] made of its part.
+    fn widen(&self, row: RowPart, decoded: &[f32], wide: &mut [f32]);
+}
+
+/// Some elements of a row.
+pub(super) struct RowPart {
+    /// The row.
+    output: usize,
+    /// The first row of those that were decoded.
+    first_decoded: usize,
+    /// Elements of a row.
+    inputs: usize,
+    /// The first element.
+    start: usize,
+}
+
+/// A matrix that lies in memory.
+impl<W: Element> MatrixRows for &[W] {
+    fn outputs(&self, inputs: usize) -> usize {
+        self.len() / inputs.max(1)
+    }
+
+    fn decode(&self, _outputs: Range<usize>, _inputs: usize, _decoded: &mut Vec<f32>) {}
+
+    fn widen(&self, row: RowPart, _decoded: &[f32], wide: &mut [f32]) {
+        widen(&self[row.output * row.inputs + row.start..], wide);
+    }
+}
+
+/// A matrix whose rows are decoded as a whole.
+impl MatrixRows for &Narrow<'_> {
+    fn outputs(&self, _inputs: usize) -> usize {
+        self.outputs
+    }
+
+    fn decode(&self, outputs: Range<usize>, inputs: usize, decoded: &mut Vec<f32>) {
+        decoded.resize(outputs.len() * inputs, 0.0);
+        for (row, made) in outputs.zip(decoded.chunks_exact_mut(inputs.max(1))) {
+            (self.widen_row)(row, made);
+        }
+    }
+
+    fn widen(&self, row: RowPart, decoded: &[f32], wide: &mut [f32]) {
+        let start = (row.output - row.first_decoded) * row.inputs + row.start;
+        wide.copy_from_slice(&decoded[start..start + wide.len()]);
+    }
+}
+
 /// x · matrixᵀ, summed in 32 bits, in `made` (rows, outputs). `x`: (rows, inputs);
 /// `matrix`: (outputs, inputs).
 ///
 /// # Errors
 /// [`interruption::Cancelled`]; an error if the lengths do not fit.
-pub(super) fn product<N: Element, W: Element>(
+pub(super) fn product<N: Element>(
     made: &mut [N],
     x: &[f32],
-    matrix: &[W],
+    matrix: impl MatrixRows,
     (rows, inputs): (usize, usize),
 ) -> Result<()> {
     let outputs = made.len() / rows.max(1);
-    if made.len() != rows * outputs || x.len() < rows * inputs || matrix.len() < outputs * inputs {
+    let fits = made.len() == rows * outputs && x.len() >= rows * inputs;
+    if !fits || matrix.outputs(inputs) < outputs {
         candle_core::bail!("no product of {rows} rows of {inputs} for {} numbers", made.len());
     }
     let work = Work { rows: PackedRows::of(x, rows, inputs), matrix };
@@ -126,9 +185,9 @@ impl PackedRows {
     }
 }
 
-struct Work<'a, W> {
+struct Work<M> {
     rows: PackedRows,
-    matrix: &'a [W],
+    matrix: M,
 }
 
 /// Some outputs.
@@ -145,9 +204,11 @@ struct Room {
     sums: Vec<Vec<f32>>,
     /// (outputs of a group, inputs)
     wide: Vec<f32>,
+    /// (outputs, all inputs), of a matrix that must be decoded.
+    decoded: Vec<f32>,
 }
 
-impl<W: Element> Work<'_, W> {
+impl<M: MatrixRows> Work<M> {
     fn fill<N: Element>(&self, made: &mut [N], outputs: usize, watch: Watch) -> Result<()> {
         let parts = self.parts(made, outputs);
         parts.into_par_iter().try_for_each_init(Room::default, |room, mut part| {
@@ -187,6 +248,7 @@ impl<W: Element> Work<'_, W> {
     /// Sums of `count` outputs from `first` on, in `room`.
     fn sum(&self, room: &mut Room, first: usize, count: usize) {
         let inputs = self.rows.inputs;
+        self.matrix.decode(first..first + count, inputs, &mut room.decoded);
         for start in (0..inputs).step_by(INPUTS) {
             let at_a_time = INPUTS.min(inputs - start);
             for group in (0..count).step_by(GROUP) {
@@ -195,7 +257,8 @@ impl<W: Element> Work<'_, W> {
                 for (output, wide) in room.wide.chunks_exact_mut(at_a_time).enumerate() {
                     // Those that fill up a group are not written.
                     let output = first + group + output.min(group_count - 1);
-                    widen(&self.matrix[output * inputs + start..], wide);
+                    let row = RowPart { output, first_decoded: first, inputs, start };
+                    self.matrix.widen(row, &room.decoded, wide);
                 }
                 for (panel, sums) in room.sums.iter_mut().enumerate() {
                     let width = self.rows.width(panel);
@@ -316,11 +379,30 @@ mod tests {
     }
 
     #[test]
+    fn a_matrix_that_is_decoded_row_by_row_makes_the_same_to_the_bit() {
+        let (rows, inputs, outputs) = (49, INPUTS + 5, OUTPUTS + 3);
+        let x = numbers(&[rows, inputs], 1, DType::F32);
+        let matrix = numbers(&[outputs, inputs], 2, DType::F32).force_contiguous().unwrap();
+        let elements = Elements::<f32>::of(&matrix).unwrap();
+        let widen_row = |row: usize, made: &mut [f32]| {
+            made.copy_from_slice(&elements.all()[row * inputs..][..inputs]);
+        };
+        let narrow = Narrow { outputs, inputs, widen_row: &widen_row };
+        let mut made = vec![0.0f32; rows * outputs];
+
+        let x_elements = Elements::<f32>::of(&x).unwrap();
+        product(&mut made, x_elements.all(), &narrow, (rows, inputs)).unwrap();
+
+        let expected = made_by(&x, &matrix).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(made == expected);
+    }
+
+    #[test]
     fn it_can_be_broken_off_and_what_does_not_fit_is_refused() {
         let (rows, inputs, outputs) = (256, 2048, 2048);
         let (x, matrix) = (vec![0.0; rows * inputs], vec![0.0f32; outputs * inputs]);
         let mut made = vec![0.0f32; rows * outputs];
-        let mut product = |shape| product(&mut made, &x, &matrix, shape);
+        let mut product = |shape| product(&mut made, &x, matrix.as_slice(), shape);
 
         let error = interruption::watched(&|| true, || product((rows, inputs))).unwrap_err();
 

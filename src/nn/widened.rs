@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::few_rows;
+use super::few_rows::{self, MatrixRows};
 use super::gemm::{Matrix, MatrixMut, Previous, Threads, multiply};
 use super::kernels::{Element, Elements, in_format};
 use super::rows::vectorised;
@@ -58,7 +58,7 @@ pub(super) fn product_with_slice<W: Element>(
         candle_core::bail!("{} elements are no {outputs} rows of {inputs}", numbers.len());
     }
     if few_rows::are_few(x.elem_count() / inputs.max(1)) {
-        return in_format!(x.dtype(), "a product", N => few::<N, W>(x, numbers, outputs, inputs));
+        return in_format!(x.dtype(), "a product", N => few::<N>(x, numbers, outputs, inputs));
     }
     let widen_row = |row: usize, made: &mut [f32]| widen(&numbers[row * inputs..], made);
     product(x, &Narrow { outputs, inputs, widen_row: &widen_row })
@@ -83,9 +83,9 @@ pub(super) fn product_with_rows(
 }
 
 /// The same of few rows.
-fn few<N: Element, W: Element>(
+fn few<N: Element>(
     x: &Tensor,
-    matrix: &[W],
+    matrix: impl MatrixRows,
     outputs: usize,
     inputs: usize,
 ) -> Result<Tensor> {
@@ -117,6 +117,9 @@ pub(super) fn widen<W: Element>(numbers: &[W], made: &mut [f32]) {
 
 fn product_of<N: Element>(x: &Tensor, matrix: &Narrow) -> Result<Tensor> {
     let Narrow { outputs, inputs, .. } = *matrix;
+    if few_rows::are_few(x.elem_count() / inputs.max(1)) {
+        return few::<N>(x, matrix, outputs, inputs);
+    }
     let dims = dims_made(x, outputs, inputs)?;
     let x = x.to_dtype(DType::F32)?.contiguous()?;
     let (numbers, count) = (Elements::<f32>::of(&x)?, x.elem_count() / inputs.max(1));
