@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 
-use super::ggml::GgmlType;
 use super::gguf::{GgufHeader, GgufTensor, GgufValue};
 use super::storage::Storage;
 use super::tensor_files::with_bytes;
@@ -136,14 +135,7 @@ impl FileListing {
         let header = GgufHeader::read(bytes)
             .map_err(|error| format!("is a GGUF file that cannot be read: {error}"))?;
         let listed = |tensor: GgufTensor| {
-            let plain = [
-                (GgmlType::F32, Dtype::F32),
-                (GgmlType::F16, Dtype::F16),
-                (GgmlType::Bf16, Dtype::BF16),
-            ];
-            let plain = plain.iter().find(|(kind, _)| *kind == tensor.kind);
-            let storage =
-                plain.map_or(Storage::Ggml(tensor.kind), |(_, dtype)| Storage::Plain(*dtype));
+            let storage = Storage::of_gguf(tensor.kind);
             (tensor.name, ListedTensor { shape: tensor.shape, storage, range: tensor.range })
         };
         let text = |(key, value)| match value {

@@ -13,7 +13,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 use serde::Deserialize;
 
@@ -83,7 +82,7 @@ pub(super) fn attach(listing: &mut FileListing, bytes: &[u8], prefix: &str) -> R
             || INPUT_SCALES.iter().any(|end| name.ends_with(end))
     };
     listing.tensors.retain(|name, _| !dropped(name));
-    let scales = take_scales(listing);
+    let scales = take_scales(listing)?;
     let is_scaled = is_marked || !scales.is_empty();
     let mut faults = Vec::new();
     for (name, tensor) in &mut listing.tensors {
@@ -168,23 +167,31 @@ fn refuse_unknown(notes: &BTreeMap<String, Note>) -> Result<(), String> {
 }
 
 /// Takes the scales of matrices from `listing`, by their layers.
-fn take_scales(listing: &mut FileListing) -> BTreeMap<String, ListedTensor> {
-    let layer_of =
-        |name: &str| WEIGHT_SCALES.iter().find_map(|end| name.strip_suffix(end)).map(str::to_owned);
-    let named: Vec<(String, String)> =
-        listing.tensors.keys().filter_map(|name| Some((layer_of(name)?, name.clone()))).collect();
-    let taken = named.into_iter().filter_map(|(layer, name)| {
-        let tensor = listing.tensors.remove(&name)?;
-        Some((layer, tensor))
-    });
-    taken.collect()
+fn take_scales(listing: &mut FileListing) -> Result<BTreeMap<String, ListedTensor>, String> {
+    let is_scale = |name: &String, _: &mut ListedTensor| layer_of(name).is_some();
+    let mut scales = BTreeMap::new();
+    for (name, tensor) in listing.tensors.extract_if(.., is_scale) {
+        let layer = layer_of(&name).unwrap_or_default().to_owned();
+        if scales.insert(layer, tensor).is_some() {
+            return Err(format!("has two scales for one weight ({name})"));
+        }
+    }
+    Ok(scales)
+}
+
+/// The layer whose scale is called `name`.
+fn layer_of(name: &str) -> Option<&str> {
+    WEIGHT_SCALES.iter().find_map(|end| name.strip_suffix(end))
 }
 
 /// The scales in `tensor` of a matrix of `shape`.
 fn scale_in(tensor: &ListedTensor, bytes: &[u8], shape: &[usize]) -> Result<Scale, String> {
     let bytes = bytes.get(tensor.range.clone()).unwrap_or_default();
-    let numbers = numbers(&tensor.storage, bytes)
-        .ok_or_else(|| format!("has a scale stored as {}", tensor.storage.name()))?;
+    if eight_bits(&tensor.storage).is_some() || !tensor.storage.is_known() {
+        return Err(format!("has a scale stored as {}", tensor.storage.name()));
+    }
+    let mut numbers = vec![0.0; tensor.shape.iter().product()];
+    tensor.storage.decode_row(bytes, 0, &mut numbers);
     if let Some(number) = numbers.iter().find(|number| !number.is_finite()) {
         return Err(format!("has a scale of {number}"));
     }
@@ -200,22 +207,6 @@ fn scale_in(tensor: &ListedTensor, bytes: &[u8], shape: &[usize]) -> Result<Scal
             Ok(Scale::Blocks { block: (BLOCK, BLOCK), columns: blocks[1], scales: numbers.into() })
         }
         (dims, _) => Err(format!("of shape {shape:?} has scales of shape {dims:?}")),
-    }
-}
-
-fn numbers(storage: &Storage, bytes: &[u8]) -> Option<Vec<f32>> {
-    let pairs = || bytes.as_chunks::<2>().0.iter();
-    match storage {
-        Storage::Plain(Dtype::F32) => {
-            Some(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
-        }
-        Storage::Plain(Dtype::BF16) => {
-            Some(pairs().map(|pair| bf16::from_le_bytes(*pair).to_f32()).collect())
-        }
-        Storage::Plain(Dtype::F16) => {
-            Some(pairs().map(|pair| f16::from_le_bytes(*pair).to_f32()).collect())
-        }
-        Storage::Plain(_) | Storage::Ggml(_) | Storage::Eight(_) => None,
     }
 }
 
@@ -249,4 +240,48 @@ fn listed(faults: &[String]) -> String {
     let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
     let first: Vec<&str> = faults.iter().take(LISTED).map(String::as_str).collect();
     format!("has tensors that cannot be read: {}{rest}", first.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::FileFormat;
+
+    /// A file of such tensors, of a byte or four each.
+    fn listing(tensors: &[(&str, Dtype, &[usize])]) -> FileListing {
+        let listed = tensors.iter().map(|(name, dtype, shape)| {
+            let (shape, storage) = (shape.to_vec(), Storage::Plain(*dtype));
+            ((*name).to_owned(), ListedTensor { shape, storage, range: 0..4 })
+        });
+        let tensors = listed.collect();
+        FileListing { format: FileFormat::Safetensors, tensors, metadata: BTreeMap::new() }
+    }
+
+    fn fault(tensors: &[(&str, Dtype, &[usize])]) -> String {
+        attach(&mut listing(tensors), &1.5_f32.to_le_bytes(), "").unwrap_err()
+    }
+
+    #[test]
+    fn a_weight_has_one_scale_and_a_scale_one_weight() {
+        let weight = ("a.weight", Dtype::F8_E4M3, &[2_usize, 2][..]);
+        let scale = |name| (name, Dtype::F32, &[][..]);
+
+        let mut sound = listing(&[weight, scale("a.weight_scale"), scale("a.input_scale")]);
+        attach(&mut sound, &1.5_f32.to_le_bytes(), "").unwrap();
+        let names: Vec<&String> = sound.tensors.keys().collect();
+        assert_eq!(names, ["a.weight"]);
+        let Storage::Eight(eight) = &sound.tensors["a.weight"].storage else { panic!() };
+        assert_eq!(eight.scale, Scale::One(1.5));
+
+        let said = fault(&[weight, scale("a.weight_scale"), scale("a.scale_weight")]);
+        assert!(said.contains("two scales"), "{said}");
+        let said = fault(&[weight, ("b.weight", Dtype::F8_E4M3, &[2, 2]), scale("a.weight_scale")]);
+        assert!(said.contains("b.weight has no scale"), "{said}");
+        let said = fault(&[("a.weight", Dtype::BF16, &[1, 2]), scale("a.weight_scale")]);
+        assert!(said.contains("no weight of 8 bits"), "{said}");
+        let said = fault(&[weight, ("a.weight_scale", Dtype::F32, &[3])]);
+        assert!(said.contains("scales of shape [3]"), "{said}");
+        let said = fault(&[weight, ("a.weight_scale", Dtype::I32, &[])]);
+        assert!(said.contains("scale stored as I32"), "{said}");
+    }
 }

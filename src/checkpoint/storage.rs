@@ -6,12 +6,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::float8::{from_e4m3, from_e5m2};
 use super::ggml::GgmlType;
 use super::rotation;
+
+/// Numbers that need no decoding, as safetensors and as GGML call them.
+const PLAIN_TYPES: [(Dtype, GgmlType); 3] =
+    [(Dtype::F32, GgmlType::F32), (Dtype::BF16, GgmlType::Bf16), (Dtype::F16, GgmlType::F16)];
 
 /// How elements lie in a file.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,6 +96,12 @@ impl Part {
 }
 
 impl Storage {
+    /// What a GGUF file means by `kind`.
+    pub(super) fn of_gguf(kind: GgmlType) -> Self {
+        let plain = PLAIN_TYPES.iter().find(|(_, known)| *known == kind);
+        plain.map_or(Self::Ggml(kind), |(dtype, _)| Self::Plain(*dtype))
+    }
+
     /// The name that people know it by.
     pub(super) fn name(&self) -> String {
         match self {
@@ -123,7 +132,7 @@ impl Storage {
 
     /// Whether this program reads it.
     pub(super) fn is_known(&self) -> bool {
-        !matches!(self, Self::Plain(dtype) if ![Dtype::F32, Dtype::BF16, Dtype::F16].contains(dtype))
+        !matches!(self, Self::Plain(dtype) if ggml_type(*dtype).is_none())
     }
 
     /// Bytes of `rows` rows of `width` elements, if there can be such rows.
@@ -146,26 +155,20 @@ impl Storage {
             return;
         };
         match self {
-            Self::Plain(dtype) => decode_plain(*dtype, bytes, made),
+            Self::Plain(dtype) => match ggml_type(*dtype) {
+                Some(kind) => kind.decode(bytes, made),
+                None => made.fill(0.0),
+            },
             Self::Ggml(kind) => kind.decode(bytes, made),
             Self::Eight(eight) => eight.decode_row(bytes, row, made),
         }
     }
 }
 
+/// What GGML calls numbers that lie one by one: it decodes them, too.
 #[inline(always)]
-fn decode_plain(dtype: Dtype, bytes: &[u8], made: &mut [f32]) {
-    let (pairs, _) = bytes.as_chunks::<2>();
-    if dtype == Dtype::F32 {
-        let (words, _) = bytes.as_chunks::<4>();
-        made.iter_mut().zip(words).for_each(|(made, word)| *made = f32::from_le_bytes(*word));
-    } else if dtype == Dtype::BF16 {
-        let wide = |pair: &[u8; 2]| bf16::from_le_bytes(*pair).to_f32();
-        made.iter_mut().zip(pairs).for_each(|(made, pair)| *made = wide(pair));
-    } else {
-        let wide = |pair: &[u8; 2]| f16::from_le_bytes(*pair).to_f32();
-        made.iter_mut().zip(pairs).for_each(|(made, pair)| *made = wide(pair));
-    }
+fn ggml_type(dtype: Dtype) -> Option<GgmlType> {
+    PLAIN_TYPES.iter().find(|(known, _)| *known == dtype).map(|(_, kind)| *kind)
 }
 
 impl EightBits {

@@ -12,6 +12,7 @@ use super::mapped::Place;
 use super::naming::{Named, Naming};
 use super::scales;
 use super::storage::{Part, Storage};
+use super::vectorised::vectorised;
 use super::weight_files::{WeightFile, WeightFiles, shards};
 use super::{CheckpointError, Snapshot};
 
@@ -326,10 +327,14 @@ impl<'a> Stored<'a> {
     pub(super) fn decode(&self, rows: Range<usize>, made: &mut [f32]) {
         let (_, width) = self.rows_and_width();
         for (row, made) in rows.zip(made.chunks_exact_mut(width.max(1))) {
-            self.decode_row(row, made);
+            vectorised(
+                #[inline(always)]
+                || self.decode_row(row, made),
+            );
         }
     }
 
+    #[inline(always)]
     fn decode_row(&self, row: usize, made: &mut [f32]) {
         let bytes_of = |part| self.files.bytes_of(part);
         match self.entry.joining {

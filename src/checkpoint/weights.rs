@@ -13,7 +13,6 @@ use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
-use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 
@@ -432,11 +431,7 @@ impl Weights {
             Some(Ok(stored)) => {
                 interruption::check()?;
                 let tensor = self.read(&name, &stored)?;
-                (self.on_read.0)(bytes);
-                let mut account = self.account();
-                if account.taken.insert(name) {
-                    account.bytes_taken += bytes;
-                }
+                self.count_taken(name, bytes);
                 Ok(tensor)
             }
             Some(Err(fault)) => self.stand_in(shape, fault),
@@ -462,35 +457,19 @@ impl Weights {
 
     /// `stored` as it is handed out.
     fn read(&self, name: &str, stored: &Stored) -> candle_core::Result<Tensor> {
-        let Some(view) = stored.view() else {
-            let tensor = Tensor::from_vec(decoded(stored)?, stored.shape(), &Device::Cpu)?;
-            return self.handed_out(name, tensor);
-        };
-        self.read_plain(name, &view)
-    }
-
-    /// The same of what is not quantized.
-    fn read_plain(&self, name: &str, view: &TensorView) -> candle_core::Result<Tensor> {
-        if self.loras.is_empty() && stored_dtype(self.dtype) == Some(view.dtype()) {
-            return self.upload(view);
+        match stored.view().filter(|view| stored_dtype(self.dtype) == Some(view.dtype())) {
+            Some(view) if self.loras.is_empty() => self.upload(&view),
+            _ => {
+                let wide = Tensor::from_vec(decoded(stored)?, stored.shape(), &Device::Cpu)?;
+                self.handed_out(name, wide)
+            }
         }
-        let stored = match (self.dtype, view.dtype()) {
-            (DType::F32, safetensors::Dtype::BF16) => {
-                let numbers = widened(view.data(), |bytes| bf16::from_le_bytes(bytes).to_f32())?;
-                Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?
-            }
-            (DType::F32, safetensors::Dtype::F16) => {
-                let numbers = widened(view.data(), |bytes| f16::from_le_bytes(bytes).to_f32())?;
-                Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?
-            }
-            _ => view.load(&Device::Cpu)?,
-        };
-        self.handed_out(name, stored)
     }
 
-    /// `stored`, changed by the LoRAs, in the dtype and on the device asked for.
-    fn handed_out(&self, name: &str, stored: Tensor) -> candle_core::Result<Tensor> {
-        self.changed(name, stored)?.to_dtype(self.dtype)?.to_device(&self.device)
+    /// What the files have in 32 bits, changed by the LoRAs, in the dtype and on the device
+    /// asked for.
+    fn handed_out(&self, name: &str, wide: Tensor) -> candle_core::Result<Tensor> {
+        self.changed(name, wide)?.to_dtype(self.dtype)?.to_device(&self.device)
     }
 
     /// `view` as it is stored.
@@ -504,12 +483,12 @@ impl Weights {
         view.load(&self.device)
     }
 
-    /// `stored` with what the LoRAs add to it, summed in 32 bits.
-    fn changed(&self, name: &str, stored: Tensor) -> candle_core::Result<Tensor> {
-        let mut tensor = stored;
+    /// `wide` with what the LoRAs add to it.
+    fn changed(&self, name: &str, wide: Tensor) -> candle_core::Result<Tensor> {
+        let mut tensor = wide;
         for lora in self.loras.iter() {
             match lora.change(name, tensor.dims())? {
-                Some(Ok(change)) => tensor = (tensor.to_dtype(DType::F32)? + change)?,
+                Some(Ok(change)) => tensor = (tensor + change)?,
                 Some(Err(fault)) => self.note(fault)?,
                 None => {}
             }
@@ -524,6 +503,14 @@ impl Weights {
             }
         }
         Ok(())
+    }
+
+    fn count_taken(&self, name: String, bytes: usize) {
+        (self.on_read.0)(bytes);
+        let mut account = self.account();
+        if account.taken.insert(name) {
+            account.bytes_taken += bytes;
+        }
     }
 
     fn count_checked(&self, name: String, bytes: usize) {
@@ -680,19 +667,6 @@ fn loaded_side_by_side<T: Send>(
     interruption::shared(|watch| {
         (0..count).into_par_iter().map(|index| watch.over(|| load(index))).collect()
     })
-}
-
-/// The 16-bit elements in `bytes` in 32 bits; `widen` does that with one of them.
-fn widened(bytes: &[u8], widen: fn([u8; 2]) -> f32) -> candle_core::Result<Vec<f32>> {
-    /// Between two checks.
-    const NUMBERS_AT_A_TIME: usize = 1 << 22;
-    let (numbers, _) = bytes.as_chunks::<2>();
-    let mut wide = Vec::with_capacity(numbers.len());
-    for part in numbers.chunks(NUMBERS_AT_A_TIME) {
-        interruption::check()?;
-        wide.extend(part.iter().map(|bytes| widen(*bytes)));
-    }
-    Ok(wide)
 }
 
 /// All elements of `stored` in 32 bits, decoded on all processors.

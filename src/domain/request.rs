@@ -467,33 +467,21 @@ impl<Size> ImageRequest<Size> {
     pub fn into_parts<Planned>(
         self,
     ) -> (Task, Size, impl FnOnce(Task, Planned) -> ImageRequest<Planned>) {
-        let Self {
-            task,
-            prompt,
-            negative_prompt,
-            count,
-            size,
-            steps,
-            guidance,
-            seed,
-            loras,
-            schedule_shift,
-            cache_threshold,
-        } = self;
+        let (own_task, own_size) = (self.task, self.size);
         let with = move |task, size| ImageRequest {
             task,
-            prompt,
-            negative_prompt,
-            count,
             size,
-            steps,
-            guidance,
-            seed,
-            loras,
-            schedule_shift,
-            cache_threshold,
+            prompt: self.prompt,
+            negative_prompt: self.negative_prompt,
+            count: self.count,
+            steps: self.steps,
+            guidance: self.guidance,
+            seed: self.seed,
+            loras: self.loras,
+            schedule_shift: self.schedule_shift,
+            cache_threshold: self.cache_threshold,
         };
-        (task, size, with)
+        (own_task, own_size, with)
     }
 }
 

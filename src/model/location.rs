@@ -31,16 +31,28 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
         let named = config.files.local(hub)?;
         return files::from_choices(&named, file.as_ref(), config, base_of);
     }
+    let path = Path::new(id);
+    if path.is_dir() && !path.join(MODEL_INDEX).is_file() {
+        let unknown = || LoadError::UnknownModel { id: id.clone(), reason: kind_of_folder(path) };
+        return files::from_folder(path, config, base_of)?.ok_or_else(unknown);
+    }
+    let found = whole_checkpoint(config, hub)?;
+    refuse_settings_of_files(config)?;
+    Ok(found)
+}
+
+/// The checkpoint that says itself what it is: inside the program, a folder, or a repository.
+fn whole_checkpoint(
+    config: &ModelConfig,
+    hub: &HubConfig,
+) -> Result<(Snapshot, String), LoadError> {
+    let id = &config.id;
+    let path = Path::new(id);
     if let Some(checkpoint) = embedded::find(id) {
         return Ok((Snapshot::Embedded(checkpoint), id.clone()));
     }
-    let path = Path::new(id);
     let unknown = |reason| LoadError::UnknownModel { id: id.clone(), reason };
     if path.is_dir() {
-        if !path.join(MODEL_INDEX).is_file() {
-            let set = files::from_folder(path, config, base_of)?;
-            return set.ok_or_else(|| unknown(kind_of_folder(path)));
-        }
         let name = path.canonicalize().ok();
         let name = name.as_deref().unwrap_or(path).file_name();
         let name = name.map_or_else(|| id.clone(), |name| name.to_string_lossy().into_owned());
@@ -69,6 +81,16 @@ pub(super) fn find(config: &ModelConfig, hub: &HubConfig) -> Result<(Snapshot, S
         Err(error @ HubError::NoPipeline { .. }) => Err(unknown(error.to_string())),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Refuses what only says something of single files: a whole checkpoint says it itself.
+fn refuse_settings_of_files(config: &ModelConfig) -> Result<(), LoadError> {
+    let settings = [("model.variant", &config.variant), ("model.files.base", &config.files.base)];
+    let Some((setting, _)) = settings.into_iter().find(|(_, value)| value.is_some()) else {
+        return Ok(());
+    };
+    let reason = format!("'{}' is no file of weights: its own files say what it is", config.id);
+    Err(LoadError::Setting { setting, reason })
 }
 
 /// The file of weights that `config.id` means, if it is one: here or on the hub, from which

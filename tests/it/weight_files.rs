@@ -312,3 +312,21 @@ fn which_model_it_is_is_never_guessed() {
     let said = fault(&told);
     assert!(said.starts_with("model.files.text_encoder: "), "{said}");
 }
+
+#[test]
+fn what_says_something_of_files_alone_is_refused_elsewhere_and_said_once() {
+    let variant = Some("Qwen-Image-Edit-2511".to_owned());
+    for id in [
+        "demo".to_owned(),
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").display().to_string(),
+    ] {
+        let named = ModelConfig { variant: variant.clone(), ..ModelConfig::of(id.clone()) };
+        assert!(fault(&named).starts_with("model.variant: "), "{id}");
+        let mut based = ModelConfig::of(id.clone());
+        based.files.base = Some("Qwen/Qwen-Image".to_owned());
+        assert!(fault(&based).starts_with("model.files.base: "), "{id}");
+    }
+    let both = ModelConfig { variant, ..config_of(&recorded(), "plain") };
+    let said = fault(&both);
+    assert!(said.starts_with("model.variant: ") && said.contains("model.files.base"), "{said}");
+}

@@ -15,7 +15,6 @@ import math
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 import run
@@ -34,19 +33,11 @@ def measured(args, limit):
     """Bytes by kind, seconds, and a hash of the picture."""
     args.set = [f"DIFFUSER_MEMORY_LIMIT={limit}"]
     args.data_limit = limit / GIB
-    port, most, over = run.free_port(), {}, threading.Event()
-    with tempfile.TemporaryFile("w+") as log:
-        server = run.start(args, port, log)
-        threading.Thread(target=run.watch, args=(server.pid, most, over), daemon=True).start()
-        try:
-            run.wait_until_listening(server, port)
-            started = time.monotonic()
-            reply = run.edit(port, args)
-            return most, time.monotonic() - started, hashlib.sha256(reply["data"][0]["b64_json"].encode()).hexdigest()
-        finally:
-            over.set()
-            server.terminate()
-            server.wait()
+    with tempfile.TemporaryFile("w+") as log, run.serving(args, log) as (port, most):
+        started = time.monotonic()
+        reply = run.edit(port, args)
+        seconds = time.monotonic() - started
+        return most, seconds, hashlib.sha256(reply["data"][0]["b64_json"].encode()).hexdigest()
 
 
 def main():

@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import tempfile
-import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -70,20 +69,11 @@ def picture(port, body, kind):
 def measured(args, settings, form):
     """Two pictures, the seconds of the second, and the memory of both."""
     args.set = [f"{name}={value}" for name, value in settings.items()]
-    port, most, over = run.free_port(), {}, threading.Event()
-    with tempfile.TemporaryFile("w+") as log:
-        server = run.start(args, port, log)
-        threading.Thread(target=run.watch, args=(server.pid, most, over), daemon=True).start()
-        try:
-            run.wait_until_listening(server, port)
-            picture(port, *form)
-            started = time.monotonic()
-            made = picture(port, *form)
-            return made, time.monotonic() - started, most
-        finally:
-            over.set()
-            server.terminate()
-            server.wait()
+    with tempfile.TemporaryFile("w+") as log, run.serving(args, log) as (port, most):
+        picture(port, *form)
+        started = time.monotonic()
+        made = picture(port, *form)
+        return made, time.monotonic() - started, most
 
 
 def main():

@@ -9,6 +9,7 @@ The server is started for it on a free port. `--data-limit` is what the process 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -121,27 +122,41 @@ def edit(port, args):
         return json.load(reply)
 
 
+@contextlib.contextmanager
+def serving(args, log):
+    """A server that answers: its port, and the most memory that it has taken so far."""
+    port, most, over = free_port(), {}, threading.Event()
+    server = start(args, port, log)
+    threading.Thread(target=watch, args=(server.pid, most, over), daemon=True).start()
+    try:
+        wait_until_listening(server, port)
+        yield port, most
+    finally:
+        over.set()
+        server.terminate()
+        server.wait()
+
+
+def print_plan(log):
+    """What the server has planned, or its last words."""
+    log.seek(0)
+    lines = log.read().splitlines()
+    plans = [line for line in lines if "memory plan" in line]
+    print("\n".join(re.sub(r"\x1b\[[0-9;]*m", "", line) for line in plans or lines[-5:]))
+
+
 def main():
     args = arguments()
-    port, most, over = free_port(), {}, threading.Event()
     with tempfile.TemporaryFile("w+") as log:
         started = time.monotonic()
-        server = start(args, port, log)
-        threading.Thread(target=watch, args=(server.pid, most, over), daemon=True).start()
         try:
-            wait_until_listening(server, port)
-            loaded_s, loaded = time.monotonic() - started, dict(most)
-            started = time.monotonic()
-            reply = edit(port, args)
-            made_s = time.monotonic() - started
+            with serving(args, log) as (port, most):
+                loaded_s, loaded = time.monotonic() - started, dict(most)
+                started = time.monotonic()
+                reply = edit(port, args)
+                made_s = time.monotonic() - started
         finally:
-            over.set()
-            server.terminate()
-            server.wait()
-            log.seek(0)
-            lines = log.read().splitlines()
-            plans = [line for line in lines if "memory plan" in line]
-            print("\n".join(re.sub(r"\x1b\[[0-9;]*m", "", line) for line in plans or lines[-5:]))
+            print_plan(log)
         print(f"loaded in {loaded_s:.1f} s, anonymous {loaded.get('RssAnon', 0) / GIB:.2f} GiB")
         print(f"picture of {reply['size']} in {made_s:.1f} s, {args.steps} steps")
         print(f"at most: anonymous {most['RssAnon'] / GIB:.2f} GiB, mapped files {most['RssFile'] / GIB:.2f} GiB")

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor};
-use safetensors::tensor::TensorView;
 
 use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
 use crate::checkpoint::LowRank;
@@ -37,12 +36,7 @@ impl Weights {
             self.count_checked(full_name, bytes);
             return Ok(Some(matrix));
         }
-        (self.on_read.0)(bytes);
-        let mut account = self.account();
-        if account.taken.insert(full_name) {
-            account.bytes_taken += bytes;
-        }
-        drop(account);
+        self.count_taken(full_name, bytes);
         Ok(Some(matrix))
     }
 
@@ -90,13 +84,7 @@ impl Weights {
         };
         interruption::check()?;
         self.request(&full_name, &Shape::from(shape));
-        let bytes = matrix.byte_count();
-        (self.on_read.0)(bytes);
-        let mut account = self.account();
-        if account.taken.insert(full_name) {
-            account.bytes_taken += bytes;
-        }
-        drop(account);
+        self.count_taken(full_name, matrix.byte_count());
         matrix.on(&self.device).map(Some)
     }
 
@@ -123,25 +111,19 @@ impl Weights {
     /// Whether rows of the matrix `name` are best read when they are needed, wherever the
     /// others are: on a CPU, where files are mapped, and of what is quantized. It is accounted
     /// for then, and takes no memory.
-    ///
-    /// # Errors
-    /// As [`Weights::get`].
-    pub fn has_rows_at_hand(&self, name: &str, shape: (usize, usize)) -> candle_core::Result<bool> {
+    #[must_use]
+    pub fn has_rows_at_hand(&self, name: &str, shape: (usize, usize)) -> bool {
         let full_name = self.full_name(name);
         let dims = [shape.0, shape.1];
-        let Some(Some(Ok(_))) =
-            self.store.source.files().map(|files| files.find(&full_name, &dims))
-        else {
-            return Ok(false);
-        };
-        let files = self.store.source.files();
-        let is_quantized =
-            files.is_some_and(|files| files.quantized_parts(&full_name, &dims).is_some());
-        if (self.is_for_gpu && !is_quantized) || !self.loras.is_empty() {
-            return Ok(false);
+        let files = self.store.source.files().filter(|_| self.loras.is_empty());
+        let is_at_hand = files.is_some_and(|files| match self.is_for_gpu {
+            true => files.quantized_parts(&full_name, &dims).is_some(),
+            false => matches!(files.find(&full_name, &dims), Some(Ok(_))),
+        });
+        if is_at_hand {
+            self.request(&full_name, &Shape::from(shape));
         }
-        self.request(&full_name, &Shape::from(shape));
-        Ok(true)
+        is_at_hand
     }
 
     /// Rows of the matrix `name` of `shape`, as [`Weights::get`] would hand them out; only
@@ -182,21 +164,14 @@ impl Weights {
         stored: &Stored,
         rows: &[u32],
     ) -> candle_core::Result<Tensor> {
-        let (count, width) = stored.rows_and_width();
-        let shape = vec![rows.len(), width];
-        if let Some(view) = stored.view() {
-            let row_bytes = view.data().len() / count.max(1);
-            let row = |row: &u32| &view.data()[*row as usize * row_bytes..][..row_bytes];
-            let data = rows.iter().map(row).collect::<Vec<_>>().concat();
-            let read = TensorView::new(view.dtype(), shape, &data);
-            return self.read_plain(full_name, &read.map_err(candle_core::Error::wrap)?);
-        }
+        let (_, width) = stored.rows_and_width();
         let mut made = vec![0.0; rows.len() * width];
         for (row, made) in rows.iter().zip(made.chunks_exact_mut(width.max(1))) {
             let row = *row as usize;
             stored.decode(row..row + 1, made);
         }
-        self.handed_out(full_name, Tensor::from_vec(made, shape, &Device::Cpu)?)
+        let wide = Tensor::from_vec(made, (rows.len(), width), &Device::Cpu)?;
+        self.handed_out(full_name, wide)
     }
 
     /// The names of the quantized formats that the files have tensors in.

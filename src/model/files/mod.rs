@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file_source::{LocalFile, LocalFiles};
+use super::qwen_image::variant::{Shown, Variant};
 use super::{LoadError, ModelConfig, published};
 use crate::checkpoint::{CheckpointError, ComponentFile, FileListing, FileSet, Snapshot};
 pub(super) use component::{ComponentError, ComponentSource, find_component};
@@ -266,6 +267,14 @@ fn check_complete(components: &[(bool, &'static str, &str)]) -> Result<(), LoadE
 
 /// What the settings say of the base, else what the transformer's file tells.
 fn which_of(config: &ModelConfig, transformer: Option<&Candidate>) -> Result<Named, LoadError> {
+    if let (Some(base), Some(variant)) = (&config.files.base, &config.variant) {
+        return Err(LoadError::Setting {
+            setting: "model.variant",
+            reason: format!(
+                "'{variant}' and model.files.base = '{base}' both say which model it is: keep one"
+            ),
+        });
+    }
     if let Some(id) = config.files.base.clone() {
         return Ok(Named { id, because: "model.files.base says so".to_owned() });
     }
@@ -302,7 +311,7 @@ struct Named {
 /// Whether the pipeline of `base` shows its text encoder pictures.
 fn shows_pictures(base: &Snapshot) -> Result<bool, LoadError> {
     let class_name: String = base.config("model_index.json")?.required("_class_name");
-    Ok(class_name.contains("Edit"))
+    Ok(Variant::of_class(&class_name).is_none_or(|variant| variant.shown != Shown::Nothing))
 }
 
 /// Texts in place of the base's: a transformer that is marked has `zero_cond_t`.

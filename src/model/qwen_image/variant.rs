@@ -37,6 +37,15 @@ pub(crate) struct Variant {
     pub steps: i64,
 }
 
+impl Variant {
+    /// The pipeline of the class `class_name`.
+    #[must_use]
+    pub(crate) fn of_class(class_name: &str) -> Option<&'static Self> {
+        const ALL: [&Variant; 4] = [&TEXT_TO_IMAGE, &EDIT, &EDIT_PLUS, &LAYERED];
+        ALL.into_iter().find(|variant| variant.class_name == class_name)
+    }
+}
+
 /// What the encoder sees of the input pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shown {
