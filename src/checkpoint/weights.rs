@@ -9,22 +9,20 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::VarBuilder;
-use candle_nn::var_builder::SimpleBackend;
 use rayon::prelude::*;
-use safetensors::tensor::TensorView;
 
 use super::mapped::Place;
 use super::storage::Part;
-use super::tensor_files::{Stored, TensorFiles};
+use super::tensor_files::TensorFiles;
 #[cfg(feature = "cuda")]
-use super::upload::{self, UploadOrder};
+use super::upload;
 use super::{AdapterSlot, Adapters, CheckpointError, Lora, Snapshot};
 use crate::interruption;
 
+mod backend;
 mod in_files;
+mod reading;
 
 /// How many faults a message lists before it only counts.
 const LISTED_FAULTS: usize = 20;
@@ -83,10 +81,6 @@ pub struct Weights {
 /// What is called when a tensor has been read.
 #[derive(Clone)]
 struct OnRead(Arc<dyn Fn(usize) + Send + Sync>);
-
-/// Random elements that a CPU draws; a larger tensor repeats them, which takes a tenth of the
-/// time and no other to multiply.
-const DRAWN_ON_CPU: usize = 1 << 18;
 
 /// Tensors that were checked and not read.
 #[derive(Debug, Clone, Default)]
@@ -455,56 +449,6 @@ impl Weights {
         self.placeholder(shape)
     }
 
-    /// `stored` as it is handed out.
-    fn read(&self, name: &str, stored: &Stored) -> candle_core::Result<Tensor> {
-        match stored.view().filter(|view| stored_dtype(self.dtype) == Some(view.dtype())) {
-            Some(view) if self.loras.is_empty() => self.upload(&view),
-            _ => {
-                let wide = Tensor::from_vec(decoded(stored)?, stored.shape(), &Device::Cpu)?;
-                self.handed_out(name, wide)
-            }
-        }
-    }
-
-    /// What the files have in 32 bits, changed by the LoRAs, in the dtype and on the device
-    /// asked for.
-    fn handed_out(&self, name: &str, wide: Tensor) -> candle_core::Result<Tensor> {
-        self.changed(name, wide)?.to_dtype(self.dtype)?.to_device(&self.device)
-    }
-
-    /// `view` as it is stored.
-    fn upload(&self, view: &TensorView) -> candle_core::Result<Tensor> {
-        #[cfg(feature = "cuda")]
-        if let Device::Cuda(device) = &self.device {
-            let order =
-                if self.prefetching { UploadOrder::Prefetched } else { UploadOrder::InTurn };
-            return upload::upload(device, order, self.dtype, view.shape(), view.data());
-        }
-        view.load(&self.device)
-    }
-
-    /// `wide` with what the LoRAs add to it.
-    fn changed(&self, name: &str, wide: Tensor) -> candle_core::Result<Tensor> {
-        let mut tensor = wide;
-        for lora in self.loras.iter() {
-            match lora.change(name, tensor.dims())? {
-                Some(Ok(change)) => tensor = (tensor + change)?,
-                Some(Err(fault)) => self.note(fault)?,
-                None => {}
-            }
-        }
-        Ok(tensor)
-    }
-
-    fn check_loras(&self, name: &str, shape: &Shape) -> candle_core::Result<()> {
-        for lora in self.loras.iter() {
-            if let Some(Err(fault)) = lora.change(name, shape.dims())? {
-                self.note(fault)?;
-            }
-        }
-        Ok(())
-    }
-
     fn count_taken(&self, name: String, bytes: usize) {
         (self.on_read.0)(bytes);
         let mut account = self.account();
@@ -517,29 +461,6 @@ impl Weights {
         if let Some(checked) = &self.checked {
             lock(checked).bytes.insert(name, bytes);
         }
-    }
-
-    /// A tensor of weights that have no files.
-    fn made_up(&self, name: &str, shape: Shape, bytes: usize) -> candle_core::Result<Tensor> {
-        if self.is_placeholder() {
-            self.count_checked(name.to_owned(), bytes);
-            return self.placeholder(shape);
-        }
-        self.account().bytes_taken += bytes;
-        (self.on_read.0)(bytes);
-        if name.ends_with("bias") {
-            return Tensor::zeros(shape, self.dtype, &self.device);
-        }
-        if shape.rank() < 2 || name.ends_with("gamma") {
-            return Tensor::ones(shape, self.dtype, &self.device);
-        }
-        let numbers = elements_in(&shape);
-        if !self.device.is_cpu() || !numbers.is_multiple_of(DRAWN_ON_CPU) {
-            return Tensor::randn(0f32, 0.02, shape, &self.device)?.to_dtype(self.dtype);
-        }
-        let drawn = Tensor::randn(0f32, 0.02, DRAWN_ON_CPU, &self.device)?.to_dtype(self.dtype)?;
-        let repeated = drawn.broadcast_as((numbers / DRAWN_ON_CPU, DRAWN_ON_CPU))?;
-        repeated.contiguous()?.reshape(shape)
     }
 
     /// Accounts for the tensor `name` of `shape` that the component does not
@@ -558,12 +479,6 @@ impl Weights {
     /// such as a buffer that some versions of a library have saved.
     pub fn ignore(&self, name: &str) {
         self.account().ignored.insert(self.full_name(name));
-    }
-
-    /// This place as candle's layers take it: they draw on the same account.
-    #[must_use]
-    pub fn var_builder(&self) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(self.clone()), self.dtype, self.device.clone())
     }
 
     /// Ends the loading of this component. Returns the bytes taken.
@@ -669,61 +584,7 @@ fn loaded_side_by_side<T: Send>(
     })
 }
 
-/// All elements of `stored` in 32 bits, decoded on all processors.
-fn decoded(stored: &Stored) -> candle_core::Result<Vec<f32>> {
-    /// Between two checks: some hundred rows.
-    const ELEMENTS_AT_A_TIME: usize = 1 << 21;
-    let (rows, width) = stored.rows_and_width();
-    let at_a_time = (ELEMENTS_AT_A_TIME / width.max(1)).max(1);
-    let mut made = vec![0.0; rows * width];
-    interruption::shared(|watch| {
-        let parts = made.par_chunks_mut((at_a_time * width).max(1)).enumerate();
-        parts.try_for_each(|(number, made)| {
-            watch.over(|| {
-                interruption::check()?;
-                let first = number * at_a_time;
-                stored.decode(first..rows.min(first + at_a_time), made);
-                Ok::<(), candle_core::Error>(())
-            })
-        })
-    })?;
-    Ok(made)
-}
-
 /// What a panic left in the mutex is as good as before: single values are set.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl SimpleBackend for Weights {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        _initial: candle_nn::Init,
-        dtype: DType,
-        _device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        self.with_dtype(dtype).get(name, shape)
-    }
-
-    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("{name} is asked for without a shape")
-    }
-
-    /// Without files every name is there.
-    fn contains_tensor(&self, name: &str) -> bool {
-        let name = self.full_name(name);
-        self.store.source.files().is_none_or(|files| files.contains(&name))
-    }
-}
-
-/// What the files call `dtype`, if weights can be stored in it.
-fn stored_dtype(dtype: DType) -> Option<safetensors::Dtype> {
-    let names = [
-        (DType::F32, safetensors::Dtype::F32),
-        (DType::BF16, safetensors::Dtype::BF16),
-        (DType::F16, safetensors::Dtype::F16),
-    ];
-    names.iter().find(|(known, _)| *known == dtype).map(|(_, stored)| *stored)
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor};
 
-use super::{MatrixFormat, Stored, TensorFiles, Weights, stored_dtype};
+use super::reading::stored_dtype;
+use super::{MatrixFormat, TensorFiles, Weights};
 use crate::checkpoint::LowRank;
 use crate::checkpoint::device_matrix::{self, DeviceMatrix};
 use crate::checkpoint::mapped::MappedMatrix;
+use crate::checkpoint::tensor_files::Stored;
 use crate::interruption;
 
 impl Weights {
