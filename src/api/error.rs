@@ -28,6 +28,8 @@ pub(super) enum ApiError {
     BodyTooLarge {
         max_upload_bytes: usize,
     },
+    /// There are no models yet.
+    Starting,
     /// No key, or not one of ours.
     Unauthorised,
     /// What only administrators may.
@@ -181,6 +183,7 @@ impl ApiError {
             Self::BodyTooLarge { .. } => {
                 Row::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
+            Self::Starting => Row::unavailable("model_loading", Retry::After(5)),
             Self::Unauthorised => Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
             Self::NotForAll { .. } => Row::refused(StatusCode::FORBIDDEN, Some("not_allowed")),
             // Trying again would take as long.
@@ -213,6 +216,10 @@ impl ApiError {
             }
             Self::BodyTooLarge { max_upload_bytes } => {
                 format!("The request body is larger than {max_upload_bytes} bytes.")
+            }
+            Self::Starting => {
+                "The server is starting, and its models are not loaded yet: try again in a moment."
+                    .to_owned()
             }
             Self::Unauthorised => {
                 "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY' or as \
@@ -269,6 +276,7 @@ impl ApiError {
             | Self::Malformed(_)
             | Self::UnsupportedMediaType { .. }
             | Self::BodyTooLarge { .. }
+            | Self::Starting
             | Self::Unauthorised
             | Self::NotForAll { .. }
             | Self::UploadTooSlow
@@ -289,7 +297,7 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 15] {
+    pub(super) fn examples() -> [(Self, &'static str); 16] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
@@ -318,6 +326,7 @@ impl ApiError {
             (offered.into(), "The model does not do this"),
             (MemoryError::NotInTime.into(), "Other requests hold the memory; see `Retry-After`"),
             (ServiceError::NotLoaded { model, reason }.into(), "The model cannot be loaded now"),
+            (Self::Starting, "The server is starting: its models are not loaded yet"),
             (ServiceError::ShuttingDown.into(), "The server is shutting down"),
             (Self::DeadlineExceeded, "Not done within `x-request-timeout-ms`, or the setting"),
         ]

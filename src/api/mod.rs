@@ -12,6 +12,7 @@ mod deadline;
 mod docs;
 mod error;
 mod form;
+mod health;
 mod images;
 mod incoming;
 mod json;
@@ -23,6 +24,7 @@ mod peer;
 mod reply;
 mod request_log;
 mod serve;
+mod site;
 mod state;
 mod store;
 mod stream;
@@ -45,6 +47,7 @@ pub use crate::imaging::codec::PngCompression;
 pub use auth::ApiKeys;
 pub use peer::PeerLimits;
 pub use serve::serve;
+pub use site::{Opening, Site, StartPhase};
 pub use store::StoreConfig;
 
 use crate::domain::ImageSize;
@@ -74,6 +77,8 @@ pub struct ApiConfig {
     pub max_image_pixels: usize,
     /// How long peers may take.
     pub peers: PeerLimits,
+    /// How long a request waits for the models at the start, before it is refused.
+    pub loading_wait: Duration,
     /// How long a request may take to arrive.
     pub upload_timeout: Duration,
     /// How long a request may take from its head to its answer; as long as it takes if
@@ -155,7 +160,9 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .route_layer(from_fn_with_state(state.clone(), auth::require_key))
         .routes(routes!(images::file));
     let own = OpenApiRouter::with_openapi(docs::base())
-        .routes(routes!(meta::health))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::deep))
         .routes(routes!(meta::service_info));
     if prefix.is_empty() { own.merge(openai) } else { own.nest(prefix, openai) }
 }

@@ -289,7 +289,7 @@ pub(super) struct LoraObject {
 /// How the server is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `healthy`, `shutting_down` or `failed`.
+    /// `healthy`, `starting`, `shutting_down` or `failed`.
     #[schema(example = "healthy")]
     pub(super) status: &'static str,
     /// Whether a picture is being made.
@@ -300,6 +300,61 @@ pub(super) struct Health {
     pub(super) queue_capacity: usize,
     /// The requests that models work on now.
     pub(super) running: Vec<RunningFacts>,
+}
+
+impl Health {
+    /// That of a server which has no models yet.
+    pub(super) fn starting() -> Self {
+        Self { status: "starting", busy: false, waiting: 0, queue_capacity: 0, running: Vec::new() }
+    }
+}
+
+/// Whether requests are to be sent here.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Readiness {
+    /// `ready` or `not_ready`.
+    #[schema(example = "ready")]
+    status: &'static str,
+    /// Why not: `looking_for_files`, `loading_models`, `warming_up`, `no_model_loads`,
+    /// `failed` or `shutting_down`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+impl Readiness {
+    pub(super) const READY: Self = Self { status: "ready", reason: None };
+
+    pub(super) fn not_yet(reason: &'static str) -> Self {
+        Self { status: "not_ready", reason: Some(reason) }
+    }
+}
+
+/// Whether a model makes the picture that it should.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct DeepHealth {
+    /// `healthy` or `wrong_picture`.
+    #[schema(example = "healthy")]
+    pub(super) status: &'static str,
+    /// SHA-256 of the pixels that were made.
+    pub(super) sha256: String,
+    /// What it should be.
+    pub(super) expected: String,
+    /// Who says so.
+    pub(super) expected_from: ExpectedFrom,
+    /// How long the picture took, with waiting.
+    pub(super) seconds: f64,
+    /// Seconds since it was made.
+    pub(super) age_s: u64,
+}
+
+/// Where it is written what a picture should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ExpectedFrom {
+    /// `model.health_digest` of the settings.
+    Settings,
+    /// The first such picture of this process.
+    FirstCheck,
 }
 
 /// How far a request is that a model works on.

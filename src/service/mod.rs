@@ -277,11 +277,27 @@ impl ImageService {
     /// [`ServiceError`], as for any request.
     pub async fn warm_up(&self, image: Option<Picture>) -> Result<f64, ServiceError> {
         let started = Instant::now();
-        let request = warm_up_request(self.card(), image)?;
+        self.make_unasked(warm_up_request(self.card(), image)?).await?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Makes a small picture that is always the same: of the same words and seed.
+    ///
+    /// # Errors
+    /// [`ServiceError`], as for any request.
+    pub async fn make_test_picture(&self) -> Result<Picture, ServiceError> {
+        let generation = self.make_unasked(warm_up_request(self.card(), None)?).await?;
+        let first = generation.images.into_iter().next();
+        let none = || ServiceError::Panicked { message: "the model made no picture".to_owned() };
+        Ok(first.ok_or_else(none)?.image)
+    }
+
+    /// What a request comes to that no client sent.
+    async fn make_unasked(&self, request: ImageRequest) -> Result<Generation, ServiceError> {
         let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
         let submitted = self.enqueue(request, (0, Client::NOBODY), nobody_elses)?;
-        submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
-        Ok(started.elapsed().as_secs_f64())
+        let made = submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        Ok(made.generation)
     }
 }
 

@@ -36,6 +36,7 @@ mod hub_download;
 mod hub_files;
 mod interruption;
 mod layers;
+mod lifecycle;
 mod lora;
 mod lora_of_layers;
 mod lora_requests;

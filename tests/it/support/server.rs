@@ -36,6 +36,7 @@ pub(crate) struct Setup {
     pub(crate) api_prefix: String,
     pub(crate) quality: QualityOverrides,
     pub(crate) lora_dir: Option<std::path::PathBuf>,
+    pub(crate) health_digest: Option<String>,
     pub(crate) budget: Budget,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
@@ -51,6 +52,7 @@ impl Default for Setup {
             api_prefix: "/v1".to_owned(),
             quality: QualityOverrides::default(),
             lora_dir: None,
+            health_digest: None,
             budget: Budget::default(),
             adjust: |_| {},
         }
@@ -128,6 +130,7 @@ impl Setup {
             aliases: Vec::new(),
             quality: self.quality.clone(),
             lora_dir: self.lora_dir.clone(),
+            health_digest: self.health_digest.clone(),
         };
         let models = services.iter().map(with_settings).collect();
         let mut api_config = ApiConfig {
