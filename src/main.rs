@@ -54,7 +54,10 @@ fn main() -> ExitCode {
             {
                 eprintln!("diffuser-api: {}", message_of(&error));
             }
-            ExitCode::FAILURE
+            match error.downcast_ref::<DeviceFault>() {
+                Some(DeviceFault) => ExitCode::from(DEVICE_FAULT_STATUS),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -99,6 +102,7 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
         drop((opening, stop));
         return Ok(serving.await??);
     };
+    let service = models[0].images.clone();
     opening.open(models, &config.api);
     supervisor::ready();
     tokio::spawn(supervisor::keep_watchdog());
@@ -106,15 +110,27 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     let memory = indicatif::BinaryBytes(config.api.request_memory_bytes as u64);
     info!(%memory, "what requests may hold together");
 
-    signals.stop(reload).await;
+    let device_failed = tokio::select! {
+        () = signals.stop(reload) => false,
+        () = service.until_device_fault() => true,
+    };
     let stopping = Instant::now();
     supervisor::stopping();
     info!("finishing the running picture; a second signal leaves at once");
     tokio::spawn(leave_at_once(signals));
     drop(stop);
     serving.await??;
-    finish(worker, config.api.peers.grace.saturating_sub(stopping.elapsed())).await
+    finish(worker, config.api.peers.grace.saturating_sub(stopping.elapsed())).await?;
+    if device_failed { Err(DeviceFault.into()) } else { Ok(()) }
 }
+
+/// A device computes nothing more for this process; a new one may find it well.
+#[derive(Debug, thiserror::Error)]
+#[error("a device has failed: the program has to be started anew")]
+struct DeviceFault;
+
+/// The exit status that tells a supervisor so.
+const DEVICE_FAULT_STATUS: u8 = 70;
 
 /// The address as a click finds it: where every interface listens, this machine's own.
 fn reachable(mut address: SocketAddr) -> SocketAddr {

@@ -148,6 +148,8 @@ impl Row {
             ErrorKind::NeverFits => {
                 Self::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
+            // Trying again would end as this did.
+            ErrorKind::DeviceMemory => Self::unavailable("device_out_of_memory", Retry::Never),
             ErrorKind::ShuttingDown => Self::unavailable("shutting_down", Retry::After(10)),
             ErrorKind::Cancelled => Self::unavailable("cancelled", Retry::AsUsual),
             ErrorKind::Internal => Self::FAILED,
@@ -263,9 +265,7 @@ impl ApiError {
     /// The causes, outermost first, where the log should have them.
     fn cause(&self) -> Option<Cause> {
         match self {
-            Self::Request(RequestError::Service(error)) if error.kind() != ErrorKind::Internal => {
-                None
-            }
+            Self::Request(RequestError::Service(error)) if !is_to_be_logged(error.kind()) => None,
             Self::Request(
                 error @ (RequestError::Service(_)
                 | RequestError::Interrupted(_)
@@ -288,6 +288,11 @@ impl ApiError {
     }
 }
 
+/// Whether the log has to say why.
+fn is_to_be_logged(kind: ErrorKind) -> bool {
+    [ErrorKind::Internal, ErrorKind::DeviceMemory].contains(&kind)
+}
+
 /// `text`, an error in our style, with a capital letter and a full stop.
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
@@ -297,7 +302,7 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 16] {
+    pub(super) fn examples() -> [(Self, &'static str); 17] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
@@ -326,6 +331,10 @@ impl ApiError {
             (offered.into(), "The model does not do this"),
             (MemoryError::NotInTime.into(), "Other requests hold the memory; see `Retry-After`"),
             (ServiceError::NotLoaded { model, reason }.into(), "The model cannot be loaded now"),
+            (
+                ServiceError::DeviceMemory(ModelError::Cancelled).into(),
+                "The device has too little memory for it",
+            ),
             (Self::Starting, "The server is starting: its models are not loaded yet"),
             (ServiceError::ShuttingDown.into(), "The server is shutting down"),
             (Self::DeadlineExceeded, "Not done within `x-request-timeout-ms`, or the setting"),
@@ -470,6 +479,7 @@ fn request_message(error: &RequestError) -> String {
             | ErrorKind::NotLoaded
             | ErrorKind::OutOfMemory
             | ErrorKind::NeverFits
+            | ErrorKind::DeviceMemory
             | ErrorKind::ShuttingDown
             | ErrorKind::Cancelled => sentence(&error.to_string()),
         },

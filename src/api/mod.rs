@@ -11,6 +11,7 @@ mod auth;
 mod deadline;
 mod docs;
 mod error;
+mod estimate;
 mod form;
 mod health;
 mod images;
@@ -153,6 +154,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(images::generations))
         .routes(routes!(images::variations))
         .routes(routes!(images::replay))
+        .routes(routes!(estimate::estimate))
         .routes(routes!(meta::models))
         .routes(routes!(meta::model, models::change))
         .routes(routes!(models::loras))

@@ -309,6 +309,29 @@ impl Health {
     }
 }
 
+/// What a request would take.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EstimateResponse {
+    /// The model that would make the pictures.
+    pub(super) model: String,
+    /// Pictures.
+    pub(super) n: usize,
+    /// Steps of each.
+    pub(super) steps: usize,
+    /// Seconds that they take once they are begun; `null` where that cannot be told yet.
+    pub(super) seconds: Option<f64>,
+    /// Requests that wait for this model.
+    pub(super) waiting: usize,
+    /// Seconds that what runs and waits takes; `null` where that cannot be told.
+    pub(super) waiting_seconds: Option<f64>,
+    /// Bytes of the model's weights that stay on its device; `null` if it is not loaded.
+    pub(super) weight_bytes: Option<usize>,
+    /// Bytes that the pictures take there besides, at most; `null` if that is not known.
+    pub(super) activation_bytes: Option<usize>,
+    /// What the client should know: sentences.
+    pub(super) warnings: Vec<String>,
+}
+
 /// Whether requests are to be sent here.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {

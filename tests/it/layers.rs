@@ -18,6 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["requests", "service", "model", "imaging", "domain", "causes"]),
     ("allocator", &[]),
     ("causes", &[]),
+    ("signals", &[]),
+    ("supervisor", &[]),
     ("telemetry", &["terminal"]),
     ("terminal", &[]),
     ("threads", &[]),

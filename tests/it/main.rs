@@ -14,6 +14,7 @@ mod checkpoint;
 mod config_models;
 mod config_sources;
 mod convert;
+mod device_memory;
 mod disagreement;
 mod full_size_files;
 mod golden_components;
