@@ -15,11 +15,14 @@ use axum::extract::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
 use tower::ServiceExt;
 
 use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
-use super::{ApiConfig, router};
+use super::state::AppState;
+use super::{ApiConfig, metrics, router_of};
+use crate::metrics::Metrics;
 use crate::requests::ModelService;
 
 /// How often a peer of HTTP/2 is asked whether it is there.
@@ -34,7 +37,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// the settings, whatever peers do.
 ///
 /// # Errors
-/// If the listener fails.
+/// If the listener fails, or that of the metrics cannot be had.
 pub async fn serve(
     listener: TcpListener,
     models: Vec<ModelService>,
@@ -42,21 +45,85 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let services: Vec<_> = models.iter().map(|model| model.images.clone()).collect();
-    let app = router(models, &config);
-    let mut connections = Connections::new(config.peers);
-    tokio::pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => break,
-            peer = accept(&listener) => connections.open(peer?, app.clone()).await,
-        }
-    }
-    drop(listener);
+    let state = AppState::new(models, &config);
+    // Ends with this function.
+    let mut background = JoinSet::new();
+    background.spawn(keep_up(state.metrics().clone()));
+    let metrics_port = MetricsPort::open(&state).await?;
+    let connections = accept_until(listener, router_of(state), config.peers, shutdown).await?;
     for service in services {
         service.shut_down();
     }
     connections.close().await;
+    // Last, so that how the rest ends can be seen.
+    if let Some(port) = metrics_port {
+        port.close().await;
+    }
     Ok(())
+}
+
+/// Serves `app` until `shutdown` completes; what is open then is still served.
+async fn accept_until(
+    listener: TcpListener,
+    app: Router,
+    limits: PeerLimits,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<Connections> {
+    let mut connections = Connections::new(limits);
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return Ok(connections),
+            peer = accept(&listener) => connections.open(peer?, app.clone()).await,
+        }
+    }
+}
+
+/// The port of the metrics, with connections of its own: many clients of the other one do
+/// not keep Prometheus out.
+struct MetricsPort {
+    /// Dropped, it ends the serving.
+    open: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl MetricsPort {
+    /// `None` if there is to be none.
+    async fn open(state: &AppState) -> io::Result<Option<Self>> {
+        let address = state.config.metrics.as_ref().filter(|_| state.metrics().is_on());
+        let Some(address) = address else { return Ok(None) };
+        let listener = address.listen().await?;
+        let (app, limits) = (metrics::router(state.clone()), state.config.peers);
+        let (open, closed) = oneshot::channel::<()>();
+        let serving = tokio::spawn(async move {
+            let closed = async {
+                let _ = closed.await;
+            };
+            match accept_until(listener, app, limits, closed).await {
+                Ok(connections) => connections.close().await,
+                Err(error) => tracing::error!(%error, "the port of the metrics failed"),
+            }
+        });
+        Ok(Some(Self { open, serving }))
+    }
+
+    async fn close(self) {
+        drop(self.open);
+        // What it fails with is in the log.
+        let _ = self.serving.await;
+    }
+}
+
+/// How long times are kept one by one.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Keeps what is counted small while nobody asks for it.
+async fn keep_up(metrics: Metrics) {
+    let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
+    while metrics.is_on() {
+        interval.tick().await;
+        metrics.upkeep();
+    }
 }
 
 /// The next connection. What a single peer, or a moment without descriptors, does to the

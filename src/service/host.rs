@@ -10,8 +10,10 @@ use super::board::{Board, ReplicaState};
 use super::pool::{Budget, PooledModel};
 use super::progress::{JobStage, Outlook, RunningJobs, Tracked};
 use super::queue::{Action, Command, Next, Queue, Running};
+use super::stopwatch::Stopwatch;
 use super::worker::{self, Begun, Job, panic_message};
 use crate::causes;
+use crate::metrics::Metrics;
 use crate::model::{DeviceChoice, DiffusionModel, Estimate, LoadError, Loaded, free_memory_bytes};
 
 /// How long a model is given to load by the order of jobs, before that was measured.
@@ -26,6 +28,7 @@ pub(super) struct Host {
     queue: Arc<Queue>,
     board: Arc<Board>,
     jobs: Arc<RunningJobs>,
+    metrics: Metrics,
     budget: Budget,
     replicas: Vec<Replica>,
     /// Gives back to the system what was freed.
@@ -55,7 +58,7 @@ enum State {
 impl Host {
     pub(super) fn new(
         (thread, budget): (usize, Budget),
-        (queue, board, jobs): (Arc<Queue>, Arc<Board>, Arc<RunningJobs>),
+        (queue, board, jobs, metrics): (Arc<Queue>, Arc<Board>, Arc<RunningJobs>, Metrics),
         models: Vec<(usize, DeviceChoice, Arc<PooledModel>)>,
         at_rest: fn(),
     ) -> Self {
@@ -69,7 +72,7 @@ impl Host {
             loading_s: UNKNOWN_LOADING_S,
         };
         let replicas = models.into_iter().map(replica).collect();
-        Self { thread, queue, board, jobs, budget, replicas, at_rest }
+        Self { thread, queue, board, jobs, metrics, budget, replicas, at_rest }
     }
 
     /// The numbers of its models.
@@ -133,6 +136,7 @@ impl Host {
         if job.reply.is_closed() {
             return;
         }
+        self.metrics.waited(&self.replicas[place].model.card.id, running.waited());
         let span = job.span.clone();
         let tracked = self.track(&job, &running, JobStage::LoadingModel);
         let loading = match span.in_scope(|| self.ensure_loaded(place)) {
@@ -151,7 +155,8 @@ impl Host {
         let tracked = self.track(&job, &running, JobStage::Starting);
         let replica = &mut self.replicas[place];
         if let State::Present(model) = &mut replica.state {
-            worker::serve(job, Begun { loading, running, tracked }, model.as_mut());
+            let stopwatch = Stopwatch::new(self.metrics.clone(), replica.model.card.id.clone());
+            worker::serve(job, Begun { loading, running, tracked, stopwatch }, model.as_mut());
         }
         replica.used = Instant::now();
     }
@@ -229,6 +234,7 @@ impl Host {
                 let loaded = model.loaded().clone();
                 replica.bytes = loaded.weight_bytes;
                 log_loaded(id, &loaded, replica.loading_s);
+                self.metrics.model_loaded(id, started.elapsed());
                 // What it counts and times may fail as anything else: it is only advice.
                 let estimate = catch_unwind(AssertUnwindSafe(|| model.estimate()));
                 estimate.ok().flatten().iter().for_each(|estimate| log_estimate(id, estimate));
@@ -241,6 +247,7 @@ impl Host {
         };
         let reason = error.reason();
         let model = id.clone();
+        self.metrics.model_not_loaded(&model);
         replica.state = State::Failed { at: Instant::now(), reason: reason.clone() };
         self.board.set(replica.index, self.thread, ReplicaState::Failed(reason));
         Err(PreloadError { model, error })
@@ -250,6 +257,7 @@ impl Host {
         let replica = &mut self.replicas[place];
         if let State::Present(model) = std::mem::replace(&mut replica.state, State::Absent) {
             tracing::info!(model = replica.model.card.id, "unloading");
+            self.metrics.model_unloaded(&replica.model.card.id);
             drop(model);
             // Else what is free would be told without it.
             (self.at_rest)();

@@ -39,6 +39,7 @@ mod layers;
 mod lora;
 mod lora_of_layers;
 mod lora_requests;
+mod metrics;
 mod pictures;
 mod plan;
 mod pool;

@@ -37,6 +37,7 @@ pub(crate) struct Setup {
     pub(crate) quality: QualityOverrides,
     pub(crate) lora_dir: Option<std::path::PathBuf>,
     pub(crate) budget: Budget,
+    pub(crate) metrics: bool,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -52,6 +53,7 @@ impl Default for Setup {
             quality: QualityOverrides::default(),
             lora_dir: None,
             budget: Budget::default(),
+            metrics: true,
             adjust: |_| {},
         }
     }
@@ -121,7 +123,11 @@ impl Setup {
     pub(crate) async fn start_with(self, models: Vec<PooledModel>) -> TestServer {
         let (_, events) = mpsc::unbounded_channel();
         let (release, _) = std::sync::mpsc::channel();
-        let config = ServiceConfig { queue_capacity: self.queue_capacity, budget: self.budget };
+        let config = ServiceConfig {
+            queue_capacity: self.queue_capacity,
+            budget: self.budget,
+            metrics: self.metrics,
+        };
         let (services, worker) = start(models, config, || {}).unwrap();
         let with_settings = |images: &ImageService| ModelService {
             images: images.clone(),
