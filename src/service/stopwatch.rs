@@ -29,15 +29,16 @@ impl Stopwatch {
         self.stage = Some((stage, now));
     }
 
-    /// A step is done. Pictures that are made together are told of it one after another.
+    /// A step is done. Pictures that are made together are told of it one after another;
+    /// that none is done may be told several times, the last time right before the first.
     pub(super) fn on_step(&mut self, progress: StepProgress, now: Instant) {
-        if let Some((last, since)) = self.step {
-            if last == progress.step {
-                return;
-            }
-            if progress.step > 0 {
-                self.metrics.step_took(&self.model, now.saturating_duration_since(since));
-            }
+        let since = match self.step {
+            _ if progress.step == 0 => None,
+            Some((last, _)) if last == progress.step => return,
+            before => before.map(|(_, since)| since),
+        };
+        if let Some(since) = since {
+            self.metrics.step_took(&self.model, now.saturating_duration_since(since));
         }
         self.step = Some((progress.step, now));
     }
@@ -126,7 +127,9 @@ mod tests {
     #[test]
     fn what_is_done_between_two_pictures_belongs_to_no_step() {
         let mut case = Case::new();
-        for (image, step, seconds) in [(0, 0, 0), (0, 1, 3), (1, 0, 100), (1, 1, 103)] {
+        // Before the first one the model asks at each stage whether to go on.
+        for (image, step, seconds) in [(0, 0, 0), (0, 0, 50), (0, 1, 53), (1, 0, 100), (1, 1, 103)]
+        {
             case.step(image, step, seconds);
         }
 

@@ -349,7 +349,8 @@ async fn models_are_seen_to_come_and_go_and_to_fail() {
 
 #[tokio::test]
 async fn a_model_tells_of_its_stages_and_of_what_it_had_kept() {
-    let server = Setup::default().start_with(vec![pooled(&ModelConfig::of("tiny-random"))]).await;
+    let config = ModelConfig { cache_bytes: 64 << 20, ..ModelConfig::of("tiny-random") };
+    let server = Setup::default().start_with(vec![pooled(&config)]).await;
     for _ in 0..2 {
         let form = edit_form().text("num_inference_steps", "3").text("seed", "1");
         json_of(server.edit(form).await).await;
@@ -366,6 +367,10 @@ async fn a_model_tells_of_its_stages_and_of_what_it_had_kept() {
     }
     let steps = format!("diffuser_step_duration_seconds_count{{{model}}}");
     assert_eq!(scrape.value(&steps), 6.0);
+    // Steps are what denoising is made of.
+    let steps = scrape.value(&format!("diffuser_step_duration_seconds_sum{{{model}}}"));
+    let stage = format!("diffuser_stage_duration_seconds_sum{{{model},stage=\"denoising\"}}");
+    assert!(steps > 0.0 && steps <= scrape.value(&stage), "{scrape:?}");
     for cache in ["prompt", "most_likely_latents", "modulations"] {
         let count =
             |of: &str| scrape.value(&format!("diffuser_cache_{of}_total{{cache=\"{cache}\"}}"));
