@@ -62,6 +62,18 @@ impl DeviceChoice {
     }
 }
 
+impl std::fmt::Display for DeviceChoice {
+    /// As [`FromStr`] reads it.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => formatter.write_str("auto"),
+            Self::Cpu => formatter.write_str("cpu"),
+            Self::Cuda(number) => write!(formatter, "cuda:{number}"),
+            Self::Metal => formatter.write_str("metal"),
+        }
+    }
+}
+
 impl FromStr for DeviceChoice {
     type Err = UnknownChoice;
 
@@ -194,12 +206,42 @@ pub fn free_memory_bytes(device: &Device) -> Option<usize> {
     if !device.is_cpu() {
         return None;
     }
+    Some(host_memory()?.free_bytes).filter(|bytes| *bytes > 0)
+}
+
+/// What a device has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes that nobody has.
+    pub free_bytes: usize,
+    /// Bytes in all.
+    pub total_bytes: usize,
+}
+
+/// The memory of a device that is open, if it can be told. A card that is not open is woken.
+#[must_use]
+pub fn memory(choice: DeviceChoice) -> Option<DeviceMemory> {
+    match choice {
+        DeviceChoice::Cpu => host_memory(),
+        #[cfg(feature = "cuda")]
+        DeviceChoice::Cuda(number) => cuda::memory(number),
+        #[cfg(not(feature = "cuda"))]
+        DeviceChoice::Cuda(_) => None,
+        DeviceChoice::Auto | DeviceChoice::Metal => None,
+    }
+}
+
+fn host_memory() -> Option<DeviceMemory> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     // A container may have less than the machine.
-    let in_container = system.cgroup_limits().map(|limits| limits.free_memory);
-    let free = in_container.unwrap_or(u64::MAX).min(system.available_memory());
-    usize::try_from(free).ok().filter(|bytes| *bytes > 0)
+    let limits = system.cgroup_limits();
+    let in_container =
+        |bytes: fn(&sysinfo::CGroupLimits) -> u64| limits.as_ref().map_or(u64::MAX, bytes);
+    let free = in_container(|limits| limits.free_memory).min(system.available_memory());
+    let total = in_container(|limits| limits.total_memory).min(system.total_memory());
+    let (free_bytes, total_bytes) = (usize::try_from(free).ok()?, usize::try_from(total).ok()?);
+    Some(DeviceMemory { free_bytes, total_bytes })
 }
 
 /// The most bytes of memory that this process has had on `device`, if that can be
@@ -278,10 +320,18 @@ mod tests {
             ("mps", DeviceChoice::Metal),
         ] {
             assert_eq!(text.parse(), Ok(device), "{text}");
+            assert_eq!(device.to_string().parse(), Ok(device), "{device}");
         }
         for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", " cpu"] {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn the_memory_of_the_machine_is_told_and_some_of_it_is_free() {
+        let memory = memory(DeviceChoice::Cpu).unwrap();
+
+        assert!(memory.free_bytes > 0 && memory.free_bytes <= memory.total_bytes, "{memory:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
+//! - [`mod@metrics`] is what is counted and timed, for Prometheus;
 //! - `interruption` breaks off work that nobody waits for; [`causes`] are what errors tell the log;
 //! - [`signals`] and [`supervisor`] are what the system tells the program, and the other way round;
 //! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU, and
@@ -33,6 +34,7 @@ pub mod hub;
 pub mod imaging;
 pub mod inspect;
 pub(crate) mod interruption;
+pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod plan;

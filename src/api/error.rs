@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
 use crate::causes;
 use crate::domain::{FaultKind, ValidationError};
+use crate::metrics::ErrorCode;
 use crate::model::ModelError;
 use crate::requests::{RequestError, quote};
 use crate::service::{ErrorKind, MemoryError, ServiceError};
@@ -60,6 +61,13 @@ pub(super) enum ApiError {
 /// What the log is to say about a 5xx.
 #[derive(Debug, Clone)]
 pub(super) struct Cause(pub(super) String);
+
+/// What the metrics count an error as: the code that the client reads, else its type; a
+/// fault of ours has none.
+fn counted_as(status: StatusCode, code: Option<&'static str>, kind: &'static str) -> ErrorCode {
+    let fallback = if status.is_server_error() { "internal" } else { kind };
+    ErrorCode(code.unwrap_or(fallback))
+}
 
 /// One row of the table.
 struct Row {
@@ -398,9 +406,12 @@ impl ApiError {
         ErrorEnvelope { error }
     }
 
-    /// What a client reads that has its 200 already, and what the log is to say.
-    pub(super) fn into_parts(self) -> (ErrorEnvelope, Option<Cause>) {
-        (self.envelope(&self.row()), self.cause())
+    /// What a client reads that has its 200 already, and what the log and the metrics are
+    /// to say.
+    pub(super) fn into_parts(self) -> (ErrorEnvelope, Option<Cause>, ErrorCode) {
+        let row = self.row();
+        let code = counted_as(row.status, row.code, row.kind);
+        (self.envelope(&row), self.cause(), code)
     }
 }
 
@@ -422,6 +433,7 @@ impl IntoResponse for ApiError {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
             }
         }
+        response.extensions_mut().insert(counted_as(row.status, row.code, row.kind));
         if let Some(cause) = self.cause() {
             response.extensions_mut().insert(cause);
         }
@@ -458,6 +470,7 @@ pub(super) async fn wrap_foreign(response: Response) -> Response {
         code: None,
     };
     let mut wrapped = json_response(status, &ErrorEnvelope { error: body });
+    wrapped.extensions_mut().insert(counted_as(status, None, kind));
     let (mut parts, _text) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);
     for (name, value) in &parts.headers {

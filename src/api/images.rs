@@ -20,6 +20,8 @@ use super::reply::{self, ReplyFacts};
 use super::state::AppState;
 use super::stream;
 use super::wire::ErrorEnvelope;
+use crate::domain::Task;
+use crate::metrics::Operation;
 use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
 use crate::requests::{Asked, Delivery, Endpoint, Prepared, Recipe, prepare};
 use crate::service::Submission;
@@ -178,6 +180,15 @@ pub(super) fn outside_of(request: &Request, state: &AppState) -> (Origin, Asked)
     (Origin::of(request.headers(), &state.config), asked)
 }
 
+fn operation_of(endpoint: Endpoint, task: &Task) -> Operation {
+    match (endpoint, task) {
+        (Endpoint::Generations, _) => Operation::Generation,
+        (Endpoint::Variations, _) => Operation::Variation,
+        (Endpoint::Edits, Task::Inpaint { .. }) => Operation::Inpainting,
+        (Endpoint::Edits, _) => Operation::Edit,
+    }
+}
+
 /// The queue → reply.
 async fn deliver(
     state: AppState,
@@ -197,6 +208,8 @@ async fn deliver(
         software: format!("{} {}", state.config.app_name, state.config.app_version),
         mask_convention: prepared.mask_convention.map(Into::into),
         warnings: prepared.warnings,
+        operation: operation_of(endpoint, &request.task),
+        metrics: state.metrics().clone(),
     };
     let previews = match output.delivery {
         Delivery::Events { partial_images } => partial_images,

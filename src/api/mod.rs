@@ -18,6 +18,7 @@ mod images;
 mod incoming;
 mod json;
 mod meta;
+mod metrics;
 mod models;
 mod multipart;
 mod origin;
@@ -32,6 +33,7 @@ mod stream;
 mod unread;
 mod wire;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -46,6 +48,7 @@ use utoipa_axum::routes;
 
 pub use crate::imaging::codec::PngCompression;
 pub use auth::ApiKeys;
+pub use metrics::MetricsAddress;
 pub use peer::PeerLimits;
 pub use serve::serve;
 pub use site::{Opening, Site, StartPhase};
@@ -105,6 +108,8 @@ pub struct ApiConfig {
     pub trust_forwarded_headers: bool,
     /// Whether pictures carry the words that they were made from.
     pub write_prompts: bool,
+    /// A port for `/metrics` alone; without it, that is beside the rest.
+    pub metrics: Option<MetricsAddress>,
 }
 
 impl ApiConfig {
@@ -126,11 +131,15 @@ impl ApiConfig {
 ///
 /// `models` are those that can be asked for, the default one first; there must be one.
 pub fn router(models: Vec<ModelService>, config: &ApiConfig) -> Router {
-    let prefix = path_prefix(config);
-    let state = AppState::new(models, config);
+    router_of(AppState::new(models, config))
+}
+
+fn router_of(state: AppState) -> Router {
+    let config = Arc::clone(&state.config);
+    let prefix = path_prefix(&config);
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
     let routes = endpoints
-        .merge(docs::router(document, config, &state.requests.models))
+        .merge(docs::router(document, &config, &state.requests.models))
         .fallback(meta::unknown_route)
         .method_not_allowed_fallback(meta::wrong_method)
         .layer(DefaultBodyLimit::max(config.max_upload_bytes))
@@ -138,7 +147,7 @@ pub fn router(models: Vec<ModelService>, config: &ApiConfig) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(unread::drain_afterwards))
         .layer(cors())
-        .layer(from_fn(request_log::log_requests))
+        .layer(from_fn_with_state(state.metrics().clone(), request_log::log_requests))
         .with_state(state);
     let addresses = Addresses::new(prefix);
     let anywhere =
@@ -166,6 +175,9 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(health::ready))
         .routes(routes!(health::deep))
         .routes(routes!(meta::service_info));
+    // Open to whoever can reach the port. A key's scope would be asked for in this one place.
+    let is_here = state.metrics().is_on() && state.config.metrics.is_none();
+    let own = if is_here { own.routes(routes!(metrics::metrics)) } else { own };
     if prefix.is_empty() { own.merge(openai) } else { own.nest(prefix, openai) }
 }
 

@@ -1,6 +1,6 @@
 //! Finished pictures on their way to the client: in one JSON object, or one as a file.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -16,6 +16,7 @@ use super::wire::{self, Background, ImageData, ImagesResponse, MaskConvention};
 use crate::domain::{FaultKind, Picture, Seed, ValidationError};
 use crate::imaging::codec::{self, OutputFormat, PngCompression};
 use crate::imaging::provenance;
+use crate::metrics::{Metrics, Operation, Stage};
 use crate::model::{GeneratedImage, Generation};
 use crate::requests::{Delivery, Quality, Recipe};
 use crate::service::{Finished, JobHandle};
@@ -32,6 +33,9 @@ pub(super) struct ReplyFacts {
     pub(super) software: String,
     pub(super) mask_convention: Option<MaskConvention>,
     pub(super) warnings: Vec<String>,
+    pub(super) operation: Operation,
+    /// Where it is counted what becomes of it.
+    pub(super) metrics: Metrics,
 }
 
 impl ReplyFacts {
@@ -48,9 +52,24 @@ impl ReplyFacts {
             .map_err(|error| ApiError::internal(&error))
     }
 
-    /// What the log says of the work.
-    pub(super) fn work_done(&self, size: &str, images: usize) -> WorkDone {
-        WorkDone { steps: self.steps, size: size.to_owned(), images }
+    /// What the log and the metrics say of the work: `images` like `first`.
+    pub(super) fn work_done(&self, first: &Picture, images: usize) -> WorkDone {
+        WorkDone {
+            steps: self.steps,
+            size: size_of(first),
+            images,
+            model: self.model.clone(),
+            operation: self.operation,
+            pixels: first.width() * first.height() * images,
+        }
+    }
+
+    /// Encodes finished pictures with `work`, and notes how long that took.
+    pub(super) fn timed<T>(&self, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let encoded = work();
+        self.metrics.stage_took(&self.model, Stage::Encode, started.elapsed());
+        encoded
     }
 }
 
@@ -71,16 +90,16 @@ pub(super) async fn respond(
     let Some(first) = generation.images.first() else {
         return Err(ApiError::Internal("the model made no picture".to_owned()));
     };
-    let work = facts.work_done(&size_of(&first.image), generation.images.len());
+    let work = facts.work_done(&first.image, generation.images.len());
     let encoding = tokio::task::spawn_blocking(move || {
         let _held_until_encoded = memory;
-        match delivery {
+        facts.timed(|| match delivery {
             Delivery::File => file_response(&generation, &facts),
             Delivery::Base64 | Delivery::Url | Delivery::Events { .. } => {
-                let body = body(&state, generation, facts, (delivery, &origin))?;
+                let body = body(&state, generation, &facts, (delivery, &origin))?;
                 Ok(wire::json_bytes(StatusCode::OK, body))
             }
-        }
+        })
     });
     let mut response = encoding.await??;
     response.extensions_mut().insert(work);
@@ -147,7 +166,7 @@ fn in_ascii(json: &str) -> String {
 fn body(
     state: &AppState,
     generation: Generation,
-    facts: ReplyFacts,
+    facts: &ReplyFacts,
     way: (Delivery, &Origin),
 ) -> Result<Vec<u8>, ApiError> {
     let first = generation.images.first();
@@ -155,11 +174,11 @@ fn body(
     let is_transparent = first.is_some_and(|first| first.image.alpha().is_some());
     let mut data = Vec::new();
     for generated in &generation.images {
-        data.push(image_data(state, generated, &facts, way)?);
+        data.push(image_data(state, generated, facts, way)?);
     }
     let response = ImagesResponse {
         created: unix_seconds(),
-        model: facts.model,
+        model: facts.model.clone(),
         data,
         size,
         quality: facts.quality.name(),
@@ -168,7 +187,7 @@ fn body(
         mask_convention: facts.mask_convention,
         usage: generation.usage.into(),
         skipped_blocks: generation.skipped_blocks,
-        warnings: facts.warnings,
+        warnings: facts.warnings.clone(),
     };
     serde_json::to_vec(&response).map_err(|error| ApiError::internal(&error))
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -15,6 +15,7 @@ use futures::StreamExt;
 use tracing::Instrument;
 
 use super::error::Cause;
+use crate::metrics::{ErrorCode, Metrics, Operation};
 
 /// The header that carries a request's id, both ways.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -29,13 +30,17 @@ pub(super) struct WorkDone {
     /// `WIDTHxHEIGHT`.
     pub(super) size: String,
     pub(super) images: usize,
+    pub(super) model: String,
+    pub(super) operation: Operation,
+    /// Of all pictures together.
+    pub(super) pixels: usize,
 }
 
 /// How a stream ended that had its 200 already.
 #[derive(Debug, Clone)]
 pub(super) enum Outcome {
     Made(WorkDone),
-    Failed(Option<Cause>),
+    Failed(Option<Cause>, ErrorCode),
 }
 
 /// In a response's extensions: its body is a stream, which says how it went when
@@ -43,11 +48,16 @@ pub(super) enum Outcome {
 #[derive(Debug, Clone)]
 pub(super) struct Afterwards(pub(super) Arc<OnceLock<Outcome>>);
 
-/// Middleware: gives the request an id and logs how it went.
-pub(super) async fn log_requests(request: Request, next: Next) -> Response {
+/// Middleware: gives the request an id, and logs and counts how it went.
+pub(super) async fn log_requests(
+    State(metrics): State<Metrics>,
+    request: Request,
+    next: Next,
+) -> Response {
     let id = request_id(request.headers());
     let matched = request.extensions().get::<MatchedPath>();
     let mut line = LogLine {
+        metrics,
         id: id.clone(),
         method: request.method().clone(),
         route: matched.map_or("(none)", MatchedPath::as_str).to_owned(),
@@ -61,6 +71,7 @@ pub(super) async fn log_requests(request: Request, next: Next) -> Response {
     line.answer = Some(Answer {
         status: response.status(),
         cause: response.extensions_mut().remove(),
+        code: response.extensions_mut().remove(),
         work: response.extensions_mut().remove(),
     });
     match afterwards {
@@ -89,7 +100,10 @@ impl StreamEnd {
         match self.outcome.get() {
             None => {}
             Some(Outcome::Made(work)) => answer.work = Some(work.clone()),
-            Some(Outcome::Failed(cause)) => answer.cause.clone_from(cause),
+            Some(Outcome::Failed(cause, code)) => {
+                answer.cause.clone_from(cause);
+                answer.code = Some(*code);
+            }
         }
     }
 }
@@ -120,6 +134,7 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 /// A log line that is written when it is dropped: also when the client leaves
 /// and the request is dropped half way.
 struct LogLine {
+    metrics: Metrics,
     id: HeaderValue,
     method: Method,
     route: String,
@@ -131,26 +146,46 @@ struct LogLine {
 struct Answer {
     status: StatusCode,
     cause: Option<Cause>,
+    code: Option<ErrorCode>,
     work: Option<WorkDone>,
+}
+
+/// What the metrics have as the status of a request whose client left.
+const CLIENT_LEFT: u16 = 499;
+
+impl LogLine {
+    fn count(&self) {
+        let status = self.answer.as_ref().map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
+        let took = self.started.elapsed();
+        self.metrics.request_answered(self.method.as_str(), &self.route, status, took);
+        let Some(Answer { code, work, .. }) = &self.answer else { return };
+        if let Some(code) = code {
+            self.metrics.request_failed(*code);
+        }
+        if let Some(WorkDone { model, operation, images, pixels, .. }) = work {
+            self.metrics.pictures_made(model, *operation, *images, *pixels);
+        }
+    }
 }
 
 impl Drop for LogLine {
     fn drop(&mut self) {
+        self.count();
         let id = self.id.to_str().unwrap_or_default();
         let (method, route) = (&self.method, &self.route);
         let milliseconds = self.started.elapsed().as_millis();
-        let Some(Answer { status, cause, work }) = &self.answer else {
+        let Some(Answer { status, cause, work, .. }) = &self.answer else {
             tracing::info!(id, %method, route, milliseconds, "client went away");
             return;
         };
         let status = status.as_u16();
         if let Some(Cause(cause)) = cause {
             tracing::error!(id, %method, route, status, milliseconds, cause, "request failed");
-        } else if let Some(WorkDone { steps, size, images }) = work {
+        } else if let Some(WorkDone { steps, size, images, .. }) = work {
             tracing::info!(
                 id, %method, route, status, milliseconds, steps, size, n = images, "request answered"
             );
-        } else if route == "/health" {
+        } else if ["/health", "/metrics"].contains(&route.as_str()) {
             tracing::debug!(id, %method, route, status, milliseconds, "request answered");
         } else {
             tracing::info!(id, %method, route, status, milliseconds, "request answered");

@@ -15,7 +15,8 @@ use axum::extract::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
@@ -32,7 +33,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// what there is to be done after that: as [`Site::serve`].
 ///
 /// # Errors
-/// If the listener fails.
+/// If the listener fails, or that of the metrics cannot be had.
 pub async fn serve(
     listener: TcpListener,
     models: Vec<ModelService>,
@@ -41,26 +42,45 @@ pub async fn serve(
 ) -> io::Result<()> {
     let (site, opening) = Site::new(&config);
     opening.open(models, &config);
-    serve_site(listener, site, config.peers, shutdown).await
+    serve_site(listener, site, &config, shutdown).await
 }
 
 /// As [`Site::serve`].
 pub(super) async fn serve_site(
     listener: TcpListener,
     site: Site,
-    limits: PeerLimits,
+    config: &ApiConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    // Ends with this function.
+    let mut background = JoinSet::new();
+    background.spawn(keep_up(site.clone()));
+    let metrics_port = MetricsPort::open(&site, config).await?;
+    let connections = accept_until(&listener, &site, config.peers, shutdown).await?;
+    site.shut_down();
+    drain(listener, site, connections).await?;
+    // Last, so that how the rest ends can be seen.
+    if let Some(port) = metrics_port {
+        port.close().await;
+    }
+    Ok(())
+}
+
+/// Serves `site` until `shutdown` completes; what is open then is still served.
+async fn accept_until(
+    listener: &TcpListener,
+    site: &Site,
+    limits: PeerLimits,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<Connections> {
     let mut connections = Connections::new(limits, Keeping::Open);
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
-            () = &mut shutdown => break,
-            peer = accept(&listener) => connections.open(peer?, site.clone()).await,
+            () = &mut shutdown => return Ok(connections),
+            peer = accept(listener) => connections.open(peer?, site.clone()).await,
         }
     }
-    site.shut_down();
-    drain(listener, site, connections).await
 }
 
 /// Ends `connections` as their requests are answered, and has peers that come meanwhile told
@@ -79,6 +99,53 @@ async fn drain(listener: TcpListener, site: Site, connections: Connections) -> i
     drop(listener);
     late.close(deadline.max(Instant::now() + LAST_ANSWERS)).await;
     Ok(())
+}
+
+/// The port of the metrics, with connections of its own: many clients of the other one do
+/// not keep Prometheus out.
+struct MetricsPort {
+    /// Dropped, it ends the serving.
+    open: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl MetricsPort {
+    /// `None` if there is to be none.
+    async fn open(site: &Site, config: &ApiConfig) -> io::Result<Option<Self>> {
+        let Some(address) = &config.metrics else { return Ok(None) };
+        let listener = address.listen().await?;
+        let (site, limits) = (site.of_metrics(), config.peers);
+        let (open, closed) = oneshot::channel::<()>();
+        let serving = tokio::spawn(async move {
+            let closed = async {
+                let _ = closed.await;
+            };
+            match accept_until(&listener, &site, limits, closed).await {
+                Ok(connections) => connections.close(Instant::now() + LAST_ANSWERS).await,
+                Err(error) => tracing::error!(%error, "the port of the metrics failed"),
+            }
+        });
+        Ok(Some(Self { open, serving }))
+    }
+
+    async fn close(self) {
+        drop(self.open);
+        // What it fails with is in the log.
+        let _ = self.serving.await;
+    }
+}
+
+/// How long times are kept one by one.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Keeps what is counted small while nobody asks for it.
+async fn keep_up(site: Site) {
+    let Some(metrics) = site.metrics().await else { return };
+    let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
+    while metrics.is_on() {
+        interval.tick().await;
+        metrics.upkeep();
+    }
 }
 
 /// The next connection. What a single peer, or a moment without descriptors, does to the

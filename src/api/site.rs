@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -20,8 +20,10 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{self, ApiError};
+use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
-use super::{ApiConfig, cors, request_log, router, serve, unread};
+use super::{ApiConfig, cors, request_log, router_of, serve, unread};
+use crate::metrics::Metrics;
 use crate::requests::ModelService;
 use crate::service::ImageService;
 
@@ -53,6 +55,14 @@ pub struct Site {
     starting: Router,
     opened: watch::Receiver<Option<Opened>>,
     patience: Duration,
+    part: Part,
+}
+
+/// What of it is served on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Api,
+    Metrics,
 }
 
 /// The way to open a [`Site`]. Dropped, the site stays as it is.
@@ -64,7 +74,19 @@ pub struct Opening {
 /// The whole API, with what is behind it.
 struct Opened {
     router: Router,
+    /// What a port answers that is for the metrics alone.
+    metrics_router: Router,
+    metrics: Metrics,
     services: Vec<ImageService>,
+}
+
+impl Opened {
+    fn router(&self, part: Part) -> &Router {
+        match part {
+            Part::Api => &self.router,
+            Part::Metrics => &self.metrics_router,
+        }
+    }
 }
 
 impl Site {
@@ -73,7 +95,8 @@ impl Site {
     pub fn new(config: &ApiConfig) -> (Self, Opening) {
         let (phase, phases) = watch::channel(StartPhase::LookingForFiles);
         let (opening, opened) = watch::channel(None);
-        let site = Self { starting: starting(phases), opened, patience: config.loading_wait };
+        let (starting, patience) = (starting(phases), config.loading_wait);
+        let site = Self { starting, opened, patience, part: Part::Api };
         (site, Opening { phase, opened: opening })
     }
 
@@ -90,7 +113,7 @@ impl Site {
         config: &ApiConfig,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        serve::serve_site(listener, self, config.peers, shutdown).await
+        serve::serve_site(listener, self, config, shutdown).await
     }
 
     /// Answers a request.
@@ -106,7 +129,19 @@ impl Site {
             let _ = tokio::time::timeout(self.patience, opened.wait_for(Option::is_some)).await;
         }
         let opened = self.opened.borrow();
-        opened.as_ref().map_or(&self.starting, |opened| &opened.router).clone()
+        opened.as_ref().map_or(&self.starting, |opened| opened.router(self.part)).clone()
+    }
+
+    /// The same, of which the metrics alone are served.
+    pub(super) fn of_metrics(&self) -> Self {
+        Self { part: Part::Metrics, ..self.clone() }
+    }
+
+    /// What is counted, once there are models; `None` if there never will be any.
+    pub(super) async fn metrics(&self) -> Option<Metrics> {
+        let mut opened = self.opened.clone();
+        let opened = opened.wait_for(Option::is_some).await.ok()?;
+        opened.as_ref().map(|opened| opened.metrics.clone())
     }
 
     /// Lets no more requests in.
@@ -126,8 +161,11 @@ impl Opening {
     /// From now on there are `models`, the default one first; there must be one.
     pub fn open(self, models: Vec<ModelService>, config: &ApiConfig) {
         let services = models.iter().map(|model| model.images.clone()).collect();
-        let router = router(models, config);
-        self.opened.send_replace(Some(Opened { router, services }));
+        let state = AppState::new(models, config);
+        let metrics = state.metrics().clone();
+        let metrics_router = super::metrics::router(state.clone());
+        let router = router_of(state);
+        self.opened.send_replace(Some(Opened { router, metrics_router, metrics, services }));
     }
 }
 
@@ -144,7 +182,7 @@ fn starting(phase: watch::Receiver<StartPhase>) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(unread::drain_afterwards))
         .layer(cors())
-        .layer(from_fn(request_log::log_requests))
+        .layer(from_fn_with_state(Metrics::off(), request_log::log_requests))
         .with_state(phase)
 }
 

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::ApiConfig;
 use super::health::DeepChecks;
 use super::store::PictureStore;
+use crate::metrics::Metrics;
 use crate::requests::{ModelService, Models, RequestContext, RequestSettings};
 use crate::service::{ImageService, RequestMemory};
 
@@ -42,6 +43,11 @@ impl AppState {
     /// The way to whichever model, for what concerns all of them.
     pub(super) fn service(&self) -> &ImageService {
         &self.requests.models.first().images
+    }
+
+    /// Where everything is counted.
+    pub(super) fn metrics(&self) -> &Metrics {
+        self.service().metrics()
     }
 
     /// `path` behind the configured prefix.

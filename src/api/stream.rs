@@ -117,10 +117,10 @@ impl Streaming {
             let generated = generation.images.into_iter().next();
             let no_image = || ApiError::Internal("the model made no picture".to_owned());
             let picture = generated.ok_or_else(no_image)?.image;
-            let work = facts.work_done(&size_of(&picture), 1);
+            let work = facts.work_done(&picture, 1);
             let event = encoded(move || {
                 let _held_until_encoded = memory;
-                let mut event = image_event(&facts, kind, &picture, seed)?;
+                let mut event = facts.timed(|| image_event(&facts, kind, &picture, seed))?;
                 event.usage = Some(usage.into());
                 event.skipped_blocks = generation.skipped_blocks;
                 event.mask_convention = facts.mask_convention;
@@ -146,8 +146,8 @@ impl Streaming {
 
 /// The error as an event, and in the log.
 fn failed(error: ApiError, outcome: &OnceLock<Outcome>) -> Event {
-    let (envelope, cause) = error.into_parts();
-    let _ = outcome.set(Outcome::Failed(cause));
+    let (envelope, cause, code) = error.into_parts();
+    let _ = outcome.set(Outcome::Failed(cause, code));
     // An envelope is always JSON, and JSON has no line breaks.
     let data = serde_json::to_string(&envelope).unwrap_or_default();
     Event::default().event("error").data(data)

@@ -117,6 +117,10 @@ keys! {
     WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
     WARMUP_IMAGE_PATH: "warmup.image_path", "DIFFUSER_WARMUP_IMAGE_PATH", "picture for it";
 
+    METRICS_ENABLED: "metrics.enabled", "DIFFUSER_METRICS", "false: nothing is counted, and no /metrics";
+    METRICS_PORT: "metrics.port", "DIFFUSER_METRICS_PORT", "a port for /metrics alone; 0 takes any that is free";
+    METRICS_HOST: "metrics.host", "DIFFUSER_METRICS_HOST", "address for that port, if it is not the server's";
+
     LOG_FILTER: "log.filter", "DIFFUSER_LOG_FILTER" or "RUST_LOG", "what is logged, such as info";
 }
 

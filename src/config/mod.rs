@@ -35,7 +35,7 @@ pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
 pub use models::ModelSettings;
 
-use crate::api::{ApiConfig, ApiKeys, PeerLimits, PngCompression, StoreConfig};
+use crate::api::{ApiConfig, ApiKeys, MetricsAddress, PeerLimits, PngCompression, StoreConfig};
 use crate::domain::{GuidanceScale, Steps};
 use crate::hub::HubConfig;
 use crate::requests::DefaultResponseFormat;
@@ -192,12 +192,15 @@ fn layers_of(sources: &Sources) -> Layers {
 /// is noted, so the stand-in never leaves [`Config::load`].
 impl Layers {
     fn listen(&mut self) -> ListenConfig {
-        let host = self.name(keys::HOST).unwrap_or_default();
-        let without_brackets = host.trim_start_matches('[').trim_end_matches(']');
         ListenConfig {
-            host: without_brackets.to_owned(),
+            host: self.host(keys::HOST).unwrap_or_default(),
             port: self.integer(keys::PORT, 0, 65_535).unwrap_or_default(),
         }
+    }
+
+    /// A name or an address; those of IPv6 also in brackets.
+    fn host(&mut self, key: Key) -> Option<String> {
+        self.name(key).as_deref().map(without_brackets)
     }
 
     fn api(&mut self) -> ApiConfig {
@@ -240,7 +243,17 @@ impl Layers {
             public_url: self.web_origin(keys::PUBLIC_URL),
             trust_forwarded_headers: self.boolean(keys::TRUST_FORWARDED).unwrap_or_default(),
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
+            metrics: self.metrics_address(),
         }
+    }
+
+    /// Where `/metrics` is alone, on the server's host if none is set.
+    fn metrics_address(&mut self) -> Option<MetricsAddress> {
+        let host = self.host(keys::METRICS_HOST);
+        let port = self.integer(keys::METRICS_PORT, 0, 65_535)?;
+        // If that is faulty, it is told where it is read for itself.
+        let of_server = || self.find(keys::HOST)?.value.as_str().map(without_brackets);
+        Some(MetricsAddress { host: host.or_else(of_server).unwrap_or_default(), port })
     }
 
     fn peers(&mut self) -> PeerLimits {
@@ -282,6 +295,7 @@ impl Layers {
                     .integer::<usize>(keys::MAX_LOADED, 1, 1000)
                     .and_then(NonZeroUsize::new),
             },
+            metrics: self.boolean(keys::METRICS_ENABLED).unwrap_or_default(),
         }
     }
 
@@ -400,6 +414,10 @@ impl Layers {
             (prefix.is_empty() || is_path()).then(|| prefix.to_owned())
         })
     }
+}
+
+fn without_brackets(host: &str) -> String {
+    host.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
 fn whole_number(value: &Value) -> Option<i64> {

@@ -106,6 +106,12 @@ pub(super) fn free_memory_bytes(device: &CudaDevice) -> Option<usize> {
     Some(device.cuda_stream().context().mem_get_info().ok()?.0)
 }
 
+/// The memory of GPU `number`, which is open. Makes no stream.
+pub(super) fn memory(number: usize) -> Option<super::DeviceMemory> {
+    let (free_bytes, total_bytes) = CudaContext::new(number).ok()?.mem_get_info().ok()?;
+    Some(super::DeviceMemory { free_bytes, total_bytes })
+}
+
 /// The most bytes that tensors have taken on the GPU at a time.
 #[expect(unsafe_code, reason = "the driver's interface")]
 pub(super) fn peak_memory_bytes(device: &CudaDevice) -> Option<usize> {

@@ -3,16 +3,29 @@
 use lru::LruCache;
 use sha2::{Digest, Sha256};
 
+use crate::metrics;
+
 /// What content was, in 32 bytes: alike only for content that is alike.
-pub(super) type ContentKey = [u8; 32];
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct ContentKey {
+    digest: [u8; 32],
+    /// What was made of it.
+    kind: &'static str,
+}
+
+impl ContentKey {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.digest
+    }
+}
 
 /// Makes a [`ContentKey`]. Every part is told apart from its neighbours.
-pub(super) struct ContentHash(Sha256);
+pub(super) struct ContentHash(Sha256, &'static str);
 
 impl ContentHash {
     /// Of a `kind` of result, so that two kinds made from one content differ.
-    pub(super) fn of(kind: &str) -> Self {
-        Self(Sha256::new()).bytes(kind.as_bytes())
+    pub(super) fn of(kind: &'static str) -> Self {
+        Self(Sha256::new(), kind).bytes(kind.as_bytes())
     }
 
     /// The same with `bytes` added.
@@ -29,7 +42,7 @@ impl ContentHash {
     }
 
     pub(super) fn finish(self) -> ContentKey {
-        self.0.finalize().into()
+        ContentKey { digest: self.0.finalize().into(), kind: self.1 }
     }
 }
 
@@ -48,7 +61,9 @@ impl<V: Clone> ContentCache<V> {
 
     /// What was kept for `key`; it now counts as used last.
     pub(super) fn get(&mut self, key: &ContentKey) -> Option<V> {
-        self.entries.get(key).map(|(value, _)| value.clone())
+        let found = self.entries.get(key).map(|(value, _)| value.clone());
+        metrics::cache_used(key.kind, found.is_some());
+        found
     }
 
     /// Keeps `value`, of `bytes`, for `key`; the least recently used make room.
@@ -82,6 +97,19 @@ mod tests {
 
     fn key(number: u32) -> ContentKey {
         ContentHash::of("test").numbers([number]).finish()
+    }
+
+    #[test]
+    fn what_is_found_and_what_is_not_is_counted_by_its_kind() {
+        let metrics = metrics::Metrics::new();
+        let mut cache = ContentCache::new(10);
+        cache.insert(key(1), "one", 4);
+
+        metrics.on_this_thread(|| (1..=3).for_each(|number| _ = cache.get(&key(number))));
+
+        let text = metrics.render(&metrics::State::default()).unwrap();
+        assert!(text.contains("diffuser_cache_hits_total{cache=\"test\"} 1\n"), "{text}");
+        assert!(text.contains("diffuser_cache_misses_total{cache=\"test\"} 2\n"), "{text}");
     }
 
     #[test]

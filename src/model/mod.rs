@@ -30,7 +30,7 @@ pub use diffusion::{
 };
 
 pub use crate::checkpoint::{OutputFormat, Progress as ConversionProgress, Written};
-pub use crate::device::{DeviceChoice, DeviceFailure, DtypeChoice};
+pub use crate::device::{DeviceChoice, DeviceFailure, DeviceMemory, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use conversion::{Component, ConversionError, ConversionRequest, convert};
 pub use estimate::{BytesPerPixel, Estimate};
@@ -51,6 +51,12 @@ use crate::domain::{GuidanceScale, Steps};
 #[must_use]
 pub fn free_memory_bytes(choice: DeviceChoice) -> Option<usize> {
     crate::device::free_memory_bytes(&crate::device::open(choice).ok()?)
+}
+
+/// The memory of a device that is open, if it can be told.
+#[must_use]
+pub fn device_memory(choice: DeviceChoice) -> Option<DeviceMemory> {
+    crate::device::memory(choice)
 }
 
 /// Which model to load, where, and what to change about it.

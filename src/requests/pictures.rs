@@ -1,6 +1,7 @@
 //! The input pictures of a request: found among its fields, then decoded.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -13,6 +14,7 @@ use super::fields::{Fields, RawValue, wrong_type};
 use super::masks::{self, MaskConvention};
 use crate::domain::{FaultKind, GreyImage, Picture, ValidationError};
 use crate::imaging::codec::{self, DecodeLimits, DroppedProfile};
+use crate::metrics::Stage;
 use crate::model::ModelCard;
 use crate::service::{ImageService, MemoryShare};
 
@@ -98,7 +100,9 @@ impl Inputs {
         (context, images): (&RequestContext, &ImageService),
         memory: MemoryShare,
     ) -> Result<(DecodedInputs, MemoryShare), RequestError> {
-        let mut decoding = Decoding { context, images, memory, held: 0, warnings: Vec::new() };
+        let (warnings, took) = (Vec::new(), Duration::ZERO);
+        let mut decoding = Decoding { context, images, memory, held: 0, warnings, took };
+        let service = images;
         let has_mask = self.mask.is_some();
         let mut images = Vec::new();
         while let Some(picture) = self.images.pop() {
@@ -116,7 +120,10 @@ impl Inputs {
             (mask, mask_convention) = (Some(read.bright), Some(read.convention));
             decoding.warnings.extend(read.doubt);
         }
-        let Decoding { memory, warnings, .. } = decoding;
+        let Decoding { memory, warnings, took, .. } = decoding;
+        if !images.is_empty() {
+            service.metrics().stage_took(&service.card().id, Stage::Decode, took);
+        }
         Ok((DecodedInputs { images, mask, mask_convention, warnings }, memory))
     }
 }
@@ -129,6 +136,8 @@ struct Decoding<'a> {
     /// Bytes of the pictures so far.
     held: usize,
     warnings: Vec<String>,
+    /// How long it was worked on, without what was waited for.
+    took: Duration,
 }
 
 impl Decoding<'_> {
@@ -175,9 +184,14 @@ impl Decoding<'_> {
     ) -> Result<T, RequestError> {
         let nothing = self.context.memory.share();
         let memory = std::mem::replace(&mut self.memory, nothing);
-        let done = tokio::task::spawn_blocking(move || (work(), memory));
-        let (result, memory) = done.await?;
+        let done = tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let result = work();
+            (result, memory, started.elapsed())
+        });
+        let (result, memory, took) = done.await?;
         self.memory = memory;
+        self.took += took;
         result
     }
 }

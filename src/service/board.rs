@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::model::{Estimate, Loaded};
+use crate::model::{DeviceChoice, Estimate, Loaded};
 
 /// A model on one of its devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,16 +25,24 @@ pub(super) struct Board {
     estimates: Mutex<Vec<Option<Arc<Estimate>>>>,
     device_has_failed: watch::Sender<bool>,
     /// Of each model: the threads that host it, and what they have of it.
-    models: Mutex<Vec<Vec<(usize, ReplicaState)>>>,
+    models: Mutex<Vec<Vec<Hosted>>>,
+}
+
+/// A model on a thread.
+struct Hosted {
+    thread: usize,
+    device: DeviceChoice,
+    state: ReplicaState,
 }
 
 impl Board {
     /// `hosted`: the models of each thread.
-    pub(super) fn new(models: usize, hosted: &[Vec<usize>]) -> Self {
-        let mut states = vec![Vec::new(); models];
+    pub(super) fn new(models: usize, hosted: &[Vec<(usize, DeviceChoice)>]) -> Self {
+        let mut states: Vec<Vec<Hosted>> = (0..models).map(|_| Vec::new()).collect();
         for (thread, hosted) in hosted.iter().enumerate() {
-            for model in hosted {
-                states[*model].push((thread, ReplicaState::NotLoaded));
+            for (model, device) in hosted {
+                let (device, state) = (*device, ReplicaState::NotLoaded);
+                states[*model].push(Hosted { thread, device, state });
             }
         }
         Self {
@@ -46,9 +54,9 @@ impl Board {
 
     pub(super) fn set(&self, model: usize, thread: usize, state: ReplicaState) {
         let mut models = self.lock();
-        let replica = models[model].iter_mut().find(|(host, _)| *host == thread);
-        if let Some((_, known)) = replica {
-            *known = state;
+        let replica = models[model].iter_mut().find(|hosted| hosted.thread == thread);
+        if let Some(known) = replica {
+            known.state = state;
         }
     }
 
@@ -77,14 +85,20 @@ impl Board {
 
     /// The threads that host a model.
     pub(super) fn hosts(&self, model: usize) -> Vec<usize> {
-        self.lock()[model].iter().map(|(thread, _)| *thread).collect()
+        self.lock()[model].iter().map(|hosted| hosted.thread).collect()
     }
 
     pub(super) fn replicas(&self, model: usize) -> Vec<ReplicaState> {
-        self.lock()[model].iter().map(|(_, state)| state.clone()).collect()
+        self.lock()[model].iter().map(|hosted| hosted.state.clone()).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Vec<(usize, ReplicaState)>>> {
+    /// The same with the devices that the settings say.
+    pub(super) fn replicas_by_device(&self, model: usize) -> Vec<(DeviceChoice, ReplicaState)> {
+        let models = self.lock();
+        models[model].iter().map(|hosted| (hosted.device, hosted.state.clone())).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<Hosted>>> {
         self.models.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

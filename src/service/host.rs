@@ -10,9 +10,11 @@ use super::board::{Board, ReplicaState};
 use super::pool::{Budget, PooledModel};
 use super::progress::{JobStage, Outlook, RunningJobs, Tracked};
 use super::queue::{Action, Command, Next, Queue, Running};
+use super::stopwatch::Stopwatch;
 use super::worker::{self, Begun, Job, panic_message};
 use crate::causes;
 use crate::domain::ImageRequest;
+use crate::metrics::Metrics;
 use crate::model::{
     DeviceChoice, DeviceFailure, DiffusionModel, Estimate, Generation, LoadError, Loaded,
     ModelError, StepObserver, free_memory_bytes,
@@ -44,6 +46,7 @@ pub(super) struct Host {
     queue: Arc<Queue>,
     board: Arc<Board>,
     jobs: Arc<RunningJobs>,
+    metrics: Metrics,
     budget: Budget,
     replicas: Vec<Replica>,
     /// Gives back to the system what was freed.
@@ -73,7 +76,7 @@ enum State {
 impl Host {
     pub(super) fn new(
         (thread, budget): (usize, Budget),
-        (queue, board, jobs): (Arc<Queue>, Arc<Board>, Arc<RunningJobs>),
+        (queue, board, jobs, metrics): (Arc<Queue>, Arc<Board>, Arc<RunningJobs>, Metrics),
         models: Vec<(usize, DeviceChoice, Arc<PooledModel>)>,
         at_rest: fn(),
     ) -> Self {
@@ -87,7 +90,7 @@ impl Host {
             loading_s: UNKNOWN_LOADING_S,
         };
         let replicas = models.into_iter().map(replica).collect();
-        Self { thread, queue, board, jobs, budget, replicas, at_rest }
+        Self { thread, queue, board, jobs, metrics, budget, replicas, at_rest }
     }
 
     /// The numbers of its models.
@@ -128,6 +131,11 @@ impl Host {
         }
     }
 
+    /// The name of a model.
+    fn name_of(&self, place: usize) -> String {
+        self.replicas[place].model.card.id.clone()
+    }
+
     fn place_of(&self, model: usize) -> Option<usize> {
         self.replicas.iter().position(|replica| replica.index == model)
     }
@@ -151,6 +159,7 @@ impl Host {
         if job.reply.is_closed() {
             return;
         }
+        self.metrics.waited(&self.replicas[place].model.card.id, running.waited());
         let span = job.span.clone();
         let tracked = self.track(&job, &running, JobStage::LoadingModel);
         let loading = match span.in_scope(|| self.ensure_loaded(place)) {
@@ -167,7 +176,8 @@ impl Host {
         running.begins();
         drop(tracked);
         let tracked = self.track(&job, &running, JobStage::Starting);
-        let begun = Begun { loading, running, tracked };
+        let stopwatch = Stopwatch::new(self.metrics.clone(), self.name_of(place));
+        let begun = Begun { loading, running, tracked, stopwatch };
         worker::serve(job, begun, |request, observer| self.make(place, request, observer));
         self.replicas[place].used = Instant::now();
     }
@@ -299,6 +309,7 @@ impl Host {
                 let loaded = model.loaded().clone();
                 replica.bytes = loaded.weight_bytes;
                 log_loaded(id, &loaded, replica.loading_s);
+                self.metrics.model_loaded(id, started.elapsed());
                 // What it counts and times may fail as anything else: it is only advice.
                 let estimate = catch_unwind(AssertUnwindSafe(|| model.estimate()));
                 let estimate = estimate.ok().flatten();
@@ -313,6 +324,7 @@ impl Host {
         };
         let reason = error.reason();
         let model = id.clone();
+        self.metrics.model_not_loaded(&model);
         replica.state = State::Failed { at: Instant::now(), reason: reason.clone() };
         self.board.set(replica.index, self.thread, ReplicaState::Failed(reason));
         Err(PreloadError { model, error })
@@ -322,6 +334,7 @@ impl Host {
         let replica = &mut self.replicas[place];
         if let State::Present(model) = std::mem::replace(&mut replica.state, State::Absent) {
             tracing::info!(model = replica.model.card.id, "unloading");
+            self.metrics.model_unloaded(&replica.model.card.id);
             drop(model);
             // Else what is free would be told without it.
             (self.at_rest)();

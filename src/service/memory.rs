@@ -54,6 +54,12 @@ impl RequestMemory {
         MemoryShare { budget: self.clone(), held: None }
     }
 
+    /// Bytes that all shares together may be.
+    #[must_use]
+    pub fn total_bytes(&self) -> usize {
+        self.total_units * UNIT
+    }
+
     /// Bytes that nobody holds.
     #[must_use]
     pub fn free_bytes(&self) -> usize {

@@ -13,12 +13,14 @@ mod held;
 mod host;
 mod mask;
 mod memory;
+mod observed;
 mod order;
 mod pace;
 mod pool;
 mod progress;
 mod queue;
 mod size_plan;
+mod stopwatch;
 #[cfg(test)]
 mod testing;
 mod transparency;
@@ -43,6 +45,7 @@ use crate::domain::{
     ImageRequest, ImageSize, LayerCount, OutputSize, Picture, Prompt, RgbImage, Steps, Task,
     TaskKind, ValidationError,
 };
+use crate::metrics::{self, Metrics};
 use crate::model::{EditKind, GeneratedImage, Generation, ModelCard};
 use board::Board;
 use pace::Work;
@@ -66,17 +69,17 @@ struct Shared {
     queue: Arc<Queue>,
     board: Arc<Board>,
     jobs: Arc<RunningJobs>,
+    metrics: Metrics,
     is_shut_down: watch::Sender<bool>,
 }
 
 impl Shared {
     fn new(
         cards: Vec<ModelCard>,
-        queue: Arc<Queue>,
-        board: Arc<Board>,
-        jobs: Arc<RunningJobs>,
+        (queue, board, jobs): (Arc<Queue>, Arc<Board>, Arc<RunningJobs>),
+        metrics: Metrics,
     ) -> Self {
-        Self { cards, queue, board, jobs, is_shut_down: watch::Sender::new(false) }
+        Self { cards, queue, board, jobs, metrics, is_shut_down: watch::Sender::new(false) }
     }
 }
 
@@ -285,7 +288,9 @@ impl ImageService {
         let span = tracing::Span::current();
         let job = Job { model: self.model, request, work, previews, reply, memory, span };
         let place = self.shared.queue.join(job, client, work)?;
-        Ok(Submitted { answer, previews: arriving, _place: place })
+        let (metrics, model) = (self.metrics().clone(), self.card().id.clone());
+        let unanswered = Unanswered { metrics, model, is_answered: false };
+        Ok(Submitted { answer, previews: arriving, unanswered, _place: place })
     }
 
     /// Takes no more requests, of any model, and refuses those that wait. The running ones
@@ -322,6 +327,19 @@ impl ImageService {
         self.shared.jobs.all(Instant::now())
     }
 
+    /// Where everything about the models of this pool is counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// The lines, the models and their devices, as the metrics tell of them. Asks the
+    /// system: not for the async runtime.
+    #[must_use]
+    pub fn observed(&self) -> metrics::State {
+        observed::state_of(&self.shared.cards, &self.shared.queue, &self.shared.board)
+    }
+
     /// Makes one small throw-away picture, so that the first client does not
     /// wait for what a device does only once. `image` is the picture to edit;
     /// without one, a grey square is.
@@ -351,8 +369,7 @@ impl ImageService {
     async fn make_unasked(&self, request: ImageRequest) -> Result<Generation, ServiceError> {
         let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
         let submitted = self.enqueue(request, (0, Client::NOBODY), nobody_elses)?;
-        let made = submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
-        Ok(made.generation)
+        Ok(submitted.answered().await?.generation)
     }
 }
 
@@ -364,7 +381,32 @@ const REPLY_COPIES: usize = 4;
 struct Submitted {
     answer: Answer,
     previews: mpsc::UnboundedReceiver<Picture>,
+    unanswered: Unanswered,
     _place: Place,
+}
+
+impl Submitted {
+    async fn answered(self) -> Result<Made, ServiceError> {
+        let Self { answer, mut unanswered, _place, .. } = self;
+        let answer = answer.await.unwrap_or(Err(ServiceError::WorkerGone));
+        unanswered.is_answered = true;
+        answer
+    }
+}
+
+/// A job that has no answer yet. Dropped before it has one, it counts as called off.
+struct Unanswered {
+    metrics: Metrics,
+    model: String,
+    is_answered: bool,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.metrics.called_off(&self.model);
+        }
+    }
 }
 
 /// What a request came to.
@@ -405,8 +447,7 @@ impl JobHandle {
     /// [`ServiceError`] says why there are none.
     pub async fn finish(self) -> Result<Finished, ServiceError> {
         let Self { submitted, size_plan, mut memory } = self;
-        let Made { generation, loading } =
-            submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        let Made { generation, loading } = submitted.answered().await?;
         let Generation { images, usage, mut warnings, skipped_blocks } = generation;
         let pixels = images.iter().map(|generated| generated.image.bytes());
         memory.grow_by_what_is_free(REPLY_COPIES * pixels.sum::<usize>());

@@ -10,6 +10,7 @@ use super::host::{Host, LoadFailure, PreloadError};
 use super::progress::RunningJobs;
 use super::queue::Queue;
 use super::{ImageService, Shared};
+use crate::metrics::Metrics;
 use crate::model::{DeviceChoice, DiffusionModel, LoadError, ModelCard};
 
 /// What loads a model onto a device, on the calling thread.
@@ -48,6 +49,8 @@ pub struct ServiceConfig {
     pub queue_capacity: usize,
     /// What the models of each device may take.
     pub budget: Budget,
+    /// Whether anything is counted and timed for [`ImageService::metrics`].
+    pub metrics: bool,
 }
 
 /// The threads of the devices, to wait for after a shutdown.
@@ -84,28 +87,32 @@ pub fn start(
     let numbers: Vec<Vec<usize>> =
         hosted.iter().map(|models| models.iter().map(|(model, _)| *model).collect()).collect();
     let queue = Arc::new(Queue::new(config.queue_capacity, models.len(), &numbers));
-    let board = Arc::new(Board::new(models.len(), &numbers));
+    let board = Arc::new(Board::new(models.len(), &hosted));
     let jobs = Arc::new(RunningJobs::default());
+    let metrics = if config.metrics { Metrics::new() } else { Metrics::off() };
+    models.iter().for_each(|model| metrics.begin_model(&model.card.id));
     let (tell, told) = std::sync::mpsc::channel();
     let mut threads = Vec::new();
     for (thread, hosted) in hosted.into_iter().enumerate() {
         let own =
             hosted.into_iter().map(|(index, device)| (index, device, Arc::clone(&models[index])));
-        let shared = (Arc::clone(&queue), Arc::clone(&board), Arc::clone(&jobs));
+        let shared = (Arc::clone(&queue), Arc::clone(&board), Arc::clone(&jobs), metrics.clone());
         let host = Host::new((thread, config.budget), shared, own.collect(), at_rest);
         let life_sign = LifeSign { queue: Arc::clone(&queue), thread, models: host.models() };
-        let tell = tell.clone();
+        let (tell, metrics) = (tell.clone(), metrics.clone());
         let work = move || {
             let _life_sign = life_sign;
             // Made here, dropped here: what is on a GPU belongs to this thread.
             let mut host = host;
-            let preloaded = host.preload();
-            let is_ready = preloaded.is_ok();
-            let _ = tell.send(preloaded);
-            drop(tell);
-            if is_ready {
-                host.work();
-            }
+            metrics.on_this_thread(|| {
+                let preloaded = host.preload();
+                let is_ready = preloaded.is_ok();
+                let _ = tell.send(preloaded);
+                drop(tell);
+                if is_ready {
+                    host.work();
+                }
+            });
         };
         let started = std::thread::Builder::new().name("model".to_owned()).spawn(work);
         threads.push(started.map_err(|error| no_thread(&models, error))?);
@@ -114,7 +121,7 @@ pub fn start(
     let outcome = told.iter().collect::<Result<Vec<()>, PreloadError>>();
     let cards = models.iter().map(|model| model.card.clone()).collect();
     // Dropped if a model was not loaded: the other threads end.
-    let shared = Arc::new(Shared::new(cards, queue, board, jobs));
+    let shared = Arc::new(Shared::new(cards, (queue, board, jobs), metrics));
     outcome?;
     let service = |index| ImageService::of(Arc::clone(&shared), index);
     Ok(((0..models.len()).map(service).collect(), WorkerHandle(threads)))

@@ -15,6 +15,7 @@ use super::ServiceError;
 use super::order::{Client, Order, Ticket};
 use super::pace::{Pace, Work};
 use super::worker::Job;
+use crate::domain::RequestLoras;
 
 /// The lines of all models. The service and the threads of the models share them.
 pub(super) struct Queue {
@@ -40,6 +41,15 @@ struct Waiting {
     number: u64,
     ticket: Ticket,
     job: Job,
+    since: Instant,
+}
+
+/// Who runs.
+struct Seat {
+    /// The number of the job.
+    number: u64,
+    client: Client,
+    loras: RequestLoras,
 }
 
 /// What is known of one model's jobs.
@@ -47,7 +57,7 @@ struct Waiting {
 struct Line {
     waiting: usize,
     /// Whose jobs run.
-    running: Vec<Client>,
+    running: Vec<Seat>,
     pace: Pace,
     /// How long jobs have taken lately, in seconds.
     usual_s: Option<f64>,
@@ -109,6 +119,16 @@ pub(super) struct Length {
     pub(super) is_hosted: bool,
 }
 
+/// How long the line of one model is, and what is used there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LineState {
+    pub(super) waiting: usize,
+    pub(super) running: usize,
+    /// Names of LoRAs, some perhaps twice.
+    pub(super) waiting_loras: Vec<String>,
+    pub(super) running_loras: Vec<String>,
+}
+
 impl Queue {
     /// Lines with `capacity` places for each model; `hosted`: the models of each thread.
     pub(super) fn new(capacity: usize, models: usize, hosted: &[Vec<usize>]) -> Self {
@@ -151,7 +171,7 @@ impl Queue {
         let ticket = state.order.ticket(client, cost_s);
         let number = state.next;
         state.next += 1;
-        state.waiting.push(Waiting { number, ticket, job });
+        state.waiting.push(Waiting { number, ticket, job, since: Instant::now() });
         drop(state);
         self.changed.notify_all();
         Ok(Place { queue: Arc::clone(self), number })
@@ -186,11 +206,12 @@ impl Queue {
             if let Some(command) = state.commands[thread].pop_front() {
                 return Next::Command(command);
             }
-            if let Some((client, job)) = state.pop(&loading_s) {
+            if let Some((number, waited, job)) = state.pop(&loading_s) {
                 let running = Running {
                     queue: Arc::clone(self),
                     model: job.model,
-                    client,
+                    number,
+                    waited,
                     started: Instant::now(),
                 };
                 return Next::Job(Box::new(job), running);
@@ -274,9 +295,29 @@ impl Queue {
         }
     }
 
+    /// The lines, in the order of the models.
+    pub(super) fn lines(&self) -> Vec<LineState> {
+        let state = self.lock();
+        let of_line = |line: &Line| LineState {
+            waiting: line.waiting,
+            running: line.running.len(),
+            running_loras: line.running.iter().flat_map(|seat| names(&seat.loras)).collect(),
+            waiting_loras: Vec::new(),
+        };
+        let mut lines: Vec<LineState> = state.lines.iter().map(of_line).collect();
+        for Waiting { job, .. } in &state.waiting {
+            lines[job.model].waiting_loras.extend(names(&job.request.loras));
+        }
+        lines
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn names(loras: &RequestLoras) -> impl Iterator<Item = String> {
+    loras.as_slice().iter().map(|lora| lora.name().to_owned())
 }
 
 impl State {
@@ -290,22 +331,23 @@ impl State {
         Ok(())
     }
 
-    /// Takes out the job that is next for a thread.
-    fn pop(&mut self, loading_s: impl Fn(usize) -> Option<f64>) -> Option<(Client, Job)> {
+    /// Takes out the job that is next for a thread: its number, and how long it has waited.
+    fn pop(&mut self, loading_s: impl Fn(usize) -> Option<f64>) -> Option<(u64, Duration, Job)> {
         let candidates = self.waiting.iter().enumerate().filter_map(|(index, waiting)| {
             Some((index, &waiting.ticket, loading_s(waiting.job.model)?))
         });
         let index = self.order.next(candidates)?;
-        let running = self.lines.iter().flat_map(|line| &line.running).copied();
+        let running = self.lines.iter().flat_map(|line| &line.running).map(|seat| seat.client);
         let waiting = self.waiting.iter().map(|waiting| waiting.ticket.client());
         let clients: BTreeSet<Client> = running.chain(waiting).collect();
-        let Waiting { ticket, job, .. } = self.waiting.remove(index);
+        let Waiting { number, ticket, job, since } = self.waiting.remove(index);
         let others = self.waiting.iter_mut().map(|waiting| &mut waiting.ticket);
         self.order.begin(&ticket, others, &clients);
         let line = &mut self.lines[job.model];
         line.waiting -= 1;
-        line.running.push(ticket.client());
-        Some((ticket.client(), job))
+        let loras = job.request.loras.clone();
+        line.running.push(Seat { number, client: ticket.client(), loras });
+        Some((number, since.elapsed(), job))
     }
 
     /// Takes out the jobs of models that are `meant`.
@@ -352,7 +394,8 @@ impl Drop for Place {
 pub(super) struct Running {
     queue: Arc<Queue>,
     model: usize,
-    client: Client,
+    number: u64,
+    waited: Duration,
     started: Instant,
 }
 
@@ -360,6 +403,11 @@ impl Running {
     /// Its model is loaded, if it was not: the work begins.
     pub(super) fn begins(&mut self) {
         self.started = Instant::now();
+    }
+
+    /// How long it waited for its turn.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// How long it will take, if such jobs have been measured.
@@ -382,9 +430,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         let mut state = self.queue.lock();
         let running = &mut state.lines[self.model].running;
-        if let Some(index) = running.iter().position(|client| *client == self.client) {
-            running.swap_remove(index);
-        }
+        running.retain(|seat| seat.number != self.number);
         state.rest_if_idle();
     }
 }

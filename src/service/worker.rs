@@ -10,6 +10,7 @@ use tracing::Span;
 use super::pace::Work;
 use super::progress::{Audience, Reporter, Tracked};
 use super::queue::Running;
+use super::stopwatch::Stopwatch;
 use super::{MemoryShare, ServiceError};
 use crate::domain::{ImageRequest, Picture};
 use crate::model::{Generation, LayerProgress, ModelError, Stage, StepObserver, StepProgress};
@@ -75,6 +76,7 @@ pub(super) struct Begun {
     pub(super) loading: Option<Duration>,
     pub(super) running: Running,
     pub(super) tracked: Option<Tracked>,
+    pub(super) stopwatch: Stopwatch,
 }
 
 /// Makes the pictures of one job with `make`. A panic fails this job only.
@@ -84,10 +86,11 @@ pub(super) fn serve(
     make: impl FnOnce(&ImageRequest, &mut dyn StepObserver) -> Result<Generation, ModelError>,
 ) {
     let Job { request, work, previews, reply, memory, span, .. } = job;
-    let Begun { loading, running, tracked } = begun;
+    let Begun { loading, running, tracked, stopwatch } = begun;
     let reporter = Reporter::new(Audience::of_standard_error(), Instant::now());
     let job = tracked.map(|tracked| (tracked, reporter));
-    let mut observer = ClientWatch { reply: &reply, previews, job, clock: &Instant::now };
+    let mut observer =
+        ClientWatch { reply: &reply, previews, job, stopwatch, clock: &Instant::now };
     let outcome =
         span.in_scope(|| catch_unwind(AssertUnwindSafe(|| make(&request, &mut observer))));
     let result = match outcome {
@@ -100,7 +103,11 @@ pub(super) fn serve(
     }
     // The place is free before the client hears of it, so that its next request is not
     // refused for its last one.
-    drop((request, memory, observer, running));
+    let ClientWatch { stopwatch, previews, job, .. } = observer;
+    if result.is_ok() {
+        stopwatch.finish(Instant::now());
+    }
+    drop((request, memory, previews, job, running));
     // A client that has gone needs no answer.
     let _ = reply.send(result);
 }
@@ -111,6 +118,7 @@ struct ClientWatch<'a> {
     previews: Previews,
     /// Where it is noted how far the job is, and who tells of it.
     job: Option<(Tracked, Reporter)>,
+    stopwatch: Stopwatch,
     clock: &'a dyn Fn() -> Instant,
 }
 
@@ -127,11 +135,13 @@ impl ClientWatch<'_> {
 
 impl StepObserver for ClientWatch<'_> {
     fn on_step(&mut self, progress: StepProgress) -> ControlFlow<()> {
+        self.stopwatch.on_step(progress, (self.clock)());
         self.note(|job, _| job.on_step(progress));
         if self.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn on_stage(&mut self, stage: Stage) {
+        self.stopwatch.on_stage(stage, (self.clock)());
         self.note(|job, now| job.on_stage(stage, now));
     }
 
@@ -169,6 +179,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::metrics::Metrics;
     use crate::service::progress::{JobStage, Outlook, RunningJobs};
     use crate::service::testing::Captured;
 
@@ -183,7 +194,8 @@ mod tests {
         let (reply, _answer) = oneshot::channel();
         let previews = Previews { count: 0, to: mpsc::unbounded_channel().0 };
         let job = Some((tracked, Reporter::new(Audience::Log, start)));
-        let mut watch = ClientWatch { reply: &reply, previews, job, clock: &clock };
+        let stopwatch = Stopwatch::new(Metrics::off(), String::new());
+        let mut watch = ClientWatch { reply: &reply, previews, job, stopwatch, clock: &clock };
         let captured = Captured::default();
 
         captured.during(|| {

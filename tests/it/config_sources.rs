@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use diffuser_api::api::PngCompression;
+use diffuser_api::api::{MetricsAddress, PngCompression};
 use diffuser_api::config::{
     Config, ConfigError, Environment, Fault, Flags, KEYS, Sources, load_hub,
 };
@@ -57,6 +57,8 @@ fn without_any_source_the_documented_defaults_hold() {
     assert_eq!(config.threads, None);
     assert_eq!(config.api.png_compression, PngCompression::Fast);
     assert_eq!(config.service.queue_capacity, 64);
+    assert!(config.service.metrics);
+    assert_eq!(config.api.metrics, None);
     assert!(!config.warmup.enabled);
     assert_eq!(config.log_filter, "info");
     assert_eq!(config.hub.endpoint, "https://huggingface.co");
@@ -77,6 +79,17 @@ fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
     assert_eq!(config.listen.port, 2);
     assert_eq!(config.api.app_name, "file");
     assert_eq!(config.api.api_prefix, "/v1");
+}
+
+#[test]
+fn metrics_have_a_host_of_their_own_if_they_have_a_port_and_a_faulty_one_is_told_once() {
+    let metrics = |variables: Variables| load(variables).unwrap().api.metrics.map(|own| own.host);
+    let host = ("DIFFUSER_METRICS_HOST", "[::]");
+
+    assert_eq!(metrics(&[host]), None);
+    assert_eq!(metrics(&[host, ("DIFFUSER_METRICS_PORT", "0")]).as_deref(), Some("::"));
+    let faulty = faults(load(&[("DIFFUSER_HOST", " "), ("DIFFUSER_METRICS_PORT", "9090")]));
+    assert_eq!(faulty.len(), 1, "{faulty:?}");
 }
 
 #[test]
@@ -157,6 +170,8 @@ fn every_variable_works() {
         ("DIFFUSER_PUBLIC_URL", "https://a.test"),
         ("DIFFUSER_ENABLE_WARMUP", "True"),
         ("DIFFUSER_WARMUP_IMAGE_PATH", "/pictures/a.png"),
+        ("DIFFUSER_METRICS", "false"),
+        ("DIFFUSER_METRICS_PORT", "9090"),
         ("DIFFUSER_LOG_FILTER", "debug"),
     ])
     .unwrap();
@@ -186,6 +201,9 @@ fn every_variable_works() {
     assert_eq!(capabilities.inpainting, Some(false));
     assert_eq!(capabilities.mask, Some(true));
     assert_eq!(config.service.queue_capacity, 3);
+    assert!(!config.service.metrics);
+    let metrics = MetricsAddress { host: "::1".to_owned(), port: 9090 };
+    assert_eq!(config.api.metrics, Some(metrics), "on the server's host");
     let lora: Vec<_> = config.models[0]
         .config
         .lora

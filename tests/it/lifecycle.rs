@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use diffuser_api::api::{ApiConfig, ApiKeys, Site, StartPhase};
 use diffuser_api::config::{Config, Sources};
+use diffuser_api::metrics::Metrics;
 use diffuser_api::model::ModelConfig;
 use diffuser_api::requests::{ModelService, QualityOverrides};
 use diffuser_api::service::{Budget, ServiceConfig, start};
@@ -44,7 +45,8 @@ impl Starting {
 
     /// From now on there is a model.
     async fn open(&mut self) {
-        let config = ServiceConfig { queue_capacity: 4, budget: Budget::default() };
+        let config =
+            ServiceConfig { queue_capacity: 4, budget: Budget::default(), metrics: Metrics::new() };
         let models = vec![pooled(&ModelConfig::of("tiny-random".to_owned()))];
         let starting = tokio::task::spawn_blocking(move || start(models, config, || {}));
         let (services, _worker) = starting.await.unwrap().unwrap();

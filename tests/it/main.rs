@@ -41,6 +41,7 @@ mod lifecycle;
 mod lora;
 mod lora_of_layers;
 mod lora_requests;
+mod metrics;
 mod pictures;
 mod plan;
 mod pool;

@@ -308,7 +308,7 @@ async fn warm_up_makes_one_small_picture() {
 
 #[test]
 fn a_model_that_does_not_load_is_reported_to_the_starter() {
-    let config = ServiceConfig { queue_capacity: 1, budget: Budget::default() };
+    let config = ServiceConfig { queue_capacity: 1, budget: Budget::default(), metrics: true };
     let load = |_| {
         Err(LoadError::UnknownModel {
             id: "nobody/nothing".to_owned(),

@@ -310,7 +310,9 @@ fn ask_for_keys(document: &mut Value, prefix: &str) {
     });
     document["security"] = json!([{"bearer": []}, {"azure": []}]);
     let files = format!("{prefix}/images/files/");
-    let is_open = |path: &str| path == "/" || path == "/health" || path.starts_with(&files);
+    let is_open = |path: &str| {
+        ["/", "/health", super::metrics::PATH].contains(&path) || path.starts_with(&files)
+    };
     for (_, operations) in paths(document).filter(|(path, _)| is_open(path)) {
         operations["get"]["security"] = json!([]);
     }

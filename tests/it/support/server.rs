@@ -38,6 +38,7 @@ pub(crate) struct Setup {
     pub(crate) lora_dir: Option<std::path::PathBuf>,
     pub(crate) health_digest: Option<String>,
     pub(crate) budget: Budget,
+    pub(crate) metrics: bool,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -54,6 +55,7 @@ impl Default for Setup {
             lora_dir: None,
             health_digest: None,
             budget: Budget::default(),
+            metrics: true,
             adjust: |_| {},
         }
     }
@@ -123,7 +125,11 @@ impl Setup {
     pub(crate) async fn start_with(self, models: Vec<PooledModel>) -> TestServer {
         let (_, events) = mpsc::unbounded_channel();
         let (release, _) = std::sync::mpsc::channel();
-        let config = ServiceConfig { queue_capacity: self.queue_capacity, budget: self.budget };
+        let config = ServiceConfig {
+            queue_capacity: self.queue_capacity,
+            budget: self.budget,
+            metrics: self.metrics,
+        };
         let (services, worker) = start(models, config, || {}).unwrap();
         let with_settings = |images: &ImageService| ModelService {
             images: images.clone(),

@@ -91,7 +91,8 @@ impl Pipeline {
 
     fn shown_pictures<'a>(&self, images: &'a [RgbImage]) -> ShownPictures<'a> {
         let Some(processor) = self.components.processor.as_ref() else {
-            return ShownPictures { images: &[], grids: Vec::new(), key: [0; 32] };
+            let key = ContentHash::of("shown_pictures").finish();
+            return ShownPictures { images: &[], grids: Vec::new(), key };
         };
         let vision = self.vision_config();
         let merge = vision.spatial_merge_size;
@@ -99,7 +100,7 @@ impl Pipeline {
             let patches = preprocess::encoder_grid(image, processor, vision);
             Grid { height: patches.height / merge, width: patches.width / merge }
         };
-        let hash = images.iter().fold(ContentHash::of("shown pictures"), |hash, image| {
+        let hash = images.iter().fold(ContentHash::of("shown_pictures"), |hash, image| {
             hash.bytes(&image.width().to_le_bytes()).bytes(image.pixels())
         });
         ShownPictures { images, grids: images.iter().map(grid).collect(), key: hash.finish() }
@@ -127,7 +128,7 @@ impl Pipeline {
                  tokens, at most {longest} fit."
             )));
         }
-        let hash = ContentHash::of("prompt").bytes(&pictures.key);
+        let hash = ContentHash::of("prompt").bytes(pictures.key.bytes());
         let key = hash.numbers(tokens.token_ids.iter().copied()).finish();
         Ok(Words { tokens, kept, key })
     }

@@ -364,7 +364,7 @@ impl Pipeline {
 
     fn encode_pictures(&self, job: &Job) -> Result<InputLatents, ModelError> {
         let mut used = Vec::new();
-        let mut encoded = |kind: &str, picture: &Picture, finish: Finish| {
+        let mut encoded = |kind: &'static str, picture: &Picture, finish: Finish| {
             let (latents, arithmetic) = self.encoded(kind, picture, finish)?;
             used.push(arithmetic);
             Ok::<_, ModelError>(latents)
@@ -373,7 +373,7 @@ impl Pipeline {
         let references = job
             .references
             .iter()
-            .map(|picture| encoded("most likely latents", picture, most_likely))
+            .map(|picture| encoded("most_likely_latents", picture, most_likely))
             .collect::<Result<Vec<_>, _>>()?;
         let source = |source: &Source| {
             let (z_dim, kind) = (self.components.vae_config.z_dim, self.tensor_kind());
@@ -398,7 +398,7 @@ impl Pipeline {
     /// What `finish` makes of the VAE's output for `picture`; `kind` says which that is.
     fn encoded(
         &self,
-        kind: &str,
+        kind: &'static str,
         picture: &Picture,
         finish: Finish,
     ) -> Result<(Tensor, Arithmetic), ModelError> {

@@ -1,0 +1,86 @@
+//! `/metrics`, on the server's own port or on one that is for it alone.
+
+use std::io;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use super::error::ApiError;
+use super::meta;
+use super::state::AppState;
+use crate::domain::RequestLoras;
+use crate::metrics::{self, RequestMemoryState};
+
+/// Where `/metrics` is.
+pub(super) const PATH: &str = "/metrics";
+
+/// Prometheus's text format.
+const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A port for `/metrics` alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsAddress {
+    /// Address or host name.
+    pub host: String,
+    /// Port; 0 takes any that is free.
+    pub port: u16,
+}
+
+impl MetricsAddress {
+    /// Listens there, and says where that is.
+    pub(super) async fn listen(&self) -> io::Result<TcpListener> {
+        let listener =
+            TcpListener::bind((self.host.as_str(), self.port)).await.map_err(|error| {
+                let (host, port) = (&self.host, self.port);
+                io::Error::new(error.kind(), format!("metrics on {host} port {port}: {error}"))
+            })?;
+        let address: SocketAddr = listener.local_addr()?;
+        tracing::info!("metrics at http://{address}{PATH}");
+        Ok(listener)
+    }
+}
+
+/// What is counted and timed, for Prometheus
+///
+/// Answers also while a picture is being made. No prompt, picture or key is in it.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "server",
+    responses((status = 200, description = "Prometheus's text format", body = String,
+        content_type = "text/plain")),
+)]
+pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {
+    let text = tokio::task::spawn_blocking(move || text_of(&state)).await?;
+    Ok(([(CONTENT_TYPE, MEDIA_TYPE)], text).into_response())
+}
+
+/// The routes of the port that is for it alone.
+pub(super) fn router(state: AppState) -> Router {
+    Router::new()
+        .route(PATH, get(metrics))
+        .fallback(meta::unknown_route)
+        .method_not_allowed_fallback(meta::wrong_method)
+        .with_state(state)
+}
+
+/// Reads files of the system: not for the async runtime.
+fn text_of(state: &AppState) -> String {
+    let models = state.requests.models.all();
+    let memory = &state.requests.memory;
+    let limit_bytes = memory.total_bytes();
+    let held_bytes = limit_bytes.saturating_sub(memory.free_bytes());
+    let mut observed = metrics::State {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        request_memory: RequestMemoryState { held_bytes, limit_bytes },
+        ..state.service().observed()
+    };
+    let takes_loras = models.iter().any(|model| model.has_loras());
+    observed.loras.most = if takes_loras { RequestLoras::MAX } else { 0 };
+    state.metrics().render(&observed).unwrap_or_default()
+}
