@@ -152,6 +152,7 @@ class Raw:
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.settimeout(10)
+        self.received = bytearray()
         self.socket.connect(("127.0.0.1", port))
         self.send(data)
 
@@ -166,23 +167,12 @@ class Raw:
     def read(self, count) -> bytes:
         return self.socket.recv(count)
 
-    def said(self, timeout_s) -> bytes:
-        """All that comes until the peer closes; TimeoutError if it does not."""
-        self.socket.settimeout(timeout_s)
-        received = bytearray()
-        try:
-            while chunk := self.socket.recv(1 << 16):
-                received += chunk
-        except ConnectionResetError:
-            pass
-        return bytes(received)
-
     def is_open(self) -> bool:
-        """Whether the peer has not closed it. Reads what is there."""
+        """Whether the peer has not closed it. What is there to be read goes into `received`."""
         self.socket.setblocking(False)
         try:
-            while self.socket.recv(1 << 16):
-                pass
+            while chunk := self.socket.recv(1 << 16):
+                self.received += chunk
             return False
         except BlockingIOError:
             return True
