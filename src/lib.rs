@@ -15,8 +15,8 @@
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
 //! - `interruption` breaks off work that nobody waits for; [`causes`] are what errors tell the log;
-//! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU, and
-//!   [`allocator`] how long freed memory is kept.
+//! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU,
+//!   [`allocator`] how long freed memory is kept, and [`tls`] who does the arithmetic of TLS.
 
 pub mod allocator;
 pub mod api;
@@ -41,3 +41,4 @@ pub mod service;
 pub mod telemetry;
 pub(crate) mod terminal;
 pub mod threads;
+pub mod tls;

@@ -21,7 +21,7 @@ use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
-use diffuser_api::{api, bench, causes, device, nn, plan, pull, service, telemetry, threads};
+use diffuser_api::{api, bench, causes, device, nn, plan, pull, service, telemetry, threads, tls};
 use tokio::net::TcpSocket;
 use tracing::info;
 
@@ -34,6 +34,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     keep_freed_memory();
+    tls::install_provider();
     let result = match Cli::parse().into_command() {
         Command::Serve(args) => serve(args),
         Command::Pull(args) => pull(&args),

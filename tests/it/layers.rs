@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("telemetry", &["terminal"]),
     ("terminal", &[]),
     ("threads", &[]),
+    ("tls", &[]),
     ("config", &["api", "requests", "service", "model", "hub", "device", "domain"]),
     ("bench", &["model", "nn", "checkpoint", "device", "domain"]),
     ("plan", &["model"]),
