@@ -10,6 +10,7 @@
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
 //! - [`service`] owns the queue and the thread on which the model lives;
+//! - [`pictures`] keeps finished ones for those who fetch them by address;
 //! - [`model`] holds the models, behind [`model::DiffusionModel`];
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
@@ -34,6 +35,7 @@ pub mod inspect;
 pub(crate) mod interruption;
 pub mod model;
 pub mod nn;
+pub mod pictures;
 pub mod plan;
 pub mod pull;
 pub mod requests;

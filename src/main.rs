@@ -19,6 +19,7 @@ use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, RepositoryId, fetch_files, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, ModelFiles, benchmark};
+use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
 use diffuser_api::{api, bench, causes, device, nn, plan, pull, service, telemetry, threads, tls};
@@ -61,6 +62,7 @@ fn serve(args: ServeArgs) -> Result<()> {
     threads::start(config.threads).context("cannot start the threads that compute")?;
     telemetry::init(&config.log_filter)?;
     let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
+    let store = PictureStore::open(&config.api.picture_store)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -68,13 +70,13 @@ fn serve(args: ServeArgs) -> Result<()> {
         .on_thread_stop(give_memory_back)
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, picture));
+    let result = runtime.block_on(run(config, picture, store));
     // Whoever stops the program while it loads does not want to wait for that.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
+async fn run(config: Config, picture: Option<Picture>, store: PictureStore) -> Result<()> {
     let socket = reserve(&config.listen).await?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let (models, worker) = tokio::select! {
@@ -100,7 +102,7 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     let grace = config.api.peers.grace;
     let stopping = Arc::new(OnceLock::new());
     let stopped = first_of(signals, Arc::clone(&stopping));
-    api::serve(listener, models, config.api, stopped).await?;
+    api::serve(listener, models, store, config.api, stopped).await?;
     let left = grace.saturating_sub(stopping.get().map_or(Duration::ZERO, Instant::elapsed));
     let joining = tokio::task::spawn_blocking(|| worker.join());
     match tokio::time::timeout(left.max(LAST_STEP), joining).await {

@@ -11,10 +11,12 @@ mod auth;
 mod deadline;
 mod docs;
 mod error;
+mod files;
 mod form;
 mod images;
 mod incoming;
 mod json;
+mod kept;
 mod meta;
 mod models;
 mod multipart;
@@ -24,7 +26,6 @@ mod reply;
 mod request_log;
 mod serve;
 mod state;
-mod store;
 mod stream;
 mod unread;
 mod wire;
@@ -45,10 +46,10 @@ pub use crate::imaging::codec::PngCompression;
 pub use auth::ApiKeys;
 pub use peer::PeerLimits;
 pub use serve::serve;
-pub use store::StoreConfig;
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
+use crate::pictures::{PictureStore, StoreConfig};
 use crate::requests::{DefaultResponseFormat, ModelService};
 use address::Addresses;
 use state::AppState;
@@ -90,7 +91,7 @@ pub struct ApiConfig {
     pub response_format: DefaultResponseFormat,
     /// How much time goes into making PNG files small.
     pub png_compression: PngCompression,
-    /// The pictures of `response_format=url`.
+    /// Where pictures are kept that clients fetch by address.
     pub picture_store: StoreConfig,
     /// Scheme, host and port in the addresses of pictures; those of the request if
     /// absent.
@@ -119,9 +120,10 @@ impl ApiConfig {
 /// the routes are looked at.
 ///
 /// `models` are those that can be asked for, the default one first; there must be one.
-pub fn router(models: Vec<ModelService>, config: &ApiConfig) -> Router {
+/// `store` has the pictures that are fetched by address.
+pub fn router(models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) -> Router {
     let prefix = path_prefix(config);
-    let state = AppState::new(models, config);
+    let state = AppState::new(models, store, config);
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
     let routes = endpoints
         .merge(docs::router(document, config, &state.requests.models))
@@ -153,7 +155,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(models::loras))
         .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
         .route_layer(from_fn_with_state(state.clone(), auth::require_key))
-        .routes(routes!(images::file));
+        .routes(routes!(files::file));
     let own = OpenApiRouter::with_openapi(docs::base())
         .routes(routes!(meta::health))
         .routes(routes!(meta::service_info));

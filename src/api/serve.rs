@@ -20,6 +20,7 @@ use tower::ServiceExt;
 
 use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
 use super::{ApiConfig, router};
+use crate::pictures::PictureStore;
 use crate::requests::ModelService;
 
 /// How often a peer of HTTP/2 is asked whether it is there.
@@ -28,7 +29,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// What is waited for when the system has no descriptors left for a connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves on `listener` until `shutdown` completes; then takes no more
+/// Serves on `listener` until `shutdown` completes, and cleans `store` meanwhile; then takes no more
 /// connections, shuts the services down (the running picture is finished, waiting
 /// requests are refused), answers what is in flight, and returns: within the grace of
 /// the settings, whatever peers do.
@@ -38,11 +39,13 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 pub async fn serve(
     listener: TcpListener,
     models: Vec<ModelService>,
+    store: PictureStore,
     config: ApiConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let services: Vec<_> = models.iter().map(|model| model.images.clone()).collect();
-    let app = router(models, &config);
+    store.start_cleaning();
+    let app = router(models, store, &config);
     let mut connections = Connections::new(config.peers);
     tokio::pin!(shutdown);
     loop {

@@ -9,6 +9,7 @@ use diffuser_api::api::{ApiConfig, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
 use diffuser_api::model::{DeviceChoice, DiffusionModel, ModelCard, ModelConfig, ModelFiles};
+use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::{ModelService, QualityOverrides};
 use diffuser_api::service::{
     Budget, ImageService, PooledModel, ServiceConfig, ServiceStatus, WorkerHandle, start,
@@ -37,6 +38,8 @@ pub(crate) struct Setup {
     pub(crate) quality: QualityOverrides,
     pub(crate) lora_dir: Option<std::path::PathBuf>,
     pub(crate) budget: Budget,
+    /// Where pictures are kept; what the settings say if absent.
+    pub(crate) store: Option<PictureStore>,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -52,6 +55,7 @@ impl Default for Setup {
             quality: QualityOverrides::default(),
             lora_dir: None,
             budget: Budget::default(),
+            store: None,
             adjust: |_| {},
         }
     }
@@ -146,7 +150,9 @@ impl Setup {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(serve(listener, models, api_config, shutdown));
+        let store =
+            self.store.unwrap_or_else(|| PictureStore::open(&api_config.picture_store).unwrap());
+        let serving = tokio::spawn(serve(listener, models, store, api_config, shutdown));
         TestServer {
             service: services[0].clone(),
             worker: Some(worker),
