@@ -67,6 +67,7 @@ struct EditArgs {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    diffuser_api::tls::install_provider();
     match run(Cli::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -10,6 +10,7 @@
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
 //! - [`service`] owns the queue and the thread on which the model lives;
+//! - [`pictures`] keeps finished ones for those who fetch them by address;
 //! - [`model`] holds the models, behind [`model::DiffusionModel`];
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
@@ -17,8 +18,8 @@
 //! - [`mod@metrics`] is what is counted and timed, for Prometheus;
 //! - `interruption` breaks off work that nobody waits for; [`causes`] are what errors tell the log;
 //! - [`signals`] and [`supervisor`] are what the system tells the program, and the other way round;
-//! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU, and
-//!   [`allocator`] how long freed memory is kept.
+//! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU,
+//!   [`allocator`] how long freed memory is kept, and [`tls`] who does the arithmetic of TLS.
 
 pub mod allocator;
 pub mod api;
@@ -37,6 +38,7 @@ pub(crate) mod interruption;
 pub mod metrics;
 pub mod model;
 pub mod nn;
+pub mod pictures;
 pub mod plan;
 pub mod pull;
 pub mod requests;
@@ -46,3 +48,4 @@ pub mod supervisor;
 pub mod telemetry;
 pub(crate) mod terminal;
 pub mod threads;
+pub mod tls;

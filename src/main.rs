@@ -20,11 +20,12 @@ use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, RepositoryId, fetch_files, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::model::{self, ModelFiles, benchmark};
+use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
 use diffuser_api::signals::Signals;
 use diffuser_api::{
-    bench, causes, device, nn, plan, pull, service, supervisor, telemetry, threads,
+    bench, causes, device, nn, plan, pull, service, supervisor, telemetry, threads, tls,
 };
 use tokio::net::TcpSocket;
 use tokio::sync::oneshot;
@@ -39,6 +40,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     keep_freed_memory();
+    tls::install_provider();
     let result = match Cli::parse().into_command() {
         Command::Serve(args) => serve(args),
         Command::Pull(args) => pull(&args),
@@ -68,6 +70,7 @@ fn serve(args: ServeArgs) -> Result<()> {
     threads::start(config.threads).context("cannot start the threads that compute")?;
     telemetry::init(&config.log_filter)?;
     let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
+    let store = PictureStore::open(&config.api.picture_store)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -75,13 +78,13 @@ fn serve(args: ServeArgs) -> Result<()> {
         .on_thread_stop(give_memory_back)
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, picture));
+    let result = runtime.block_on(run(config, picture, store));
     // Whoever stops the program while it loads does not want to wait for that.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
+async fn run(config: Config, picture: Option<Picture>, store: PictureStore) -> Result<()> {
     let listener = reserve(&config.listen).await?.listen(1024).context("cannot listen")?;
     let address = reachable(listener.local_addr()?);
     let mut signals = Signals::new().context("cannot listen for signals")?;
@@ -103,7 +106,7 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
         return Ok(serving.await??);
     };
     let service = models[0].images.clone();
-    opening.open(models, &config.api);
+    opening.open(models, store, &config.api);
     supervisor::ready();
     tokio::spawn(supervisor::keep_watchdog());
     info!("listening; open http://{address}/docs");

@@ -13,6 +13,7 @@ use crate::causes;
 use crate::domain::{FaultKind, ValidationError};
 use crate::metrics::ErrorCode;
 use crate::model::ModelError;
+use crate::pictures::StoreError;
 use crate::requests::{RequestError, quote};
 use crate::service::{ErrorKind, MemoryError, ServiceError};
 
@@ -43,6 +44,8 @@ pub(super) enum ApiError {
     DeadlineExceeded,
     /// The picture of an address is not there, or not any more.
     UnknownPicture,
+    /// Where pictures are kept is full, or gives no answer.
+    StorageUnavailable(StoreError),
     UnknownRoute {
         method: Method,
         path: String,
@@ -206,6 +209,9 @@ impl ApiError {
                 code: Some("deadline_exceeded"),
                 ..Row::FAILED
             },
+            Self::StorageUnavailable(_) => {
+                Row::unavailable("storage_unavailable", Retry::After(10))
+            }
             Self::UnknownPicture | Self::UnknownRoute { .. } => {
                 Row::refused(StatusCode::NOT_FOUND, None)
             }
@@ -252,6 +258,12 @@ impl ApiError {
             Self::UnknownPicture => {
                 "There is no such picture; those by 'url' are kept for a while only.".to_owned()
             }
+            Self::StorageUnavailable(StoreError::Full(_)) => {
+                "The storage for pictures by 'url' is full. Use 'b64_json', or try again later.".to_owned()
+            }
+            Self::StorageUnavailable(_) => {
+                "The storage for pictures by 'url' is not available. Use 'b64_json', or try again later.".to_owned()
+            }
             Self::UnknownRoute { method, path, base_url, origin } => format!(
                 "Invalid URL ({method} {path}). This server has OpenAI's images API and nothing \
                  else: {base_url}/images/edits, /images/generations, /images/variations. Clients \
@@ -279,6 +291,7 @@ impl ApiError {
                 | RequestError::Interrupted(_)
                 | RequestError::LostPicture),
             ) => Some(Cause(causes::one_line(error))),
+            Self::StorageUnavailable(error) => Some(Cause(causes::one_line(error))),
             Self::Internal(cause) => Some(Cause(cause.clone())),
             Self::Request(_)
             | Self::Malformed(_)
@@ -310,7 +323,7 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 17] {
+    pub(super) fn examples() -> [(Self, &'static str); 18] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
@@ -345,6 +358,10 @@ impl ApiError {
             ),
             (Self::Starting, "The server is starting: its models are not loaded yet"),
             (ServiceError::ShuttingDown.into(), "The server is shutting down"),
+            (
+                StoreError::Full(String::new()).into(),
+                "Pictures by `url` cannot be stored now; see `Retry-After`",
+            ),
             (Self::DeadlineExceeded, "Not done within `x-request-timeout-ms`, or the setting"),
         ]
     }
@@ -386,6 +403,12 @@ impl From<MemoryError> for ApiError {
 impl From<ValidationError> for ApiError {
     fn from(error: ValidationError) -> Self {
         Self::Request(error.into())
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        Self::StorageUnavailable(error)
     }
 }
 

@@ -4,22 +4,21 @@
 //! ([`prepare`]) → the queue → files → reply. Whatever can be refused is refused before a picture
 //! is decoded, and decoded before a place in the queue is taken.
 
-use axum::extract::{Path, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{Request, State};
+use axum::response::Response;
 
 use super::accept;
 use super::address::Deployment;
 use super::auth::client_of;
 use super::deadline::Deadline;
-use super::docs::{MadePictures, OutsideFields, PictureFile};
+use super::docs::{MadePictures, OutsideFields};
 use super::error::ApiError;
 use super::form::{self, Encodings};
+use super::kept::Keeper;
 use super::origin::Origin;
 use super::reply::{self, ReplyFacts};
 use super::state::AppState;
 use super::stream;
-use super::wire::ErrorEnvelope;
 use crate::domain::Task;
 use crate::metrics::Operation;
 use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
@@ -124,33 +123,6 @@ async fn replay_until(
     deliver(state, prepared, origin, deadline).await
 }
 
-/// A finished picture that a reply gave the address of
-#[utoipa::path(
-    get,
-    path = "/images/files/{name}",
-    tag = "images",
-    params(("name" = String, Path, description = "The last part of the address")),
-    responses(
-        (status = 200, description = "The file", content(
-            (PictureFile = "image/png"), (PictureFile = "image/jpeg"), (PictureFile = "image/webp"),
-        )),
-        (status = 404, description = "There is none, or it was there too long", body = ErrorEnvelope),
-    )
-)]
-pub(super) async fn file(
-    State(state): State<AppState>,
-    Path(name): Path<String>,
-) -> Result<Response, ApiError> {
-    let (file, left) = state.store.find(&name).ok_or(ApiError::UnknownPicture)?;
-    let media_type = match name.rsplit('.').next() {
-        Some("jpeg") => "image/jpeg",
-        Some("webp") => "image/webp",
-        _ => "image/png",
-    };
-    let caching = format!("private, max-age={}, immutable", left.as_secs());
-    Ok(([(CONTENT_TYPE, media_type.to_owned()), (CACHE_CONTROL, caching)], file).into_response())
-}
-
 /// Reads a request and does what it asks for. What no model does is refused before the
 /// body is read.
 async fn answer(
@@ -217,10 +189,14 @@ async fn deliver(
     };
     let submission = Submission { request, previews, client };
     let handle = model.images.submit(submission, memory).await?;
+    let keeper = Keeper { state, origin };
     match output.delivery {
-        Delivery::Events { .. } => Ok(stream::respond((handle, deadline), facts, endpoint, seed)),
-        delivery @ (Delivery::Base64 | Delivery::Url | Delivery::File) => {
-            reply::respond(state, handle, facts, (delivery, origin)).await
+        Delivery::Events { .. } => {
+            let keeper = output.store.then_some(keeper);
+            Ok(stream::respond((handle, deadline), (facts, keeper), endpoint, seed))
+        }
+        Delivery::Base64 | Delivery::Url | Delivery::File => {
+            reply::respond(handle, facts, (output, keeper)).await
         }
     }
 }

@@ -12,11 +12,13 @@ mod deadline;
 mod docs;
 mod error;
 mod estimate;
+mod files;
 mod form;
 mod health;
 mod images;
 mod incoming;
 mod json;
+mod kept;
 mod meta;
 mod metrics;
 mod models;
@@ -28,7 +30,6 @@ mod request_log;
 mod serve;
 mod site;
 mod state;
-mod store;
 mod stream;
 mod unread;
 mod wire;
@@ -52,10 +53,10 @@ pub use metrics::MetricsAddress;
 pub use peer::PeerLimits;
 pub use serve::serve;
 pub use site::{Opening, Site, StartPhase};
-pub use store::StoreConfig;
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
+use crate::pictures::{PictureStore, StoreConfig};
 use crate::requests::{DefaultResponseFormat, ModelService};
 use address::Addresses;
 use state::AppState;
@@ -99,7 +100,7 @@ pub struct ApiConfig {
     pub response_format: DefaultResponseFormat,
     /// How much time goes into making PNG files small.
     pub png_compression: PngCompression,
-    /// The pictures of `response_format=url`.
+    /// Where pictures are kept that clients fetch by address.
     pub picture_store: StoreConfig,
     /// Scheme, host and port in the addresses of pictures; those of the request if
     /// absent.
@@ -130,8 +131,9 @@ impl ApiConfig {
 /// the routes are looked at.
 ///
 /// `models` are those that can be asked for, the default one first; there must be one.
-pub fn router(models: Vec<ModelService>, config: &ApiConfig) -> Router {
-    router_of(AppState::new(models, config))
+/// `store` has the pictures that are fetched by address.
+pub fn router(models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) -> Router {
+    router_of(AppState::new(models, store, config))
 }
 
 fn router_of(state: AppState) -> Router {
@@ -169,7 +171,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(models::loras))
         .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
         .route_layer(from_fn_with_state(state.clone(), auth::require_key))
-        .routes(routes!(images::file));
+        .routes(routes!(files::file));
     let own = OpenApiRouter::with_openapi(docs::base())
         .routes(routes!(health::health))
         .routes(routes!(health::ready))

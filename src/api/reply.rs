@@ -7,18 +7,19 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 
 use super::error::ApiError;
-use super::origin::Origin;
+use super::kept::Keeper;
 use super::request_log::WorkDone;
-use super::state::{AppState, unix_seconds};
+use super::state::unix_seconds;
 use super::wire::{self, Background, ImageData, ImagesResponse, MaskConvention};
-use crate::domain::{FaultKind, Picture, Seed, ValidationError};
+use crate::domain::{Picture, Seed};
 use crate::imaging::codec::{self, OutputFormat, PngCompression};
 use crate::imaging::provenance;
 use crate::metrics::{Metrics, Operation, Stage};
-use crate::model::{GeneratedImage, Generation};
-use crate::requests::{Delivery, Quality, Recipe};
+use crate::model::{GeneratedImage, Generation, TokenUsage};
+use crate::requests::{Delivery, Output, Quality, Recipe};
 use crate::service::{Finished, JobHandle};
 
 /// What is known of a reply before its pictures are made.
@@ -80,10 +81,9 @@ pub(super) fn size_of(picture: &Picture) -> String {
 
 /// Waits for the pictures and sends them off.
 pub(super) async fn respond(
-    state: AppState,
     handle: JobHandle,
     mut facts: ReplyFacts,
-    (delivery, origin): (Delivery, Origin),
+    (output, keeper): (Output, Keeper),
 ) -> Result<Response, ApiError> {
     let Finished { mut generation, memory, loading } = handle.finish().await?;
     facts.warnings.append(&mut generation.warnings);
@@ -92,16 +92,20 @@ pub(super) async fn respond(
     };
     let work = facts.work_done(&first.image, generation.images.len());
     let encoding = tokio::task::spawn_blocking(move || {
-        let _held_until_encoded = memory;
-        facts.timed(|| match delivery {
-            Delivery::File => file_response(&generation, &facts),
-            Delivery::Base64 | Delivery::Url | Delivery::Events { .. } => {
-                let body = body(&state, generation, &facts, (delivery, &origin))?;
-                Ok(wire::json_bytes(StatusCode::OK, body))
-            }
-        })
+        let made = facts.timed(|| MadeFiles::encode(generation, &facts))?;
+        Ok::<_, ApiError>((made, facts, memory))
     });
-    let mut response = encoding.await??;
+    let (mut made, mut facts, memory) = encoding.await??;
+    made.keep(&mut facts, (output, keeper)).await?;
+    let mut response = if output.delivery == Delivery::File {
+        made.file_response(&facts)?
+    } else {
+        let writing = tokio::task::spawn_blocking(move || {
+            let _held_until_written = memory;
+            made.into_json(facts, output.delivery)
+        });
+        wire::json_bytes(StatusCode::OK, writing.await??)
+    };
     response.extensions_mut().insert(work);
     if let Some(loading) = loading {
         response.headers_mut().insert(MODEL_LOAD_MS, HeaderValue::from(whole_ms(loading)));
@@ -117,38 +121,14 @@ pub(super) fn whole_ms(duration: Duration) -> u64 {
 /// How long the request waited for its model to be loaded, if it did, in milliseconds.
 pub(super) const MODEL_LOAD_MS: &str = "x-model-load-ms";
 
-/// What a reply that is a file says in headers: the seed, and as JSON the token counts
-/// and, if there are any, the warnings.
-pub(super) const FILE_HEADERS: [&str; 3] =
-    ["x-diffuser-seed", "x-diffuser-usage", "x-diffuser-warnings"];
+/// What a reply that is a file says in headers: the seed, as JSON the token counts and, if
+/// there are any, the warnings, and the address, if it has one.
+pub(super) const FILE_HEADERS: [&str; 4] =
+    ["x-diffuser-seed", "x-diffuser-usage", "x-diffuser-warnings", "x-diffuser-url"];
 
 /// All headers of ours that pages may read.
-pub(super) const HEADERS: [&str; 4] =
-    [FILE_HEADERS[0], FILE_HEADERS[1], FILE_HEADERS[2], MODEL_LOAD_MS];
-
-/// The first picture as a file. Not for the async runtime.
-fn file_response(generation: &Generation, facts: &ReplyFacts) -> Result<Response, ApiError> {
-    let first = generation.images.first();
-    let first = first.ok_or_else(|| ApiError::Internal("the model made no picture".to_owned()))?;
-    let file = facts.file_of(&first.image, first.seed)?;
-    let usage = serde_json::to_string(&wire::Usage::from(generation.usage));
-    let warnings =
-        serde_json::to_string(&facts.warnings).map_err(|error| ApiError::internal(&error))?;
-    let values = [
-        first.seed.get().to_string(),
-        usage.map_err(|error| ApiError::internal(&error))?,
-        in_ascii(&warnings),
-    ];
-    let mut response = Response::new(Body::from(file));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(facts.format.media_type()));
-    for (name, value) in FILE_HEADERS.into_iter().zip(values) {
-        if name != "x-diffuser-warnings" || !facts.warnings.is_empty() {
-            headers.insert(name, value.parse().map_err(|error| ApiError::internal(&error))?);
-        }
-    }
-    Ok(response)
-}
+pub(super) const HEADERS: [&str; 5] =
+    [FILE_HEADERS[0], FILE_HEADERS[1], FILE_HEADERS[2], FILE_HEADERS[3], MODEL_LOAD_MS];
 
 /// JSON in which no character is outside of ASCII, as headers need it.
 fn in_ascii(json: &str) -> String {
@@ -162,55 +142,110 @@ fn in_ascii(json: &str) -> String {
     json.chars().map(escaped).collect()
 }
 
-/// Encodes the pictures and writes the reply's body. Not for the async runtime.
-fn body(
-    state: &AppState,
-    generation: Generation,
-    facts: &ReplyFacts,
-    way: (Delivery, &Origin),
-) -> Result<Vec<u8>, ApiError> {
-    let first = generation.images.first();
-    let size = first.map(|first| size_of(&first.image)).unwrap_or_default();
-    let is_transparent = first.is_some_and(|first| first.image.alpha().is_some());
-    let mut data = Vec::new();
-    for generated in &generation.images {
-        data.push(image_data(state, generated, facts, way)?);
-    }
-    let response = ImagesResponse {
-        created: unix_seconds(),
-        model: facts.model.clone(),
-        data,
-        size,
-        quality: facts.quality.name(),
-        output_format: facts.format.name(),
-        background: Background::of(is_transparent),
-        mask_convention: facts.mask_convention,
-        usage: generation.usage.into(),
-        skipped_blocks: generation.skipped_blocks,
-        warnings: facts.warnings.clone(),
-    };
-    serde_json::to_vec(&response).map_err(|error| ApiError::internal(&error))
+/// Finished files, with what a reply says of them.
+struct MadeFiles {
+    files: Vec<Bytes>,
+    seeds: Vec<Seed>,
+    /// Where they can be fetched; empty, or one for each.
+    urls: Vec<Option<String>>,
+    size: String,
+    is_transparent: bool,
+    usage: TokenUsage,
+    skipped_blocks: Option<f64>,
 }
 
-fn image_data(
-    state: &AppState,
-    generated: &GeneratedImage,
-    facts: &ReplyFacts,
-    (delivery, origin): (Delivery, &Origin),
-) -> Result<ImageData, ApiError> {
-    let file = facts.file_of(&generated.image, generated.seed)?;
-    let (b64_json, url) = if delivery == Delivery::Url {
-        let name = state.store.keep(file.into(), facts.format.name());
-        let name = name.ok_or_else(|| {
-            let message = "Invalid value for 'response_format': the picture is larger than this \
-                           server keeps for a 'url'. Use 'b64_json'.";
-            ValidationError::new("response_format", FaultKind::Invalid, message)
-        })?;
-        (None, Some(origin.url_of(&state.path(&format!("/images/files/{name}")))))
-    } else {
-        (Some(STANDARD.encode(file)), None)
-    };
-    Ok(ImageData { b64_json, url, revised_prompt: None, seed: generated.seed.get() })
+impl MadeFiles {
+    /// Encodes the pictures. Not for the async runtime.
+    fn encode(generation: Generation, facts: &ReplyFacts) -> Result<Self, ApiError> {
+        let Some(first) = generation.images.first() else {
+            return Err(ApiError::Internal("the model made no picture".to_owned()));
+        };
+        let mut made = Self {
+            files: Vec::new(),
+            seeds: Vec::new(),
+            urls: Vec::new(),
+            size: size_of(&first.image),
+            is_transparent: first.image.alpha().is_some(),
+            usage: generation.usage,
+            skipped_blocks: generation.skipped_blocks,
+        };
+        for GeneratedImage { image, seed } in generation.images {
+            made.files.push(facts.file_of(&image, seed)?.into());
+            made.seeds.push(seed);
+        }
+        Ok(made)
+    }
+
+    /// Stores the files, where that is wished for.
+    async fn keep(
+        &mut self,
+        facts: &mut ReplyFacts,
+        (output, keeper): (Output, Keeper),
+    ) -> Result<(), ApiError> {
+        let extension = facts.format.name();
+        if output.delivery == Delivery::Url {
+            let urls = keeper.keep_all(&self.files, extension).await?;
+            self.urls = urls.into_iter().map(Some).collect();
+        } else if output.store {
+            let (urls, warning) = keeper.keep_what_fits(&self.files, extension).await;
+            self.urls = urls;
+            facts.warnings.extend(warning);
+        }
+        Ok(())
+    }
+
+    /// The first picture as a file.
+    fn file_response(self, facts: &ReplyFacts) -> Result<Response, ApiError> {
+        let internal = |error: serde_json::Error| ApiError::internal(&error);
+        let mut pictures = self.files.into_iter().zip(self.seeds);
+        let Some((file, seed)) = pictures.next() else {
+            return Err(ApiError::Internal("the model made no picture".to_owned()));
+        };
+        let usage = serde_json::to_string(&wire::Usage::from(self.usage)).map_err(internal)?;
+        let warnings = serde_json::to_string(&facts.warnings).map_err(internal)?;
+        let values = [
+            Some(seed.get().to_string()),
+            Some(usage),
+            (!facts.warnings.is_empty()).then(|| in_ascii(&warnings)),
+            self.urls.into_iter().next().flatten(),
+        ];
+        let mut response = Response::new(Body::from(file));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(facts.format.media_type()));
+        for (name, value) in FILE_HEADERS.into_iter().zip(values) {
+            if let Some(value) = value {
+                headers.insert(name, value.parse().map_err(|error| ApiError::internal(&error))?);
+            }
+        }
+        Ok(response)
+    }
+
+    /// Writes the reply's body. Not for the async runtime.
+    fn into_json(self, facts: ReplyFacts, delivery: Delivery) -> Result<Vec<u8>, ApiError> {
+        let has_files = delivery != Delivery::Url;
+        let mut urls = self.urls.into_iter();
+        let pictures = self.files.into_iter().zip(self.seeds);
+        let data = pictures.map(|(file, seed)| ImageData {
+            b64_json: has_files.then(|| STANDARD.encode(&file)),
+            url: urls.next().flatten(),
+            revised_prompt: None,
+            seed: seed.get(),
+        });
+        let response = ImagesResponse {
+            created: unix_seconds(),
+            model: facts.model,
+            data: data.collect(),
+            size: self.size,
+            quality: facts.quality.name(),
+            output_format: facts.format.name(),
+            background: Background::of(self.is_transparent),
+            mask_convention: facts.mask_convention,
+            usage: self.usage.into(),
+            skipped_blocks: self.skipped_blocks,
+            warnings: facts.warnings,
+        };
+        serde_json::to_vec(&response).map_err(|error| ApiError::internal(&error))
+    }
 }
 
 #[cfg(test)]

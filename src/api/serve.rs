@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
 use super::{ApiConfig, Site};
+use crate::pictures::PictureStore;
 use crate::requests::ModelService;
 
 /// How often a peer of HTTP/2 is asked whether it is there.
@@ -29,19 +30,20 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// What is waited for when the system has no descriptors left for a connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `models`, the default one first, on `listener` until `shutdown` completes, and
-/// what there is to be done after that: as [`Site::serve`].
+/// Serves `models`, the default one first, and the pictures in `store`, on `listener` until
+/// `shutdown` completes, and what there is to be done after that: as [`Site::serve`].
 ///
 /// # Errors
 /// If the listener fails, or that of the metrics cannot be had.
 pub async fn serve(
     listener: TcpListener,
     models: Vec<ModelService>,
+    store: PictureStore,
     config: ApiConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let (site, opening) = Site::new(&config);
-    opening.open(models, &config);
+    opening.open(models, store, &config);
     serve_site(listener, site, &config, shutdown).await
 }
 

@@ -24,6 +24,7 @@ use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
 use super::{ApiConfig, cors, request_log, router_of, serve, unread};
 use crate::metrics::Metrics;
+use crate::pictures::PictureStore;
 use crate::requests::ModelService;
 use crate::service::ImageService;
 
@@ -158,10 +159,12 @@ impl Opening {
         self.phase.send_replace(phase);
     }
 
-    /// From now on there are `models`, the default one first; there must be one.
-    pub fn open(self, models: Vec<ModelService>, config: &ApiConfig) {
+    /// From now on there are `models`, the default one first (there must be one), and the
+    /// pictures in `store`, which is cleaned from now on. Needs a runtime.
+    pub fn open(self, models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) {
+        store.start_cleaning();
         let services = models.iter().map(|model| model.images.clone()).collect();
-        let state = AppState::new(models, config);
+        let state = AppState::new(models, store, config);
         let metrics = state.metrics().clone();
         let metrics_router = super::metrics::router(state.clone());
         let router = router_of(state);

@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::ApiConfig;
 use super::health::DeepChecks;
-use super::store::PictureStore;
 use crate::metrics::Metrics;
+use crate::pictures::PictureStore;
 use crate::requests::{ModelService, Models, RequestContext, RequestSettings};
 use crate::service::{ImageService, RequestMemory};
 
@@ -23,7 +23,7 @@ pub(super) struct AppState {
 }
 
 impl AppState {
-    pub(super) fn new(models: Vec<ModelService>, config: &ApiConfig) -> Self {
+    pub(super) fn new(models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) -> Self {
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
@@ -33,7 +33,7 @@ impl AppState {
         let models = Models::new(models, &config.model_aliases);
         Self {
             requests: RequestContext::new(models, memory, settings),
-            store: Arc::new(PictureStore::new(config.picture_store)),
+            store: Arc::new(store),
             deep_checks: Arc::default(),
             config: Arc::new(config.clone()),
             started: unix_seconds(),

@@ -9,11 +9,13 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use futures::stream::{self, Stream};
 use serde::Serialize;
 
 use super::deadline::Deadline;
 use super::error::ApiError;
+use super::kept::Keeper;
 use super::reply::{self, ReplyFacts, size_of};
 use super::request_log::{Afterwards, Outcome};
 use super::state::unix_seconds;
@@ -31,6 +33,8 @@ struct Streaming {
     handle: JobHandle,
     deadline: Deadline,
     facts: Arc<ReplyFacts>,
+    /// Stores the finished picture, where that is wished for.
+    keeper: Option<Keeper>,
     seed: Seed,
     prefix: &'static str,
     /// Unfinished pictures sent so far.
@@ -42,15 +46,15 @@ struct Streaming {
 /// The answer to a request whose order has been taken.
 pub(super) fn respond(
     (handle, deadline): (JobHandle, Deadline),
-    facts: ReplyFacts,
+    (facts, keeper): (ReplyFacts, Option<Keeper>),
     endpoint: Endpoint,
     seed: Seed,
 ) -> Response {
     let outcome = Arc::default();
     let afterwards = Afterwards(Arc::clone(&outcome));
     let prefix = event_prefix(endpoint);
-    let job =
-        Streaming { handle, deadline, facts: Arc::new(facts), seed, prefix, sent: 0, outcome };
+    let facts = Arc::new(facts);
+    let job = Streaming { handle, deadline, facts, keeper, seed, prefix, sent: 0, outcome };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events(job)).keep_alive(keep_alive).into_response();
     // Proxies shall pass each event on at once.
@@ -101,7 +105,7 @@ impl Streaming {
         self.sent += 1;
         let (facts, seed) = (Arc::clone(&self.facts), self.seed);
         encoded(move || {
-            let mut event = image_event(&facts, kind, &preview, seed)?;
+            let mut event = Shown::of(&facts, &preview, seed)?.event(&facts, kind, seed);
             event.partial_image_index = Some(index);
             sse(&event.kind, &event)
         })
@@ -109,7 +113,7 @@ impl Streaming {
     }
 
     async fn completed(self) -> Event {
-        let Self { handle, facts, seed, prefix, outcome, .. } = self;
+        let Self { handle, facts, keeper, seed, prefix, outcome, .. } = self;
         let kind = format!("{prefix}.completed");
         let completing = async {
             let Finished { generation, memory, loading } = handle.finish().await?;
@@ -118,14 +122,23 @@ impl Streaming {
             let no_image = || ApiError::Internal("the model made no picture".to_owned());
             let picture = generated.ok_or_else(no_image)?.image;
             let work = facts.work_done(&picture, 1);
+            let its_facts = Arc::clone(&facts);
+            let encoding = tokio::task::spawn_blocking(move || {
+                let shown = its_facts.timed(|| Shown::of(&its_facts, &picture, seed))?;
+                Ok::<_, ApiError>((shown, memory))
+            });
+            let (shown, memory) = encoding.await??;
+            let (url, unstored) = shown.keep(keeper, &facts).await;
             let event = encoded(move || {
                 let _held_until_encoded = memory;
-                let mut event = facts.timed(|| image_event(&facts, kind, &picture, seed))?;
+                let mut event = shown.event(&facts, kind, seed);
+                event.url = url;
                 event.usage = Some(usage.into());
                 event.skipped_blocks = generation.skipped_blocks;
                 event.mask_convention = facts.mask_convention;
                 event.model_load_ms = loading.map(reply::whole_ms);
                 event.warnings = [facts.warnings.clone(), generation.warnings].concat();
+                event.warnings.extend(unstored);
                 sse(&event.kind, &event)
             });
             Ok((event.await?, work))
@@ -153,29 +166,55 @@ fn failed(error: ApiError, outcome: &OnceLock<Outcome>) -> Event {
     Event::default().event("error").data(data)
 }
 
-/// An event with a picture in it. Takes long: not for the async runtime.
-fn image_event(
-    facts: &ReplyFacts,
-    kind: String,
-    picture: &Picture,
-    seed: Seed,
-) -> Result<ImageEvent, ApiError> {
-    Ok(ImageEvent {
-        kind,
-        b64_json: STANDARD.encode(facts.file_of(picture, seed)?),
-        partial_image_index: None,
-        mask_convention: None,
-        created_at: unix_seconds(),
-        size: size_of(picture),
-        quality: facts.quality.name(),
-        background: Background::of(picture.alpha().is_some()),
-        output_format: facts.format.name(),
-        usage: None,
-        model_load_ms: None,
-        skipped_blocks: None,
-        seed: seed.get(),
-        warnings: Vec::new(),
-    })
+/// A picture as events show it.
+struct Shown {
+    file: Bytes,
+    size: String,
+    background: Background,
+}
+
+impl Shown {
+    /// Encodes a picture. Takes long: not for the async runtime.
+    fn of(facts: &ReplyFacts, picture: &Picture, seed: Seed) -> Result<Self, ApiError> {
+        Ok(Self {
+            file: facts.file_of(picture, seed)?.into(),
+            size: size_of(picture),
+            background: Background::of(picture.alpha().is_some()),
+        })
+    }
+
+    /// Stores it: its address, or a warning that there is none; neither without a keeper.
+    async fn keep(
+        &self,
+        keeper: Option<Keeper>,
+        facts: &ReplyFacts,
+    ) -> (Option<String>, Option<String>) {
+        let Some(keeper) = keeper else { return (None, None) };
+        let files = std::slice::from_ref(&self.file);
+        let (urls, warning) = keeper.keep_what_fits(files, facts.format.name()).await;
+        (urls.into_iter().next().flatten(), warning)
+    }
+
+    /// An event with it. Takes long, too.
+    fn event(self, facts: &ReplyFacts, kind: String, seed: Seed) -> ImageEvent {
+        ImageEvent {
+            kind,
+            b64_json: STANDARD.encode(&self.file),
+            partial_image_index: None,
+            mask_convention: None,
+            created_at: unix_seconds(),
+            size: self.size,
+            quality: facts.quality.name(),
+            background: self.background,
+            output_format: facts.format.name(),
+            url: None,
+            usage: None,
+            model_load_ms: None,
+            skipped_blocks: None,
+            seed: seed.get(),
+            warnings: Vec::new(),
+        }
+    }
 }
 
 fn sse(kind: &str, data: &impl Serialize) -> Result<Event, ApiError> {

@@ -70,7 +70,7 @@ pub(super) struct ImageData {
     /// The file, in standard base64; not with `response_format=url`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) b64_json: Option<String>,
-    /// Where the file can be fetched for a while; only with `response_format=url`.
+    /// Where the file can be fetched for a while; with `response_format=url`, or `store`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) url: Option<String>,
     /// Always null: the prompt is taken as it is.
@@ -137,6 +137,9 @@ pub(super) struct ImageEvent {
     pub(super) background: Background,
     #[schema(example = "png")]
     pub(super) output_format: &'static str,
+    /// Where the file can be fetched for a while; with `store`, and the finished picture only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) url: Option<String>,
     /// With the finished picture only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) usage: Option<Usage>,

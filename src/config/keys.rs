@@ -58,6 +58,8 @@ keys! {
     WRITE_PROMPTS: "server.write_prompts", "DIFFUSER_WRITE_PROMPTS", "pictures carry their prompt, too";
 
     RESPONSE_FORMAT: "pictures.response_format", "DIFFUSER_RESPONSE_FORMAT", "auto, b64_json or url where a request names none";
+    STORE: "pictures.store", "DIFFUSER_PICTURES_STORE", "memory, file:///PATH, s3://, gs:// or az://BUCKET/PREFIX";
+    SIGNED_URLS: "pictures.signed_urls", "DIFFUSER_PICTURES_SIGNED_URLS", "addresses of the bucket's own, which it signs";
     STORE_LIFETIME: "pictures.lifetime_s", "DIFFUSER_PICTURES_LIFETIME_S", "seconds that a picture by url is kept";
     STORE_BYTES: "pictures.max_bytes", "DIFFUSER_PICTURES_MAX_BYTES", "bytes of all pictures by url";
     PNG_COMPRESSION: "pictures.png_compression", "DIFFUSER_PNG_COMPRESSION", "fast, balanced or best";

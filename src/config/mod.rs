@@ -22,6 +22,7 @@ mod error;
 mod keys;
 mod layers;
 mod models;
+mod pictures;
 mod values;
 
 use std::num::NonZeroUsize;
@@ -35,7 +36,7 @@ pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
 pub use models::ModelSettings;
 
-use crate::api::{ApiConfig, ApiKeys, MetricsAddress, PeerLimits, PngCompression, StoreConfig};
+use crate::api::{ApiConfig, ApiKeys, MetricsAddress, PeerLimits, PngCompression};
 use crate::domain::{GuidanceScale, Steps};
 use crate::hub::HubConfig;
 use crate::requests::DefaultResponseFormat;
@@ -121,7 +122,7 @@ impl Config {
 
         let config = Self {
             listen: layers.listen(),
-            api: layers.api(),
+            api: layers.api(&sources.environment),
             models: layers.models(&sources.flags.models),
             threads: layers.threads(),
             service: layers.service(),
@@ -203,7 +204,7 @@ impl Layers {
         self.name(key).as_deref().map(without_brackets)
     }
 
-    fn api(&mut self) -> ApiConfig {
+    fn api(&mut self, environment: &Environment) -> ApiConfig {
         ApiConfig {
             app_name: self.name(keys::APP_NAME).unwrap_or_default(),
             app_version: self
@@ -236,10 +237,7 @@ impl Layers {
                     value.as_str()?.parse().ok()
                 })
                 .unwrap_or_default(),
-            picture_store: StoreConfig {
-                lifetime: self.seconds(keys::STORE_LIFETIME),
-                max_bytes: self.integer(keys::STORE_BYTES, 1, 1 << 40).unwrap_or_default(),
-            },
+            picture_store: self.pictures(environment),
             public_url: self.web_origin(keys::PUBLIC_URL),
             trust_forwarded_headers: self.boolean(keys::TRUST_FORWARDED).unwrap_or_default(),
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),

@@ -32,7 +32,7 @@ pub(crate) use error::RequestError;
 pub(crate) use fields::{Fields, RawValue, quote};
 pub(crate) use masks::MaskConvention;
 pub(crate) use models::{Models, ServedModel};
-pub(crate) use parameters::{Accepted, Delivery};
+pub(crate) use parameters::{Accepted, Delivery, Output};
 pub(crate) use prepare::{Prepared, prepare};
 pub(crate) use quality::{Preset, Quality, QualityTable};
 pub(crate) use recipe::Recipe;

@@ -281,6 +281,15 @@ pub(crate) const RESPONSE_FORMAT: Row<Choice> = Row {
            request that names `dall-e-2` or `dall-e-3` gets addresses.",
 };
 
+pub(crate) const STORE: Row<Flag> = Row {
+    name: "store",
+    aliases: &[],
+    bodies: ALL,
+    kind: Flag { default: false },
+    help: "Keep the pictures for a while, and give their addresses (`url`) beside what the reply \
+           has of them; of a file, in the header `x-diffuser-url`.",
+};
+
 pub(crate) const STREAM: Row<Flag> = Row {
     name: "stream",
     aliases: &[],
@@ -312,7 +321,7 @@ pub(crate) const INERT_TEXTS: [&str; 2] = ["user", "safety_identifier"];
 const PICTURE_ALIASES: [(&str, &str); 2] = [("mask[]", "mask"), ("mask_image", "mask")];
 
 /// The parameters that are described, in the order in which people read of them.
-const TABLE: [&dyn Described; 22] = [
+const TABLE: [&dyn Described; 23] = [
     &MODEL,
     &N,
     &SIZE,
@@ -333,6 +342,7 @@ const TABLE: [&dyn Described; 22] = [
     &OUTPUT_FORMAT,
     &OUTPUT_COMPRESSION,
     &RESPONSE_FORMAT,
+    &STORE,
     &STREAM,
     &PARTIAL_IMAGES,
 ];

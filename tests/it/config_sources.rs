@@ -10,6 +10,7 @@ use diffuser_api::config::{
 };
 use diffuser_api::domain::{GuidanceScale, Steps};
 use diffuser_api::model::{DeviceChoice, DtypeChoice, MemoryChoice};
+use diffuser_api::pictures::StoreLocation;
 
 type Variables<'a> = &'a [(&'a str, &'a str)];
 
@@ -620,4 +621,47 @@ fn the_program_tells_its_faults_on_standard_error_and_fails() {
 (environment variable DIFFUSER_TORCH_DTYPE)
 "
     );
+}
+
+#[test]
+fn pictures_are_kept_where_the_settings_say() {
+    let store = |variables: Variables| load(variables).unwrap().api.picture_store;
+    assert_eq!(store(&[]).location, StoreLocation::Memory);
+    let folder = store(&[("DIFFUSER_PICTURES_STORE", "file:///srv/pictures")]).location;
+    assert_eq!(folder, StoreLocation::Folder("/srv/pictures".into()));
+
+    let bucket = store(&[
+        ("DIFFUSER_PICTURES_STORE", "s3://bucket/below"),
+        ("DIFFUSER_PICTURES_SIGNED_URLS", "true"),
+        ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000"),
+        ("AWS_SECRET_ACCESS_KEY", "hidden"),
+        ("AWS_SESSION_TOKEN", ""),
+        ("GOOGLE_SERVICE_ACCOUNT", "/another"),
+    ]);
+
+    assert!(bucket.signed_urls);
+    let names: Vec<_> = bucket.options.0.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"]);
+    assert!(!format!("{bucket:?}").contains("hidden"), "a secret is printed");
+}
+
+#[test]
+fn places_that_are_none_and_addresses_that_nobody_signs_are_faults() {
+    let refused: [Variables; 4] = [
+        &[("DIFFUSER_PICTURES_STORE", "/srv/pictures")],
+        &[("DIFFUSER_PICTURES_STORE", "file://relative")],
+        &[("DIFFUSER_PICTURES_SIGNED_URLS", "true")],
+        &[
+            ("DIFFUSER_PICTURES_STORE", "s3://bucket"),
+            ("DIFFUSER_PICTURES_SIGNED_URLS", "true"),
+            ("DIFFUSER_PICTURES_LIFETIME_S", "604801"),
+        ],
+    ];
+    let keys = ["store", "store", "signed_urls", "lifetime_s"];
+    for (variables, key) in refused.into_iter().zip(keys) {
+        let found = faults(load(variables));
+
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].key, format!("pictures.{key}"));
+    }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use diffuser_api::api::{ApiConfig, ApiKeys, Site, StartPhase};
 use diffuser_api::config::{Config, Sources};
-use diffuser_api::metrics::Metrics;
 use diffuser_api::model::ModelConfig;
+use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::{ModelService, QualityOverrides};
 use diffuser_api::service::{Budget, ServiceConfig, start};
 use serde_json::{Value, json};
@@ -45,8 +45,7 @@ impl Starting {
 
     /// From now on there is a model.
     async fn open(&mut self) {
-        let config =
-            ServiceConfig { queue_capacity: 4, budget: Budget::default(), metrics: Metrics::new() };
+        let config = ServiceConfig { queue_capacity: 4, budget: Budget::default(), metrics: true };
         let models = vec![pooled(&ModelConfig::of("tiny-random".to_owned()))];
         let starting = tokio::task::spawn_blocking(move || start(models, config, || {}));
         let (services, _worker) = starting.await.unwrap().unwrap();
@@ -58,7 +57,8 @@ impl Starting {
             health_digest: None,
         };
         let models = services.into_iter().map(model).collect();
-        self.opening.take().unwrap().open(models, &self.config);
+        let store = PictureStore::open(&self.config.picture_store).unwrap();
+        self.opening.take().unwrap().open(models, store, &self.config);
     }
 }
 

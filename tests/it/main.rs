@@ -31,6 +31,7 @@ mod http_meta;
 mod http_peers;
 mod http_pictures;
 mod http_routes;
+mod http_stored;
 mod http_tuning;
 mod http_wire;
 mod hub_download;

@@ -24,6 +24,8 @@ pub(crate) enum Accepted {
 pub(crate) struct Output {
     pub(crate) format: OutputFormat,
     pub(crate) delivery: Delivery,
+    /// Whether the pictures are kept, too, where the reply has them.
+    pub(crate) store: bool,
 }
 
 /// The way of finished pictures to the client.
@@ -103,12 +105,13 @@ impl Output {
         let format = take_format(fields, wanted, warnings)?;
         refuse_transparency(fields, model, format)?;
         let delivery = take_delivery(fields, unless_told, warnings)?;
+        let store = fields.boolean(&table::STORE)?.unwrap_or(false);
         match (accepted, delivery) {
-            (Accepted::Json, delivery) => Ok(Self { format, delivery }),
+            (Accepted::Json, delivery) => Ok(Self { format, delivery, store }),
             (Accepted::File(_), Delivery::Events { .. }) => {
                 Err(RequestError::NotOneFile { field: "stream", what: "events" })
             }
-            (Accepted::File(_), _) => Ok(Self { format, delivery: Delivery::File }),
+            (Accepted::File(_), _) => Ok(Self { format, delivery: Delivery::File, store }),
         }
     }
 

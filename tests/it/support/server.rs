@@ -9,6 +9,7 @@ use diffuser_api::api::{ApiConfig, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
 use diffuser_api::model::{DeviceChoice, DiffusionModel, ModelCard, ModelConfig, ModelFiles};
+use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::{ModelService, QualityOverrides};
 use diffuser_api::service::{
     Budget, ImageService, PooledModel, ServiceConfig, ServiceStatus, WorkerHandle, start,
@@ -39,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) health_digest: Option<String>,
     pub(crate) budget: Budget,
     pub(crate) metrics: bool,
+    /// Where pictures are kept; what the settings say if absent.
+    pub(crate) store: Option<PictureStore>,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -56,6 +59,7 @@ impl Default for Setup {
             health_digest: None,
             budget: Budget::default(),
             metrics: true,
+            store: None,
             adjust: |_| {},
         }
     }
@@ -155,14 +159,16 @@ impl Setup {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(serve(listener, models, api_config, shutdown));
+        let store =
+            self.store.unwrap_or_else(|| PictureStore::open(&api_config.picture_store).unwrap());
+        let serving = tokio::spawn(serve(listener, models, store, api_config, shutdown));
         TestServer {
             service: services[0].clone(),
             worker: Some(worker),
             serving,
             stop: Some(stop),
             address,
-            client: reqwest::Client::new(),
+            client: client(),
             events,
             release,
         }
@@ -263,6 +269,12 @@ impl TestServer {
 /// What `future` gives; fails the test if that takes too long.
 pub(crate) async fn within_patience<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the server should have got there")
+}
+
+/// A client without a server of its own.
+pub(crate) fn client() -> reqwest::Client {
+    diffuser_api::tls::install_provider();
+    reqwest::Client::new()
 }
 
 /// A file part, named and typed as the Python client does with plain bytes.

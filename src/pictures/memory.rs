@@ -1,8 +1,5 @@
-//! Finished pictures that clients fetch by address (`response_format=url`).
-//!
-//! They are kept in memory, for a time and up to a number of bytes; the oldest
-//! make room for new ones. Their names are random, so that only who was told one
-//! can fetch it.
+//! Pictures in memory, for a time and up to a number of bytes; the oldest make room for new
+//! ones. They end with the process.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -10,19 +7,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-/// How long and how much the store keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoreConfig {
-    /// How long a picture can be fetched.
-    pub lifetime: Duration,
-    /// Bytes of all pictures together.
-    pub max_bytes: usize,
-}
+use super::name;
 
 /// The pictures, oldest first.
 #[derive(Debug)]
-pub(super) struct PictureStore {
-    config: StoreConfig,
+pub(super) struct MemoryPictures {
+    lifetime: Duration,
+    max_bytes: usize,
     kept: Mutex<VecDeque<Kept>>,
 }
 
@@ -33,27 +24,27 @@ struct Kept {
     until: Instant,
 }
 
-impl PictureStore {
-    pub(super) fn new(config: StoreConfig) -> Self {
-        Self { config, kept: Mutex::default() }
+impl MemoryPictures {
+    pub(super) fn new(lifetime: Duration, max_bytes: usize) -> Self {
+        Self { lifetime, max_bytes, kept: Mutex::default() }
     }
 
     /// Keeps a file, and gives it a name with `extension`; `None` if it is larger
     /// than the whole store.
     pub(super) fn keep(&self, file: Bytes, extension: &str) -> Option<String> {
-        if file.len() > self.config.max_bytes {
+        if file.len() > self.max_bytes {
             return None;
         }
-        let name = format!("{}.{extension}", uuid::Uuid::new_v4().simple());
+        let name = format!("{}.{extension}", name::secret());
         let now = Instant::now();
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|picture| picture.until > now);
         let mut bytes: usize = kept.iter().map(|picture| picture.file.len()).sum();
-        while bytes + file.len() > self.config.max_bytes {
+        while bytes + file.len() > self.max_bytes {
             let Some(oldest) = kept.pop_front() else { break };
             bytes -= oldest.file.len();
         }
-        kept.push_back(Kept { name: name.clone(), file, until: now + self.config.lifetime });
+        kept.push_back(Kept { name: name.clone(), file, until: now + self.lifetime });
         Some(name)
     }
 
@@ -71,8 +62,8 @@ impl PictureStore {
 mod tests {
     use super::*;
 
-    fn store(lifetime: Duration) -> PictureStore {
-        PictureStore::new(StoreConfig { lifetime, max_bytes: 10 })
+    fn store(lifetime: Duration) -> MemoryPictures {
+        MemoryPictures::new(lifetime, 10)
     }
 
     #[test]
