@@ -3,10 +3,12 @@
 Called by `prometheus` beside it, with the path of the program.
 """
 
+import base64
 import json
 import pathlib
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 
 MODEL = "tiny-random"
 # From start to end; the slowest part is Prometheus's start.
@@ -85,7 +88,7 @@ class Prometheus:
         )
 
     def ask(self, query):
-        """The values of a query, by their labels as text."""
+        """The values that a query has."""
         answer = json.loads(get(f"{self.url}/api/v1/query?" + urllib.parse.urlencode({"query": query})))
         assert answer["status"] == "success", answer
         return [float(series["value"][1]) for series in answer["data"]["result"]]
@@ -117,12 +120,32 @@ def check_text(text):
         raise SystemExit(f"promtool check metrics: {foreign}")
 
 
+def grey_png(side):
+    """A data URL."""
+
+    def chunk(kind, data):
+        framed = kind + data
+        return struct.pack(">I", len(data)) + framed + struct.pack(">I", zlib.crc32(framed))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    rows = (b"\0" + b"\x80" * 3 * side) * side
+    chunks = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
 def make_pictures(base):
-    body = {"prompt": "a cat", "size": "64x64", "num_inference_steps": 2}
+    picture = {"image_url": grey_png(64)}
+    body = {"prompt": "a cat", "images": [picture], "size": "64x64", "num_inference_steps": 2}
+
+    def expect(status, change):
+        given = post(f"{base}/v1/images/edits", body | change)
+        assert given == status, f"{change}: {given}"
+
     for _ in range(PICTURES):
-        assert post(f"{base}/v1/images/generations", body) == 200
-    assert post(f"{base}/v1/images/generations", body | {"n": 0}) == 400
-    assert post(f"{base}/v1/images/generations", body | {"model": "no-such"}) == 404
+        expect(200, {})
+    expect(400, {"n": 0})
+    expect(404, {"model": "no-such"})
 
 
 def check(prometheus, base):
@@ -131,12 +154,12 @@ def check(prometheus, base):
     for name in ("waiting", "running"):
         prometheus.expect(f'{{__name__="vllm:num_requests_{name}",model_name="{MODEL}"}}', 0)
     # The first scrape has the counters at zero, so that Prometheus sees them grow.
-    prometheus.expect(f'diffuser_images_total{{{model},operation="generation"}}', 0)
+    prometheus.expect(f'diffuser_images_total{{{model},operation="edit"}}', 0)
     make_pictures(base)
-    route = 'route="/v1/images/generations"'
+    route = 'route="/v1/images/edits"'
     for query, value in [
-        (f'diffuser_images_total{{{model},operation="generation"}}', PICTURES),
-        (f'diffuser_pixels_total{{{model},operation="generation"}}', PICTURES * 64 * 64),
+        (f'diffuser_images_total{{{model},operation="edit"}}', PICTURES),
+        (f'diffuser_pixels_total{{{model},operation="edit"}}', PICTURES * 64 * 64),
         (f'diffuser_http_requests_total{{{route},status="200"}}', PICTURES),
         (f'sum(diffuser_http_requests_total{{{route},status=~"4.."}})', 2),
         ('diffuser_errors_total{code="model_not_found"}', 1),
@@ -149,7 +172,7 @@ def check(prometheus, base):
         ('count({__name__="vllm:lora_requests_info"})', 1),
     ]:
         prometheus.expect(query, value)
-    increased = f'increase(diffuser_images_total{{{model},operation="generation"}}[1m]) > bool 0'
+    increased = f'increase(diffuser_images_total{{{model},operation="edit"}}[1m]) > bool 0'
     prometheus.expect(increased, 1)
     quantile = f"histogram_quantile(0.9, rate(diffuser_queue_wait_seconds_bucket{{{model}}}[1m])) >= bool 0"
     prometheus.expect(quantile, 1)
