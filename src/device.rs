@@ -2,10 +2,13 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod failure;
 
 use std::str::FromStr;
 
 use candle_core::{DType, Device, DeviceLocation};
+
+pub use failure::{DeviceFailure, failure_of};
 
 use crate::domain::UnknownChoice;
 

@@ -16,6 +16,7 @@
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
 //! - `interruption` breaks off work that nobody waits for; [`causes`] are what errors tell the log;
+//! - [`signals`] and [`supervisor`] are what the system tells the program, and the other way round;
 //! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU,
 //!   [`allocator`] how long freed memory is kept, and [`tls`] who does the arithmetic of TLS.
 
@@ -40,6 +41,8 @@ pub mod plan;
 pub mod pull;
 pub mod requests;
 pub mod service;
+pub mod signals;
+pub mod supervisor;
 pub mod telemetry;
 pub(crate) mod terminal;
 pub mod threads;

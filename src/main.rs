@@ -1,13 +1,14 @@
 //! The program: from flags to a server that answers, and to its end.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
+use diffuser_api::api::{Opening, Site, StartPhase};
 use diffuser_api::cli::{
     BenchArgs, Cli, Command, ConvertArgs, InspectArgs, PlanArgs, PullArgs, ServeArgs,
 };
@@ -22,8 +23,12 @@ use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::ModelService;
 use diffuser_api::service::{PooledModel, ReplicaState, WorkerHandle};
-use diffuser_api::{api, bench, causes, device, nn, plan, pull, service, telemetry, threads, tls};
+use diffuser_api::signals::Signals;
+use diffuser_api::{
+    bench, causes, device, nn, plan, pull, service, supervisor, telemetry, threads, tls,
+};
 use tokio::net::TcpSocket;
+use tokio::sync::oneshot;
 use tracing::info;
 
 /// Threads that decode and encode end when they have had nothing to do for so long: what
@@ -51,7 +56,10 @@ fn main() -> ExitCode {
             {
                 eprintln!("diffuser-api: {}", message_of(&error));
             }
-            ExitCode::FAILURE
+            match error.downcast_ref::<DeviceFault>() {
+                Some(DeviceFault) => ExitCode::from(DEVICE_FAULT_STATUS),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -77,33 +85,70 @@ fn serve(args: ServeArgs) -> Result<()> {
 }
 
 async fn run(config: Config, picture: Option<Picture>, store: PictureStore) -> Result<()> {
-    let socket = reserve(&config.listen).await?;
+    let listener = reserve(&config.listen).await?.listen(1024).context("cannot listen")?;
+    let address = reachable(listener.local_addr()?);
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    let (models, worker) = tokio::select! {
-        started = start(&config, picture) => started?,
-        () = signals.next() => return Ok(()),
-    };
+    let (site, opening) = Site::new(&config.api);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let api_config = config.api.clone();
+    let serving = tokio::spawn(async move {
+        site.serve(listener, &api_config, async { _ = stopped.await }).await
+    });
+    info!("starting; http://{address}/health answers");
 
-    let listener = socket.listen(1024).context("cannot listen")?;
-    let mut address = listener.local_addr()?;
+    let started = tokio::select! {
+        started = start(&config, picture, &opening) => Some(started?),
+        never = supervisor::ask_for_time() => match never {},
+        () = signals.stop(|| ()) => None,
+    };
+    let Some((models, worker)) = started else {
+        drop((opening, stop));
+        return Ok(serving.await??);
+    };
+    let service = models[0].images.clone();
+    opening.open(models, store, &config.api);
+    supervisor::ready();
+    tokio::spawn(supervisor::keep_watchdog());
+    info!("listening; open http://{address}/docs");
+    let memory = indicatif::BinaryBytes(config.api.request_memory_bytes as u64);
+    info!(%memory, "what requests may hold together");
+
+    let device_failed = tokio::select! {
+        () = signals.stop(reload) => false,
+        () = service.until_device_fault() => true,
+    };
+    let stopping = Instant::now();
+    supervisor::stopping();
+    info!("finishing the running picture; a second signal leaves at once");
+    tokio::spawn(leave_at_once(signals));
+    drop(stop);
+    serving.await??;
+    finish(worker, config.api.peers.grace.saturating_sub(stopping.elapsed())).await?;
+    if device_failed { Err(DeviceFault.into()) } else { Ok(()) }
+}
+
+/// A device computes nothing more for this process; a new one may find it well.
+#[derive(Debug, thiserror::Error)]
+#[error("a device has failed: the program has to be started anew")]
+struct DeviceFault;
+
+/// The exit status that tells a supervisor so.
+const DEVICE_FAULT_STATUS: u8 = 70;
+
+/// The address as a click finds it: where every interface listens, this machine's own.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
-        // Every GPU was asked for; this machine's own is one that a click finds.
         address.set_ip(if address.is_ipv4() {
             std::net::Ipv4Addr::LOCALHOST.into()
         } else {
             std::net::Ipv6Addr::LOCALHOST.into()
         });
     }
-    info!("listening; open http://{address}/docs");
+    address
+}
 
-    let memory = indicatif::BinaryBytes(config.api.request_memory_bytes as u64);
-    info!(%memory, "what requests may hold together");
-
-    let grace = config.api.peers.grace;
-    let stopping = Arc::new(OnceLock::new());
-    let stopped = first_of(signals, Arc::clone(&stopping));
-    api::serve(listener, models, store, config.api, stopped).await?;
-    let left = grace.saturating_sub(stopping.get().map_or(Duration::ZERO, Instant::elapsed));
+/// Waits for the threads of the models, for what is `left` of the grace.
+async fn finish(worker: WorkerHandle, left: Duration) -> Result<()> {
     let joining = tokio::task::spawn_blocking(|| worker.join());
     match tokio::time::timeout(left.max(LAST_STEP), joining).await {
         Ok(joined) => joined?,
@@ -113,20 +158,38 @@ async fn run(config: Config, picture: Option<Picture>, store: PictureStore) -> R
     Ok(())
 }
 
+/// Reads again what can change while the server runs.
+fn reload() {
+    supervisor::reloading();
+    info!("read the settings again that can change");
+    supervisor::ready();
+}
+
+/// Ends the program with the next signal to stop.
+async fn leave_at_once(mut signals: Signals) {
+    signals.stop(|| ()).await;
+    std::process::exit(130);
+}
+
 /// Finds the files of the models, loads on the threads that will own them those that are to
 /// be there from the start, and warms these up.
 async fn start(
     config: &Config,
     picture: Option<Picture>,
+    opening: &Opening,
 ) -> Result<(Vec<ModelService>, WorkerHandle)> {
     let (settings, hub, service) = (config.models.clone(), config.hub.clone(), config.service);
-    let starting = move || -> Result<_> {
-        let models =
-            settings.iter().map(|model| pooled(model, &hub)).collect::<Result<Vec<_>>>()?;
+    let finding = move || -> Result<_> {
+        let models = settings.iter().map(|model| pooled(model, &hub));
+        let models = models.collect::<Result<Vec<_>>>()?;
         refuse_equal_names(&models)?;
-        Ok(service::start(models, service, give_memory_back)?)
+        Ok(models)
     };
-    let (services, worker) = tokio::task::spawn_blocking(starting).await??;
+    let models = tokio::task::spawn_blocking(finding).await??;
+    opening.reach(StartPhase::LoadingModels);
+    let loading = move || service::start(models, service, give_memory_back);
+    let (services, worker) = tokio::task::spawn_blocking(loading).await??;
+    opening.reach(StartPhase::WarmingUp);
     for images in services.iter().filter(|_| config.warmup.enabled) {
         let is_loaded = |replica: &ReplicaState| matches!(replica, ReplicaState::Loaded(_));
         if images.replicas().iter().any(is_loaded) {
@@ -136,7 +199,13 @@ async fn start(
     }
     let with_settings = services.into_iter().zip(&config.models).map(|(images, model)| {
         let (aliases, quality) = (model.aliases.clone(), model.quality.clone());
-        ModelService { images, aliases, quality, lora_dir: model.config.lora_dir.clone() }
+        ModelService {
+            images,
+            aliases,
+            quality,
+            lora_dir: model.config.lora_dir.clone(),
+            health_digest: model.health_digest.clone(),
+        }
     });
     Ok((with_settings.collect(), worker))
 }
@@ -344,8 +413,7 @@ fn warm_up_picture(config: &WarmupConfig, limits: DecodeLimits) -> Result<Option
     Ok(Some(picture))
 }
 
-/// Takes the address without listening yet: if another program has it, that is
-/// told before the model is loaded, and nobody waits in line meanwhile.
+/// Takes the address: if another program has it, that is told before a model is loaded.
 async fn reserve(listen: &ListenConfig) -> Result<TcpSocket> {
     let name = (listen.host.as_str(), listen.port);
     let cannot = || format!("cannot listen on {} port {}", listen.host, listen.port);
@@ -365,50 +433,6 @@ async fn reserve(listen: &ListenConfig) -> Result<TcpSocket> {
 
 /// What the thread of the model gets, at least, to end the step that it is at.
 const LAST_STEP: Duration = Duration::from_secs(1);
-
-/// Completes with the first signal, and notes when that was; a second one then ends the
-/// program at once.
-async fn first_of(mut signals: Signals, stopping: Arc<OnceLock<Instant>>) {
-    signals.next().await;
-    let _ = stopping.set(Instant::now());
-    info!("finishing the running picture; a second signal leaves at once");
-    tokio::spawn(async move {
-        signals.next().await;
-        std::process::exit(130);
-    });
-}
-
-/// Ctrl-c, and on Unix SIGTERM.
-struct Signals {
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    /// From now on the signals no longer end the program by themselves.
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            #[cfg(unix)]
-            terminate: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        // Where ctrl-c cannot be had, SIGTERM is left.
-        let interrupt = async {
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        #[cfg(unix)]
-        tokio::select! {
-            () = interrupt => {}
-            _ = self.terminate.recv() => {}
-        }
-        #[cfg(not(unix))]
-        interrupt.await;
-    }
-}
 
 /// The error with its causes in one line. Faulty settings have a line each.
 fn message_of(error: &anyhow::Error) -> String {

@@ -29,6 +29,8 @@ pub(super) enum ApiError {
     BodyTooLarge {
         max_upload_bytes: usize,
     },
+    /// There are no models yet.
+    Starting,
     /// No key, or not one of ours.
     Unauthorised,
     /// What only administrators may.
@@ -149,6 +151,8 @@ impl Row {
             ErrorKind::NeverFits => {
                 Self::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
+            // Trying again would end as this did.
+            ErrorKind::DeviceMemory => Self::unavailable("device_out_of_memory", Retry::Never),
             ErrorKind::ShuttingDown => Self::unavailable("shutting_down", Retry::After(10)),
             ErrorKind::Cancelled => Self::unavailable("cancelled", Retry::AsUsual),
             ErrorKind::Internal => Self::FAILED,
@@ -184,6 +188,7 @@ impl ApiError {
             Self::BodyTooLarge { .. } => {
                 Row::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
+            Self::Starting => Row::unavailable("model_loading", Retry::After(5)),
             Self::Unauthorised => Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
             Self::NotForAll { .. } => Row::refused(StatusCode::FORBIDDEN, Some("not_allowed")),
             // Trying again would take as long.
@@ -219,6 +224,10 @@ impl ApiError {
             }
             Self::BodyTooLarge { max_upload_bytes } => {
                 format!("The request body is larger than {max_upload_bytes} bytes.")
+            }
+            Self::Starting => {
+                "The server is starting, and its models are not loaded yet: try again in a moment."
+                    .to_owned()
             }
             Self::Unauthorised => {
                 "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY' or as \
@@ -268,9 +277,7 @@ impl ApiError {
     /// The causes, outermost first, where the log should have them.
     fn cause(&self) -> Option<Cause> {
         match self {
-            Self::Request(RequestError::Service(error)) if error.kind() != ErrorKind::Internal => {
-                None
-            }
+            Self::Request(RequestError::Service(error)) if !is_to_be_logged(error.kind()) => None,
             Self::Request(
                 error @ (RequestError::Service(_)
                 | RequestError::Interrupted(_)
@@ -282,6 +289,7 @@ impl ApiError {
             | Self::Malformed(_)
             | Self::UnsupportedMediaType { .. }
             | Self::BodyTooLarge { .. }
+            | Self::Starting
             | Self::Unauthorised
             | Self::NotForAll { .. }
             | Self::UploadTooSlow
@@ -293,6 +301,11 @@ impl ApiError {
     }
 }
 
+/// Whether the log has to say why.
+fn is_to_be_logged(kind: ErrorKind) -> bool {
+    [ErrorKind::Internal, ErrorKind::DeviceMemory].contains(&kind)
+}
+
 /// `text`, an error in our style, with a capital letter and a full stop.
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
@@ -302,7 +315,7 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 16] {
+    pub(super) fn examples() -> [(Self, &'static str); 18] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
@@ -331,6 +344,11 @@ impl ApiError {
             (offered.into(), "The model does not do this"),
             (MemoryError::NotInTime.into(), "Other requests hold the memory; see `Retry-After`"),
             (ServiceError::NotLoaded { model, reason }.into(), "The model cannot be loaded now"),
+            (
+                ServiceError::DeviceMemory(ModelError::Cancelled).into(),
+                "The device has too little memory for it",
+            ),
+            (Self::Starting, "The server is starting: its models are not loaded yet"),
             (ServiceError::ShuttingDown.into(), "The server is shutting down"),
             (
                 StoreError::Full(String::new()).into(),
@@ -484,6 +502,7 @@ fn request_message(error: &RequestError) -> String {
             | ErrorKind::NotLoaded
             | ErrorKind::OutOfMemory
             | ErrorKind::NeverFits
+            | ErrorKind::DeviceMemory
             | ErrorKind::ShuttingDown
             | ErrorKind::Cancelled => sentence(&error.to_string()),
         },

@@ -140,7 +140,7 @@ async fn answer(
 }
 
 /// What a request says outside its body.
-fn outside_of(request: &Request, state: &AppState) -> (Origin, Asked) {
+pub(super) fn outside_of(request: &Request, state: &AppState) -> (Origin, Asked) {
     let deployment = request.extensions().get::<Deployment>();
     let asked = Asked {
         deployment: deployment.map(|Deployment(name)| name.clone()),

@@ -8,42 +8,11 @@ use super::error::ApiError;
 use super::origin::Origin;
 use super::state::AppState;
 use super::wire::{
-    Endpoints, ErrorEnvelope, Health, ModelDetails, ModelFacts, ModelList, ModelObject,
-    QualityFacts, ServiceInfo, json_response,
+    Endpoints, ErrorEnvelope, ModelDetails, ModelFacts, ModelList, ModelObject, QualityFacts,
+    ServiceInfo, json_response,
 };
 use crate::domain::{TaskKind, TaskKinds};
 use crate::requests::{Models, ServedModel, quote};
-
-/// Whether the server works
-///
-/// Answers at once, also while a picture is being made.
-#[utoipa::path(
-    get,
-    path = "/health",
-    tag = "server",
-    responses(
-        (status = 200, description = "It works", body = Health),
-        (status = 503, description = "It does not, or takes no more requests", body = Health),
-    )
-)]
-pub(super) async fn health(State(state): State<AppState>) -> Response {
-    let service = state.service().status();
-    let (code, status) = if !service.accepting {
-        (StatusCode::SERVICE_UNAVAILABLE, "shutting_down")
-    } else if service.worker_alive {
-        (StatusCode::OK, "healthy")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "failed")
-    };
-    let health = Health {
-        status,
-        busy: service.busy,
-        waiting: service.waiting,
-        queue_capacity: service.capacity,
-        running: state.service().running_jobs().into_iter().map(Into::into).collect(),
-    };
-    json_response(code, &health)
-}
 
 /// What the server is and what it can do
 #[utoipa::path(

@@ -11,8 +11,10 @@ mod auth;
 mod deadline;
 mod docs;
 mod error;
+mod estimate;
 mod files;
 mod form;
+mod health;
 mod images;
 mod incoming;
 mod json;
@@ -25,6 +27,7 @@ mod peer;
 mod reply;
 mod request_log;
 mod serve;
+mod site;
 mod state;
 mod stream;
 mod unread;
@@ -46,6 +49,7 @@ pub use crate::imaging::codec::PngCompression;
 pub use auth::ApiKeys;
 pub use peer::PeerLimits;
 pub use serve::serve;
+pub use site::{Opening, Site, StartPhase};
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
@@ -75,6 +79,8 @@ pub struct ApiConfig {
     pub max_image_pixels: usize,
     /// How long peers may take.
     pub peers: PeerLimits,
+    /// How long a request waits for the models at the start, before it is refused.
+    pub loading_wait: Duration,
     /// How long a request may take to arrive.
     pub upload_timeout: Duration,
     /// How long a request may take from its head to its answer; as long as it takes if
@@ -150,6 +156,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(images::generations))
         .routes(routes!(images::variations))
         .routes(routes!(images::replay))
+        .routes(routes!(estimate::estimate))
         .routes(routes!(meta::models))
         .routes(routes!(meta::model, models::change))
         .routes(routes!(models::loras))
@@ -157,7 +164,9 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .route_layer(from_fn_with_state(state.clone(), auth::require_key))
         .routes(routes!(files::file));
     let own = OpenApiRouter::with_openapi(docs::base())
-        .routes(routes!(meta::health))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::deep))
         .routes(routes!(meta::service_info));
     if prefix.is_empty() { own.merge(openai) } else { own.nest(prefix, openai) }
 }

@@ -4,22 +4,22 @@
 //! connection is a task that [`peer`](super::peer) watches. There are so many at a time;
 //! one more takes the place of whichever has been idle for longest.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tower::ServiceExt;
+use tokio::time::Instant;
 
 use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
-use super::{ApiConfig, router};
+use super::{ApiConfig, Site};
 use crate::pictures::PictureStore;
 use crate::requests::ModelService;
 
@@ -29,10 +29,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// What is waited for when the system has no descriptors left for a connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves on `listener` until `shutdown` completes, and cleans `store` meanwhile; then takes no more
-/// connections, shuts the services down (the running picture is finished, waiting
-/// requests are refused), answers what is in flight, and returns: within the grace of
-/// the settings, whatever peers do.
+/// Serves `models`, the default one first, on `listener` until `shutdown` completes, and
+/// what there is to be done after that: as [`Site::serve`].
 ///
 /// # Errors
 /// If the listener fails.
@@ -43,22 +41,45 @@ pub async fn serve(
     config: ApiConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let services: Vec<_> = models.iter().map(|model| model.images.clone()).collect();
-    store.start_cleaning();
-    let app = router(models, store, &config);
-    let mut connections = Connections::new(config.peers);
+    let (site, opening) = Site::new(&config);
+    opening.open(models, store, &config);
+    serve_site(listener, site, config.peers, shutdown).await
+}
+
+/// As [`Site::serve`].
+pub(super) async fn serve_site(
+    listener: TcpListener,
+    site: Site,
+    limits: PeerLimits,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let mut connections = Connections::new(limits, Keeping::Open);
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            peer = accept(&listener) => connections.open(peer?, app.clone()).await,
+            peer = accept(&listener) => connections.open(peer?, site.clone()).await,
+        }
+    }
+    site.shut_down();
+    drain(listener, site, connections).await
+}
+
+/// Ends `connections` as their requests are answered, and has peers that come meanwhile told
+/// that the server stops: a balancer that asks whether it is ready gets an answer.
+async fn drain(listener: TcpListener, site: Site, connections: Connections) -> io::Result<()> {
+    let deadline = Instant::now() + connections.limits.grace;
+    let mut late = Connections::new(connections.limits, Keeping::OneRequest);
+    let closing = connections.close(deadline);
+    tokio::pin!(closing);
+    loop {
+        tokio::select! {
+            () = &mut closing => break,
+            peer = accept(&listener) => late.open(peer?, site.clone()).await,
         }
     }
     drop(listener);
-    for service in services {
-        service.shut_down();
-    }
-    connections.close().await;
+    late.close(deadline.max(Instant::now() + LAST_ANSWERS)).await;
     Ok(())
 }
 
@@ -89,24 +110,37 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     [ConnectionAborted, ConnectionRefused, ConnectionReset].contains(&error.kind())
 }
 
+/// What is left, at least, for answers to those who came while the server was stopping.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// For how long a connection is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    /// As long as its peer sends requests.
+    Open,
+    /// For one request.
+    OneRequest,
+}
+
 /// The connections that are open.
 struct Connections {
+    keeping: Keeping,
     limits: PeerLimits,
     tasks: JoinSet<()>,
     open: Vec<Arc<Activity>>,
 }
 
 impl Connections {
-    fn new(limits: PeerLimits) -> Self {
-        Self { limits, tasks: JoinSet::new(), open: Vec::new() }
+    fn new(limits: PeerLimits, keeping: Keeping) -> Self {
+        Self { keeping, limits, tasks: JoinSet::new(), open: Vec::new() }
     }
 
     /// Serves a peer, once there is room for it.
-    async fn open(&mut self, peer: (TcpStream, PeerAddress), app: Router) {
+    async fn open(&mut self, peer: (TcpStream, PeerAddress), site: Site) {
         self.make_room().await;
         let activity = Activity::new();
         self.open.push(Arc::clone(&activity));
-        self.tasks.spawn(serve_peer(peer, activity, self.limits, app));
+        self.tasks.spawn(serve_peer(peer, activity, (self.limits, self.keeping), site));
     }
 
     /// Waits until there are fewer connections than there may be, and sends away the one
@@ -131,11 +165,11 @@ impl Connections {
         self.open.retain(|activity| Arc::strong_count(activity) > 1);
     }
 
-    /// Lets requests that are under way be answered, within the grace, and ends all.
-    async fn close(mut self) {
+    /// Lets requests that are under way be answered, until `deadline`, and ends all.
+    async fn close(mut self, deadline: Instant) {
         self.open.iter().for_each(|activity| activity.close());
         let all = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.limits.grace, all).await.is_err() {
+        if tokio::time::timeout_at(deadline, all).await.is_err() {
             tracing::warn!(left = self.tasks.len(), "the grace is over: connections are cut");
         }
         self.tasks.shutdown().await;
@@ -145,8 +179,8 @@ impl Connections {
 async fn serve_peer(
     (stream, address): (TcpStream, PeerAddress),
     activity: Arc<Activity>,
-    limits: PeerLimits,
-    app: Router,
+    (limits, keeping): (PeerLimits, Keeping),
+    site: Site,
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new());
@@ -159,12 +193,14 @@ async fn serve_peer(
     let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
         request.extensions_mut().insert(address);
         let request_under_way = UnderWay::on(&answering);
-        let answer = app.clone().oneshot(Request::map(request, Body::new));
+        if keeping == Keeping::OneRequest {
+            answering.close();
+        }
+        let site = site.clone();
         async move {
-            let answer = answer.await;
-            answer.map(|response| {
-                response.map(|body| AnswerBody { body, _request: request_under_way })
-            })
+            let response = site.answer(Request::map(request, Body::new)).await;
+            let answer = response.map(|body| AnswerBody { body, _request: request_under_way });
+            Ok::<_, Infallible>(answer)
         }
     });
     let stream = TokioIo::new(TimedStream::new(stream, Arc::clone(&activity), limits));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::ApiConfig;
+use super::health::DeepChecks;
 use crate::pictures::PictureStore;
 use crate::requests::{ModelService, Models, RequestContext, RequestSettings};
 use crate::service::{ImageService, RequestMemory};
@@ -15,6 +16,7 @@ pub(super) struct AppState {
     pub(super) requests: RequestContext,
     pub(super) config: Arc<ApiConfig>,
     pub(super) store: Arc<PictureStore>,
+    pub(super) deep_checks: Arc<DeepChecks>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
 }
@@ -31,6 +33,7 @@ impl AppState {
         Self {
             requests: RequestContext::new(models, memory, settings),
             store: Arc::new(store),
+            deep_checks: Arc::default(),
             config: Arc::new(config.clone()),
             started: unix_seconds(),
         }

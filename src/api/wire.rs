@@ -292,7 +292,7 @@ pub(super) struct LoraObject {
 /// How the server is doing.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `healthy`, `shutting_down` or `failed`.
+    /// `healthy`, `starting`, `shutting_down` or `failed`.
     #[schema(example = "healthy")]
     pub(super) status: &'static str,
     /// Whether a picture is being made.
@@ -303,6 +303,84 @@ pub(super) struct Health {
     pub(super) queue_capacity: usize,
     /// The requests that models work on now.
     pub(super) running: Vec<RunningFacts>,
+}
+
+impl Health {
+    /// That of a server which has no models yet.
+    pub(super) fn starting() -> Self {
+        Self { status: "starting", busy: false, waiting: 0, queue_capacity: 0, running: Vec::new() }
+    }
+}
+
+/// What a request would take.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EstimateResponse {
+    /// The model that would make the pictures.
+    pub(super) model: String,
+    /// Pictures.
+    pub(super) n: usize,
+    /// Steps of each.
+    pub(super) steps: usize,
+    /// Seconds that they take once they are begun; `null` where that cannot be told yet.
+    pub(super) seconds: Option<f64>,
+    /// Requests that wait for this model.
+    pub(super) waiting: usize,
+    /// Seconds that what runs and waits takes; `null` where that cannot be told.
+    pub(super) waiting_seconds: Option<f64>,
+    /// Bytes of the model's weights that stay on its device; `null` if it is not loaded.
+    pub(super) weight_bytes: Option<usize>,
+    /// Bytes that the pictures take there besides, at most; `null` if that is not known.
+    pub(super) activation_bytes: Option<usize>,
+    /// What the client should know: sentences.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Whether requests are to be sent here.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Readiness {
+    /// `ready` or `not_ready`.
+    #[schema(example = "ready")]
+    status: &'static str,
+    /// Why not: `looking_for_files`, `loading_models`, `warming_up`, `no_model_loads`,
+    /// `failed` or `shutting_down`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+impl Readiness {
+    pub(super) const READY: Self = Self { status: "ready", reason: None };
+
+    pub(super) fn not_yet(reason: &'static str) -> Self {
+        Self { status: "not_ready", reason: Some(reason) }
+    }
+}
+
+/// Whether a model makes the picture that it should.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct DeepHealth {
+    /// `healthy` or `wrong_picture`.
+    #[schema(example = "healthy")]
+    pub(super) status: &'static str,
+    /// SHA-256 of the pixels that were made.
+    pub(super) sha256: String,
+    /// What it should be.
+    pub(super) expected: String,
+    /// Who says so.
+    pub(super) expected_from: ExpectedFrom,
+    /// How long the picture took, with waiting.
+    pub(super) seconds: f64,
+    /// Seconds since it was made.
+    pub(super) age_s: u64,
+}
+
+/// Where it is written what a picture should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ExpectedFrom {
+    /// `model.health_digest` of the settings.
+    Settings,
+    /// The first such picture of this process.
+    FirstCheck,
 }
 
 /// How far a request is that a model works on.

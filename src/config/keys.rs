@@ -42,6 +42,7 @@ keys! {
     MEMORY_TIMEOUT: "server.memory_timeout_s", "DIFFUSER_MEMORY_TIMEOUT_S", "seconds that a request waits for memory";
     MAX_IMAGE_BYTES: "server.max_image_bytes", "DIFFUSER_MAX_IMAGE_BYTES", "largest file of an input picture";
     MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
+    LOADING_WAIT: "server.loading_wait_s", "DIFFUSER_LOADING_WAIT_S", "seconds that a request waits for models at the start";
     UPLOAD_TIMEOUT: "server.upload_timeout_s", "DIFFUSER_UPLOAD_TIMEOUT_S", "seconds that a request may take to arrive";
     REQUEST_TIMEOUT: "server.request_timeout_s", "DIFFUSER_REQUEST_TIMEOUT_S", "seconds that a request may take in all";
     HEADER_TIMEOUT: "server.header_timeout_s", "DIFFUSER_HEADER_TIMEOUT_S", "seconds for the head of a request";
@@ -84,6 +85,7 @@ keys! {
     FP8_ALL_LAYERS: "model.fp8_all_layers", "DIFFUSER_FP8_ALL_LAYERS", "false spares layers that lose most by fp8";
     EXACT_TIMESTEPS: "model.exact_timesteps", "DIFFUSER_EXACT_TIMESTEPS", "false rounds them as diffusers does";
     PRELOAD: "model.preload", "DIFFUSER_PRELOAD", "load at the start, not when first asked for";
+    HEALTH_DIGEST: "model.health_digest", "DIFFUSER_HEALTH_DIGEST", "the picture of /health/deep, by its SHA-256";
     KEEP_ALIVE: "model.keep_alive_s", "DIFFUSER_KEEP_ALIVE_S", "idle seconds before unloading; -1 for ever";
     IMAGE_AREA: "model.image_area", "DIFFUSER_IMAGE_AREA", "pixels of a picture for the VAE";
     CONDITION_AREA: "model.condition_area", "DIFFUSER_CONDITION_AREA", "pixels of a picture for the encoder";

@@ -216,6 +216,7 @@ impl Layers {
             max_image_bytes: self.integer(keys::MAX_IMAGE_BYTES, 1, 1 << 32).unwrap_or_default(),
             max_image_pixels: self.integer(keys::MAX_IMAGE_PIXELS, 1, 1 << 32).unwrap_or_default(),
             peers: self.peers(),
+            loading_wait: self.seconds(keys::LOADING_WAIT),
             upload_timeout: self.seconds(keys::UPLOAD_TIMEOUT),
             request_timeout: self
                 .integer(keys::REQUEST_TIMEOUT, 1, 1 << 31)

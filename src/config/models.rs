@@ -24,6 +24,8 @@ pub struct ModelSettings {
     pub aliases: Vec<String>,
     /// What `quality` stands for.
     pub quality: QualityOverrides,
+    /// SHA-256 of the pixels that its test picture should have.
+    pub health_digest: Option<String>,
     /// Whether it is loaded from the start.
     pub preload: bool,
     /// How long it stays while nobody asks for it; for ever if absent.
@@ -123,9 +125,18 @@ impl Layers {
                 medium: self.quality(keys::MEDIUM_STEPS, keys::MEDIUM_GUIDANCE),
                 high: self.quality(keys::HIGH_STEPS, keys::HIGH_GUIDANCE),
             },
+            health_digest: self.sha256(keys::HEALTH_DIGEST),
             preload: self.boolean(keys::PRELOAD).unwrap_or(true),
             keep_alive: self.keep_alive(),
         }
+    }
+
+    fn sha256(&mut self, key: Key) -> Option<String> {
+        self.read(key, "64 hexadecimal digits", |value| {
+            let text = value.as_str()?;
+            let is_one = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_one.then(|| text.to_ascii_lowercase())
+        })
     }
 
     /// Where replicas are to be: devices between commas.

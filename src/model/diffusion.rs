@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 
 use crate::checkpoint::CheckpointError;
-use crate::device::DeviceError;
+use crate::device::{DeviceError, DeviceFailure, failure_of};
 use crate::domain::{
     GuidanceScale, ImageRequest, ImageSize, Picture, Seed, Steps, Strength, TaskKinds,
 };
@@ -37,6 +37,9 @@ pub trait DiffusionModel: Send {
         request: &ImageRequest,
         observer: &mut dyn StepObserver,
     ) -> Result<Generation, ModelError>;
+
+    /// Gives back what it keeps to be faster next time: the device has too little memory.
+    fn release_caches(&mut self) {}
 
     /// What a picture takes here, if it can tell. Takes a fraction of a second.
     fn estimate(&mut self) -> Option<Estimate> {
@@ -331,6 +334,20 @@ pub enum ModelError {
         /// The dtype that they were computed in.
         dtype: &'static str,
     },
+}
+
+impl ModelError {
+    /// How the device has failed, if it is that.
+    #[must_use]
+    pub fn device_failure(&self) -> Option<DeviceFailure> {
+        match self {
+            Self::Tensor(error) => failure_of(error),
+            Self::Unsuitable { .. }
+            | Self::Cancelled
+            | Self::BadOutput(_)
+            | Self::NotFinite { .. } => None,
+        }
+    }
 }
 
 /// What may help against numbers that overflow in `dtype`.

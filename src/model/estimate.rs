@@ -17,6 +17,17 @@ pub struct Estimate {
     pub seconds: Option<f64>,
     /// What would make it sooner, for people.
     pub faster: Vec<String>,
+    /// What each pixel takes beside the weights.
+    pub bytes_per_pixel: BytesPerPixel,
+}
+
+/// Bytes of a device for each pixel of a picture, while it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BytesPerPixel {
+    /// For each pixel that is made, at most.
+    pub most: usize,
+    /// For each pixel that the network sees, at least.
+    pub least: usize,
 }
 
 impl Estimate {

@@ -30,10 +30,10 @@ pub use diffusion::{
 };
 
 pub use crate::checkpoint::{OutputFormat, Progress as ConversionProgress, Written};
-pub use crate::device::{DeviceChoice, DtypeChoice};
+pub use crate::device::{DeviceChoice, DeviceFailure, DtypeChoice};
 pub use check::{CheckError, PictureCheck, check_device};
 pub use conversion::{Component, ConversionError, ConversionRequest, convert};
-pub use estimate::Estimate;
+pub use estimate::{BytesPerPixel, Estimate};
 pub use file_source::{FILE_SOURCES, FileSource};
 pub use files::{Inspection, MissingPart, inspect, missing_parts, weight_files};
 pub use loras::{check_lora_names, lora_names};

@@ -22,6 +22,8 @@ pub struct ModelService {
     pub quality: QualityOverrides,
     /// The folder of the LoRAs that requests may name, if there is one.
     pub lora_dir: Option<PathBuf>,
+    /// SHA-256 of the pixels that its test picture should have, if the settings say so.
+    pub health_digest: Option<String>,
 }
 
 /// A model that requests can be for.
@@ -29,6 +31,7 @@ pub(crate) struct ServedModel {
     pub(crate) images: ImageService,
     pub(crate) names: ModelNames,
     pub(crate) qualities: QualityTable,
+    pub(crate) health_digest: Option<String>,
     lora_dir: Option<PathBuf>,
 }
 
@@ -69,6 +72,7 @@ impl Models {
                 names: ModelNames::new(&card.id, &service.aliases),
                 qualities: QualityTable::new(card, &service.quality),
                 lora_dir: service.lora_dir,
+                health_digest: service.health_digest,
                 images: service.images,
             })
         };

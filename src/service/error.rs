@@ -2,7 +2,7 @@
 
 use super::MemoryError;
 use crate::domain::{FaultKind, ValidationError};
-use crate::model::ModelError;
+use crate::model::{DeviceFailure, ModelError};
 
 /// Why a request was not served: one variant per cause a caller can act upon.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +42,23 @@ pub enum ServiceError {
         /// Why not, in words for the client.
         reason: String,
     },
+    /// The model's device has no room for what is asked.
+    #[error(
+        "the pictures need at least {needed_bytes} bytes beside the model, and its device has \
+         {room_bytes}: ask for a smaller size"
+    )]
+    TooLarge {
+        /// Bytes that they need, at least.
+        needed_bytes: usize,
+        /// Bytes that are left beside the weights.
+        room_bytes: usize,
+    },
+    /// The device ran out of memory, whatever was given back.
+    #[error("the device has too little memory for this request: ask for a smaller size")]
+    DeviceMemory(#[source] ModelError),
+    /// The device computes nothing more for this process.
+    #[error("the device has failed")]
+    DeviceFault(#[source] ModelError),
     /// The memory for requests is taken, or would never do.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -89,8 +106,10 @@ pub enum ErrorKind {
     NotLoaded,
     /// The memory for requests is taken; trying again soon may help.
     OutOfMemory,
-    /// The request needs more memory than all of them may hold.
+    /// The request needs more memory than all of them may hold, or than its model's device has.
     NeverFits,
+    /// The device ran out of memory.
+    DeviceMemory,
     /// Another server may help.
     ShuttingDown,
     /// Nobody waits for the answer.
@@ -114,16 +133,26 @@ impl ServiceError {
             Self::Busy { retry_after_s, .. } => ErrorKind::Busy { retry_after_s: *retry_after_s },
             Self::NotLoaded { .. } => ErrorKind::NotLoaded,
             Self::Memory(MemoryError::NotInTime) => ErrorKind::OutOfMemory,
-            Self::Memory(MemoryError::NeverFits { .. }) => ErrorKind::NeverFits,
+            Self::Memory(MemoryError::NeverFits { .. }) | Self::TooLarge { .. } => {
+                ErrorKind::NeverFits
+            }
+            Self::DeviceMemory(_) => ErrorKind::DeviceMemory,
             Self::ShuttingDown => ErrorKind::ShuttingDown,
             Self::Cancelled => ErrorKind::Cancelled,
-            Self::Model(_) | Self::Panicked { .. } | Self::WorkerGone => ErrorKind::Internal,
+            Self::DeviceFault(_) | Self::Model(_) | Self::Panicked { .. } | Self::WorkerGone => {
+                ErrorKind::Internal
+            }
         }
     }
 }
 
 impl From<ModelError> for ServiceError {
     fn from(error: ModelError) -> Self {
+        match error.device_failure() {
+            Some(DeviceFailure::OutOfMemory) => return Self::DeviceMemory(error),
+            Some(DeviceFailure::Fault) => return Self::DeviceFault(error),
+            None => {}
+        }
         match error {
             ModelError::Unsuitable { field, reason } => Self::Unsuitable { field, reason },
             ModelError::Cancelled => Self::Cancelled,

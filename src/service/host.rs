@@ -12,12 +12,30 @@ use super::progress::{JobStage, Outlook, RunningJobs, Tracked};
 use super::queue::{Action, Command, Next, Queue, Running};
 use super::worker::{self, Begun, Job, panic_message};
 use crate::causes;
-use crate::model::{DeviceChoice, DiffusionModel, Estimate, LoadError, Loaded, free_memory_bytes};
+use crate::domain::ImageRequest;
+use crate::model::{
+    DeviceChoice, DeviceFailure, DiffusionModel, Estimate, Generation, LoadError, Loaded,
+    ModelError, StepObserver, free_memory_bytes,
+};
 
 /// How long a model is given to load by the order of jobs, before that was measured.
 const UNKNOWN_LOADING_S: f64 = 10.0;
 /// How long a model that could not be loaded is not tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// What can be done for a picture that found too little memory on its device, one after the
+/// other. (Guidance's two passes and the picture's bands are one after the other anyway.)
+#[derive(Debug, Clone, Copy)]
+enum Relief {
+    /// What was kept to be faster, and the models beside the one at work.
+    CachesAndOtherModels,
+    /// The model is loaded again by what is free now: more of it may then be streamed.
+    PlannedAnew,
+}
+
+impl Relief {
+    const ALL: [Self; 2] = [Self::CachesAndOtherModels, Self::PlannedAnew];
+}
 
 /// A device's thread, with what it owns.
 pub(super) struct Host {
@@ -149,11 +167,63 @@ impl Host {
         running.begins();
         drop(tracked);
         let tracked = self.track(&job, &running, JobStage::Starting);
-        let replica = &mut self.replicas[place];
-        if let State::Present(model) = &mut replica.state {
-            worker::serve(job, Begun { loading, running, tracked }, model.as_mut());
+        let begun = Begun { loading, running, tracked };
+        worker::serve(job, begun, |request, observer| self.make(place, request, observer));
+        self.replicas[place].used = Instant::now();
+    }
+
+    /// Has a model make pictures. Where its device has too little memory, what can be given
+    /// back is, and it tries again.
+    fn make(
+        &mut self,
+        place: usize,
+        request: &ImageRequest,
+        observer: &mut dyn StepObserver,
+    ) -> Result<Generation, ModelError> {
+        let mut reliefs = Relief::ALL.into_iter();
+        loop {
+            let State::Present(model) = &mut self.replicas[place].state else {
+                let nothing = "nothing: it is not loaded any more".to_owned();
+                return Err(ModelError::BadOutput(nothing));
+            };
+            let outcome = model.generate(request, observer);
+            let Err(error) = &outcome else { return outcome };
+            match error.device_failure() {
+                None => return outcome,
+                Some(DeviceFailure::Fault) => {
+                    self.board.report_device_fault();
+                    return outcome;
+                }
+                Some(DeviceFailure::OutOfMemory) => {}
+            }
+            let Some(relief) = reliefs.next() else { return outcome };
+            tracing::warn!(?relief, "the device has too little memory: trying again with less");
+            if !self.relieve(place, relief) {
+                return outcome;
+            }
         }
-        replica.used = Instant::now();
+    }
+
+    /// Gives back memory of the device; says whether the model is still there.
+    fn relieve(&mut self, place: usize, relief: Relief) -> bool {
+        match relief {
+            Relief::CachesAndOtherModels => {
+                if let State::Present(model) = &mut self.replicas[place].state {
+                    model.release_caches();
+                }
+                (0..self.replicas.len()).filter(|other| *other != place).for_each(|other| {
+                    if self.replicas[other].is_loaded() {
+                        self.unload(other);
+                    }
+                });
+                (self.at_rest)();
+                true
+            }
+            Relief::PlannedAnew => {
+                self.unload(place);
+                self.load(place).is_ok()
+            }
+        }
     }
 
     /// Shows a job among those that run.
@@ -231,7 +301,9 @@ impl Host {
                 log_loaded(id, &loaded, replica.loading_s);
                 // What it counts and times may fail as anything else: it is only advice.
                 let estimate = catch_unwind(AssertUnwindSafe(|| model.estimate()));
-                estimate.ok().flatten().iter().for_each(|estimate| log_estimate(id, estimate));
+                let estimate = estimate.ok().flatten();
+                estimate.iter().for_each(|estimate| log_estimate(id, estimate));
+                self.board.set_estimate(replica.index, estimate);
                 replica.state = State::Present(model);
                 self.board.set(replica.index, self.thread, ReplicaState::Loaded(loaded));
                 return Ok(());

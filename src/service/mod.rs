@@ -8,6 +8,7 @@
 
 mod board;
 mod error;
+mod estimate;
 mod held;
 mod host;
 mod mask;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use board::ReplicaState;
 pub use error::{ErrorKind, ServiceError};
+pub use estimate::RequestEstimate;
 pub use host::{LoadFailure, PreloadError};
 pub use memory::{MemoryError, MemoryShare, RequestMemory};
 pub use order::Client;
@@ -184,9 +186,23 @@ impl ImageService {
     pub async fn submit(
         &self,
         submission: Submission,
-        mut memory: MemoryShare,
+        memory: MemoryShare,
     ) -> Result<JobHandle, ServiceError> {
         let Submission { request, previews, client } = submission;
+        let (request, size_plan, mut memory) = self.sized(request, memory).await?;
+        self.check_room(&request)?;
+        let waiting = held::held_by(&request.task);
+        memory.shrink_to(waiting + size_plan.held_bytes());
+        let submitted = self.enqueue(request, (previews, client), memory.split(waiting))?;
+        Ok(JobHandle { submitted, size_plan, memory })
+    }
+
+    /// `request` with its pictures and its size as the model takes them, and the way back.
+    async fn sized(
+        &self,
+        request: ImageRequest<Framing>,
+        mut memory: MemoryShare,
+    ) -> Result<(ImageRequest, Arc<SizePlan>, MemoryShare), ServiceError> {
         let (shared, model) = (Arc::clone(&self.shared), self.model);
         let held = held::held_by(&request.task);
         let needed = held::needed_to_plan(&request.task, request.size, self.card());
@@ -201,13 +217,52 @@ impl ImageService {
             size_plan.notes.extend(ground.note());
             let task = held::reduced_task(ground.lay_under(task), card);
             let request = with(task, size_plan.model_size);
-            Ok::<_, ValidationError>((Arc::new(size_plan), request, memory))
+            Ok::<_, ValidationError>((request, Arc::new(size_plan), memory))
         });
-        let (size_plan, request, mut memory) = planning.await??;
-        let waiting = held::held_by(&request.task);
-        memory.shrink_to(waiting + size_plan.held_bytes());
-        let submitted = self.enqueue(request, (previews, client), memory.split(waiting))?;
-        Ok(JobHandle { submitted, size_plan, memory })
+        Ok(planning.await??)
+    }
+
+    /// Refuses what the model's device has no room for.
+    fn check_room(&self, request: &ImageRequest) -> Result<(), ServiceError> {
+        let work = Work::of(request, self.card());
+        match self.shared.board.estimate(self.model) {
+            Some(estimate) => estimate::check_room(&estimate, work),
+            None => Ok(()),
+        }
+    }
+
+    /// What a request would take, which is refused as [`Self::submit`] would refuse it, but
+    /// for a full line. `memory` is its share.
+    ///
+    /// # Errors
+    /// [`ServiceError`].
+    pub async fn estimate(
+        &self,
+        request: ImageRequest<Framing>,
+        memory: MemoryShare,
+    ) -> Result<RequestEstimate, ServiceError> {
+        let (request, _, _memory) = self.sized(request, memory).await?;
+        self.check_room(&request)?;
+        let work = Work::of(&request, self.card());
+        let loaded = self.shared.board.estimate(self.model);
+        let (measured, waiting) = self.shared.queue.outlook(self.model, work);
+        let by_loaded = |estimate| estimate::seconds_by(estimate, self.card(), work);
+        let running = self.running_jobs().into_iter().filter(|job| job.model == self.card().id);
+        let running_s: Option<f64> = running.map(|job| job.left_s).sum();
+        Ok(RequestEstimate {
+            seconds: measured.or_else(|| loaded.as_deref().and_then(by_loaded)),
+            waiting,
+            waiting_seconds: running_s
+                .zip(self.shared.queue.waiting_s(self.model))
+                .map(|(a, b)| a + b),
+            weight_bytes: loaded.as_ref().map(|estimate| estimate.plan.resident_bytes()),
+            activation_bytes: loaded.and_then(|of| estimate::activation_bytes(&of, work)),
+        })
+    }
+
+    /// Completes once a device has failed for good: the process has to be started anew.
+    pub async fn until_device_fault(&self) {
+        self.shared.board.until_device_fault().await;
     }
 
     /// A picture beside the first of a task as the task needs it: one that is far larger
@@ -277,11 +332,27 @@ impl ImageService {
     /// [`ServiceError`], as for any request.
     pub async fn warm_up(&self, image: Option<Picture>) -> Result<f64, ServiceError> {
         let started = Instant::now();
-        let request = warm_up_request(self.card(), image)?;
+        self.make_unasked(warm_up_request(self.card(), image)?).await?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Makes a small picture that is always the same: of the same words and seed.
+    ///
+    /// # Errors
+    /// [`ServiceError`], as for any request.
+    pub async fn make_test_picture(&self) -> Result<Picture, ServiceError> {
+        let generation = self.make_unasked(warm_up_request(self.card(), None)?).await?;
+        let first = generation.images.into_iter().next();
+        let none = || ServiceError::Panicked { message: "the model made no picture".to_owned() };
+        Ok(first.ok_or_else(none)?.image)
+    }
+
+    /// What a request comes to that no client sent.
+    async fn make_unasked(&self, request: ImageRequest) -> Result<Generation, ServiceError> {
         let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
         let submitted = self.enqueue(request, (0, Client::NOBODY), nobody_elses)?;
-        submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
-        Ok(started.elapsed().as_secs_f64())
+        let made = submitted.answer.await.unwrap_or(Err(ServiceError::WorkerGone))?;
+        Ok(made.generation)
     }
 }
 

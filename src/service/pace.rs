@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::{ImageRequest, OutputSize, Task};
-use crate::model::ModelCard;
+use crate::domain::{ImageRequest, OutputSize, Task, TaskKind};
+use crate::model::{EditKind, ModelCard};
 
 /// The share of the last picture in what is learned.
 const LATEST: f64 = 0.25;
@@ -16,13 +16,22 @@ const MEGAPIXEL: f64 = (1 << 20) as f64;
 pub(super) struct Work {
     /// Megapixels that the network sees in a pass: of the picture made, and of those shown.
     megapixels: f64,
+    /// Those of them that are made.
+    made_megapixels: f64,
     /// Passes of all pictures together.
     passes: f64,
 }
 
 impl Work {
     #[cfg(test)]
-    pub(super) const NONE: Self = Self { megapixels: 0.0, passes: 0.0 };
+    pub(super) const NONE: Self = Self::of_pixels(0, 0, 0.0);
+
+    /// Of so many pixels that the network sees, and that are made.
+    #[cfg(test)]
+    pub(super) const fn of_pixels(seen: usize, made: usize, passes: f64) -> Self {
+        let (megapixels, made_megapixels) = (seen as f64 / MEGAPIXEL, made as f64 / MEGAPIXEL);
+        Self { megapixels, made_megapixels, passes }
+    }
 
     /// The work of `request`, whose pictures are at the sizes that `model` takes.
     pub(super) fn of(request: &ImageRequest, model: &ModelCard) -> Self {
@@ -45,11 +54,42 @@ impl Work {
         let pictures = request.count.get() as f64;
         Self {
             megapixels: (parts * made + shown * model.image_area) as f64 / MEGAPIXEL,
+            made_megapixels: (parts * made) as f64 / MEGAPIXEL,
             passes: request.steps.get() as f64 * share * branches * pictures,
         }
     }
 
-    fn amount(self) -> f64 {
+    /// Of a request that says nothing but a prompt, and takes `steps`.
+    pub(super) fn usual(model: &ModelCard, steps: usize) -> Self {
+        /// Layers that a picture is taken apart into where nothing is said.
+        const LAYERS: usize = 4;
+        let (shown, parts) = match model.edit_kind {
+            _ if model.tasks.contains(TaskKind::TextToImage) => (0, 1),
+            EditKind::ImageToImage => (0, 1),
+            EditKind::Instruction => (1, 1),
+            EditKind::Layers => (1, LAYERS + 1),
+        };
+        let area = model.image_area as f64 / MEGAPIXEL;
+        let is_guided = model.defaults.guidance.acts() && model.defaults.negative_prompt.is_some();
+        let branches = if is_guided { 2.0 } else { 1.0 };
+        Self {
+            megapixels: (shown + parts) as f64 * area,
+            made_megapixels: parts as f64 * area,
+            passes: steps as f64 * branches,
+        }
+    }
+
+    /// Pixels that the network sees in a pass.
+    pub(super) fn seen_pixels(self) -> usize {
+        pixels(self.megapixels)
+    }
+
+    /// Pixels of the pictures that it makes together.
+    pub(super) fn made_pixels(self) -> usize {
+        pixels(self.made_megapixels)
+    }
+
+    pub(super) fn amount(self) -> f64 {
         (self.megapixels * self.passes).max(f64::MIN_POSITIVE)
     }
 
@@ -58,6 +98,11 @@ impl Work {
     fn kind(self) -> i32 {
         self.megapixels.max(f64::MIN_POSITIVE).log2().floor() as i32
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels in memory")]
+fn pixels(megapixels: f64) -> usize {
+    (megapixels * MEGAPIXEL).round() as usize
 }
 
 /// What a model has been measured to take, by size.
@@ -94,7 +139,7 @@ mod tests {
     use super::*;
 
     fn work(megapixels: f64, passes: f64) -> Work {
-        Work { megapixels, passes }
+        Work { megapixels, made_megapixels: megapixels, passes }
     }
 
     #[test]

@@ -248,6 +248,22 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// What is known of a job for `model` before it joins the line: how long it will take,
+    /// if such jobs have been measured, and how many wait.
+    pub(super) fn outlook(&self, model: usize, work: Work) -> (Option<f64>, usize) {
+        let state = self.lock();
+        let line = &state.lines[model];
+        (line.pace.measured_s(work), line.waiting)
+    }
+
+    /// How long those take that wait for `model`, in seconds, if such jobs have been measured.
+    pub(super) fn waiting_s(&self, model: usize) -> Option<f64> {
+        let state = self.lock();
+        let pace = &state.lines[model].pace;
+        let waiting = state.waiting.iter().filter(|waiting| waiting.job.model == model);
+        waiting.map(|waiting| pace.measured_s(waiting.job.work)).sum()
+    }
+
     pub(super) fn length(&self) -> Length {
         let state = self.lock();
         Length {

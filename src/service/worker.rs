@@ -12,7 +12,7 @@ use super::progress::{Audience, Reporter, Tracked};
 use super::queue::Running;
 use super::{MemoryShare, ServiceError};
 use crate::domain::{ImageRequest, Picture};
-use crate::model::{DiffusionModel, Generation, LayerProgress, Stage, StepObserver, StepProgress};
+use crate::model::{Generation, LayerProgress, ModelError, Stage, StepObserver, StepProgress};
 
 /// What becomes of a job.
 pub(super) type Answer = oneshot::Receiver<Result<Made, ServiceError>>;
@@ -77,15 +77,19 @@ pub(super) struct Begun {
     pub(super) tracked: Option<Tracked>,
 }
 
-/// Makes the pictures of one job. A panic fails this job only.
-pub(super) fn serve(job: Job, begun: Begun, model: &mut dyn DiffusionModel) {
+/// Makes the pictures of one job with `make`. A panic fails this job only.
+pub(super) fn serve(
+    job: Job,
+    begun: Begun,
+    make: impl FnOnce(&ImageRequest, &mut dyn StepObserver) -> Result<Generation, ModelError>,
+) {
     let Job { request, work, previews, reply, memory, span, .. } = job;
     let Begun { loading, running, tracked } = begun;
     let reporter = Reporter::new(Audience::of_standard_error(), Instant::now());
     let job = tracked.map(|tracked| (tracked, reporter));
     let mut observer = ClientWatch { reply: &reply, previews, job, clock: &Instant::now };
-    let outcome = span
-        .in_scope(|| catch_unwind(AssertUnwindSafe(|| model.generate(&request, &mut observer))));
+    let outcome =
+        span.in_scope(|| catch_unwind(AssertUnwindSafe(|| make(&request, &mut observer))));
     let result = match outcome {
         Ok(Ok(generation)) => Ok(Made { generation, loading }),
         Ok(Err(error)) => Err(error.into()),

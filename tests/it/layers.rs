@@ -19,6 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &["requests", "service", "pictures", "model", "imaging", "domain", "causes"]),
     ("allocator", &[]),
     ("causes", &[]),
+    ("signals", &[]),
+    ("supervisor", &[]),
     ("telemetry", &["terminal"]),
     ("terminal", &[]),
     ("threads", &[]),

@@ -214,6 +214,9 @@ fn leave_out_what_is_not_offered(
         for (name, _) in endpoints.into_iter().filter(|(_, is_offered)| !is_offered) {
             paths.shift_remove(&format!("{prefix}/images/{name}"));
         }
+        if !offers(TaskKind::Edit) {
+            estimate_generations(paths, prefix);
+        }
     }
     let masks = offers(TaskKind::Inpainting);
     let by_noise = masks || edits_as(EditKind::ImageToImage);
@@ -236,6 +239,18 @@ fn leave_out_what_is_not_offered(
         for (name, _) in fields.iter().filter(|(_, is_offered)| !is_offered) {
             properties.shift_remove(*name);
         }
+    }
+}
+
+/// Has the estimate ask for what the generations ask for, where nothing edits.
+fn estimate_generations(paths: &mut serde_json::Map<String, Value>, prefix: &str) {
+    let body = |path: &str| format!("{prefix}/images/{path}");
+    let generations = paths.get(&body("generations"));
+    let generations = generations.and_then(|path| path.pointer("/post/requestBody")).cloned();
+    let estimate = paths.get_mut(&body("estimate"));
+    let estimate = estimate.and_then(|path| path.pointer_mut("/post/requestBody"));
+    if let (Some(estimate), Some(generations)) = (estimate, generations) {
+        *estimate = generations;
     }
 }
 

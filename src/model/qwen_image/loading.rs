@@ -27,7 +27,7 @@ const TRANSFORMERS_STEM: &str = "model";
 
 /// Room that a picture needs besides the weights, in bytes a pixel: the widest
 /// feature maps of the autoencoder in 32 bits.
-const WORKING_BYTES_PER_PIXEL: usize = 2048;
+pub(super) const WORKING_BYTES_PER_PIXEL: usize = 2048;
 /// Room for slices of attention scores and unfolded convolutions on a GPU, where nobody has
 /// measured it yet.
 const GPU_SCRATCH_BYTES: usize = 3 << 30;

@@ -6,12 +6,13 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::cost;
-use super::pipeline::{Extent, Pipeline};
+use super::loading::WORKING_BYTES_PER_PIXEL;
+use super::pipeline::{Extent, Pipeline, token_side};
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
 use crate::checkpoint::{MatrixFormat, Weights};
 use crate::domain::{ImageRequest, LayerCount, OutputSize, Prompt, RgbImage, Task};
-use crate::model::{EditKind, Estimate};
+use crate::model::{BytesPerPixel, EditKind, Estimate};
 use crate::nn::{Linear, has_integer_products};
 
 /// Operations of a picture from which on a product is timed: what takes an everyday
@@ -82,7 +83,18 @@ pub(super) fn estimate(pipeline: &Pipeline) -> Option<Estimate> {
         steps,
         seconds,
         faster: if seconds.is_some() { faster(pipeline, steps) } else { Vec::new() },
+        bytes_per_pixel: bytes_per_pixel(pipeline),
     })
+}
+
+/// At least, the rows of the widest layer of the transformer's blocks, which all tokens go
+/// through together.
+fn bytes_per_pixel(pipeline: &Pipeline) -> BytesPerPixel {
+    const FEED_FORWARD: usize = 4;
+    let token_side = token_side(&pipeline.components.vae_config);
+    let row = FEED_FORWARD * pipeline.components.transformer.config().inner_dim();
+    let least = row * pipeline.components.dtype.size_in_bytes() / (token_side * token_side);
+    BytesPerPixel { most: WORKING_BYTES_PER_PIXEL, least }
 }
 
 /// A request that says nothing but a prompt, with a picture of the model's own area.

@@ -27,6 +27,10 @@ pub(crate) enum Behaviour {
     EndlessStep,
     /// Fails as a device does that is out of memory.
     Fail,
+    /// Finds that its GPU has too little memory.
+    FindNoMemory,
+    /// Finds that its GPU computes nothing more.
+    FindGpuLost,
     /// Finds the request unsuitable.
     FindUnsuitable,
     /// Panics.
@@ -105,6 +109,15 @@ impl DiffusionModel for ScriptedModel {
                 let reason = "out of memory at /secret/path".to_owned();
                 return Err(ModelError::Tensor(candle_core::Error::Msg(reason)));
             }
+            Behaviour::FindNoMemory => {
+                return Err(driver_error("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"));
+            }
+            Behaviour::FindGpuLost => {
+                return Err(driver_error(
+                    "CUDA_ERROR_ECC_UNCORRECTABLE",
+                    "uncorrectable ECC error",
+                ));
+            }
             Behaviour::FindUnsuitable => {
                 return Err(ModelError::Unsuitable {
                     field: "prompt",
@@ -134,6 +147,12 @@ impl DiffusionModel for ScriptedModel {
             skipped_blocks: request.cache_threshold.map(|_| 0.0),
         })
     }
+}
+
+/// As candle hands on what CUDA's driver says.
+fn driver_error(name: &str, meaning: &str) -> ModelError {
+    let error = std::io::Error::other(format!("DriverError({name}, \"{meaning}\")"));
+    ModelError::Tensor(candle_core::Error::Cuda(Box::new(error)))
 }
 
 impl ScriptedModel {

@@ -37,6 +37,7 @@ pub(crate) struct Setup {
     pub(crate) api_prefix: String,
     pub(crate) quality: QualityOverrides,
     pub(crate) lora_dir: Option<std::path::PathBuf>,
+    pub(crate) health_digest: Option<String>,
     pub(crate) budget: Budget,
     /// Where pictures are kept; what the settings say if absent.
     pub(crate) store: Option<PictureStore>,
@@ -54,6 +55,7 @@ impl Default for Setup {
             api_prefix: "/v1".to_owned(),
             quality: QualityOverrides::default(),
             lora_dir: None,
+            health_digest: None,
             budget: Budget::default(),
             store: None,
             adjust: |_| {},
@@ -132,6 +134,7 @@ impl Setup {
             aliases: Vec::new(),
             quality: self.quality.clone(),
             lora_dir: self.lora_dir.clone(),
+            health_digest: self.health_digest.clone(),
         };
         let models = services.iter().map(with_settings).collect();
         let mut api_config = ApiConfig {
@@ -159,7 +162,7 @@ impl Setup {
             serving,
             stop: Some(stop),
             address,
-            client: client(),
+            client: reqwest::Client::new(),
             events,
             release,
         }
@@ -260,12 +263,6 @@ impl TestServer {
 /// What `future` gives; fails the test if that takes too long.
 pub(crate) async fn within_patience<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the server should have got there")
-}
-
-/// A client without a server of its own.
-pub(crate) fn client() -> reqwest::Client {
-    diffuser_api::tls::install_provider();
-    reqwest::Client::new()
 }
 
 /// A file part, named and typed as the Python client does with plain bytes.

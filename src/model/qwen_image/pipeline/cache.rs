@@ -27,6 +27,11 @@ impl PipelineCache {
         Self(RefCell::new(ContentCache::new(max_bytes)))
     }
 
+    /// Forgets all of it.
+    pub(super) fn clear(&self) {
+        self.0.borrow_mut().make_room(usize::MAX);
+    }
+
     /// The tensor that was made from the content of `key`.
     pub(super) fn tensor(&self, key: &ContentKey) -> Option<Tensor> {
         match self.0.borrow_mut().get(key) {

@@ -162,6 +162,10 @@ impl DiffusionModel for Pipeline {
         observed(observer, |observer| self.make(request, observer))
     }
 
+    fn release_caches(&mut self) {
+        self.cache.clear();
+    }
+
     fn estimate(&mut self) -> Option<Estimate> {
         outlook::estimate(self)
     }

@@ -1,0 +1,63 @@
+//! What a request would take, without making it.
+
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::docs::OutsideFields;
+use super::error::ApiError;
+use super::form::{self, Encodings};
+use super::images::outside_of;
+use super::state::AppState;
+use super::wire::{ErrorEnvelope, EstimateResponse, json_response};
+use crate::requests::schema::{EditForm, EditJson};
+use crate::requests::{Endpoint, Fields, Prepared, prepare};
+
+/// What a request would take
+///
+/// Send what you would send to the edits (with pictures) or to the generations (without):
+/// it is checked as there, and what it takes is told in seconds and bytes. Nothing is made.
+#[utoipa::path(
+    post,
+    path = "/images/estimate",
+    tag = "images",
+    request_body(content((EditForm = "multipart/form-data"), (EditJson = "application/json"))),
+    params(OutsideFields),
+    responses(
+        (status = 200, description = "What it would take", body = EstimateResponse),
+        (status = 400, description = "A field is missing or wrong; `param` names it", body = ErrorEnvelope),
+        (status = 413, description = "It has no room here", body = ErrorEnvelope),
+        (status = 501, description = "The model does not do this", body = ErrorEnvelope),
+    )
+)]
+pub(super) async fn estimate(
+    State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (_, asked) = outside_of(&request, &state);
+    let read = form::read(request, Encodings::JsonOrMultipart, &state).await?;
+    let endpoint = endpoint_of(&read.0);
+    state.requests.models.check_offered(endpoint.task_kind())?;
+    let prepared = prepare(&state.requests, read, endpoint, asked).await?;
+    let Prepared { model, request, memory, warnings, .. } = prepared;
+    let (n, steps) = (request.count.get(), request.steps.get());
+    let estimate = model.images.estimate(request, memory).await?;
+    let response = EstimateResponse {
+        model: model.images.card().id.clone(),
+        n,
+        steps,
+        seconds: estimate.seconds,
+        waiting: estimate.waiting,
+        waiting_seconds: estimate.waiting_seconds,
+        weight_bytes: estimate.weight_bytes,
+        activation_bytes: estimate.activation_bytes,
+        warnings,
+    };
+    Ok(json_response(StatusCode::OK, &response))
+}
+
+/// Where such fields would be sent to.
+fn endpoint_of(fields: &Fields) -> Endpoint {
+    let has_pictures = ["image", "images", "mask"].iter().any(|name| fields.has(name));
+    if has_pictures { Endpoint::Edits } else { Endpoint::Generations }
+}

@@ -1,0 +1,165 @@
+//! What answers requests: a few words while the models are looked for and loaded, then the
+//! whole API.
+//!
+//! The server listens from the beginning, so that whoever watches over it can ask whether
+//! it lives, and how far it is. A request for anything else waits a moment, for most small
+//! models are there by then, and is told to come back otherwise.
+
+use std::io;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, map_response};
+use axum::response::Response;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tower::ServiceExt;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::error::{self, ApiError};
+use super::wire::{Health, Readiness, json_response};
+use super::{ApiConfig, cors, request_log, router, serve, unread};
+use crate::pictures::PictureStore;
+use crate::requests::ModelService;
+use crate::service::ImageService;
+
+/// How far the start is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartPhase {
+    /// The files of the models are looked for, perhaps fetched.
+    LookingForFiles,
+    /// Models are loaded onto their devices.
+    LoadingModels,
+    /// A first picture is made.
+    WarmingUp,
+}
+
+impl StartPhase {
+    /// Its name, as `/ready` has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::LookingForFiles => "looking_for_files",
+            Self::LoadingModels => "loading_models",
+            Self::WarmingUp => "warming_up",
+        }
+    }
+}
+
+/// What the connections of a server are answered by. Clones share it.
+#[derive(Clone)]
+pub struct Site {
+    starting: Router,
+    opened: watch::Receiver<Option<Opened>>,
+    patience: Duration,
+}
+
+/// The way to open a [`Site`]. Dropped, the site stays as it is.
+pub struct Opening {
+    phase: watch::Sender<StartPhase>,
+    opened: watch::Sender<Option<Opened>>,
+}
+
+/// The whole API, with what is behind it.
+struct Opened {
+    router: Router,
+    services: Vec<ImageService>,
+}
+
+impl Site {
+    /// One that has no models yet.
+    #[must_use]
+    pub fn new(config: &ApiConfig) -> (Self, Opening) {
+        let (phase, phases) = watch::channel(StartPhase::LookingForFiles);
+        let (opening, opened) = watch::channel(None);
+        let site = Self { starting: starting(phases), opened, patience: config.loading_wait };
+        (site, Opening { phase, opened: opening })
+    }
+
+    /// Serves on `listener` until `shutdown` completes, whether there are models by then or
+    /// not. Then the services are shut down (running pictures are finished, waiting requests
+    /// are refused), what is in flight is answered, and new connections are told so, until
+    /// all that was begun before is done: within the grace of the settings, whatever peers do.
+    ///
+    /// # Errors
+    /// If the listener fails.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        config: &ApiConfig,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        serve::serve_site(listener, self, config.peers, shutdown).await
+    }
+
+    /// Answers a request.
+    pub(super) async fn answer(&self, request: Request) -> Response {
+        let router = self.router_for(request.uri().path()).await;
+        router.oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+
+    async fn router_for(&self, path: &str) -> Router {
+        if self.opened.borrow().is_none() && !PROBES.contains(&path) {
+            let mut opened = self.opened.clone();
+            // Whatever comes of it is looked at below.
+            let _ = tokio::time::timeout(self.patience, opened.wait_for(Option::is_some)).await;
+        }
+        let opened = self.opened.borrow();
+        opened.as_ref().map_or(&self.starting, |opened| &opened.router).clone()
+    }
+
+    /// Lets no more requests in.
+    pub(super) fn shut_down(&self) {
+        self.opened.borrow().iter().flat_map(|opened| &opened.services).for_each(|service| {
+            service.shut_down();
+        });
+    }
+}
+
+impl Opening {
+    /// Tells how far the start is.
+    pub fn reach(&self, phase: StartPhase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// From now on there are `models`, the default one first; there must be one. `store` is
+    /// cleaned from now on, too.
+    pub fn open(self, models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) {
+        store.start_cleaning();
+        let services = models.iter().map(|model| model.images.clone()).collect();
+        let router = router(models, store, config);
+        self.opened.send_replace(Some(Opened { router, services }));
+    }
+}
+
+/// What those ask for who watch over a server: answered at once.
+const PROBES: [&str; 2] = ["/health", "/ready"];
+
+/// What is answered while there are no models.
+fn starting(phase: watch::Receiver<StartPhase>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .fallback(refuse)
+        .layer(map_response(error::wrap_foreign))
+        .layer(CatchPanicLayer::custom(error::panicked))
+        .layer(from_fn(unread::drain_afterwards))
+        .layer(cors())
+        .layer(from_fn(request_log::log_requests))
+        .with_state(phase)
+}
+
+async fn health() -> Response {
+    json_response(StatusCode::OK, &Health::starting())
+}
+
+async fn ready(State(phase): State<watch::Receiver<StartPhase>>) -> Response {
+    let phase = *phase.borrow();
+    json_response(StatusCode::SERVICE_UNAVAILABLE, &Readiness::not_yet(phase.name()))
+}
+
+async fn refuse() -> ApiError {
+    ApiError::Starting
+}
