@@ -67,7 +67,6 @@ struct EditArgs {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    diffuser_api::tls::install_provider();
     match run(Cli::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

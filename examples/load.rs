@@ -62,7 +62,6 @@ fn count(counter: &AtomicUsize) {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arc::new(Arguments::parse());
-    diffuser_api::tls::install_provider();
     let http = Client::new();
     let models = models(&http, &arguments).await?;
     println!("{} clients on {} for {} s", arguments.clients, models.join(", "), arguments.seconds);

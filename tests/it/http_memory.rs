@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::files::{png, white};
-use crate::support::server::{Setup, TestServer, client, edit_form, error_of, file_part, json_of};
+use crate::support::server::{Setup, TestServer, edit_form, error_of, file_part, json_of};
 
 const MIB: usize = 1 << 20;
 
@@ -143,8 +143,7 @@ mod of_the_program {
                 .spawn()
                 .unwrap();
             let program = Self { child, address: format!("http://127.0.0.1:{port}") };
-            let health = format!("{}/health", program.address);
-            while client().get(&health).send().await.is_err() {
+            while reqwest::get(format!("{}/health", program.address)).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             program
@@ -173,7 +172,7 @@ mod of_the_program {
                 fields.into_iter().fold(Form::new(), |form, (name, text)| form.text(name, text));
             let form = form.part("image", file_part(file));
             let url = format!("{}/v1/images/edits", self.address);
-            let sent = client().post(url).multipart(form).send().await;
+            let sent = reqwest::Client::new().post(url).multipart(form).send().await;
             sent.unwrap().status().as_u16()
         }
     }

@@ -67,7 +67,6 @@ mod of_the_server {
     use std::time::Duration;
 
     use super::*;
-    use crate::support::server::client;
 
     struct Ended(Child);
 
@@ -100,8 +99,7 @@ mod of_the_server {
             .unwrap();
         let process = child.id();
         let _ended = Ended(child);
-        let health = format!("http://127.0.0.1:{port}/health");
-        while client().get(&health).send().await.is_err() {
+        while reqwest::get(format!("http://127.0.0.1:{port}/health")).await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
 

@@ -147,7 +147,7 @@ def server(variables, before=None):
     with open(log, "wb") as stderr:
         process = subprocess.Popen([PROGRAM], env=environment, stdout=stderr, stderr=stderr, preexec_fn=before)
     try:
-        assert until(lambda: process.poll() is not None or answers(f"{address}/health")), "no server"
+        assert until(lambda: process.poll() is not None or answers(f"{address}/ready")), "no server"
         assert process.poll() is None, log.read_text()
         yield Server(process, address, log)
     finally:

@@ -168,7 +168,7 @@ impl Setup {
             serving,
             stop: Some(stop),
             address,
-            client: client(),
+            client: reqwest::Client::new(),
             events,
             release,
         }
@@ -269,12 +269,6 @@ impl TestServer {
 /// What `future` gives; fails the test if that takes too long.
 pub(crate) async fn within_patience<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the server should have got there")
-}
-
-/// A client without a server of its own.
-pub(crate) fn client() -> reqwest::Client {
-    diffuser_api::tls::install_provider();
-    reqwest::Client::new()
 }
 
 /// A file part, named and typed as the Python client does with plain bytes.
