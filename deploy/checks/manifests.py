@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import kubernetes_validate
+import yaml
 from kustomize import Kustomize
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,6 +123,25 @@ def pod_faults(resources):
         yield f"ports of the pod {ports}, of the settings {told}"
 
 
+def router_faults(resources):
+    """Values for llm-d's router that do not mean these pods."""
+    router = yaml.safe_load((KUBERNETES / "overlays/llm-d/router-values.yaml").read_text())["router"]
+    template = of_kind(resources, "Deployment")[0]["spec"]["template"]
+    labels = template["metadata"]["labels"]
+    if not selected(router["modelServers"], labels):
+        yield "router-values.yaml: matchLabels do not mean the pods"
+    http = next(port for port in template["spec"]["containers"][0]["ports"] if port["name"] == "http")
+    if router["modelServers"]["targetPorts"] != [{"number": http["containerPort"]}]:
+        yield "router-values.yaml: targetPorts are not the pods'"
+    picker = yaml.safe_load(router["epp"]["pluginsCustomConfig"][router["epp"]["pluginsConfigFile"]])
+    plugins = {plugin["type"]: plugin.get("parameters", {}) for plugin in picker["plugins"]}
+    engines = [engine["name"] for engine in plugins["core-metrics-extractor"]["engineConfigs"]]
+    if labels["llm-d.ai/engine-type"] not in engines:
+        yield "router-values.yaml: no metrics for the pods' engine-type"
+    named = {plugin["pluginRef"] for profile in picker["schedulingProfiles"] for plugin in profile["plugins"]}
+    yield from (f"router-values.yaml: no plugin {name}" for name in sorted(named - plugins.keys()))
+
+
 def main():
     kustomize, output = Kustomize(sys.argv[1]), Path(sys.argv[2])
     faults, custom = [], []
@@ -139,6 +159,8 @@ def main():
             else:
                 found += schema_faults(resource)
         found += [*reference_faults(resources), *pod_faults(resources)]
+        if folder == "overlays/llm-d":
+            found += router_faults(resources)
         limits = of_kind(resources, "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]["resources"]
         if ("nvidia.com/gpu" in limits["limits"]) == (folder == "overlays/cpu-demo"):
             found.append("a card where there should be none, or none where there should be one")

@@ -20,7 +20,7 @@ cp "$here/cuda.conf" "$folder/diffuser-api.service.d/"
 verify
 
 # Of ten: what a service that is taken over could still do. Older systemd cannot tell offline.
-if systemd-analyze security --help | grep -q -- --offline; then
+if systemd-analyze security --help | grep -- --offline > /dev/null; then
   systemd-analyze security --offline=true --threshold=20 "$here/diffuser-api.service" | tail -n 1
 fi
 
