@@ -6,6 +6,7 @@ SECONDS (150) in all, EXAMPLES (10) for each operation at a time, SEED (1). Exit
 import os
 import subprocess
 import sys
+import tempfile
 import venv
 
 from server import ROOT, Server
@@ -31,7 +32,7 @@ def install():
 
 def main():
     install()
-    with Server(MODELS, SETTINGS) as server:
+    with Server(MODELS, SETTINGS) as server, tempfile.TemporaryDirectory() as folder:
         document = f"http://127.0.0.1:{server.port}/openapi.json"
         command = [
             PROGRAM, "--config-file", ROOT / "tools/operations/schemathesis.toml",
@@ -40,7 +41,8 @@ def main():
             "--max-examples", os.environ.get("EXAMPLES", "10"), "--seed", os.environ.get("SEED", "1"),
             "--continue-on-failure", "--request-timeout", "30", "--generation-database", "none",
         ]
-        status = subprocess.run([str(part) for part in command], check=False).returncode
+        # What it keeps from one run to the next is not wanted here.
+        status = subprocess.run([str(part) for part in command], check=False, cwd=folder).returncode
         ended = server.process.poll()
     if ended is not None:
         print(f"BAD the server ended with {ended}")
