@@ -16,7 +16,7 @@ from pathlib import Path
 import client
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = os.environ.get("BIN", str(ROOT / "target/release/diffuser-api"))
+BIN = str(Path(os.environ.get("BIN", ROOT / "target/release/diffuser-api")).resolve())
 START_LIMIT_S = 120
 STOP_LIMIT_S = 20
 

@@ -1,0 +1,29 @@
+//! The text in a picture file, as `imaging/provenance.rs` reads and writes it: any bytes give
+//! a text or none, in memory of their size; and what is written into a file that had none is
+//! read from it.
+#![no_main]
+
+mod measured;
+
+/// The program's modules, without the rest of it.
+#[path = "../../src/imaging"]
+mod imaging {
+    pub mod provenance;
+}
+
+use imaging::provenance;
+
+/// Bytes held for each byte of the file: a copy, its parts (a chunk of a PNG takes 12 bytes in
+/// the file), and the text.
+const MULTIPLE: usize = 24;
+
+const TEXT: &str = "{\"seed\": 7}";
+
+libfuzzer_sys::fuzz_target!(|file: &[u8]| {
+    let mut text = None;
+    let held = measured::peak(|| text = provenance::read(file));
+    assert!(held <= MULTIPLE * file.len() + 4096, "{held} bytes held for {}", file.len());
+    let Ok(written) = provenance::attach(file.to_vec(), TEXT, "a program") else { return };
+    let read = provenance::read(&written);
+    assert!(text.is_some() || read.as_deref() == Some(TEXT), "{read:?}");
+});
