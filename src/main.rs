@@ -83,6 +83,14 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
 
     let listener = socket.listen(1024).context("cannot listen")?;
     let mut address = listener.local_addr()?;
+    let access = api::Access::new(&config.api);
+    if access.is_open() && !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "anybody who reaches this address may have pictures made: there are no keys \
+             (server.api_keys, keys.file)"
+        );
+    }
     if address.ip().is_unspecified() {
         // Every GPU was asked for; this machine's own is one that a click finds.
         address.set_ip(if address.is_ipv4() {
@@ -99,7 +107,7 @@ async fn run(config: Config, picture: Option<Picture>) -> Result<()> {
     let grace = config.api.peers.grace;
     let stopping = Arc::new(OnceLock::new());
     let stopped = first_of(signals, Arc::clone(&stopping));
-    api::serve(listener, models, config.api, stopped).await?;
+    api::serve(listener, models, config.api, access, stopped).await?;
     let left = grace.saturating_sub(stopping.get().map_or(Duration::ZERO, Instant::elapsed));
     let joining = tokio::task::spawn_blocking(|| worker.join());
     match tokio::time::timeout(left.max(LAST_STEP), joining).await {

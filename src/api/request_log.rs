@@ -14,6 +14,7 @@ use axum::response::Response;
 use futures::StreamExt;
 use tracing::Instrument;
 
+use super::access::UsedKey;
 use super::error::Cause;
 
 /// The header that carries a request's id, both ways.
@@ -62,6 +63,7 @@ pub(super) async fn log_requests(request: Request, next: Next) -> Response {
         status: response.status(),
         cause: response.extensions_mut().remove(),
         work: response.extensions_mut().remove(),
+        key: response.extensions_mut().remove(),
     });
     match afterwards {
         Some(Afterwards(outcome)) => log_afterwards(response, line, outcome),
@@ -132,6 +134,7 @@ struct Answer {
     status: StatusCode,
     cause: Option<Cause>,
     work: Option<WorkDone>,
+    key: Option<UsedKey>,
 }
 
 impl Drop for LogLine {
@@ -139,21 +142,22 @@ impl Drop for LogLine {
         let id = self.id.to_str().unwrap_or_default();
         let (method, route) = (&self.method, &self.route);
         let milliseconds = self.started.elapsed().as_millis();
-        let Some(Answer { status, cause, work }) = &self.answer else {
+        let Some(Answer { status, cause, work, key }) = &self.answer else {
             tracing::info!(id, %method, route, milliseconds, "client went away");
             return;
         };
         let status = status.as_u16();
+        let key = key.as_ref().map(|UsedKey(name)| &**name);
         if let Some(Cause(cause)) = cause {
-            tracing::error!(id, %method, route, status, milliseconds, cause, "request failed");
+            tracing::error!(id, %method, route, status, milliseconds, key, cause, "request failed");
         } else if let Some(WorkDone { steps, size, images }) = work {
             tracing::info!(
-                id, %method, route, status, milliseconds, steps, size, n = images, "request answered"
+                id, %method, route, status, milliseconds, key, steps, size, n = images, "request answered"
             );
         } else if route == "/health" {
-            tracing::debug!(id, %method, route, status, milliseconds, "request answered");
+            tracing::debug!(id, %method, route, status, milliseconds, key, "request answered");
         } else {
-            tracing::info!(id, %method, route, status, milliseconds, "request answered");
+            tracing::info!(id, %method, route, status, milliseconds, key, "request answered");
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
-use super::{ApiConfig, router};
+use super::{Access, ApiConfig, router};
 use crate::requests::ModelService;
 
 /// How often a peer of HTTP/2 is asked whether it is there.
@@ -31,7 +31,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// Serves on `listener` until `shutdown` completes; then takes no more
 /// connections, shuts the services down (the running picture is finished, waiting
 /// requests are refused), answers what is in flight, and returns: within the grace of
-/// the settings, whatever peers do.
+/// the settings, whatever peers do. `access` is a handle on the keys and limits.
 ///
 /// # Errors
 /// If the listener fails.
@@ -39,10 +39,11 @@ pub async fn serve(
     listener: TcpListener,
     models: Vec<ModelService>,
     config: ApiConfig,
+    access: Access,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let services: Vec<_> = models.iter().map(|model| model.images.clone()).collect();
-    let app = router(models, &config);
+    let app = router(models, &config, access);
     let mut connections = Connections::new(config.peers);
     tokio::pin!(shutdown);
     loop {

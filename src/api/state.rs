@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ApiConfig;
 use super::store::PictureStore;
+use super::{Access, ApiConfig};
 use crate::requests::{ModelService, Models, RequestContext, RequestSettings};
 use crate::service::{ImageService, RequestMemory};
 
@@ -14,16 +14,19 @@ pub(super) struct AppState {
     /// What requests for pictures are read against, with the way to the model.
     pub(super) requests: RequestContext,
     pub(super) config: Arc<ApiConfig>,
+    /// The keys and limits in force.
+    pub(super) access: Access,
     pub(super) store: Arc<PictureStore>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
 }
 
 impl AppState {
-    pub(super) fn new(models: Vec<ModelService>, config: &ApiConfig) -> Self {
+    pub(super) fn new(models: Vec<ModelService>, config: &ApiConfig, access: Access) -> Self {
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
+            max_request_pixels: config.max_request_pixels,
             response_format: config.response_format,
             write_prompts: config.write_prompts,
         };
@@ -32,6 +35,7 @@ impl AppState {
             requests: RequestContext::new(models, memory, settings),
             store: Arc::new(PictureStore::new(config.picture_store)),
             config: Arc::new(config.clone()),
+            access,
             started: unix_seconds(),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use base64::Engine;
-use diffuser_api::api::{ApiConfig, serve};
+use diffuser_api::api::{Access, ApiConfig, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
 use diffuser_api::model::{DeviceChoice, DiffusionModel, ModelCard, ModelConfig, ModelFiles};
@@ -63,6 +63,8 @@ pub(crate) struct TestServer {
     pub(crate) worker: Option<WorkerHandle>,
     pub(crate) serving: JoinHandle<std::io::Result<()>>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
+    /// The handle on the keys and limits, and the settings that they came from.
+    pub(crate) access: (Access, ApiConfig),
     address: String,
     client: reqwest::Client,
     events: mpsc::UnboundedReceiver<Event>,
@@ -146,12 +148,15 @@ impl Setup {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let serving = tokio::spawn(serve(listener, models, api_config, shutdown));
+        let access = Access::new(&api_config);
+        let serve = serve(listener, models, api_config.clone(), access.clone(), shutdown);
+        let serving = tokio::spawn(serve);
         TestServer {
             service: services[0].clone(),
             worker: Some(worker),
             serving,
             stop: Some(stop),
+            access: (access, api_config),
             address,
             client: reqwest::Client::new(),
             events,
