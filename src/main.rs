@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
-use diffuser_api::api::{Opening, Site, StartPhase};
+use diffuser_api::api::{Access, ApiConfig, Opening, ServerParts, Site, StartPhase};
 use diffuser_api::cli::{
     BenchArgs, Cli, Command, ConvertArgs, InspectArgs, PlanArgs, PullArgs, ServeArgs,
 };
@@ -65,8 +65,8 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: ServeArgs) -> Result<()> {
-    let config =
-        Config::load(&Sources { environment: Environment::of_process(), flags: args.into() })?;
+    let sources = Sources { environment: Environment::of_process(), flags: args.into() };
+    let config = Config::load(&sources)?;
     threads::start(config.threads).context("cannot start the threads that compute")?;
     telemetry::init(&config.log_filter)?;
     let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
@@ -78,14 +78,19 @@ fn serve(args: ServeArgs) -> Result<()> {
         .on_thread_stop(give_memory_back)
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run(config, picture, store));
+    let result = runtime.block_on(run((config, sources), picture, store));
     // Whoever stops the program while it loads does not want to wait for that.
     runtime.shutdown_background();
     result
 }
 
-async fn run(config: Config, picture: Option<Picture>, store: PictureStore) -> Result<()> {
+async fn run(
+    (config, sources): (Config, Sources),
+    picture: Option<Picture>,
+    store: PictureStore,
+) -> Result<()> {
     let listener = reserve(&config.listen).await?.listen(1024).context("cannot listen")?;
+    warn_if_open(&config.api, listener.local_addr()?);
     let address = reachable(listener.local_addr()?);
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let (site, opening) = Site::new(&config.api);
@@ -106,7 +111,8 @@ async fn run(config: Config, picture: Option<Picture>, store: PictureStore) -> R
         return Ok(serving.await??);
     };
     let service = models[0].images.clone();
-    opening.open(models, store, &config.api);
+    let access = Access::new(&config.api);
+    opening.open(ServerParts { models, store, access: access.clone() }, &config.api);
     supervisor::ready();
     tokio::spawn(supervisor::keep_watchdog());
     info!("listening; open http://{address}/docs");
@@ -114,7 +120,7 @@ async fn run(config: Config, picture: Option<Picture>, store: PictureStore) -> R
     info!(%memory, "what requests may hold together");
 
     let device_failed = tokio::select! {
-        () = signals.stop(reload) => false,
+        () = signals.stop(|| reload(&access, &sources)) => false,
         () = service.until_device_fault() => true,
     };
     let stopping = Instant::now();
@@ -158,11 +164,25 @@ async fn finish(worker: WorkerHandle, left: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Reads again what can change while the server runs.
-fn reload() {
-    supervisor::reloading();
-    info!("read the settings again that can change");
-    supervisor::ready();
+/// Reads keys and limits again, which can change while the server runs.
+fn reload(access: &Access, sources: &Sources) {
+    let (access, sources) = (access.clone(), sources.clone());
+    tokio::task::spawn_blocking(move || {
+        supervisor::reloading();
+        access.reload(Config::load(&sources).map(|config| config.api));
+        supervisor::ready();
+    });
+}
+
+/// Warns of an address that others reach, where nobody is asked for a key.
+fn warn_if_open(config: &ApiConfig, address: SocketAddr) {
+    if Access::new(config).is_open() && !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "anybody who reaches this address may have pictures made: there are no keys \
+             (server.api_keys, keys.file)"
+        );
+    }
 }
 
 /// Ends the program with the next signal to stop.

@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use percent_encoding::percent_decode_str;
 
+use super::access::Permit;
 use super::error::ApiError;
 use super::state::AppState;
 
@@ -92,13 +93,19 @@ pub(super) async fn require_known_deployment(
     request: Request,
     next: Next,
 ) -> Response {
-    match request.extensions().get::<Deployment>() {
-        Some(Deployment(name)) => match state.requests.models.named(name, None) {
-            Ok(_) => next.run(request).await,
-            Err(error) => ApiError::from(error).into_response(),
-        },
-        None => next.run(request).await,
+    match check_deployment(&state, &request) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
     }
+}
+
+fn check_deployment(state: &AppState, request: &Request) -> Result<(), ApiError> {
+    let Some(Deployment(name)) = request.extensions().get::<Deployment>() else {
+        return Ok(());
+    };
+    let models = Permit::of(request)?.models(&state.requests.models);
+    models.named(name, None)?;
+    Ok(())
 }
 
 #[cfg(test)]

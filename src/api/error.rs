@@ -4,6 +4,8 @@
 //! Clients get texts of ours only. The causes of a 5xx go to the log, once,
 //! through [`Cause`] in the response's extensions.
 
+use std::time::Duration;
+
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -34,6 +36,29 @@ pub(super) enum ApiError {
     Starting,
     /// No key, or not one of ours.
     Unauthorised,
+    /// A key of ours whose time is over.
+    ExpiredKey,
+    /// A key of ours that is for something else.
+    MissingScope {
+        scope: &'static str,
+    },
+    /// A key of ours that no model is for.
+    NoModelAllowed,
+    /// The client sent as many requests as it may in a minute.
+    RateLimited {
+        limit: u32,
+        wait: Duration,
+    },
+    /// The client has as many requests under way as it may.
+    TooManyAtOnce {
+        limit: u32,
+    },
+    /// The client had as many pictures made as it may in a day.
+    PicturesSpent {
+        limit: u32,
+        left: u32,
+        wait: Duration,
+    },
     /// What only administrators may.
     NotForAll {
         there_are_keys: bool,
@@ -89,7 +114,14 @@ enum Retry {
     Never,
     /// After so many seconds. Above 60 node's client does not listen.
     After(u8),
+    /// After this time, to the millisecond.
+    AfterWait(Duration),
+    /// Not by itself: after this time, which is long.
+    MuchLater(Duration),
 }
+
+/// How long a client is told to wait that has too many requests under way, in seconds.
+const AT_ONCE_RETRY_S: u8 = 1;
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
@@ -108,6 +140,11 @@ impl Row {
     /// A fault of the client's.
     fn refused(status: StatusCode, code: Option<&'static str>) -> Self {
         Self { status, kind: INVALID, code, param: None, retry: Retry::AsUsual }
+    }
+
+    /// What a client asks for too often: OpenAI's word for what is counted.
+    fn too_often(kind: &'static str, code: &'static str, retry: Retry) -> Self {
+        Self { kind, retry, ..Self::refused(StatusCode::TOO_MANY_REQUESTS, Some(code)) }
     }
 
     /// What has no room or time now.
@@ -131,6 +168,11 @@ impl Row {
             RequestError::UnknownModel { .. } => Self {
                 param: Some("model"),
                 ..Self::refused(StatusCode::NOT_FOUND, Some("model_not_found"))
+            },
+            // OpenAI's code for a model that a project has no access to.
+            RequestError::WithheldModel { .. } => Self {
+                param: Some("model"),
+                ..Self::refused(StatusCode::FORBIDDEN, Some("model_not_found"))
             },
             RequestError::Interrupted(_) | RequestError::LostPicture => Self::FAILED,
         }
@@ -197,8 +239,26 @@ impl ApiError {
                 Row::refused(StatusCode::PAYLOAD_TOO_LARGE, Some("request_too_large"))
             }
             Self::Starting => Row::unavailable("model_loading", Retry::After(5)),
-            Self::Unauthorised => Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key")),
-            Self::NotForAll { .. } => Row::refused(StatusCode::FORBIDDEN, Some("not_allowed")),
+            Self::Unauthorised | Self::ExpiredKey => {
+                Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key"))
+            }
+            Self::NotForAll { .. } | Self::MissingScope { .. } => {
+                Row::refused(StatusCode::FORBIDDEN, Some("not_allowed"))
+            }
+            Self::NoModelAllowed => Row {
+                param: Some("model"),
+                ..Row::refused(StatusCode::FORBIDDEN, Some("model_not_found"))
+            },
+            Self::RateLimited { wait, .. } => {
+                Row::too_often("requests", "rate_limit_exceeded", Retry::AfterWait(*wait))
+            }
+            Self::TooManyAtOnce { .. } => {
+                Row::too_often("requests", "rate_limit_exceeded", Retry::After(AT_ONCE_RETRY_S))
+            }
+            Self::PicturesSpent { wait, .. } => {
+                let retry = Retry::MuchLater(*wait);
+                Row::too_often("insufficient_quota", "insufficient_quota", retry)
+            }
             // Trying again would take as long.
             Self::UploadTooSlow => Row {
                 retry: Retry::Never,
@@ -242,12 +302,29 @@ impl ApiError {
                  'api-key: KEY'."
                     .to_owned()
             }
+            Self::ExpiredKey => "This API key has expired. Its owner needs a new one.".to_owned(),
+            Self::MissingScope { scope } => {
+                format!("This API key is not for this: it lacks the scope '{scope}'.")
+            }
+            Self::NoModelAllowed => "This API key may use no model of this server.".to_owned(),
+            Self::RateLimited { limit, wait } => format!(
+                "Too many requests: {limit} a minute are allowed. The next one is taken in {}.",
+                seconds(*wait)
+            ),
+            Self::TooManyAtOnce { limit } => format!(
+                "Too many requests at a time: {limit} are allowed. Wait for the answer to one."
+            ),
+            Self::PicturesSpent { limit, left, wait } => format!(
+                "Too many pictures: {limit} a day are allowed, and {left} of today's are left. \
+                 The next day, in UTC, begins in {}.",
+                seconds(*wait)
+            ),
             Self::NotForAll { there_are_keys: true } => {
                 "Only an administrator's key may do this.".to_owned()
             }
             Self::NotForAll { there_are_keys: false } => {
                 "Only administrators may do this, and this server has no keys for them: \
-                 'server.admin_keys' of its settings names some."
+                 'server.admin_keys' of its settings names some, and so may 'keys'."
                     .to_owned()
             }
             Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
@@ -299,6 +376,12 @@ impl ApiError {
             | Self::BodyTooLarge { .. }
             | Self::Starting
             | Self::Unauthorised
+            | Self::ExpiredKey
+            | Self::MissingScope { .. }
+            | Self::NoModelAllowed
+            | Self::RateLimited { .. }
+            | Self::TooManyAtOnce { .. }
+            | Self::PicturesSpent { .. }
             | Self::NotForAll { .. }
             | Self::UploadTooSlow
             | Self::DeadlineExceeded
@@ -314,6 +397,16 @@ fn is_to_be_logged(kind: ErrorKind) -> bool {
     [ErrorKind::Internal, ErrorKind::DeviceMemory].contains(&kind)
 }
 
+/// `wait` in whole seconds, at least one.
+fn seconds(wait: Duration) -> String {
+    format!("{} s", whole_seconds(wait))
+}
+
+/// `wait` as seconds that are not over before it is.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+}
+
 /// `text`, an error in our style, with a capital letter and a full stop.
 fn sentence(text: &str) -> String {
     let mut letters = text.chars();
@@ -323,7 +416,7 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 18] {
+    pub(super) fn examples() -> [(Self, &'static str); 23] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
@@ -332,6 +425,12 @@ impl ApiError {
         [
             (missing.into(), "A field is missing or wrong; `param` names it"),
             (Self::Unauthorised, "No key, or a wrong one"),
+            (Self::ExpiredKey, "A key that has expired"),
+            (Self::MissingScope { scope: "images" }, "A key that is for something else"),
+            (
+                RequestError::WithheldModel { asked: "demo".to_owned() }.into(),
+                "A model that the key may not use",
+            ),
             (RequestError::UnknownModel { asked, served }.into(), "No such model"),
             (
                 RequestError::NotOneFile { field: "n", what: "several pictures" }.into(),
@@ -347,6 +446,14 @@ impl ApiError {
             (
                 ServiceError::Busy { waiting: 64, retry_after_s: 5 }.into(),
                 "The queue is full; see `Retry-After`",
+            ),
+            (
+                Self::RateLimited { limit: 60, wait: Duration::from_millis(640) },
+                "Too many requests in a minute, or at a time; see `Retry-After`",
+            ),
+            (
+                Self::PicturesSpent { limit: 100, left: 0, wait: Duration::from_secs(7200) },
+                "Too many pictures for a day",
             ),
             (ServiceError::WorkerGone.into(), "The model failed"),
             (offered.into(), "The model does not do this"),
@@ -442,7 +549,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let row = self.row();
         let mut response = json_response(row.status, &self.envelope(&row));
-        if matches!(self, Self::Unauthorised) {
+        if row.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
@@ -454,6 +561,15 @@ impl IntoResponse for ApiError {
             }
             Retry::After(seconds) => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
+            }
+            Retry::AfterWait(wait) => {
+                let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+                headers.insert("retry-after-ms", HeaderValue::from(ms.max(1)));
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+            }
+            Retry::MuchLater(wait) => {
+                headers.insert("x-should-retry", HeaderValue::from_static("false"));
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
             }
         }
         response.extensions_mut().insert(counted_as(row.status, row.code, row.kind));
@@ -520,6 +636,9 @@ fn request_message(error: &RequestError) -> String {
             | ErrorKind::Cancelled => sentence(&error.to_string()),
         },
         RequestError::BadPicture { message, .. } => message.clone(),
+        RequestError::WithheldModel { asked } => {
+            format!("This API key may not use the model '{asked}'.")
+        }
         RequestError::NotOneFile { field, what } => format!(
             "Invalid '{field}': {what} do not go into one file. Ask for one picture, or for \
              'Accept: application/json'."

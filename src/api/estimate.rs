@@ -4,6 +4,7 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 
+use super::access::Permit;
 use super::docs::OutsideFields;
 use super::error::ApiError;
 use super::form::{self, Encodings};
@@ -34,11 +35,13 @@ pub(super) async fn estimate(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (_, asked) = outside_of(&request, &state);
+    let permit = Permit::of(&request)?;
+    let context = permit.context(&state.requests)?;
+    let (_, asked) = outside_of(&request, &state, &permit);
     let read = form::read(request, Encodings::JsonOrMultipart, &state).await?;
     let endpoint = endpoint_of(&read.0);
-    state.requests.models.check_offered(endpoint.task_kind())?;
-    let prepared = prepare(&state.requests, read, endpoint, asked).await?;
+    context.models.check_offered(endpoint.task_kind())?;
+    let prepared = prepare(&context, read, endpoint, asked).await?;
     let Prepared { model, request, memory, warnings, .. } = prepared;
     let (n, steps) = (request.count.get(), request.steps.get());
     let estimate = model.images.estimate(request, memory).await?;

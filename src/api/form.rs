@@ -133,7 +133,7 @@ async fn read_form(
     let (memory, max_bytes) = (state.requests.memory.share(), state.config.max_upload_bytes);
     let incoming = Incoming::begin(request.into_body(), declared, max_bytes, 1, memory);
     let mut incoming = incoming.await?;
-    let fields = multipart::read(&mut incoming, &boundary).await?;
+    let fields = multipart::read(&mut incoming, &boundary, state.config.max_parts).await?;
     Ok((fields, incoming.into_memory()))
 }
 
@@ -149,6 +149,9 @@ async fn read_json(
     let memory = incoming.into_memory();
     // Data URLs make megabytes of JSON: too long a work for the runtime. The share goes
     // along: the work goes on if the client leaves.
-    let parsed = tokio::task::spawn_blocking(move || json::parse(&bytes).map(|it| (it, memory)));
+    let max_fields = state.config.max_parts;
+    let parsed = tokio::task::spawn_blocking(move || {
+        json::parse(&bytes, max_fields).map(|fields| (fields, memory))
+    });
     parsed.await?
 }

@@ -12,7 +12,6 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use utoipa::IntoParams;
 
-use super::auth;
 use super::error::ApiError;
 use super::state::AppState;
 use super::wire::{DeepHealth, ErrorEnvelope, ExpectedFrom, Health, Readiness, json_response};
@@ -118,7 +117,7 @@ pub(super) async fn deep(
     Query(query): Query<DeepHealthQuery>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    auth::require_administrator(request.headers(), &state.config)?;
+    state.access.check_administrator(request.headers())?;
     let model = match &query.model {
         Some(name) => state.requests.models.named(name, None)?,
         None => state.requests.models.first(),

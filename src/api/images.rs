@@ -8,8 +8,8 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::accept;
+use super::access::Permit;
 use super::address::Deployment;
-use super::auth::client_of;
 use super::deadline::Deadline;
 use super::docs::{MadePictures, OutsideFields};
 use super::error::ApiError;
@@ -105,7 +105,9 @@ async fn replay_until(
     state: AppState,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (origin, asked) = outside_of(&request, &state);
+    let permit = Permit::of(&request)?;
+    let context = permit.context(&state.requests)?;
+    let (origin, asked) = outside_of(&request, &state, &permit);
     let (mut fields, mut memory) = form::read(request, Encodings::Multipart, &state).await?;
     // Looking for the recipe takes a copy.
     memory.grow_by(fields.held_bytes()).await?;
@@ -116,10 +118,11 @@ async fn replay_until(
     let endpoint = recipe.endpoint;
     let kind = endpoint.task_kind();
     // The picture is of one model, however the request is sent.
-    let made_by = state.requests.models.named(&recipe.model, Some(kind))?;
+    let made_by = context.models.named(&recipe.model, Some(kind))?;
     let asked = Asked { deployment: Some(made_by.images.card().id.clone()), ..asked };
     recipe.fill(&mut fields);
-    let prepared = prepare(&state.requests, (fields, memory), endpoint, asked).await?;
+    let prepared = prepare(&context, (fields, memory), endpoint, asked).await?;
+    permit.book(prepared.request.count.get())?;
     deliver(state, prepared, origin, deadline).await
 }
 
@@ -130,24 +133,27 @@ async fn answer(
     request: Request,
     endpoint: Endpoint,
 ) -> Result<Response, ApiError> {
-    state.requests.models.check_offered(endpoint.task_kind())?;
+    let permit = Permit::of(&request)?;
+    let context = permit.context(&state.requests)?;
+    context.models.check_offered(endpoint.task_kind())?;
     let deadline = Deadline::of(request.headers(), &state.config)?;
     let answering = async {
-        let (origin, asked) = outside_of(&request, &state);
+        let (origin, asked) = outside_of(&request, &state, &permit);
         let read = form::read(request, Encodings::of(endpoint), &state).await?;
-        let prepared = prepare(&state.requests, read, endpoint, asked).await?;
+        let prepared = prepare(&context, read, endpoint, asked).await?;
+        permit.book(prepared.request.count.get())?;
         deliver(state, prepared, origin, deadline).await
     };
     deadline.bound(answering).await
 }
 
 /// What a request says outside its body.
-pub(super) fn outside_of(request: &Request, state: &AppState) -> (Origin, Asked) {
+pub(super) fn outside_of(request: &Request, state: &AppState, permit: &Permit) -> (Origin, Asked) {
     let deployment = request.extensions().get::<Deployment>();
     let asked = Asked {
         deployment: deployment.map(|Deployment(name)| name.clone()),
         accepted: accept::accepted_by(request.headers()),
-        client: client_of(request, &state.config),
+        client: permit.client(),
     };
     (Origin::of(request.headers(), &state.config), asked)
 }

@@ -10,7 +10,6 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use serde_json::{Map, Number, Value};
 
 use super::error::ApiError;
-use super::multipart::MAX_FIELDS;
 use crate::requests::{Fields, RawValue, quote};
 
 /// Values in all fields together that are kept.
@@ -23,10 +22,10 @@ const MAX_NAME_BYTES: usize = 1024;
 ///
 /// # Errors
 /// 400 for what is no JSON object, or has too many fields or too long a name.
-pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
+pub(super) fn parse(body: &[u8], max_fields: usize) -> Result<Fields, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let mut refusal = None;
-    let fields = json.deserialize_map(Object { refusal: &mut refusal });
+    let fields = json.deserialize_map(Object { refusal: &mut refusal, max_fields });
     let fields = fields.and_then(|fields| json.end().map(|()| fields));
     fields.map_err(|error| {
         let error = quote(&error.to_string());
@@ -39,6 +38,7 @@ pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
 struct Object<'a> {
     /// Why it is not read on, if it is not for its grammar.
     refusal: &'a mut Option<String>,
+    max_fields: usize,
 }
 
 impl<'de> Visitor<'de> for Object<'_> {
@@ -59,9 +59,12 @@ impl<'de> Visitor<'de> for Object<'_> {
                 Some((_, given)) => *given = value,
                 None => fields.push((name, value)),
             }
-            if fields.len() > MAX_FIELDS {
-                *self.refusal =
-                    Some(format!("The request body has more than {MAX_FIELDS} fields."));
+            if fields.len() > self.max_fields {
+                *self.refusal = Some(format!(
+                    "The request body has more than {} fields ('server.max_parts' of this \
+                     server's settings).",
+                    self.max_fields
+                ));
                 return Err(A::Error::custom("too many fields"));
             }
             let is_long = |(name, _): &(String, RawValue)| name.len() > MAX_NAME_BYTES;
@@ -161,7 +164,7 @@ mod tests {
     use super::*;
 
     fn message_of(body: &str) -> String {
-        let error = parse(body.as_bytes()).unwrap_err();
+        let error = parse(body.as_bytes(), 256).unwrap_err();
         let ApiError::Malformed(message) = error else { panic!("{error:?}") };
         message
     }
@@ -172,7 +175,7 @@ mod tests {
                        "b": {"c": {"d": null}, "e": []}, "f": "first", "f": "last"}"#;
         let plain: Map<String, Value> = serde_json::from_str(text).unwrap();
 
-        let mut fields = parse(text.as_bytes()).unwrap();
+        let mut fields = parse(text.as_bytes(), 256).unwrap();
 
         for (name, value) in plain {
             let given = fields.take_all(&[name.as_str()]);
@@ -192,7 +195,7 @@ mod tests {
         ] {
             let body = format!(r#"{{"prompt": "x", "strange": {value}, "seed": 7}}"#);
 
-            let mut fields = parse(body.as_bytes()).unwrap();
+            let mut fields = parse(body.as_bytes(), 256).unwrap();
 
             assert_eq!(fields.text("prompt").unwrap().as_deref(), Some("x"));
             assert_eq!(fields.left_over(), ["strange", "seed"]);

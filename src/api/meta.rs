@@ -4,6 +4,7 @@ use axum::extract::{OriginalUri, Path, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 
+use super::access::Permit;
 use super::error::ApiError;
 use super::origin::Origin;
 use super::state::AppState;
@@ -53,11 +54,15 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
     tag = "models",
     responses((status = 200, description = "The models and their aliases", body = ModelList))
 )]
-pub(super) async fn models(State(state): State<AppState>) -> Response {
-    let names = state.requests.models.listed();
+pub(super) async fn models(
+    State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let models = Permit::of(&request)?.models(&state.requests.models);
+    let names = models.listed();
     let data = names.into_iter().map(|name| model_object(&state, name)).collect();
     let list = ModelList { object: "list", data };
-    json_response(StatusCode::OK, &list)
+    Ok(json_response(StatusCode::OK, &list))
 }
 
 /// A model, by any of its names
@@ -74,8 +79,10 @@ pub(super) async fn models(State(state): State<AppState>) -> Response {
 pub(super) async fn model(
     State(state): State<AppState>,
     Path(id): Path<String>,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let model = state.requests.models.named(&id, None)?;
+    let models = Permit::of(&request)?.models(&state.requests.models);
+    let model = models.named(&id, None)?;
     Ok(json_response(StatusCode::OK, &details(&state, model)))
 }
 

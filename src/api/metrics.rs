@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use axum::Router;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
+use super::access::require_metrics;
 use super::error::ApiError;
 use super::meta;
 use super::state::AppState;
@@ -64,6 +66,7 @@ pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, A
 pub(super) fn router(state: AppState) -> Router {
     Router::new()
         .route(PATH, get(metrics))
+        .route_layer(from_fn_with_state(state.access.clone(), require_metrics))
         .fallback(meta::unknown_route)
         .method_not_allowed_fallback(meta::wrong_method)
         .with_state(state)

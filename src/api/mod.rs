@@ -6,8 +6,9 @@
 //! the service; `wire` is what comes back, and `error` the one table of what does not.
 
 mod accept;
+mod access;
 mod address;
-mod auth;
+mod cors;
 mod deadline;
 mod docs;
 mod error;
@@ -27,6 +28,7 @@ mod origin;
 mod peer;
 mod reply;
 mod request_log;
+mod security_headers;
 mod serve;
 mod site;
 mod state;
@@ -39,25 +41,26 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderName, Method, header};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use crate::imaging::codec::PngCompression;
-pub use auth::ApiKeys;
+pub use access::{
+    Access, ApiKeys, Expiry, KeyHash, KeyName, Limits, NamedKey, Network, Scope, Scopes,
+};
+pub use cors::CorsOrigins;
 pub use metrics::MetricsAddress;
 pub use peer::PeerLimits;
 pub use serve::serve;
-pub use site::{Opening, Site, StartPhase};
+pub use site::{Opening, ServerParts, Site, StartPhase};
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
-use crate::pictures::{PictureStore, StoreConfig};
-use crate::requests::{DefaultResponseFormat, ModelService};
+use crate::pictures::StoreConfig;
+use crate::requests::DefaultResponseFormat;
 use address::Addresses;
 use state::AppState;
 
@@ -80,6 +83,10 @@ pub struct ApiConfig {
     pub max_image_bytes: usize,
     /// The largest input picture, in pixels.
     pub max_image_pixels: usize,
+    /// Pixels of all input pictures of a request together.
+    pub max_request_pixels: usize,
+    /// Fields of a request, or parts of a form.
+    pub max_parts: usize,
     /// How long peers may take.
     pub peers: PeerLimits,
     /// How long a request waits for the models at the start, before it is refused.
@@ -93,6 +100,14 @@ pub struct ApiConfig {
     pub api_keys: ApiKeys,
     /// Keys of those who may load and unload models; without any, nobody may.
     pub admin_keys: ApiKeys,
+    /// Keys with names, each with what it is good for.
+    pub named_keys: Vec<NamedKey>,
+    /// How much a client may ask for that comes without a key, by its address.
+    pub limits: Limits,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<Network>,
+    /// The pages of other origins that may call.
+    pub cors_origins: CorsOrigins,
     /// Names that stand for whichever model an endpoint has by default; one that ends with
     /// `*` stands for all that begin so.
     pub model_aliases: Vec<String>,
@@ -105,7 +120,8 @@ pub struct ApiConfig {
     /// Scheme, host and port in the addresses of pictures; those of the request if
     /// absent.
     pub public_url: Option<String>,
-    /// Whether `X-Forwarded-Host` and `-Proto` are believed.
+    /// Whether `X-Forwarded-Host` and `-Proto` are believed, and the nearest address of
+    /// `X-Forwarded-For` if there are no trusted proxies.
     pub trust_forwarded_headers: bool,
     /// Whether pictures carry the words that they were made from.
     pub write_prompts: bool,
@@ -129,11 +145,8 @@ impl ApiConfig {
 ///
 /// Other addresses of the same endpoints, such as Azure's, become these before
 /// the routes are looked at.
-///
-/// `models` are those that can be asked for, the default one first; there must be one.
-/// `store` has the pictures that are fetched by address.
-pub fn router(models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) -> Router {
-    router_of(AppState::new(models, store, config))
+pub fn router(parts: ServerParts, config: &ApiConfig) -> Router {
+    router_of(AppState::new(parts, config))
 }
 
 fn router_of(state: AppState) -> Router {
@@ -148,7 +161,9 @@ fn router_of(state: AppState) -> Router {
         .layer(map_response(error::wrap_foreign))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(unread::drain_afterwards))
-        .layer(cors())
+        .layer(map_response(security_headers::add))
+        .layer(cors::layer(&config.cors_origins))
+        .layer(map_response(cors::keep_from_strangers))
         .layer(from_fn_with_state(state.metrics().clone(), request_log::log_requests))
         .with_state(state);
     let addresses = Addresses::new(prefix);
@@ -170,16 +185,17 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(meta::model, models::change))
         .routes(routes!(models::loras))
         .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
-        .route_layer(from_fn_with_state(state.clone(), auth::require_key))
+        .route_layer(from_fn_with_state(state.access.clone(), access::admit))
         .routes(routes!(files::file));
     let own = OpenApiRouter::with_openapi(docs::base())
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::deep))
         .routes(routes!(meta::service_info));
-    // Open to whoever can reach the port. A key's scope would be asked for in this one place.
     let is_here = state.metrics().is_on() && state.config.metrics.is_none();
-    let own = if is_here { own.routes(routes!(metrics::metrics)) } else { own };
+    let may_read = from_fn_with_state(state.access.clone(), access::require_metrics);
+    let metrics = OpenApiRouter::new().routes(routes!(metrics::metrics)).route_layer(may_read);
+    let own = if is_here { own.merge(metrics) } else { own };
     if prefix.is_empty() { own.merge(openai) } else { own.nest(prefix, openai) }
 }
 
@@ -189,27 +205,4 @@ fn path_prefix(config: &ApiConfig) -> String {
         "" => String::new(),
         prefix => format!("/{prefix}"),
     }
-}
-
-/// How long browsers remember what a page may send: the longest that any does.
-const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(86_400);
-
-/// Any page may call, also a public one whose browser is in this network; errors
-/// can be read by it, too. Headers are mirrored, for `*` does not cover
-/// `Authorization`. Answers every OPTIONS, also a plain one.
-fn cors() -> CorsLayer {
-    let retry_headers = ["retry-after-ms", "x-should-retry"].map(HeaderName::from_static);
-    let [retry_after_ms, should_retry] = retry_headers;
-    CorsLayer::new()
-        .allow_origin(Any)
-        .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
-        .allow_headers(AllowHeaders::mirror_request())
-        .allow_private_network(true)
-        .max_age(PREFLIGHT_MAX_AGE)
-        .expose_headers(
-            [request_log::REQUEST_ID, header::RETRY_AFTER, retry_after_ms, should_retry]
-                .into_iter()
-                .chain(reply::HEADERS.map(HeaderName::from_static))
-                .collect::<Vec<_>>(),
-        )
 }

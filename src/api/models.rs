@@ -6,7 +6,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use super::auth::require_administrator;
+use super::access::Permit;
 use super::error::ApiError;
 use super::meta::details;
 use super::state::AppState;
@@ -47,8 +47,9 @@ pub(super) async fn change(
         "unload" => Change::Unload,
         _ => return Err(unknown()),
     };
-    require_administrator(request.headers(), &state.config)?;
-    let model = state.requests.models.named(id, None)?;
+    state.access.check_administrator(request.headers())?;
+    let models = Permit::of(&request)?.models(&state.requests.models);
+    let model = models.named(id, None)?;
     match change {
         Change::Load => model.images.load().await?,
         Change::Unload => model.images.unload().await?,
@@ -65,8 +66,11 @@ pub(super) async fn change(
     tag = "models",
     responses((status = 200, description = "Their names", body = LoraListing))
 )]
-pub(super) async fn loras(State(state): State<AppState>) -> Result<Response, ApiError> {
-    let models = state.requests.models.all().to_vec();
+pub(super) async fn loras(
+    State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let models = Permit::of(&request)?.models(&state.requests.models).all().to_vec();
     let listing = tokio::task::spawn_blocking(move || {
         let mut by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for model in &models {

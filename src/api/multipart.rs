@@ -12,10 +12,6 @@ use super::error::ApiError;
 use super::incoming::Incoming;
 use crate::requests::{Fields, RawValue};
 
-/// Fields that a request may have. A form that a client fills with a field per byte
-/// of a file (node's client does so with a bare `Buffer`) is refused early.
-pub(super) const MAX_FIELDS: usize = 256;
-
 /// Bytes in which the head of a part, or what stands before the first one, must end.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
@@ -31,22 +27,32 @@ const UNBOUNDED: usize = usize::MAX;
 #[error("the body was not read to its end")]
 struct BrokenOff;
 
-/// Reads a form whose parts are separated by `boundary`.
+/// Reads a form of at most `max_parts` parts, which are separated by `boundary`. One that a
+/// client fills with a field per byte of a file (node's client does so with a bare `Buffer`)
+/// is refused early.
 ///
 /// # Errors
 /// 400 for what is no form, or too large in number or heads; those of [`Incoming`].
-pub(super) async fn read(incoming: &mut Incoming, boundary: &str) -> Result<Fields, ApiError> {
+pub(super) async fn read(
+    incoming: &mut Incoming,
+    boundary: &str,
+    max_parts: usize,
+) -> Result<Fields, ApiError> {
     let head_room = AtomicUsize::new(UNBOUNDED);
     let mut failure = None;
     let fields = {
         let chunks = pin!(chunks(incoming, &head_room, &mut failure));
-        read_fields(Multipart::new(chunks, boundary), &head_room).await
+        read_fields(Multipart::new(chunks, boundary), &head_room, max_parts).await
     };
     // What the stream met says more than that it ended.
     failure.map_or(fields, Err)
 }
 
-async fn read_fields(mut form: Multipart<'_>, head_room: &AtomicUsize) -> Result<Fields, ApiError> {
+async fn read_fields(
+    mut form: Multipart<'_>,
+    head_room: &AtomicUsize,
+    max_parts: usize,
+) -> Result<Fields, ApiError> {
     let mut fields = Fields::default();
     let mut count = 0;
     loop {
@@ -57,10 +63,10 @@ async fn read_fields(mut form: Multipart<'_>, head_room: &AtomicUsize) -> Result
             return Ok(fields);
         };
         count += 1;
-        if count > MAX_FIELDS {
+        if count > max_parts {
             return Err(ApiError::Malformed(format!(
-                "The form has more than {MAX_FIELDS} fields. A picture is one file field, \
-                 not a field per byte."
+                "The form has more than {max_parts} fields ('server.max_parts' of this server's \
+                 settings). A picture is one file field, not a field per byte."
             )));
         }
         if let Some((name, value)) = read_field(field).await.map_err(explain)? {
@@ -154,7 +160,7 @@ mod tests {
         let memory = RequestMemory::new(64 << 20, Duration::from_secs(1)).share();
         let body = Body::from_stream(pieces);
         let mut incoming = Incoming::begin(body, None, 64 << 20, 1, memory).await.unwrap();
-        read(&mut incoming, "b").await
+        read(&mut incoming, "b", 256).await
     }
 
     fn part(head: &str, content: &[u8]) -> Vec<u8> {

@@ -14,6 +14,7 @@ use axum::response::Response;
 use futures::StreamExt;
 use tracing::Instrument;
 
+use super::access::UsedKey;
 use super::error::Cause;
 use crate::metrics::{ErrorCode, Metrics, Operation};
 
@@ -73,6 +74,7 @@ pub(super) async fn log_requests(
         cause: response.extensions_mut().remove(),
         code: response.extensions_mut().remove(),
         work: response.extensions_mut().remove(),
+        key: response.extensions_mut().remove(),
     });
     match afterwards {
         Some(Afterwards(outcome)) => log_afterwards(response, line, outcome),
@@ -148,6 +150,7 @@ struct Answer {
     cause: Option<Cause>,
     code: Option<ErrorCode>,
     work: Option<WorkDone>,
+    key: Option<UsedKey>,
 }
 
 /// What the metrics have as the status of a request whose client left.
@@ -174,21 +177,22 @@ impl Drop for LogLine {
         let id = self.id.to_str().unwrap_or_default();
         let (method, route) = (&self.method, &self.route);
         let milliseconds = self.started.elapsed().as_millis();
-        let Some(Answer { status, cause, work, .. }) = &self.answer else {
+        let Some(Answer { status, cause, work, key, .. }) = &self.answer else {
             tracing::info!(id, %method, route, milliseconds, "client went away");
             return;
         };
         let status = status.as_u16();
+        let key = key.as_ref().map(|UsedKey(name)| &**name);
         if let Some(Cause(cause)) = cause {
-            tracing::error!(id, %method, route, status, milliseconds, cause, "request failed");
+            tracing::error!(id, %method, route, status, milliseconds, key, cause, "request failed");
         } else if let Some(WorkDone { steps, size, images, .. }) = work {
             tracing::info!(
-                id, %method, route, status, milliseconds, steps, size, n = images, "request answered"
+                id, %method, route, status, milliseconds, key, steps, size, n = images, "request answered"
             );
-        } else if ["/health", "/metrics"].contains(&route.as_str()) {
-            tracing::debug!(id, %method, route, status, milliseconds, "request answered");
+        } else if ["/health", "/ready", "/metrics"].contains(&route.as_str()) {
+            tracing::debug!(id, %method, route, status, milliseconds, key, "request answered");
         } else {
-            tracing::info!(id, %method, route, status, milliseconds, "request answered");
+            tracing::info!(id, %method, route, status, milliseconds, key, "request answered");
         }
     }
 }

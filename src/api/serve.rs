@@ -20,9 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
-use super::{ApiConfig, Site};
-use crate::pictures::PictureStore;
-use crate::requests::ModelService;
+use super::{ApiConfig, ServerParts, Site};
 
 /// How often a peer of HTTP/2 is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -30,20 +28,19 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 /// What is waited for when the system has no descriptors left for a connection.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `models`, the default one first, and the pictures in `store`, on `listener` until
-/// `shutdown` completes, and what there is to be done after that: as [`Site::serve`].
+/// Serves what there is in `parts` on `listener` until `shutdown` completes, and what there is
+/// to be done after that: as [`Site::serve`].
 ///
 /// # Errors
 /// If the listener fails, or that of the metrics cannot be had.
 pub async fn serve(
     listener: TcpListener,
-    models: Vec<ModelService>,
-    store: PictureStore,
+    parts: ServerParts,
     config: ApiConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let (site, opening) = Site::new(&config);
-    opening.open(models, store, &config);
+    opening.open(parts, &config);
     serve_site(listener, site, &config, shutdown).await
 }
 

@@ -22,7 +22,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::error::{self, ApiError};
 use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
-use super::{ApiConfig, cors, request_log, router_of, serve, unread};
+use super::{Access, ApiConfig, cors, request_log, router_of, security_headers, serve, unread};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
 use crate::requests::ModelService;
@@ -66,6 +66,16 @@ enum Part {
     Metrics,
 }
 
+/// What the API is made of.
+pub struct ServerParts {
+    /// The models, the default one first; there must be one.
+    pub models: Vec<ModelService>,
+    /// The pictures that are fetched by address.
+    pub store: PictureStore,
+    /// The keys and limits in force.
+    pub access: Access,
+}
+
 /// The way to open a [`Site`]. Dropped, the site stays as it is.
 pub struct Opening {
     phase: watch::Sender<StartPhase>,
@@ -96,7 +106,7 @@ impl Site {
     pub fn new(config: &ApiConfig) -> (Self, Opening) {
         let (phase, phases) = watch::channel(StartPhase::LookingForFiles);
         let (opening, opened) = watch::channel(None);
-        let (starting, patience) = (starting(phases), config.loading_wait);
+        let (starting, patience) = (starting(phases, config), config.loading_wait);
         let site = Self { starting, opened, patience, part: Part::Api };
         (site, Opening { phase, opened: opening })
     }
@@ -159,12 +169,11 @@ impl Opening {
         self.phase.send_replace(phase);
     }
 
-    /// From now on there are `models`, the default one first (there must be one), and the
-    /// pictures in `store`, which is cleaned from now on. Needs a runtime.
-    pub fn open(self, models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) {
-        store.start_cleaning();
-        let services = models.iter().map(|model| model.images.clone()).collect();
-        let state = AppState::new(models, store, config);
+    /// From now on there is all that is in `parts`, and its store is cleaned. Needs a runtime.
+    pub fn open(self, parts: ServerParts, config: &ApiConfig) {
+        parts.store.start_cleaning();
+        let services = parts.models.iter().map(|model| model.images.clone()).collect();
+        let state = AppState::new(parts, config);
         let metrics = state.metrics().clone();
         let metrics_router = super::metrics::router(state.clone());
         let router = router_of(state);
@@ -176,7 +185,7 @@ impl Opening {
 const PROBES: [&str; 2] = ["/health", "/ready"];
 
 /// What is answered while there are no models.
-fn starting(phase: watch::Receiver<StartPhase>) -> Router {
+fn starting(phase: watch::Receiver<StartPhase>, config: &ApiConfig) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
@@ -184,7 +193,9 @@ fn starting(phase: watch::Receiver<StartPhase>) -> Router {
         .layer(map_response(error::wrap_foreign))
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(unread::drain_afterwards))
-        .layer(cors())
+        .layer(map_response(security_headers::add))
+        .layer(cors::layer(&config.cors_origins))
+        .layer(map_response(cors::keep_from_strangers))
         .layer(from_fn_with_state(Metrics::off(), request_log::log_requests))
         .with_state(phase)
 }

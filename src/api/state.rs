@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ApiConfig;
 use super::health::DeepChecks;
+use super::{Access, ApiConfig, ServerParts};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
-use crate::requests::{ModelService, Models, RequestContext, RequestSettings};
+use crate::requests::{Models, RequestContext, RequestSettings};
 use crate::service::{ImageService, RequestMemory};
 
 /// The state of the router; clones share all of it.
@@ -16,6 +16,8 @@ pub(super) struct AppState {
     /// What requests for pictures are read against, with the way to the model.
     pub(super) requests: RequestContext,
     pub(super) config: Arc<ApiConfig>,
+    /// The keys and limits in force.
+    pub(super) access: Access,
     pub(super) store: Arc<PictureStore>,
     pub(super) deep_checks: Arc<DeepChecks>,
     /// When the server started, in seconds since 1970.
@@ -23,10 +25,12 @@ pub(super) struct AppState {
 }
 
 impl AppState {
-    pub(super) fn new(models: Vec<ModelService>, store: PictureStore, config: &ApiConfig) -> Self {
+    pub(super) fn new(parts: ServerParts, config: &ApiConfig) -> Self {
+        let ServerParts { models, store, access } = parts;
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
+            max_request_pixels: config.max_request_pixels,
             response_format: config.response_format,
             write_prompts: config.write_prompts,
         };
@@ -36,6 +40,7 @@ impl AppState {
             store: Arc::new(store),
             deep_checks: Arc::default(),
             config: Arc::new(config.clone()),
+            access,
             started: unix_seconds(),
         }
     }

@@ -43,6 +43,8 @@ keys! {
     MAX_IMAGE_BYTES: "server.max_image_bytes", "DIFFUSER_MAX_IMAGE_BYTES", "largest file of an input picture";
     MAX_IMAGE_PIXELS: "server.max_image_pixels", "DIFFUSER_MAX_IMAGE_PIXELS", "largest input picture";
     LOADING_WAIT: "server.loading_wait_s", "DIFFUSER_LOADING_WAIT_S", "seconds that a request waits for models at the start";
+    MAX_REQUEST_PIXELS: "server.max_request_pixels", "DIFFUSER_MAX_REQUEST_PIXELS", "all input pictures of a request";
+    MAX_PARTS: "server.max_parts", "DIFFUSER_MAX_PARTS", "fields of a request";
     UPLOAD_TIMEOUT: "server.upload_timeout_s", "DIFFUSER_UPLOAD_TIMEOUT_S", "seconds that a request may take to arrive";
     REQUEST_TIMEOUT: "server.request_timeout_s", "DIFFUSER_REQUEST_TIMEOUT_S", "seconds that a request may take in all";
     HEADER_TIMEOUT: "server.header_timeout_s", "DIFFUSER_HEADER_TIMEOUT_S", "seconds for the head of a request";
@@ -55,7 +57,15 @@ keys! {
     API_KEYS: "server.api_keys", "DIFFUSER_API_KEYS", "keys of which a client must have one";
     PUBLIC_URL: "server.public_url", "DIFFUSER_PUBLIC_URL", "origin in the addresses of pictures";
     TRUST_FORWARDED: "server.trust_forwarded_headers", "DIFFUSER_TRUST_FORWARDED_HEADERS", "believe X-Forwarded-Host and -Proto";
+    TRUSTED_PROXIES: "server.trusted_proxies", "DIFFUSER_TRUSTED_PROXIES", "proxies whose X-Forwarded-For is believed";
+    CORS_ORIGINS: "server.cors_origins", "DIFFUSER_CORS_ORIGINS", "origins whose pages may call";
     WRITE_PROMPTS: "server.write_prompts", "DIFFUSER_WRITE_PROMPTS", "pictures carry their prompt, too";
+
+    KEYS_FILE: "keys.file", "DIFFUSER_KEYS_FILE", "file of keys with names";
+
+    REQUESTS_PER_MINUTE: "limits.requests_per_minute", "DIFFUSER_LIMITS_REQUESTS_PER_MINUTE", "requests in a minute, by address";
+    CONCURRENT_REQUESTS: "limits.concurrent_requests", "DIFFUSER_LIMITS_CONCURRENT_REQUESTS", "requests at a time, by address";
+    PICTURES_PER_DAY: "limits.pictures_per_day", "DIFFUSER_LIMITS_PICTURES_PER_DAY", "pictures in a day, by address";
 
     RESPONSE_FORMAT: "pictures.response_format", "DIFFUSER_RESPONSE_FORMAT", "auto, b64_json or url where a request names none";
     STORE: "pictures.store", "DIFFUSER_PICTURES_STORE", "memory, file:///PATH, s3://, gs:// or az://BUCKET/PREFIX";
@@ -140,7 +150,12 @@ impl Key {
     /// Whether the empty text is a value of this setting. In the environment it
     /// otherwise means "not set", as compose files write `NAME=` for that.
     pub(super) fn may_be_empty(&self) -> bool {
-        [API_PREFIX, NEGATIVE_PROMPT, MODEL_ALIASES].contains(self)
+        [API_PREFIX, NEGATIVE_PROMPT, MODEL_ALIASES, CORS_ORIGINS].contains(self)
+    }
+
+    /// Whether its value is nobody's business.
+    pub(super) fn is_secret(&self) -> bool {
+        [API_KEYS, ADMIN_KEYS].contains(self)
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Layers {
     figment: Figment,
     /// What is said of single models, by their names.
     sections: BTreeMap<String, Vec<OwnSetting>>,
+    /// Lists of keys, each with its source.
+    pub(super) key_tables: Vec<Found>,
     pub(super) faults: Vec<Fault>,
 }
 
@@ -41,6 +43,9 @@ struct OwnSetting {
     value: Value,
     origin: String,
 }
+
+/// Where keys stand in the configuration file.
+pub(super) const KEY_TABLES: &str = "keys.key";
 
 /// The section of single models.
 const MODELS: &str = "models";
@@ -74,10 +79,14 @@ impl Provider for Setting<'_> {
 }
 
 impl Layers {
+    fn over(figment: Figment) -> Self {
+        let (sections, key_tables) = (BTreeMap::new(), Vec::new());
+        Self { figment, sections, key_tables, faults: Vec::new() }
+    }
+
     /// The compiled-in defaults.
     pub(super) fn defaults() -> Self {
-        let mut layers =
-            Self { figment: Figment::new(), sections: BTreeMap::new(), faults: Vec::new() };
+        let mut layers = Self::over(Figment::new());
         layers.add_toml(DEFAULT_FILE, DEFAULT_ORIGIN);
         layers
     }
@@ -119,6 +128,10 @@ impl Layers {
                 continue;
             }
             let path = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+            if path == KEY_TABLES {
+                self.key_tables.push(Found { value, origin: origin.to_owned() });
+                continue;
+            }
             let within = format!("{path}.");
             let is_section = KEYS.iter().any(|key| key.path.starts_with(&within));
             if KEYS.iter().any(|key| key.path == path) {
@@ -200,8 +213,7 @@ impl Layers {
 
     /// The layers with `name`'s own settings on top, and no faults.
     pub(super) fn of_model(&self, name: &str) -> Self {
-        let mut layers =
-            Self { figment: self.figment.clone(), sections: BTreeMap::new(), faults: Vec::new() };
+        let mut layers = Self::over(self.figment.clone());
         for OwnSetting { path, value, origin } in self.sections.get(name).into_iter().flatten() {
             layers.add(path, value.clone(), format!("{origin}, section {MODELS}.{name}"));
         }
@@ -267,7 +279,7 @@ fn origin_variable(name: &str) -> String {
     format!("environment variable {name}")
 }
 
-fn unknown(kind: &str, meant: Option<&str>) -> String {
+pub(super) fn unknown(kind: &str, meant: Option<&str>) -> String {
     match meant {
         Some(meant) => format!("no such {kind}; did you mean {meant}?"),
         None => format!("no such {kind}; --help lists them all"),

@@ -17,6 +17,7 @@
 //! [`KEYS`] is the one table of their names. Faults are reported all at once.
 //! This is the only module that reads the environment; nothing below it does.
 
+mod access;
 mod environment;
 mod error;
 mod keys;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use figment::value::Value;
 
+pub use access::parse_key_file;
 pub use environment::Environment;
 pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
@@ -218,6 +220,10 @@ impl Layers {
             memory_timeout: self.seconds(keys::MEMORY_TIMEOUT),
             max_image_bytes: self.integer(keys::MAX_IMAGE_BYTES, 1, 1 << 32).unwrap_or_default(),
             max_image_pixels: self.integer(keys::MAX_IMAGE_PIXELS, 1, 1 << 32).unwrap_or_default(),
+            max_request_pixels: self
+                .integer(keys::MAX_REQUEST_PIXELS, 1, 1 << 36)
+                .unwrap_or_default(),
+            max_parts: self.integer(keys::MAX_PARTS, 1, 10_000).unwrap_or_default(),
             peers: self.peers(),
             loading_wait: self.seconds(keys::LOADING_WAIT),
             upload_timeout: self.seconds(keys::UPLOAD_TIMEOUT),
@@ -226,6 +232,10 @@ impl Layers {
                 .map(Duration::from_secs),
             api_keys: ApiKeys::new(self.names(keys::API_KEYS)),
             admin_keys: ApiKeys::new(self.names(keys::ADMIN_KEYS)),
+            named_keys: self.named_keys(),
+            limits: self.limits(),
+            trusted_proxies: self.trusted_proxies(),
+            cors_origins: self.cors_origins(),
             model_aliases: self.names(keys::MODEL_ALIASES),
             response_format: self
                 .read(keys::RESPONSE_FORMAT, DefaultResponseFormat::CHOICES, |value| {
@@ -328,7 +338,7 @@ impl Layers {
         if parsed.is_none() {
             self.faults.push(Fault {
                 key: key.path.to_owned(),
-                value: Some(printed(&found.value)),
+                value: (!key.is_secret()).then(|| printed(&found.value)),
                 expected: format!("expected {expected}"),
                 origin: found.origin,
             });
@@ -375,9 +385,7 @@ impl Layers {
     fn web_origin(&mut self, key: Key) -> Option<String> {
         self.read(key, "an address such as https://images.example.org", |value| {
             let url = value.as_str()?;
-            let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
-            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]/_".contains(&byte);
-            (!host.is_empty() && host.bytes().all(is_plain)).then(|| url.to_owned())
+            values::is_web_origin(url).then(|| url.to_owned())
         })
     }
 

@@ -58,6 +58,13 @@ pub(super) fn parse_request_lora(text: &str) -> Option<RequestLora> {
     scaled.unwrap_or_else(|| RequestLora::new(text, 1.0)).ok()
 }
 
+/// Whether `url` is a scheme and a host, perhaps with a port.
+pub(super) fn is_web_origin(url: &str) -> bool {
+    let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]/_".contains(&byte);
+    host.is_some_and(|host| !host.is_empty() && host.bytes().all(is_plain))
+}
+
 /// Whether `text` begins as numbers do.
 fn is_numeric(text: &str) -> bool {
     text.trim_start_matches(['+', '-', '.', ' ']).starts_with(|first: char| first.is_ascii_digit())

@@ -15,6 +15,8 @@ use crate::service::{Client, RequestMemory};
 pub(crate) struct RequestSettings {
     /// What an input picture may be like.
     pub(crate) decode_limits: DecodeLimits,
+    /// Pixels of all pictures of a request together.
+    pub(crate) max_request_pixels: usize,
     /// How pictures come back whose request names no `response_format`.
     pub(crate) response_format: DefaultResponseFormat,
     /// Whether recipes have the words that pictures were made from.
@@ -47,6 +49,11 @@ impl RequestContext {
     pub(crate) fn new(models: Models, memory: RequestMemory, settings: RequestSettings) -> Self {
         let decoders = Arc::new(Semaphore::new(decoders()));
         Self { models: Arc::new(models), settings, memory, decoders }
+    }
+
+    /// The same for somebody who may use these models.
+    pub(crate) fn with_models(&self, models: Arc<Models>) -> Self {
+        Self { models, ..self.clone() }
     }
 }
 

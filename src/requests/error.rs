@@ -26,6 +26,9 @@ pub(crate) enum RequestError {
         /// The names that would do.
         served: Vec<String>,
     },
+    /// Whoever asks may not use this model.
+    #[error("the model '{asked}' may not be used")]
+    WithheldModel { asked: String },
     /// Work that blocks ended early.
     #[error("the request was not read to its end")]
     Interrupted(#[from] tokio::task::JoinError),

@@ -61,6 +61,8 @@ pub(crate) struct Models {
     served: Vec<Arc<ServedModel>>,
     /// Names that stand for whichever model an endpoint has by default.
     pub(crate) aliases: ModelNames,
+    /// Models that are there and may not be asked for.
+    withheld: Vec<Arc<ServedModel>>,
 }
 
 impl Models {
@@ -77,14 +79,31 @@ impl Models {
             })
         };
         let served = services.into_iter().map(served).collect();
-        Self { served, aliases: ModelNames::of_aliases(aliases) }
+        Self { served, aliases: ModelNames::of_aliases(aliases), withheld: Vec::new() }
+    }
+
+    /// Those that one of `names` means: by any of their names, or with `*` at its end by how
+    /// one begins. A name that stands for any model means the default ones.
+    pub(crate) fn restricted_to(&self, names: &[String]) -> Self {
+        let is_default = |model: &Arc<ServedModel>| {
+            TaskKind::ALL.iter().any(|kind| Arc::ptr_eq(self.default_for(*kind), model))
+        };
+        let is_meant = |model: &&Arc<ServedModel>| {
+            names.iter().any(|name| {
+                model.names.are_meant_by(name)
+                    || (self.aliases.are_meant_by(name) && is_default(model))
+            })
+        };
+        let (served, withheld) = self.served.iter().partition(is_meant);
+        let cloned = |models: Vec<&Arc<ServedModel>>| models.into_iter().cloned().collect();
+        Self { served: cloned(served), aliases: self.aliases.clone(), withheld: cloned(withheld) }
     }
 
     pub(crate) fn all(&self) -> &[Arc<ServedModel>] {
         &self.served
     }
 
-    /// The model of requests that name none.
+    /// The model of requests that name none; there must be one.
     pub(crate) fn first(&self) -> &Arc<ServedModel> {
         &self.served[0]
     }
@@ -109,6 +128,9 @@ impl Models {
         let by = |is_meant: fn(&ModelNames, &str) -> bool| {
             self.served.iter().find(|model| is_meant(&model.names, name))
         };
+        if self.served.is_empty() {
+            return None;
+        }
         by(ModelNames::is_id).or_else(|| by(ModelNames::include)).or_else(|| {
             let default = || kind.map_or_else(|| self.first(), |kind| self.default_for(kind));
             self.aliases.include(name).then(default)
@@ -118,20 +140,28 @@ impl Models {
     /// As [`Self::find`].
     ///
     /// # Errors
-    /// [`RequestError::UnknownModel`], with the names that would do.
+    /// [`RequestError::UnknownModel`], with the names that would do, or
+    /// [`RequestError::WithheldModel`].
     pub(crate) fn named(
         &self,
         name: &str,
         kind: Option<TaskKind>,
     ) -> Result<&Arc<ServedModel>, RequestError> {
-        self.find(name, kind).ok_or_else(|| RequestError::UnknownModel {
-            asked: quote(name),
-            served: self.served.iter().map(|model| model.images.card().id.clone()).collect(),
+        self.find(name, kind).ok_or_else(|| {
+            let asked = quote(name);
+            if self.withheld.iter().any(|model| model.names.include(name)) {
+                return RequestError::WithheldModel { asked };
+            }
+            let served = self.served.iter().map(|model| model.images.card().id.clone());
+            RequestError::UnknownModel { asked, served: served.collect() }
         })
     }
 
     /// All whole names that can be asked for.
     pub(crate) fn listed(&self) -> Vec<&str> {
+        if self.served.is_empty() {
+            return Vec::new();
+        }
         let own = self.served.iter().flat_map(|model| model.names.listed());
         let mut names: Vec<&str> = Vec::new();
         for name in own.chain(self.aliases.listed()) {

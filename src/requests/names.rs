@@ -33,6 +33,18 @@ impl ModelNames {
         self.is_id(asked) || last_part == Some(asked) || self.aliases.iter().any(is_alias)
     }
 
+    /// Whether `pattern` means this model: one of its names, or with `*` at its end how one
+    /// of them begins.
+    pub(crate) fn are_meant_by(&self, pattern: &str) -> bool {
+        let Some(beginning) = pattern.strip_suffix('*') else {
+            return self.include(pattern);
+        };
+        let last_part = self.id.as_deref().and_then(|id| id.rsplit('/').next());
+        let aliases = self.aliases.iter().map(|alias| alias.trim_end_matches('*'));
+        let mut names = self.id.as_deref().into_iter().chain(last_part).chain(aliases);
+        names.any(|name| name.starts_with(beginning))
+    }
+
     /// The id, then the aliases that are whole names.
     pub(crate) fn listed(&self) -> impl Iterator<Item = &str> {
         let id = self.id.as_deref();
@@ -63,6 +75,24 @@ mod tests {
         }
         for unknown in ["Qwen", "qwen-image-edit", "", "gpt-4o", "dall-e-3", "gpt-image"] {
             assert!(!names().include(unknown), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_means_whose_name_it_is_or_begins() {
+        for pattern in [
+            "Qwen/Qwen-Image-Edit",
+            "Qwen-Image-Edit",
+            "Qwen/*",
+            "Qwen-Im*",
+            "dall-e-2",
+            "gpt-*",
+            "*",
+        ] {
+            assert!(names().are_meant_by(pattern), "{pattern}");
+        }
+        for pattern in ["Qwen", "Qwen/Qwen-Image-Edit-*", "dall-e-3*", "", "x*"] {
+            assert!(!names().are_meant_by(pattern), "{pattern}");
         }
     }
 

@@ -13,7 +13,7 @@ use super::error::RequestError;
 use super::fields::{Fields, RawValue, wrong_type};
 use super::masks::{self, MaskConvention};
 use crate::domain::{FaultKind, GreyImage, Picture, ValidationError};
-use crate::imaging::codec::{self, DecodeLimits, DroppedProfile};
+use crate::imaging::codec::{self, DecodeError, DecodeLimits, DroppedProfile};
 use crate::metrics::Stage;
 use crate::model::ModelCard;
 use crate::service::{ImageService, MemoryShare};
@@ -101,8 +101,10 @@ impl Inputs {
         memory: MemoryShare,
     ) -> Result<(DecodedInputs, MemoryShare), RequestError> {
         let (warnings, took) = (Vec::new(), Duration::ZERO);
-        let mut decoding = Decoding { context, images, memory, held: 0, warnings, took };
+        let pixels_left = context.settings.max_request_pixels;
         let service = images;
+        let mut decoding =
+            Decoding { context, images, memory, held: 0, pixels_left, warnings, took };
         let has_mask = self.mask.is_some();
         let mut images = Vec::new();
         while let Some(picture) = self.images.pop() {
@@ -135,6 +137,8 @@ struct Decoding<'a> {
     memory: MemoryShare,
     /// Bytes of the pictures so far.
     held: usize,
+    /// What further pictures may have.
+    pixels_left: usize,
     warnings: Vec<String>,
     /// How long it was worked on, without what was waited for.
     took: Duration,
@@ -148,7 +152,11 @@ impl Decoding<'_> {
         keeps_size: bool,
         behind: usize,
     ) -> Result<Picture, RequestError> {
-        let limits = self.context.settings.decode_limits;
+        let limits = PixelLimits {
+            file: self.context.settings.decode_limits,
+            left: self.pixels_left,
+            all: self.context.settings.max_request_pixels,
+        };
         let held = self.held + behind;
         self.memory.grow_to(held + picture.held_bytes() + picture.needed_to_open()).await?;
         let opened = self.off_the_runtime(move || picture.open(limits)).await?;
@@ -158,13 +166,16 @@ impl Decoding<'_> {
         let images = self.images.clone();
         // Never closed. It goes along: the work goes on if the client leaves.
         let place = Arc::clone(&self.context.decoders).acquire_owned().await.ok();
-        let (decoded, warning) = self
+        let (decoded, pixels, warning) = self
             .off_the_runtime(move || {
                 let _place = place;
                 let (decoded, warning) = opened.decode(limits)?;
-                Ok((if keeps_size { decoded } else { images.reduced(decoded) }, warning))
+                let pixels = decoded.width() * decoded.height();
+                let decoded = if keeps_size { decoded } else { images.reduced(decoded) };
+                Ok((decoded, pixels, warning))
             })
             .await?;
+        self.pixels_left = self.pixels_left.saturating_sub(pixels);
         self.warnings.extend(warning);
         self.held += decoded.bytes();
         self.memory.shrink_to(self.held + behind);
@@ -336,7 +347,7 @@ impl RawPicture {
     }
 
     /// The file, and what decoding it takes by its header.
-    fn open(self, limits: DecodeLimits) -> Result<OpenPicture, RequestError> {
+    fn open(self, limits: PixelLimits) -> Result<OpenPicture, RequestError> {
         let Self { field, number, content } = self;
         let bytes = match content {
             Content::File(bytes) => bytes,
@@ -346,8 +357,8 @@ impl RawPicture {
                 .map(Bytes::from)
                 .map_err(|reason| refused(field, number, reason))?,
         };
-        let needed = codec::bytes_to_decode(&bytes, limits);
-        let needed = needed.map_err(|error| refused(field, number, error))?;
+        let needed = codec::bytes_to_decode(&bytes, limits.of_one());
+        let needed = needed.map_err(|error| limits.refused(field, number, error))?;
         Ok(OpenPicture { field, number, bytes, needed })
     }
 }
@@ -363,12 +374,48 @@ struct OpenPicture {
 
 impl OpenPicture {
     /// What is to be seen of it, and a warning about what is not.
-    fn decode(self, limits: DecodeLimits) -> Result<(Picture, Option<String>), RequestError> {
+    fn decode(self, limits: PixelLimits) -> Result<(Picture, Option<String>), RequestError> {
         let Self { field, number, bytes, .. } = self;
-        let decoded = codec::decode(&bytes, limits);
-        let decoded = decoded.map_err(|error| refused(field, number, error))?;
+        let decoded = codec::decode(&bytes, limits.of_one());
+        let decoded = decoded.map_err(|error| limits.refused(field, number, error))?;
         let dropped = decoded.dropped_profile;
         Ok((decoded.picture, dropped.map(|dropped| of_profile(&dropped, field, number))))
+    }
+}
+
+/// What a picture may be like, by itself and beside those before it.
+#[derive(Debug, Clone, Copy)]
+struct PixelLimits {
+    file: DecodeLimits,
+    /// Pixels that those before it have left over.
+    left: usize,
+    /// Pixels of all pictures of a request together.
+    all: usize,
+}
+
+impl PixelLimits {
+    fn of_one(self) -> DecodeLimits {
+        DecodeLimits { max_pixels: self.file.max_pixels.min(self.left), ..self.file }
+    }
+
+    /// Says which of the limits a picture is over.
+    fn refused(self, field: &'static str, number: usize, error: DecodeError) -> RequestError {
+        let DecodeError::TooLarge { width, height, .. } = error else {
+            return refused(field, number, error);
+        };
+        let area = u64::from(width) * u64::from(height);
+        let is_by_itself = area > self.file.max_pixels as u64
+            || u64::from(width.max(height)) > self.file.max_side as u64;
+        if is_by_itself {
+            let limits = self.file;
+            return refused(field, number, DecodeError::TooLarge { width, height, limits });
+        }
+        let message = format!(
+            "Invalid '{field}': the pictures of a request may have {} pixels together, and with \
+             picture {number} ({width}x{height}) they have more.",
+            self.all
+        );
+        ValidationError::new(field, FaultKind::Invalid, message).into()
     }
 }
 

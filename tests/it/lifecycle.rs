@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use diffuser_api::api::{ApiConfig, ApiKeys, Site, StartPhase};
+use diffuser_api::api::{Access, ApiConfig, ApiKeys, ServerParts, Site, StartPhase};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::model::ModelConfig;
 use diffuser_api::pictures::PictureStore;
@@ -58,7 +58,9 @@ impl Starting {
         };
         let models = services.into_iter().map(model).collect();
         let store = PictureStore::open(&self.config.picture_store).unwrap();
-        self.opening.take().unwrap().open(models, store, &self.config);
+        let access = Access::new(&self.config);
+        let parts = ServerParts { models, store, access };
+        self.opening.take().unwrap().open(parts, &self.config);
     }
 }
 

@@ -8,6 +8,7 @@
 )]
 
 mod absurd_numbers;
+mod access;
 mod bench;
 mod capabilities;
 mod checkpoint;

@@ -188,7 +188,7 @@ fn finished(
     fill_in_response_format(&mut document, config.response_format);
     put_forms_first(&mut document);
     require_bodies(&mut document);
-    if config.api_keys.are_asked_for() {
+    if config.asks_for_keys() {
         ask_for_keys(&mut document, &prefix);
     }
     document.to_string()

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use base64::Engine;
-use diffuser_api::api::{ApiConfig, serve};
+use diffuser_api::api::{Access, ApiConfig, ServerParts, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
 use diffuser_api::model::{DeviceChoice, DiffusionModel, ModelCard, ModelConfig, ModelFiles};
@@ -71,6 +71,8 @@ pub(crate) struct TestServer {
     pub(crate) worker: Option<WorkerHandle>,
     pub(crate) serving: JoinHandle<std::io::Result<()>>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
+    /// The handle on the keys and limits, and the settings that they came from.
+    pub(crate) access: (Access, ApiConfig),
     address: String,
     client: reqwest::Client,
     events: mpsc::UnboundedReceiver<Event>,
@@ -161,12 +163,15 @@ impl Setup {
         };
         let store =
             self.store.unwrap_or_else(|| PictureStore::open(&api_config.picture_store).unwrap());
-        let serving = tokio::spawn(serve(listener, models, store, api_config, shutdown));
+        let access = Access::new(&api_config);
+        let parts = ServerParts { models, store, access: access.clone() };
+        let serving = tokio::spawn(serve(listener, parts, api_config.clone(), shutdown));
         TestServer {
             service: services[0].clone(),
             worker: Some(worker),
             serving,
             stop: Some(stop),
+            access: (access, api_config),
             address,
             client: reqwest::Client::new(),
             events,

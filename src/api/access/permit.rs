@@ -1,0 +1,105 @@
+//! What a request that was let in may do.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::Request;
+
+use super::rates::{Account, Booked, Limits, PicturesSpent};
+use super::{ApiError, Key};
+use crate::requests::{Models, RequestContext};
+use crate::service::Client;
+
+/// What a request may do, by its key or its address. In the request's extensions.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    key: Option<Arc<Key>>,
+    client: Client,
+    account: Arc<Account>,
+    limits: Limits,
+    /// The pictures that it has asked for.
+    booked: Mutex<Option<Booked>>,
+}
+
+impl Permit {
+    pub(super) fn of_key(key: &Arc<Key>) -> Self {
+        let (client, account) = (Client::of(&key.hash), Arc::clone(&key.account));
+        let key = Some(Arc::clone(key));
+        let limits = key.as_ref().map_or_else(Limits::default, |key| key.limits);
+        Self { key, client, account, limits, booked: Mutex::default() }
+    }
+
+    pub(super) fn of_address(client: Client, account: Arc<Account>, limits: Limits) -> Self {
+        Self { key: None, client, account, limits, booked: Mutex::default() }
+    }
+
+    /// That of `request`.
+    ///
+    /// # Errors
+    /// [`ApiError::Internal`] if it was never admitted: a route without its middleware.
+    pub(crate) fn of(request: &Request) -> Result<Arc<Self>, ApiError> {
+        let permit = request.extensions().get::<Arc<Self>>().map(Arc::clone);
+        permit.ok_or_else(|| ApiError::Internal("a request was not admitted".to_owned()))
+    }
+
+    /// Who asks.
+    pub(crate) fn client(&self) -> Client {
+        self.client
+    }
+
+    /// What logs call its key, if that has a name.
+    pub(super) fn key_name(&self) -> Option<&str> {
+        Some(self.key.as_ref()?.name()?.as_str())
+    }
+
+    pub(super) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Those of `models` that it may use.
+    pub(crate) fn models(&self, models: &Arc<Models>) -> Arc<Models> {
+        match self.key.as_ref().and_then(|key| key.models.as_ref()) {
+            Some(names) => Arc::new(models.restricted_to(names)),
+            None => Arc::clone(models),
+        }
+    }
+
+    /// What its fields are read against.
+    ///
+    /// # Errors
+    /// If it may use no model at all, or no pictures are left for today.
+    pub(crate) fn context(&self, requests: &RequestContext) -> Result<RequestContext, ApiError> {
+        let models = self.models(&requests.models);
+        if models.all().is_empty() {
+            return Err(ApiError::NoModelAllowed);
+        }
+        self.account.check_pictures(self.limits.pictures_per_day).map_err(refused)?;
+        Ok(requests.with_models(models))
+    }
+
+    /// Counts the pictures that it asks for.
+    ///
+    /// # Errors
+    /// [`ApiError::PicturesSpent`] if the day has no room for them.
+    pub(crate) fn book(&self, pictures: usize) -> Result<(), ApiError> {
+        let pictures = u32::try_from(pictures).unwrap_or(u32::MAX);
+        let booked = self.account.book(self.limits.pictures_per_day, pictures).map_err(refused)?;
+        *self.booked.lock().unwrap_or_else(PoisonError::into_inner) = Some(booked);
+        Ok(())
+    }
+
+    /// Counts its pictures no more: they were not made.
+    pub(super) fn give_back(&self) {
+        let booked = self.booked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(booked) = booked {
+            self.account.give_back(booked);
+        }
+    }
+}
+
+fn refused(spent: PicturesSpent) -> ApiError {
+    ApiError::PicturesSpent { limit: spent.limit.get(), left: spent.left, wait: spent.wait }
+}
