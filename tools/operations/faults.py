@@ -273,7 +273,8 @@ def bodies_let_go(run: Run, what: str, connections, limit_s: float, send=b""):
 
 
 def closed(run: Run, what: str, gone: LetGo, count: int, limit_s: float):
-    run.line(not gone.left, f"{what}: let go", f"{len(gone.left)} of {count} open after {gone.took_s:.1f} s", f"none after {limit_s} s (and {SLACK_S})")
+    open_ones = f"{len(gone.left)} of {count} open after {gone.took_s:.1f} s"
+    run.line(not gone.left, f"{what}: let go", open_ones, f"none after {limit_s} s (and {SLACK_S})")
 
 
 @case
@@ -319,8 +320,8 @@ def idle_connections(run: Run):
                      f"at most {MAX_CONNECTIONS} connections")
             eldest = sum(one.is_open() for one in idle[:1000])
             newest = sum(one.is_open() for one in idle[-900:])
-            run.line(eldest == 0 and newest >= 890, "idle connections: who was let go", f"{eldest} of the eldest 1000 open, {newest} of the newest 900",
-                     "the eldest, not the newest")
+            open_ones = f"{eldest} of the eldest 1000 open, {newest} of the newest 900"
+            run.line(eldest == 0 and newest >= 890, "idle connections: who was let go", open_ones, "the eldest, not the newest")
             run.unharmed(server, "idle connections, while they are there")
         descriptors_return(run, server, before, "idle connections")
         run.unharmed(server, "idle connections")
@@ -418,7 +419,7 @@ def store_down(run: Run):
         return run.report.skip("store down", "this program has no setting pictures.store")
     settings = {
         "DIFFUSER_PICTURES_STORE": "s3://pictures/here",
-        "AWS_ENDPOINT": f"http://127.0.0.1:{client.free_port()}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{client.free_port()}", "AWS_ALLOW_HTTP": "true", "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing",
     }
     with Server([MODEL], settings) as server:
@@ -438,8 +439,8 @@ def store_fails(run: Run, server: Server, answers, what: str):
     """Some were refused, with a clear code; pictures in the reply itself are made all the same."""
     refused = [answer for answer in answers if answer.status != 200]
     told = sorted({(answer.status, answer.json()["error"]["code"]) for answer in refused}, key=str)
-    run.line(bool(refused) and all(status in (503, 507) and code for status, code in told), f"{what}: by url", f"{len(refused)} of {len(answers)} refused: {told}",
-             "503 (or 507) with a code")
+    are_clear = bool(refused) and all(status in (503, 507) and code for status, code in told)
+    run.line(are_clear, f"{what}: by url", f"{len(refused)} of {len(answers)} refused: {told}", "503 (or 507) with a code")
     status = edit(server, wish()).status
     run.line(status == 200, f"{what}: in the reply", status, "200")
 
@@ -471,7 +472,7 @@ def sigterm_running_and_queued(run: Run):
     """One runs, three wait, a fourth comes afterwards, and one streams."""
     with Server([MODEL]) as server:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            running = pool.submit(edit, server, long_wish(num_inference_steps=10, stream="true", partial_images=1))
+            running = pool.submit(edit, server, long_wish(size="512x512", num_inference_steps=40, stream="true", partial_images=1))
             server.wait_until(server.is_busy, 10)
             waiting = [pool.submit(edit, server, long_wish(seed=seed)) for seed in range(3)]
 

@@ -281,7 +281,9 @@ def report_server(report: Report, watch: Watch, health: dict, before: int, serve
     second, last = tenths[1], statistics.mean(watch.resident[-minute:])
     # Smaller is as good.
     report.line(last <= second * 1.05, "memory", f"second tenth {second:.0f} MiB, last tenth {last:.0f} MiB", "within 5 %")
-    print(f"    MiB by tenths of the time: {' '.join(f'{mean:.0f}' for mean in tenths)}; {min(watch.resident):.0f} to {max(watch.resident):.0f}")
+    print(f"    mean MiB by tenths of the time: {' '.join(f'{mean:.0f}' for mean in tenths)}")
+    floors = [percentile(watch.resident[start:start + minute], 0.1) for start in range(0, 10 * minute, minute)]
+    print(f"    what is there when little is in flight: {' '.join(f'{floor:.0f}' for floor in floors)}")
     second, last = max(watch.descriptors[minute:2 * minute]), max(watch.descriptors[-minute:])
     report.line(last <= second + CLIENTS // 5, "descriptors", f"at most {second} in the second tenth, {last} in the last", "flat")
     idle_s = server.wait_until(server.is_idle, 30)
