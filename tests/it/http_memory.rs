@@ -118,6 +118,7 @@ mod of_the_program {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
+    use crate::support::server::until_ready;
 
     struct Program {
         child: Child,
@@ -143,9 +144,7 @@ mod of_the_program {
                 .spawn()
                 .unwrap();
             let program = Self { child, address: format!("http://127.0.0.1:{port}") };
-            while reqwest::get(format!("{}/health", program.address)).await.is_err() {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            until_ready(&program.address).await;
             program
         }
 

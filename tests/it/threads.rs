@@ -64,9 +64,9 @@ fn what_is_no_number_of_threads_is_refused_with_its_origin() {
 mod of_the_server {
     use std::net::TcpListener;
     use std::process::{Child, Stdio};
-    use std::time::Duration;
 
     use super::*;
+    use crate::support::server::until_ready;
 
     struct Ended(Child);
 
@@ -99,9 +99,7 @@ mod of_the_server {
             .unwrap();
         let process = child.id();
         let _ended = Ended(child);
-        while reqwest::get(format!("http://127.0.0.1:{port}/health")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        until_ready(&format!("http://127.0.0.1:{port}")).await;
 
         assert_eq!(named(process, "compute-"), 5);
         // The thread that waits for them is the fifth.

@@ -84,10 +84,10 @@ def watch(pid, most, over):
         over.wait(0.1)
 
 
-def wait_until_listening(server, port):
+def wait_until_ready(server, port):
     while server.poll() is None:
         try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5)
         except OSError:
             time.sleep(0.2)
     raise SystemExit("the server has ended")
@@ -129,7 +129,7 @@ def serving(args, log):
     server = start(args, port, log)
     threading.Thread(target=watch, args=(server.pid, most, over), daemon=True).start()
     try:
-        wait_until_listening(server, port)
+        wait_until_ready(server, port)
         yield port, most
     finally:
         over.set()

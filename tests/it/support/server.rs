@@ -276,6 +276,20 @@ pub(crate) async fn within_patience<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the server should have got there")
 }
 
+/// Waits until a program at `origin` has loaded its models.
+pub(crate) async fn until_ready(origin: &str) {
+    let is_ready = async || {
+        let answer = reqwest::get(format!("{origin}/ready")).await;
+        answer.is_ok_and(|answer| answer.status() == 200)
+    };
+    within_patience(async {
+        while !is_ready().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
 /// A file part, named and typed as the Python client does with plain bytes.
 pub(crate) fn file_part(bytes: Vec<u8>) -> Part {
     let part = Part::bytes(bytes).file_name("upload");
