@@ -102,8 +102,8 @@ pub struct ApiConfig {
     pub trust_forwarded_headers: bool,
     /// Whether pictures carry the words that they were made from.
     pub write_prompts: bool,
-    /// A port for `/metrics` alone; without it, that is beside the rest.
-    pub metrics: Option<MetricsAddress>,
+    /// Where `/metrics` is.
+    pub metrics: MetricsAddress,
 }
 
 impl ApiConfig {
@@ -167,7 +167,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(meta::health))
         .routes(routes!(meta::service_info));
     // Open to whoever can reach the port. A key's scope would be asked for in this one place.
-    let is_here = state.metrics().is_on() && state.config.metrics.is_none();
+    let is_here = state.metrics().is_on() && state.config.metrics.port.is_none();
     let own = if is_here { own.routes(routes!(metrics::metrics)) } else { own };
     if prefix.is_empty() { own.merge(openai) } else { own.nest(prefix, openai) }
 }

@@ -90,9 +90,10 @@ struct MetricsPort {
 impl MetricsPort {
     /// `None` if there is to be none.
     async fn open(state: &AppState) -> io::Result<Option<Self>> {
-        let address = state.config.metrics.as_ref().filter(|_| state.metrics().is_on());
-        let Some(address) = address else { return Ok(None) };
-        let listener = address.listen().await?;
+        if !state.metrics().is_on() {
+            return Ok(None);
+        }
+        let Some(listener) = state.config.metrics.listen().await? else { return Ok(None) };
         let (app, limits) = (metrics::router(state.clone()), state.config.peers);
         let (open, closed) = oneshot::channel::<()>();
         let serving = tokio::spawn(async move {
