@@ -24,26 +24,25 @@ pub(super) const PATH: &str = "/metrics";
 /// Prometheus's text format.
 const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A port for `/metrics` alone.
+/// Where `/metrics` is alone, if it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetricsAddress {
-    /// Address or host name.
+    /// Address or host name of a port for it.
     pub host: String,
-    /// Port; 0 takes any that is free.
-    pub port: u16,
+    /// That port; 0 takes any that is free. Without it, it is on the server's own.
+    pub port: Option<u16>,
 }
 
 impl MetricsAddress {
-    /// Listens there, and says where that is.
-    pub(super) async fn listen(&self) -> io::Result<TcpListener> {
-        let listener =
-            TcpListener::bind((self.host.as_str(), self.port)).await.map_err(|error| {
-                let (host, port) = (&self.host, self.port);
-                io::Error::new(error.kind(), format!("metrics on {host} port {port}: {error}"))
-            })?;
+    /// Listens there, if there is a port for it, and says where that is.
+    pub(super) async fn listen(&self) -> io::Result<Option<TcpListener>> {
+        let (host, Some(port)) = (self.host.as_str(), self.port) else { return Ok(None) };
+        let listener = TcpListener::bind((host, port)).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("metrics on {host} port {port}: {error}"))
+        })?;
         let address: SocketAddr = listener.local_addr()?;
         tracing::info!("metrics at http://{address}{PATH}");
-        Ok(listener)
+        Ok(Some(listener))
     }
 }
 

@@ -125,8 +125,8 @@ pub struct ApiConfig {
     pub trust_forwarded_headers: bool,
     /// Whether pictures carry the words that they were made from.
     pub write_prompts: bool,
-    /// A port for `/metrics` alone; without it, that is beside the rest.
-    pub metrics: Option<MetricsAddress>,
+    /// Where `/metrics` is.
+    pub metrics: MetricsAddress,
 }
 
 impl ApiConfig {
@@ -192,7 +192,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(health::ready))
         .routes(routes!(health::deep))
         .routes(routes!(meta::service_info));
-    let is_here = state.metrics().is_on() && state.config.metrics.is_none();
+    let is_here = state.metrics().is_on() && state.config.metrics.port.is_none();
     let may_read = from_fn_with_state(state.access.clone(), access::require_metrics);
     let metrics = OpenApiRouter::new().routes(routes!(metrics::metrics)).route_layer(may_read);
     let own = if is_here { own.merge(metrics) } else { own };

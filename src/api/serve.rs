@@ -111,8 +111,7 @@ struct MetricsPort {
 impl MetricsPort {
     /// `None` if there is to be none.
     async fn open(site: &Site, config: &ApiConfig) -> io::Result<Option<Self>> {
-        let Some(address) = &config.metrics else { return Ok(None) };
-        let listener = address.listen().await?;
+        let Some(listener) = config.metrics.listen().await? else { return Ok(None) };
         let (site, limits) = (site.of_metrics(), config.peers);
         let (open, closed) = oneshot::channel::<()>();
         let serving = tokio::spawn(async move {

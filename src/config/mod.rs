@@ -122,7 +122,7 @@ impl Config {
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut layers = layers_of(sources);
 
-        let config = Self {
+        let mut config = Self {
             listen: layers.listen(),
             api: layers.api(&sources.environment),
             models: layers.models(&sources.flags.models),
@@ -133,6 +133,9 @@ impl Config {
             hub: sources.environment.hub(&mut layers.faults),
         };
 
+        if !config.service.metrics {
+            config.api.metrics.port = None;
+        }
         match layers.faults {
             faults if faults.is_empty() => Ok(config),
             faults => Err(ConfigError { faults }),
@@ -256,12 +259,12 @@ impl Layers {
     }
 
     /// Where `/metrics` is alone, on the server's host if none is set.
-    fn metrics_address(&mut self) -> Option<MetricsAddress> {
+    fn metrics_address(&mut self) -> MetricsAddress {
         let host = self.host(keys::METRICS_HOST);
-        let port = self.integer(keys::METRICS_PORT, 0, 65_535)?;
+        let port = self.integer(keys::METRICS_PORT, 0, 65_535);
         // If that is faulty, it is told where it is read for itself.
         let of_server = || self.find(keys::HOST)?.value.as_str().map(without_brackets);
-        Some(MetricsAddress { host: host.or_else(of_server).unwrap_or_default(), port })
+        MetricsAddress { host: host.or_else(of_server).unwrap_or_default(), port }
     }
 
     fn peers(&mut self) -> PeerLimits {

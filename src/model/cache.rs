@@ -105,7 +105,11 @@ mod tests {
         let mut cache = ContentCache::new(10);
         cache.insert(key(1), "one", 4);
 
-        metrics.on_this_thread(|| (1..=3).for_each(|number| _ = cache.get(&key(number))));
+        metrics.on_this_thread(|| {
+            for (number, found) in [(1, Some("one")), (2, None), (3, None)] {
+                assert_eq!(cache.get(&key(number)), found);
+            }
+        });
 
         let text = metrics.render(&metrics::State::default()).unwrap();
         assert!(text.contains("diffuser_cache_hits_total{cache=\"test\"} 1\n"), "{text}");

@@ -59,7 +59,7 @@ fn without_any_source_the_documented_defaults_hold() {
     assert_eq!(config.api.png_compression, PngCompression::Fast);
     assert_eq!(config.service.queue_capacity, 64);
     assert!(config.service.metrics);
-    assert_eq!(config.api.metrics, None);
+    assert_eq!(config.api.metrics.port, None);
     assert!(!config.warmup.enabled);
     assert_eq!(config.log_filter, "info");
     assert_eq!(config.hub.endpoint, "https://huggingface.co");
@@ -84,11 +84,11 @@ fn flags_beat_the_environment_which_beats_the_file_which_beats_the_defaults() {
 
 #[test]
 fn metrics_have_a_host_of_their_own_if_they_have_a_port_and_a_faulty_one_is_told_once() {
-    let metrics = |variables: Variables| load(variables).unwrap().api.metrics.map(|own| own.host);
+    let metrics = |variables: Variables| load(variables).unwrap().api.metrics;
     let host = ("DIFFUSER_METRICS_HOST", "[::]");
 
-    assert_eq!(metrics(&[host]), None);
-    assert_eq!(metrics(&[host, ("DIFFUSER_METRICS_PORT", "0")]).as_deref(), Some("::"));
+    assert_eq!(metrics(&[host]), MetricsAddress { host: "::".to_owned(), port: None });
+    assert_eq!(metrics(&[("DIFFUSER_METRICS_PORT", "0")]).host, "127.0.0.1");
     let faulty = faults(load(&[("DIFFUSER_HOST", " "), ("DIFFUSER_METRICS_PORT", "9090")]));
     assert_eq!(faulty.len(), 1, "{faulty:?}");
 }
@@ -203,8 +203,8 @@ fn every_variable_works() {
     assert_eq!(capabilities.mask, Some(true));
     assert_eq!(config.service.queue_capacity, 3);
     assert!(!config.service.metrics);
-    let metrics = MetricsAddress { host: "::1".to_owned(), port: 9090 };
-    assert_eq!(config.api.metrics, Some(metrics), "on the server's host");
+    let metrics = MetricsAddress { host: "::1".to_owned(), port: Some(9090) };
+    assert_eq!(config.api.metrics, metrics, "on the server's host");
     let lora: Vec<_> = config.models[0]
         .config
         .lora

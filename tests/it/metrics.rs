@@ -428,7 +428,7 @@ async fn on_a_port_of_their_own_metrics_are_nowhere_else_and_outlast_the_drain()
     std::thread_local! { static PORT: std::cell::Cell<u16> = const { std::cell::Cell::new(0) } }
     PORT.set(port);
     let adjust = |config: &mut ApiConfig| {
-        config.metrics = Some(MetricsAddress { host: "127.0.0.1".to_owned(), port: PORT.get() });
+        config.metrics = MetricsAddress { host: "127.0.0.1".to_owned(), port: Some(PORT.get()) };
     };
     let setup = Setup { adjust, ..Setup::script([Behaviour::StepOnRelease]) };
     let mut server = setup.start().await;

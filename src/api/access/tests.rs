@@ -8,6 +8,7 @@ use axum::extract::Request;
 use governor::clock::FakeRelativeClock;
 
 use super::*;
+use crate::api::MetricsAddress;
 use crate::api::cors::CorsOrigins;
 use crate::api::peer::{PeerAddress, PeerLimits};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
@@ -47,7 +48,7 @@ fn open() -> ApiConfig {
         response_format: DefaultResponseFormat::Base64,
         png_compression: Default::default(),
         loading_wait: second,
-        metrics: None,
+        metrics: MetricsAddress { host: String::new(), port: None },
         picture_store: StoreConfig {
             location: StoreLocation::Memory,
             options: StoreOptions::default(),
