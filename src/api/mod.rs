@@ -59,6 +59,7 @@ use crate::imaging::codec::DecodeLimits;
 use crate::pictures::{PictureStore, StoreConfig};
 use crate::requests::{DefaultResponseFormat, ModelService};
 use address::Addresses;
+use request_log::{RequestLog, log_requests};
 use state::AppState;
 
 /// What the HTTP side can be told.
@@ -109,6 +110,8 @@ pub struct ApiConfig {
     pub trust_forwarded_headers: bool,
     /// Whether pictures carry the words that they were made from.
     pub write_prompts: bool,
+    /// Whether each request is logged that was answered well.
+    pub access_log: bool,
     /// A port for `/metrics` alone; without it, that is beside the rest.
     pub metrics: Option<MetricsAddress>,
 }
@@ -139,6 +142,7 @@ pub fn router(models: Vec<ModelService>, store: PictureStore, config: &ApiConfig
 fn router_of(state: AppState) -> Router {
     let config = Arc::clone(&state.config);
     let prefix = path_prefix(&config);
+    let request_log = RequestLog { metrics: state.metrics().clone(), access: config.access_log };
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
     let routes = endpoints
         .merge(docs::router(document, &config, &state.requests.models))
@@ -149,7 +153,7 @@ fn router_of(state: AppState) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(unread::drain_afterwards))
         .layer(cors())
-        .layer(from_fn_with_state(state.metrics().clone(), request_log::log_requests))
+        .layer(from_fn_with_state(request_log, log_requests))
         .with_state(state);
     let addresses = Addresses::new(prefix);
     let anywhere =

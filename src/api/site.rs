@@ -20,9 +20,10 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{self, ApiError};
+use super::request_log::{RequestLog, log_requests};
 use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
-use super::{ApiConfig, cors, request_log, router_of, serve, unread};
+use super::{ApiConfig, cors, router_of, serve, unread};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
 use crate::requests::ModelService;
@@ -96,7 +97,7 @@ impl Site {
     pub fn new(config: &ApiConfig) -> (Self, Opening) {
         let (phase, phases) = watch::channel(StartPhase::LookingForFiles);
         let (opening, opened) = watch::channel(None);
-        let (starting, patience) = (starting(phases), config.loading_wait);
+        let (starting, patience) = (starting(phases, config.access_log), config.loading_wait);
         let site = Self { starting, opened, patience, part: Part::Api };
         (site, Opening { phase, opened: opening })
     }
@@ -176,7 +177,8 @@ impl Opening {
 const PROBES: [&str; 2] = ["/health", "/ready"];
 
 /// What is answered while there are no models.
-fn starting(phase: watch::Receiver<StartPhase>) -> Router {
+fn starting(phase: watch::Receiver<StartPhase>, access: bool) -> Router {
+    let request_log = RequestLog { metrics: Metrics::off(), access };
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
@@ -185,7 +187,7 @@ fn starting(phase: watch::Receiver<StartPhase>) -> Router {
         .layer(CatchPanicLayer::custom(error::panicked))
         .layer(from_fn(unread::drain_afterwards))
         .layer(cors())
-        .layer(from_fn_with_state(Metrics::off(), request_log::log_requests))
+        .layer(from_fn_with_state(request_log, log_requests))
         .with_state(phase)
 }
 
