@@ -18,8 +18,8 @@
 //! - [`mod@metrics`] is what is counted and timed, for Prometheus;
 //! - `interruption` breaks off work that nobody waits for; [`causes`] are what errors tell the log;
 //! - [`signals`] and [`supervisor`] are what the system tells the program, and the other way round;
-//! - [`telemetry`] sets up the logs, which `terminal` keeps above bars, [`threads`] the threads that compute on a CPU,
-//!   [`allocator`] how long freed memory is kept, and [`tls`] who does the arithmetic of TLS.
+//! - [`telemetry`] sets up traces, and the logs, which `terminal` keeps above bars, [`threads`] the threads that compute
+//!   on a CPU, [`allocator`] how long freed memory is kept, and [`tls`] who does the arithmetic of TLS.
 
 pub mod allocator;
 pub mod api;

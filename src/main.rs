@@ -28,6 +28,7 @@ use diffuser_api::{
     bench, causes, device, nn, plan, pull, service, supervisor, telemetry, threads, tls,
 };
 use tokio::net::TcpSocket;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tracing::info;
 
@@ -52,10 +53,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            #[expect(clippy::print_stderr, reason = "there may be no log yet")]
-            {
-                eprintln!("diffuser-api: {}", message_of(&error));
-            }
+            telemetry::tell_end(&message_of(&error));
             match error.downcast_ref::<DeviceFault>() {
                 Some(DeviceFault) => ExitCode::from(DEVICE_FAULT_STATUS),
                 None => ExitCode::FAILURE,
@@ -68,20 +66,25 @@ fn serve(args: ServeArgs) -> Result<()> {
     let sources = Sources { environment: Environment::of_process(), flags: args.into() };
     let config = Config::load(&sources)?;
     threads::start(config.threads).context("cannot start the threads that compute")?;
-    telemetry::init(&config.log_filter)?;
-    let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
-    let store = PictureStore::open(&config.api.picture_store)?;
-
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_keep_alive(IDLE_THREADS_END_AFTER)
         .on_thread_stop(give_memory_back)
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run((config, sources), picture, store));
+    let log = (config.log_filter.as_str(), config.log_format);
+    let traces = telemetry::init_server(log, config.traces.as_ref(), runtime.handle())?;
+    let result = prepare_and_run((config, sources), &runtime);
+    traces.shut_down();
     // Whoever stops the program while it loads does not want to wait for that.
     runtime.shutdown_background();
     result
+}
+
+fn prepare_and_run((config, sources): (Config, Sources), runtime: &Runtime) -> Result<()> {
+    let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
+    let store = PictureStore::open(&config.api.picture_store)?;
+    runtime.block_on(run((config, sources), picture, store))
 }
 
 async fn run(

@@ -19,7 +19,8 @@ pub(crate) struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let write = || io::stderr().write(bytes);
+        // At once: lines of other threads stay whole, too.
+        let write = || io::stderr().write_all(bytes).map(|()| bytes.len());
         bars().map_or_else(write, |bars| bars.suspend(write))
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::header;
+use tracing::Instrument;
 
 use super::ApiConfig;
 use super::error::ApiError;
@@ -13,6 +14,7 @@ use super::unread::UnreadBody;
 use super::{json, multipart};
 use crate::requests::{Endpoint, Fields};
 use crate::service::{MemoryShare, ServiceError};
+use crate::telemetry::spans;
 
 /// How often a body of JSON is held while it is taken apart: as it came, and its texts.
 const JSON_COPIES: usize = 2;
@@ -78,6 +80,7 @@ pub(super) async fn read(
             _ => Err(ApiError::UnsupportedMediaType { accepted: encodings.describe() }),
         }
     };
+    let reading = reading.instrument(spans::stage(spans::READ_BODY));
     let (mut fields, mut memory) = tokio::select! {
         read = reading => read?,
         () = tokio::time::sleep(config.upload_timeout) => return Err(ApiError::UploadTooSlow),
@@ -150,8 +153,6 @@ async fn read_json(
     // Data URLs make megabytes of JSON: too long a work for the runtime. The share goes
     // along: the work goes on if the client leaves.
     let max_fields = state.config.max_parts;
-    let parsed = tokio::task::spawn_blocking(move || {
-        json::parse(&bytes, max_fields).map(|fields| (fields, memory))
-    });
-    parsed.await?
+    let parse = move || json::parse(&bytes, max_fields).map(|fields| (fields, memory));
+    tokio::task::spawn_blocking(spans::carried(parse)).await?
 }

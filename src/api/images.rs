@@ -24,6 +24,7 @@ use crate::metrics::Operation;
 use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
 use crate::requests::{Asked, Delivery, Endpoint, Prepared, Recipe, prepare};
 use crate::service::Submission;
+use crate::telemetry::spans;
 
 /// Edit pictures as a prompt says
 ///
@@ -111,9 +112,9 @@ async fn replay_until(
     let (mut fields, mut memory) = form::read(request, Encodings::Multipart, &state).await?;
     // Looking for the recipe takes a copy.
     memory.grow_by(fields.held_bytes()).await?;
-    let (recipe, mut fields, memory) = tokio::task::spawn_blocking(move || {
+    let (recipe, mut fields, memory) = tokio::task::spawn_blocking(spans::carried(move || {
         Recipe::take(&mut fields).map(|recipe| (recipe, fields, memory))
-    })
+    }))
     .await??;
     let endpoint = recipe.endpoint;
     let kind = endpoint.task_kind();
@@ -189,6 +190,7 @@ async fn deliver(
         operation: operation_of(endpoint, &request.task),
         metrics: state.metrics().clone(),
     };
+    facts.describe(&tracing::Span::current(), request.count.get());
     let previews = match output.delivery {
         Delivery::Events { partial_images } => partial_images,
         Delivery::Base64 | Delivery::Url | Delivery::File => 0,

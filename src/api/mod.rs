@@ -62,6 +62,7 @@ use crate::imaging::codec::DecodeLimits;
 use crate::pictures::StoreConfig;
 use crate::requests::DefaultResponseFormat;
 use address::Addresses;
+use request_log::{RequestLog, log_requests};
 use state::AppState;
 
 /// What the HTTP side can be told.
@@ -125,6 +126,8 @@ pub struct ApiConfig {
     pub trust_forwarded_headers: bool,
     /// Whether pictures carry the words that they were made from.
     pub write_prompts: bool,
+    /// Whether each request is logged that was answered well.
+    pub access_log: bool,
     /// Where `/metrics` is.
     pub metrics: MetricsAddress,
 }
@@ -152,6 +155,7 @@ pub fn router(parts: ServerParts, config: &ApiConfig) -> Router {
 fn router_of(state: AppState) -> Router {
     let config = Arc::clone(&state.config);
     let prefix = path_prefix(&config);
+    let request_log = RequestLog { metrics: state.metrics().clone(), access: config.access_log };
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
     let routes = endpoints
         .merge(docs::router(document, &config, &state.requests.models))
@@ -164,7 +168,7 @@ fn router_of(state: AppState) -> Router {
         .layer(map_response(security_headers::add))
         .layer(cors::layer(&config.cors_origins))
         .layer(map_response(cors::keep_from_strangers))
-        .layer(from_fn_with_state(state.metrics().clone(), request_log::log_requests))
+        .layer(from_fn_with_state(request_log, log_requests))
         .with_state(state);
     let addresses = Addresses::new(prefix);
     let anywhere =

@@ -8,6 +8,7 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use tracing::Span;
 
 use super::error::ApiError;
 use super::kept::Keeper;
@@ -21,6 +22,7 @@ use crate::metrics::{Metrics, Operation, Stage};
 use crate::model::{GeneratedImage, Generation, TokenUsage};
 use crate::requests::{Delivery, Output, Quality, Recipe};
 use crate::service::{Finished, JobHandle};
+use crate::telemetry::spans;
 
 /// What is known of a reply before its pictures are made.
 #[derive(Debug, Clone)]
@@ -65,10 +67,15 @@ impl ReplyFacts {
         }
     }
 
+    /// Tells the traces what the request of `span` is for: `count` pictures.
+    pub(super) fn describe(&self, span: &Span, count: usize) {
+        spans::asked(span, &self.model, self.operation.name(), (self.steps, count));
+    }
+
     /// Encodes finished pictures with `work`, and notes how long that took.
     pub(super) fn timed<T>(&self, work: impl FnOnce() -> T) -> T {
         let started = Instant::now();
-        let encoded = work();
+        let encoded = spans::stage(Stage::Encode.name()).in_scope(work);
         self.metrics.stage_took(&self.model, Stage::Encode, started.elapsed());
         encoded
     }
@@ -91,10 +98,10 @@ pub(super) async fn respond(
         return Err(ApiError::Internal("the model made no picture".to_owned()));
     };
     let work = facts.work_done(&first.image, generation.images.len());
-    let encoding = tokio::task::spawn_blocking(move || {
+    let encoding = tokio::task::spawn_blocking(spans::carried(move || {
         let made = facts.timed(|| MadeFiles::encode(generation, &facts))?;
         Ok::<_, ApiError>((made, facts, memory))
-    });
+    }));
     let (mut made, mut facts, memory) = encoding.await??;
     made.keep(&mut facts, (output, keeper)).await?;
     let mut response = if output.delivery == Delivery::File {

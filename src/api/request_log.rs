@@ -12,11 +12,12 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::StreamExt;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::access::UsedKey;
 use super::error::Cause;
 use crate::metrics::{ErrorCode, Metrics, Operation};
+use crate::telemetry::spans;
 
 /// The header that carries a request's id, both ways.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -49,23 +50,36 @@ pub(super) enum Outcome {
 #[derive(Debug, Clone)]
 pub(super) struct Afterwards(pub(super) Arc<OnceLock<Outcome>>);
 
-/// Middleware: gives the request an id, and logs and counts how it went.
+/// What becomes of what is known of a request.
+#[derive(Clone)]
+pub(super) struct RequestLog {
+    pub(super) metrics: Metrics,
+    /// Whether those are logged, too, that the server did not fail.
+    pub(super) access: bool,
+}
+
+/// Middleware: gives the request an id and a span, and logs and counts how it went.
 pub(super) async fn log_requests(
-    State(metrics): State<Metrics>,
+    State(log): State<RequestLog>,
     request: Request,
     next: Next,
 ) -> Response {
     let id = request_id(request.headers());
     let matched = request.extensions().get::<MatchedPath>();
+    let route = matched.map_or("(none)", MatchedPath::as_str).to_owned();
+    let shown_id = id.to_str().unwrap_or_default();
+    // Whatever the log's filter lets through is to have the id.
+    let span = tracing::error_span!("request", id = shown_id);
+    let span = spans::request(&span, request.method().as_str(), &route, request.headers());
+    span.record("request_id", shown_id);
     let mut line = LogLine {
-        metrics,
-        id: id.clone(),
+        log,
+        span: span.clone(),
         method: request.method().clone(),
-        route: matched.map_or("(none)", MatchedPath::as_str).to_owned(),
+        route,
         started: Instant::now(),
         answer: None,
     };
-    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
     let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     let afterwards = response.extensions_mut().remove();
@@ -84,9 +98,14 @@ pub(super) async fn log_requests(
 
 /// Has the line written when the stream has ended or its client has gone.
 fn log_afterwards(response: Response, line: LogLine, outcome: Arc<OnceLock<Outcome>>) -> Response {
+    let span = line.span.clone();
     let mut ending = StreamEnd { line, outcome };
-    response
-        .map(|body| Body::from_stream(body.into_data_stream().inspect(move |_chunk| ending.look())))
+    response.map(|body| {
+        let mut chunks = body.into_data_stream().inspect(move |_chunk| ending.look());
+        Body::from_stream(futures::stream::poll_fn(move |context| {
+            span.in_scope(|| chunks.poll_next_unpin(context))
+        }))
+    })
 }
 
 /// A log line that waits for the end of a stream.
@@ -136,8 +155,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 /// A log line that is written when it is dropped: also when the client leaves
 /// and the request is dropped half way.
 struct LogLine {
-    metrics: Metrics,
-    id: HeaderValue,
+    log: RequestLog,
+    /// That of the request.
+    span: Span,
     method: Method,
     route: String,
     started: Instant,
@@ -160,13 +180,52 @@ impl LogLine {
     fn count(&self) {
         let status = self.answer.as_ref().map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
         let took = self.started.elapsed();
-        self.metrics.request_answered(self.method.as_str(), &self.route, status, took);
+        let metrics = &self.log.metrics;
+        metrics.request_answered(self.method.as_str(), &self.route, status, took);
         let Some(Answer { code, work, .. }) = &self.answer else { return };
         if let Some(code) = code {
-            self.metrics.request_failed(*code);
+            metrics.request_failed(*code);
         }
         if let Some(WorkDone { model, operation, images, pixels, .. }) = work {
-            self.metrics.pictures_made(model, *operation, *images, *pixels);
+            metrics.pictures_made(model, *operation, *images, *pixels);
+        }
+    }
+}
+
+impl LogLine {
+    fn trace(&self) {
+        let Some(Answer { status, code, work, .. }) = &self.answer else {
+            return spans::abandoned(&self.span);
+        };
+        spans::answered(&self.span, status.as_u16(), code.map(|ErrorCode(code)| code));
+        if let Some(WorkDone { size, .. }) = work {
+            spans::made(&self.span, size);
+        }
+    }
+
+    fn write(&self) {
+        let (method, route, access) = (&self.method, &self.route, self.log.access);
+        let milliseconds = self.started.elapsed().as_millis();
+        let Some(Answer { status, cause, work, key, .. }) = &self.answer else {
+            if access {
+                tracing::info!(%method, route, milliseconds, "client went away");
+            }
+            return;
+        };
+        let status = status.as_u16();
+        let key = key.as_ref().map(|UsedKey(name)| &**name);
+        if let Some(Cause(cause)) = cause {
+            tracing::error!(%method, route, status, milliseconds, key, cause, "request failed");
+        } else if spans::PROBES.contains(&route.as_str()) {
+            tracing::debug!(%method, route, status, milliseconds, key, "request answered");
+        } else if !access && status < 500 {
+            // Nobody wants to know.
+        } else if let Some(WorkDone { steps, size, images, .. }) = work {
+            tracing::info!(
+                %method, route, status, milliseconds, key, steps, size, n = images, "request answered"
+            );
+        } else {
+            tracing::info!(%method, route, status, milliseconds, key, "request answered");
         }
     }
 }
@@ -174,26 +233,8 @@ impl LogLine {
 impl Drop for LogLine {
     fn drop(&mut self) {
         self.count();
-        let id = self.id.to_str().unwrap_or_default();
-        let (method, route) = (&self.method, &self.route);
-        let milliseconds = self.started.elapsed().as_millis();
-        let Some(Answer { status, cause, work, key, .. }) = &self.answer else {
-            tracing::info!(id, %method, route, milliseconds, "client went away");
-            return;
-        };
-        let status = status.as_u16();
-        let key = key.as_ref().map(|UsedKey(name)| &**name);
-        if let Some(Cause(cause)) = cause {
-            tracing::error!(id, %method, route, status, milliseconds, key, cause, "request failed");
-        } else if let Some(WorkDone { steps, size, images, .. }) = work {
-            tracing::info!(
-                id, %method, route, status, milliseconds, key, steps, size, n = images, "request answered"
-            );
-        } else if ["/health", "/ready", "/metrics"].contains(&route.as_str()) {
-            tracing::debug!(id, %method, route, status, milliseconds, key, "request answered");
-        } else {
-            tracing::info!(id, %method, route, status, milliseconds, key, "request answered");
-        }
+        self.trace();
+        self.span.in_scope(|| self.write());
     }
 }
 

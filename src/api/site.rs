@@ -20,9 +20,10 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{self, ApiError};
+use super::request_log::{RequestLog, log_requests};
 use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
-use super::{Access, ApiConfig, cors, request_log, router_of, security_headers, serve, unread};
+use super::{Access, ApiConfig, cors, router_of, security_headers, serve, unread};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
 use crate::requests::ModelService;
@@ -186,6 +187,7 @@ const PROBES: [&str; 2] = ["/health", "/ready"];
 
 /// What is answered while there are no models.
 fn starting(phase: watch::Receiver<StartPhase>, config: &ApiConfig) -> Router {
+    let request_log = RequestLog { metrics: Metrics::off(), access: config.access_log };
     Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
@@ -196,7 +198,7 @@ fn starting(phase: watch::Receiver<StartPhase>, config: &ApiConfig) -> Router {
         .layer(map_response(security_headers::add))
         .layer(cors::layer(&config.cors_origins))
         .layer(map_response(cors::keep_from_strangers))
-        .layer(from_fn_with_state(Metrics::off(), request_log::log_requests))
+        .layer(from_fn_with_state(request_log, log_requests))
         .with_state(phase)
 }
 

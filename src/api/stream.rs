@@ -24,6 +24,7 @@ use crate::domain::{Picture, Seed};
 use crate::model::TokenUsage;
 use crate::requests::Endpoint;
 use crate::service::{Finished, JobHandle};
+use crate::telemetry::spans;
 
 /// How often a silent stream says that it is alive: proxies give up after 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -123,10 +124,10 @@ impl Streaming {
             let picture = generated.ok_or_else(no_image)?.image;
             let work = facts.work_done(&picture, 1);
             let its_facts = Arc::clone(&facts);
-            let encoding = tokio::task::spawn_blocking(move || {
+            let encoding = tokio::task::spawn_blocking(spans::carried(move || {
                 let shown = its_facts.timed(|| Shown::of(&its_facts, &picture, seed))?;
                 Ok::<_, ApiError>((shown, memory))
-            });
+            }));
             let (shown, memory) = encoding.await??;
             let (url, unstored) = shown.keep(keeper, &facts).await;
             let event = encoded(move || {
@@ -226,5 +227,5 @@ fn sse(kind: &str, data: &impl Serialize) -> Result<Event, ApiError> {
 async fn encoded(
     work: impl FnOnce() -> Result<Event, ApiError> + Send + 'static,
 ) -> Result<Event, ApiError> {
-    tokio::task::spawn_blocking(work).await?
+    tokio::task::spawn_blocking(spans::carried(work)).await?
 }

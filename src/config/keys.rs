@@ -134,6 +134,11 @@ keys! {
     METRICS_HOST: "metrics.host", "DIFFUSER_METRICS_HOST", "address for that port, if it is not the server's";
 
     LOG_FILTER: "log.filter", "DIFFUSER_LOG_FILTER" or "RUST_LOG", "what is logged, such as info";
+    LOG_FORMAT: "log.format", "DIFFUSER_LOG_FORMAT", "text, or json: an object a line";
+    LOG_ACCESS: "log.access", "DIFFUSER_LOG_ACCESS", "false: of requests only failures are logged";
+
+    TRACES_ENDPOINT: "traces.endpoint", "DIFFUSER_TRACES_ENDPOINT" or "OTEL_EXPORTER_OTLP_ENDPOINT", "the OpenTelemetry collector that gets traces";
+    TRACES_SAMPLE_RATIO: "traces.sample_ratio", "DIFFUSER_TRACES_SAMPLE_RATIO", "the share of requests that are traced, 0 to 1";
 }
 
 /// The variable that names the configuration file.

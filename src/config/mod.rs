@@ -24,6 +24,7 @@ mod keys;
 mod layers;
 mod models;
 mod pictures;
+mod telemetry;
 mod values;
 
 use std::num::NonZeroUsize;
@@ -43,6 +44,7 @@ use crate::domain::{GuidanceScale, Steps};
 use crate::hub::HubConfig;
 use crate::requests::DefaultResponseFormat;
 use crate::service::{Budget, ServiceConfig};
+use crate::telemetry::{LogFormat, TracesConfig};
 use layers::Layers;
 
 /// All settings of the server, checked.
@@ -64,6 +66,10 @@ pub struct Config {
     pub warmup: WarmupConfig,
     /// What is logged, in `tracing`'s syntax.
     pub log_filter: String,
+    /// How that is written.
+    pub log_format: LogFormat,
+    /// Where traces go; without it there are none.
+    pub traces: Option<TracesConfig>,
 }
 
 /// Where to listen.
@@ -122,14 +128,17 @@ impl Config {
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut layers = layers_of(sources);
 
+        let (listen, api) = (layers.listen(), layers.api(&sources.environment));
         let mut config = Self {
-            listen: layers.listen(),
-            api: layers.api(&sources.environment),
+            listen,
             models: layers.models(&sources.flags.models),
             threads: layers.threads(),
             service: layers.service(),
             warmup: layers.warmup(),
             log_filter: layers.log_filter(),
+            log_format: layers.log_format(),
+            traces: layers.traces(&sources.environment, &api),
+            api,
             hub: sources.environment.hub(&mut layers.faults),
         };
 
@@ -255,6 +264,7 @@ impl Layers {
             trust_forwarded_headers: self.boolean(keys::TRUST_FORWARDED).unwrap_or_default(),
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
             metrics: self.metrics_address(),
+            access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
         }
     }
 
@@ -315,16 +325,6 @@ impl Layers {
             enabled: self.boolean(keys::WARMUP_ENABLED).unwrap_or_default(),
             image_path: self.name(keys::WARMUP_IMAGE_PATH).map(PathBuf::from),
         }
-    }
-
-    fn log_filter(&mut self) -> String {
-        let expected = "a filter such as info or warn,diffuser_api=debug";
-        self.read(keys::LOG_FILTER, expected, |value| {
-            let filter = value.as_str()?;
-            tracing_subscriber::EnvFilter::try_new(filter).ok()?;
-            Some(filter.to_owned())
-        })
-        .unwrap_or_default()
     }
 }
 

@@ -17,7 +17,9 @@ impl Operation {
     pub(super) const ALL: [Self; 4] =
         [Self::Generation, Self::Edit, Self::Inpainting, Self::Variation];
 
-    pub(super) fn name(self) -> &'static str {
+    /// As a label.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Generation => "generation",
             Self::Edit => "edit",
@@ -54,8 +56,9 @@ impl Stage {
         Self::Encode,
     ];
 
-    /// The names are those that `/health` and the log have.
-    pub(super) fn name(self) -> &'static str {
+    /// As a label: the names are those that `/health` and the log have.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Decode => "decode",
             Self::EncodingPrompts => "encoding_prompts",

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::Value;
+use tracing::{Instrument, Span};
 
 use super::context::RequestContext;
 use super::data_url::{self, is_data_url};
@@ -17,6 +18,7 @@ use crate::imaging::codec::{self, DecodeError, DecodeLimits, DroppedProfile};
 use crate::metrics::Stage;
 use crate::model::ModelCard;
 use crate::service::{ImageService, MemoryShare};
+use crate::telemetry::spans;
 
 /// OpenAI's limit on input pictures.
 const MAX_PICTURES: usize = 16;
@@ -96,6 +98,16 @@ impl Inputs {
     /// [`RequestError`] naming the picture that is none, is too large, or does not fit the
     /// others; for want of memory.
     pub(super) async fn decode(
+        self,
+        with: (&RequestContext, &ImageService),
+        memory: MemoryShare,
+    ) -> Result<(DecodedInputs, MemoryShare), RequestError> {
+        let has_any = !self.images.is_empty();
+        let stage = if has_any { spans::stage(Stage::Decode.name()) } else { Span::none() };
+        self.decode_all(with, memory).instrument(stage).await
+    }
+
+    async fn decode_all(
         mut self,
         (context, images): (&RequestContext, &ImageService),
         memory: MemoryShare,
@@ -195,11 +207,11 @@ impl Decoding<'_> {
     ) -> Result<T, RequestError> {
         let nothing = self.context.memory.share();
         let memory = std::mem::replace(&mut self.memory, nothing);
-        let done = tokio::task::spawn_blocking(move || {
+        let done = tokio::task::spawn_blocking(spans::carried(move || {
             let started = Instant::now();
             let result = work();
             (result, memory, started.elapsed())
-        });
+        }));
         let (result, memory, took) = done.await?;
         self.memory = memory;
         self.took += took;

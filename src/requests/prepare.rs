@@ -16,6 +16,7 @@ use super::route::Route;
 use crate::domain::{ImageRequest, Task, TaskKind};
 use crate::model::{EditKind, ModelCard};
 use crate::service::{Client, Framing, MemoryShare};
+use crate::telemetry::spans;
 
 /// A request that has been understood, with its pictures.
 pub(crate) struct Prepared {
@@ -95,7 +96,7 @@ async fn check_loras(
         return Ok(());
     }
     let served = Arc::clone(served);
-    Ok(tokio::task::spawn_blocking(move || served.check_loras(&loras)).await??)
+    Ok(tokio::task::spawn_blocking(spans::carried(move || served.check_loras(&loras))).await??)
 }
 
 /// What the request is to its model.

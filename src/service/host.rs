@@ -19,6 +19,7 @@ use crate::model::{
     DeviceChoice, DeviceFailure, DiffusionModel, Estimate, Generation, LoadError, Loaded,
     ModelError, StepObserver, free_memory_bytes,
 };
+use crate::telemetry::spans;
 
 /// How long a model is given to load by the order of jobs, before that was measured.
 const UNKNOWN_LOADING_S: f64 = 10.0;
@@ -298,6 +299,7 @@ impl Host {
     fn load(&mut self, place: usize) -> Result<(), PreloadError> {
         let replica = &mut self.replicas[place];
         let id = &replica.model.card.id;
+        let _stage = spans::stage(spans::LOAD_MODEL).entered();
         self.board.set(replica.index, self.thread, ReplicaState::Loading);
         let started = Instant::now();
         let load = &replica.model.load;

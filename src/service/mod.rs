@@ -47,6 +47,7 @@ use crate::domain::{
 };
 use crate::metrics::{self, Metrics};
 use crate::model::{EditKind, GeneratedImage, Generation, ModelCard};
+use crate::telemetry::spans;
 use board::Board;
 use pace::Work;
 use progress::RunningJobs;
@@ -469,7 +470,7 @@ impl JobHandle {
 async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ServiceError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = tokio::task::spawn_blocking(spans::carried(work)).await;
     done.map_err(|error| ServiceError::Panicked { message: error.to_string() })
 }
 

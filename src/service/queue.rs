@@ -10,12 +10,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::ServiceError;
 use super::order::{Client, Order, Ticket};
 use super::pace::{Pace, Work};
 use super::worker::Job;
 use crate::domain::RequestLoras;
+use crate::telemetry::spans;
 
 /// The lines of all models. The service and the threads of the models share them.
 pub(super) struct Queue {
@@ -42,6 +44,8 @@ struct Waiting {
     ticket: Ticket,
     job: Job,
     since: Instant,
+    /// Its wait, as a stage of its request; over with this.
+    _stage: Span,
 }
 
 /// Who runs.
@@ -171,7 +175,8 @@ impl Queue {
         let ticket = state.order.ticket(client, cost_s);
         let number = state.next;
         state.next += 1;
-        state.waiting.push(Waiting { number, ticket, job, since: Instant::now() });
+        let (since, _stage) = (Instant::now(), spans::stage(spans::QUEUE));
+        state.waiting.push(Waiting { number, ticket, job, since, _stage });
         drop(state);
         self.changed.notify_all();
         Ok(Place { queue: Arc::clone(self), number })
@@ -340,7 +345,7 @@ impl State {
         let running = self.lines.iter().flat_map(|line| &line.running).map(|seat| seat.client);
         let waiting = self.waiting.iter().map(|waiting| waiting.ticket.client());
         let clients: BTreeSet<Client> = running.chain(waiting).collect();
-        let Waiting { number, ticket, job, since } = self.waiting.remove(index);
+        let Waiting { number, ticket, job, since, .. } = self.waiting.remove(index);
         let others = self.waiting.iter_mut().map(|waiting| &mut waiting.ticket);
         self.order.begin(&ticket, others, &clients);
         let line = &mut self.lines[job.model];

@@ -1,9 +1,12 @@
-//! How long the steps and stages of a job take, for the metrics.
+//! How long the steps and stages of a job take: for the metrics, and as spans of its trace.
 
 use std::time::{Duration, Instant};
 
+use tracing::Span;
+
 use crate::metrics::{self, Metrics};
 use crate::model::{Stage, StepProgress};
+use crate::telemetry::spans;
 
 /// The clock of one job.
 pub(super) struct Stopwatch {
@@ -11,11 +14,18 @@ pub(super) struct Stopwatch {
     /// The name of the model.
     model: String,
     /// What is being done, since when.
-    stage: Option<(Stage, Instant)>,
+    stage: Option<Begun>,
     /// What was spent on each stage before.
     spent: Vec<(Stage, Duration)>,
     /// The step that was told last, and when the first picture was told of it.
     step: Option<(usize, Instant)>,
+}
+
+/// A stage that is not over.
+struct Begun {
+    stage: Stage,
+    since: Instant,
+    span: Span,
 }
 
 impl Stopwatch {
@@ -23,10 +33,11 @@ impl Stopwatch {
         Self { metrics, model, stage: None, spent: Vec::new(), step: None }
     }
 
-    /// A stage begins, and the one before it is over.
+    /// A stage begins, and the one before it is over. To be called in the request's span.
     pub(super) fn on_stage(&mut self, stage: Stage, now: Instant) {
         self.end_stage(now);
-        self.stage = Some((stage, now));
+        let span = spans::stage(named(stage).name());
+        self.stage = Some(Begun { stage, since: now, span });
     }
 
     /// A step is done. Pictures that are made together are told of it one after another;
@@ -38,6 +49,9 @@ impl Stopwatch {
             before => before.map(|(_, since)| since),
         };
         if let Some(since) = since {
+            if let Some(Begun { span, .. }) = &self.stage {
+                spans::step(span, progress.image, progress.step);
+            }
             self.metrics.step_took(&self.model, now.saturating_duration_since(since));
         }
         self.step = Some((progress.step, now));
@@ -53,7 +67,7 @@ impl Stopwatch {
     }
 
     fn end_stage(&mut self, now: Instant) {
-        let Some((stage, since)) = self.stage.take() else { return };
+        let Some(Begun { stage, since, .. }) = self.stage.take() else { return };
         let took = now.saturating_duration_since(since);
         match self.spent.iter_mut().find(|(known, _)| *known == stage) {
             Some((_, spent)) => *spent += took,

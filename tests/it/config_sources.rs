@@ -11,6 +11,7 @@ use diffuser_api::config::{
 use diffuser_api::domain::{GuidanceScale, Steps};
 use diffuser_api::model::{DeviceChoice, DtypeChoice, MemoryChoice};
 use diffuser_api::pictures::StoreLocation;
+use diffuser_api::telemetry::LogFormat;
 
 type Variables<'a> = &'a [(&'a str, &'a str)];
 
@@ -663,5 +664,50 @@ fn places_that_are_none_and_addresses_that_nobody_signs_are_faults() {
 
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].key, format!("pictures.{key}"));
+    }
+}
+
+#[test]
+fn logs_are_text_with_a_line_for_each_request_unless_the_settings_say_otherwise() {
+    let plain = load(&[]).unwrap();
+    assert_eq!((plain.log_format, plain.api.access_log), (LogFormat::Text, true));
+    let variables = [("DIFFUSER_LOG_FORMAT", "JSON"), ("DIFFUSER_LOG_ACCESS", "off")];
+    let config = load(&variables).unwrap();
+    assert_eq!((config.log_format, config.api.access_log), (LogFormat::Json, false));
+    assert_eq!(faults(load(&[("DIFFUSER_LOG_FORMAT", "xml")]))[0].key, "log.format");
+}
+
+#[test]
+fn there_are_traces_if_there_is_a_collector_and_they_bear_the_services_name() {
+    let traces = |variables: Variables| load(variables).unwrap().traces;
+    let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
+
+    assert_eq!(traces(&[("DIFFUSER_TRACES_SAMPLE_RATIO", "0.5")]), None);
+    let plain = traces(&[general]).unwrap();
+    assert_eq!((plain.endpoint.as_str(), plain.sample_ratio), ("http://collector:4318", 1.0));
+    assert_eq!(plain.service_name, "Diffuser API");
+    assert_eq!(plain.service_version, env!("CARGO_PKG_VERSION"));
+    let own = [
+        general,
+        ("DIFFUSER_TRACES_ENDPOINT", "https://own/otlp"),
+        ("DIFFUSER_TRACES_SAMPLE_RATIO", "0.25"),
+        ("DIFFUSER_APP_NAME", "Mine"),
+    ];
+    let own = traces(&own).unwrap();
+    assert_eq!((own.endpoint.as_str(), own.sample_ratio), ("https://own/otlp", 0.25), "ours wins");
+    assert_eq!(own.service_name, "Mine");
+    let named = [general, ("OTEL_SERVICE_NAME", "edits"), ("DIFFUSER_APP_NAME", "Mine")];
+    assert_eq!(traces(&named).unwrap().service_name, "edits");
+}
+
+#[test]
+fn collectors_without_an_address_and_shares_that_are_none_are_faults() {
+    for endpoint in ["collector:4318", "grpc://collector", "http://", "http://a/?b=c", "/v1"] {
+        let found = faults(load(&[("DIFFUSER_TRACES_ENDPOINT", endpoint)]));
+        assert_eq!(found[0].key, "traces.endpoint", "{endpoint}");
+    }
+    for ratio in ["-0.1", "1.5", "nan", "half"] {
+        let found = faults(load(&[("DIFFUSER_TRACES_SAMPLE_RATIO", ratio)]));
+        assert_eq!(found[0].key, "traces.sample_ratio", "{ratio}");
     }
 }

@@ -54,4 +54,6 @@ mod resaved;
 mod sizes;
 mod support;
 mod threads;
+#[cfg(unix)]
+mod traces;
 mod weight_files;

@@ -261,7 +261,7 @@ def report_answers(report: Report, tally: Tally, log: str):
     report.line(not tally.faults, "faults", f"{len(tally.faults)} {tally.faults[:5]}", right)
     twice = sum(count - 1 for count in tally.ids.values())
     report.line(twice == 0 and "" not in tally.ids, "request ids", f"{len(tally.ids)}, {twice} more than once", "each once")
-    logged = collections.Counter(re.findall(r'request answered\W.*?\bid\W{1,4}([0-9a-f-]{36})', log))
+    logged = collections.Counter(re.findall(r'\bid\W{1,4}([0-9a-f-]{36})\W.*?request answered', log))
     if logged:
         others = [one for one in tally.ids if logged[one] != 1 and one]
         # Those of quick lookups are logged for debugging only.

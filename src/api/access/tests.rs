@@ -60,6 +60,7 @@ fn open() -> ApiConfig {
         public_url: None,
         trust_forwarded_headers: false,
         write_prompts: false,
+        access_log: true,
     }
 }
 
