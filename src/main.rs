@@ -1,5 +1,6 @@
 //! The program: from flags to a server that answers, and to its end.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -281,10 +282,8 @@ fn pull_files(args: &PullArgs, repository: &RepositoryId, hub: &HubConfig) -> Re
     let (revision, progress) = (args.revision.as_deref(), Progress::for_terminal());
     let fetched = fetch_files(repository, revision, &args.files, args.companions(), hub, progress)?;
     print_now(&pull::paths(&fetched));
-    #[expect(clippy::print_stderr, reason = "what was asked for are the paths alone")]
-    {
-        eprint!("{}", pull::missing(&fetched));
-    }
+    // What was asked for are the paths alone: this goes beside them.
+    let _ = std::io::stderr().write_all(pull::missing(&fetched).as_bytes());
     Ok(())
 }
 
@@ -406,10 +405,8 @@ fn measure(args: &BenchArgs) -> Result<()> {
 }
 
 fn print_now(text: &str) {
-    #[expect(clippy::print_stdout, reason = "the table is what was asked for")]
-    {
-        print!("{text}");
-    }
+    // Whoever has read enough of it, as `head` does, ends nothing by that.
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Writes `value` into `file`, if there is one.

@@ -13,18 +13,21 @@ pub(crate) fn bars() -> Option<&'static MultiProgress> {
     Some(&*BARS).filter(|bars| !bars.is_hidden())
 }
 
-/// Writes whole lines where the bars stand, which move down.
+/// Writes whole lines where the bars stand, which move down. What cannot be written, on a full
+/// disk or into a pipe that nobody reads, is lost: a log ends nothing.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // At once: lines of other threads stay whole, too.
-        let write = || io::stderr().write_all(bytes).map(|()| bytes.len());
-        bars().map_or_else(write, |bars| bars.suspend(write))
+        let write = || _ = io::stderr().write_all(bytes);
+        bars().map_or_else(write, |bars| bars.suspend(write));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        _ = io::stderr().flush();
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::extract::{OriginalUri, Request};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -475,8 +475,10 @@ impl ApiError {
 
     /// The request's path does not have its method.
     pub(super) fn wrong_method(request: &Request) -> Self {
-        let path = quote(request.uri().path());
-        Self::WrongMethod { method: request.method().clone(), path }
+        // As the client wrote it: below a prefix the request's own is without that.
+        let original = request.extensions().get::<OriginalUri>();
+        let uri = original.map_or(request.uri(), |OriginalUri(uri)| uri);
+        Self::WrongMethod { method: request.method().clone(), path: quote(uri.path()) }
     }
 
     pub(super) fn status(&self) -> StatusCode {

@@ -27,7 +27,12 @@ enum Change {
     post,
     path = "/models/{*id}",
     tag = "models",
-    params(("id" = String, Path, description = "The model's id, then `/load` or `/unload`")),
+    params((
+        "id" = String,
+        Path,
+        description = "The model's id, then `/load` or `/unload`",
+        pattern = "^.+/(load|unload)$",
+    )),
     responses(
         (status = 200, description = "The model as it is now", body = ModelDetails),
         (status = 403, description = "Not an administrator's key", body = ErrorEnvelope),

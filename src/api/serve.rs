@@ -77,22 +77,23 @@ async fn accept_until(
     loop {
         tokio::select! {
             () = &mut shutdown => return Ok(connections),
-            peer = accept(listener) => connections.open(peer?, site.clone()).await,
+            opened = connections.open_next(listener, site) => opened?,
         }
     }
 }
 
 /// Ends `connections` as their requests are answered, and has peers that come meanwhile told
 /// that the server stops: a balancer that asks whether it is ready gets an answer.
-async fn drain(listener: TcpListener, site: Site, connections: Connections) -> io::Result<()> {
+async fn drain(listener: TcpListener, site: Site, mut connections: Connections) -> io::Result<()> {
     let deadline = Instant::now() + connections.limits.grace;
     let mut late = Connections::new(connections.limits, Keeping::OneRequest);
+    late.arrived = connections.arrived.take();
     let closing = connections.close(deadline);
     tokio::pin!(closing);
     loop {
         tokio::select! {
             () = &mut closing => break,
-            peer = accept(&listener) => late.open(peer?, site.clone()).await,
+            opened = late.open_next(&listener, &site) => opened?,
         }
     }
     drop(listener);
@@ -191,16 +192,29 @@ struct Connections {
     limits: PeerLimits,
     tasks: JoinSet<()>,
     open: Vec<Arc<Activity>>,
+    /// One that waits for room.
+    arrived: Option<(TcpStream, PeerAddress)>,
 }
 
 impl Connections {
     fn new(limits: PeerLimits, keeping: Keeping) -> Self {
-        Self { keeping, limits, tasks: JoinSet::new(), open: Vec::new() }
+        Self { keeping, limits, tasks: JoinSet::new(), open: Vec::new(), arrived: None }
     }
 
-    /// Serves a peer, once there is room for it.
-    async fn open(&mut self, peer: (TcpStream, PeerAddress), site: Site) {
+    /// Serves the next peer, once there is room for it. Dropped in between, it goes on from
+    /// there when it is called again.
+    async fn open_next(&mut self, listener: &TcpListener, site: &Site) -> io::Result<()> {
+        if self.arrived.is_none() {
+            self.arrived = Some(accept(listener).await?);
+        }
         self.make_room().await;
+        if let Some(peer) = self.arrived.take() {
+            self.open(peer, site.clone());
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, peer: (TcpStream, PeerAddress), site: Site) {
         let activity = Activity::new();
         self.open.push(Arc::clone(&activity));
         self.tasks.spawn(serve_peer(peer, activity, (self.limits, self.keeping), site));

@@ -49,6 +49,7 @@ fn inputs() -> Vec<Field> {
     let files = json!({
         "type": "array",
         "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
         "maxItems": 16,
         "description": FILES,
     });

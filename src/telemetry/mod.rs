@@ -8,6 +8,7 @@ mod logs;
 pub mod spans;
 mod traces;
 
+use std::io::Write;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
@@ -106,8 +107,10 @@ static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 pub fn tell_end(cause: &str) {
     match FORMAT.get() {
         Some(LogFormat::Json) => tracing::error!(cause, "the program ends"),
-        #[expect(clippy::print_stderr, reason = "there may be no log yet")]
-        Some(LogFormat::Text) | None => eprintln!("diffuser-api: {cause}"),
+        Some(LogFormat::Text) | None => {
+            // There may be no log yet, and nobody who reads.
+            let _ = writeln!(std::io::stderr(), "diffuser-api: {cause}");
+        }
     }
 }
 

@@ -151,6 +151,27 @@ async fn a_stopping_server_finishes_what_runs_and_refuses_what_is_still_being_se
 }
 
 #[tokio::test]
+async fn a_server_without_room_for_another_connection_hears_that_it_is_to_stop() {
+    let mut setup = patient(Setup::default());
+    setup.adjust = |config| {
+        config.peers.body_timeout = LONG;
+        config.peers.max_connections = 1;
+    };
+    let mut server = setup.start().await;
+    let sending = connect(&server, UPLOAD).await;
+    // It waits for the first one's place.
+    let waiting = connect(&server, HEALTH).await;
+    tokio::time::sleep(SHORT).await;
+
+    server.stop.take().unwrap().send(()).unwrap();
+
+    let said = said_until_closed(sending).await;
+    assert!(said.starts_with("HTTP/1.1 503"), "{said}");
+    within_patience(&mut server.serving).await.unwrap().unwrap();
+    drop(waiting);
+}
+
+#[tokio::test]
 async fn when_the_grace_is_over_the_server_stops_even_with_a_picture_unfinished() {
     let mut setup = Setup::script([Behaviour::StepOnRelease]);
     setup.adjust = |config| config.peers.grace = SHORT;

@@ -179,6 +179,8 @@ mod process {
     use std::process::{Child, Command, Stdio};
     use std::time::Duration;
 
+    use crate::support::server::until_ready;
+
     /// What systemd has been told next.
     fn told(socket: &UnixDatagram) -> String {
         let mut message = [0; 1024];
@@ -189,6 +191,23 @@ mod process {
     fn signal(server: &Child, name: &str) {
         let sent = Command::new("kill").args([name, &server.id().to_string()]).status();
         assert!(sent.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_written_ends_nothing() {
+        let full = || Stdio::from(std::fs::File::create("/dev/full").unwrap());
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut server = Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
+            .args(["--model", "tiny-random", "--port", &port.to_string()])
+            .stdout(full())
+            .stderr(full())
+            .spawn()
+            .unwrap();
+
+        until_ready(&format!("http://127.0.0.1:{port}")).await;
+
+        signal(&server, "-TERM");
+        assert_eq!(server.wait().unwrap().code(), Some(0));
     }
 
     #[test]
