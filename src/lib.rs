@@ -5,7 +5,7 @@
 //!
 //! - [`cli`] is what may be typed;
 //! - [`mod@bench`] measures what a picture takes, [`mod@plan`] prints what a model will,
-//!   [`inspect`] what files are, [`convert`] writes them in other formats;
+//!   [`inspect`] what files are, [`convert`] writes them in other formats, [`keys`] makes keys;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
@@ -32,6 +32,7 @@ pub mod hub;
 pub mod imaging;
 pub mod inspect;
 pub(crate) mod interruption;
+pub mod keys;
 pub mod model;
 pub mod nn;
 pub mod plan;
