@@ -13,8 +13,10 @@ use crate::model::{
 };
 
 mod bench;
+mod keys;
 
 pub use bench::BenchArgs;
+pub use keys::{KeysArgs, KeysCommand, NewKeyArgs};
 
 /// What the program was asked to do.
 #[derive(Debug, Parser)]
@@ -49,6 +51,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write a model's weights in another format: safetensors in 32, 16 or 8 bits, or GGUF
     Convert(ConvertArgs),
+    /// Make keys of clients, and hash them
+    Keys(KeysArgs),
     /// Measure what a picture takes, with random weights: needs no checkpoint
     Bench(BenchArgs),
 }
@@ -295,6 +299,7 @@ Examples:
   diffuser-api plan Qwen/Qwen-Image-Edit        what it will take of this machine
   diffuser-api inspect model-Q4_K_M.gguf        what a file is, and what it lacks to run
   diffuser-api convert MODEL out.gguf --to q4_k the same weights in another format
+  diffuser-api keys new ann --file keys.toml    a key for a client; see keys.file
   DIFFUSER_MODEL_ID=./my-model diffuser-api     a folder with a model_index.json, or files
 
 Settings come from, each overriding those before it: built-in defaults, the
@@ -320,6 +325,7 @@ SIGTERM or ctrl-c finishes the running picture and leaves; a second one leaves a
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Scope;
     use crate::model::benchmark::Part;
     use clap::CommandFactory;
 
@@ -331,6 +337,7 @@ mod tests {
             | Command::Plan(_)
             | Command::Inspect(_)
             | Command::Convert(_)
+            | Command::Keys(_)
             | Command::Bench(_) => panic!("{arguments:?} is not serve"),
         }
     }
@@ -389,6 +396,32 @@ mod tests {
         assert_eq!(args.model, "Qwen/Qwen-Image-Edit");
         assert_eq!(args.revision.as_deref(), Some("v1"));
         assert!(Cli::try_parse_from(["diffuser-api", "pull"]).is_err());
+    }
+
+    #[test]
+    fn a_new_key_is_for_pictures_unless_scopes_are_named() {
+        let parse = |arguments: &[&str]| {
+            let typed = [&["diffuser-api", "keys", "new"], arguments].concat();
+            Cli::try_parse_from(typed).map(Cli::into_command)
+        };
+        let key = |arguments: &[&str]| match parse(arguments) {
+            Ok(Command::Keys(KeysArgs { command: KeysCommand::New(args) })) => args.key(),
+            other => panic!("not a new key: {other:?}"),
+        };
+
+        assert_eq!(key(&["ann"]).scopes, [Scope::Images]);
+        let scoped = ["ann", "--scope", "admin", "--scope", "metrics", "--models", "a,b-*"];
+        assert_eq!(key(&scoped).scopes, [Scope::Admin, Scope::Metrics]);
+        assert_eq!(key(&scoped).models, ["a", "b-*"]);
+        for wrong in [
+            &["ann", "--scope", "all"][..],
+            &["two words"],
+            &["ann", "--expires", "soon"],
+            &["ann", "--pictures-per-day", "0"],
+            &[],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

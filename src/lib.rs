@@ -5,7 +5,7 @@
 //!
 //! - [`cli`] is what may be typed;
 //! - [`mod@bench`] measures what a picture takes, [`mod@plan`] prints what a model will,
-//!   [`inspect`] what files are, [`convert`] writes them in other formats;
+//!   [`inspect`] what files are, [`convert`] writes them in other formats, [`keys`] makes keys;
 //! - [`config`] gathers settings from defaults, file, environment and flags;
 //! - [`api`] speaks HTTP and OpenAI's words, and is the only layer that does;
 //! - [`requests`] says what a request means, apart from HTTP;
@@ -35,6 +35,7 @@ pub mod hub;
 pub mod imaging;
 pub mod inspect;
 pub(crate) mod interruption;
+pub mod keys;
 pub mod metrics;
 pub mod model;
 pub mod nn;

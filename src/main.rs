@@ -11,7 +11,8 @@ use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
 use diffuser_api::api::{Access, ApiConfig, Opening, ServerParts, Site, StartPhase};
 use diffuser_api::cli::{
-    BenchArgs, Cli, Command, ConvertArgs, InspectArgs, PlanArgs, PullArgs, ServeArgs,
+    BenchArgs, Cli, Command, ConvertArgs, InspectArgs, KeysCommand, NewKeyArgs, PlanArgs, PullArgs,
+    ServeArgs,
 };
 use diffuser_api::config::{
     Config, ConfigError, Environment, ListenConfig, ModelSettings, Sources, WarmupConfig, load_hub,
@@ -20,6 +21,7 @@ use diffuser_api::config::{
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, RepositoryId, fetch_files, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
+use diffuser_api::keys::{KeyHash, Place, random_key};
 use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::ModelService;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan(&args),
         Command::Inspect(args) => inspect(&args),
         Command::Convert(args) => convert(args),
+        Command::Keys(args) => keys(&args.command),
         Command::Bench(args) => measure(&args),
     };
     match result {
@@ -324,6 +327,34 @@ fn convert(args: ConvertArgs) -> Result<()> {
     telemetry::init("warn,diffuser_api::model::files=info")?;
     let request = args.into();
     print_now(&diffuser_api::convert::run(&request, &hub)?);
+    Ok(())
+}
+
+/// Makes a key, or hashes one.
+fn keys(command: &KeysCommand) -> Result<()> {
+    match command {
+        KeysCommand::New(args) => new_key(args),
+        KeysCommand::Hash => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).context("cannot read standard input")?;
+            let key = line.trim();
+            anyhow::ensure!(!key.is_empty(), "there is no key on standard input");
+            print_now(&format!("{}\n", KeyHash::of(key)));
+            Ok(())
+        }
+    }
+}
+
+/// Prints a new key once what is said of it is written, or with that.
+fn new_key(args: &NewKeyArgs) -> Result<()> {
+    let (new, key) = (args.key(), random_key().context("the system gives no random bytes")?);
+    match &args.file {
+        Some(file) => {
+            new.append_to(file, &key)?;
+            print_now(&format!("{key}\n"));
+        }
+        None => print_now(&format!("{key}\n\n{}", new.entry(&key, Place::Configuration))),
+    }
     Ok(())
 }
 

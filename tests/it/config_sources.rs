@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use diffuser_api::api::{MetricsAddress, PngCompression};
+use diffuser_api::api::{CorsOrigins, KeyHash, Limits, MetricsAddress, PngCompression, Scope};
 use diffuser_api::config::{
     Config, ConfigError, Environment, Fault, Flags, KEYS, Sources, load_hub,
 };
@@ -548,6 +548,169 @@ fn the_token_is_a_variable_or_a_file_and_never_printed() {
     assert_eq!(token(&[("HF_HOME", "/nowhere")]), None);
     let printed = format!("{:?}", load(&[("HF_TOKEN", "hf_secret")]).unwrap());
     assert!(!printed.contains("hf_secret"), "{printed}");
+}
+
+/// The hash of a key.
+const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+#[test]
+fn keys_stand_in_the_configuration_and_in_a_file_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let other = HASH.replace('b', "c");
+    std::fs::write(&file, format!("[[key]]\nname = \"bob\"\nsha256 = \"{other}\"\n")).unwrap();
+    let text = format!(
+        "[keys]\nfile = {file:?}\n[[keys.key]]\nname = \"ann\"\nsha256 = \"{HASH}\"\n\
+         scopes = [\"admin\"]\nexpires = 2027-01-31\nmodels = [\"a\", \"b-*\"]\n\
+         requests_per_minute = 60\nconcurrent_requests = 2\npictures_per_day = 9\n"
+    );
+
+    let config = load_file(&text, &[]).0.unwrap().api;
+
+    let [ann, bob] = config.named_keys.as_slice() else { panic!("{:?}", config.named_keys) };
+    assert_eq!((ann.name.as_str(), ann.hash), ("ann", KeyHash::of("abc")));
+    assert!(ann.scopes.contain(Scope::Admin) && ann.scopes.contain(Scope::Images));
+    assert_eq!(ann.expires, Some("2027-01-31".parse().unwrap()));
+    assert_eq!(ann.models.as_deref(), Some(&["a".to_owned(), "b-*".to_owned()][..]));
+    let limits = ann.limits;
+    let numbers = [limits.requests_per_minute, limits.concurrent_requests, limits.pictures_per_day];
+    assert_eq!(numbers.map(|limit| limit.unwrap().get()), [60, 2, 9]);
+    assert_eq!((bob.name.as_str(), bob.expires, &bob.models), ("bob", None, &None));
+    assert!(bob.scopes.contain(Scope::Images) && !bob.scopes.contain(Scope::Admin));
+    assert_eq!(bob.limits, Limits::default());
+}
+
+#[test]
+fn faulty_keys_are_all_told_and_never_shown() {
+    let text = format!(
+        "[[keys.key]]\nname = \"ann\"\nsha256 = \"sk-the-key-itself\"\nscopes = [\"all\"]\n\
+         expires = \"soon\"\nmodel = \"a\"\npictures_per_day = 0\n\
+         [[keys.key]]\nname = \"two words\"\n\
+         [[keys.key]]\nname = \"bob\"\nsha256 = \"{HASH}\"\n\
+         [[keys.key]]\nname = \"bob\"\nsha256 = \"{HASH}\"\n"
+    );
+
+    let faults = faults(load_file(&text, &[("DIFFUSER_KEYS_FILE", "/nowhere/keys.toml")]).0);
+
+    let mut keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "keys.file",
+            "keys.key[2].name",
+            "keys.key[2].sha256",
+            "keys.key[ann].expires",
+            "keys.key[ann].model",
+            "keys.key[ann].pictures_per_day",
+            "keys.key[ann].scopes",
+            "keys.key[ann].sha256",
+            "keys.key[bob].name",
+            "keys.key[bob].sha256",
+        ]
+    );
+    let printed = format!("{faults:?}");
+    assert!(!printed.contains("itself"), "{printed}");
+    assert!(printed.contains("did you mean models"), "{printed}");
+}
+
+#[test]
+fn a_file_of_keys_has_nothing_else_and_its_text_is_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    for (text, key) in
+        [("key = 7", "keys.key"), ("[server]\nport = 1", "server"), ("sk-secret", "keys.file")]
+    {
+        std::fs::write(&file, text).unwrap();
+        let path = file.display().to_string();
+
+        let faults = faults(load(&[("DIFFUSER_KEYS_FILE", &path)]));
+
+        assert_eq!(faults[0].key, key);
+        assert_eq!(faults[0].origin, format!("file {path}"));
+        assert!(!format!("{faults:?}").contains("sk-secret"), "{faults:?}");
+    }
+}
+
+#[test]
+fn keys_without_names_are_not_shown_either() {
+    let faults = faults(load_file("[server]\napi_keys = [1, \"sk-secret\"]\n", &[]).0);
+
+    assert_eq!((faults[0].key.as_str(), &faults[0].value), ("server.api_keys", &None));
+}
+
+#[test]
+fn limits_proxies_and_origins_are_read_from_the_environment() {
+    let config = load(&[
+        ("DIFFUSER_LIMITS_REQUESTS_PER_MINUTE", "60"),
+        ("DIFFUSER_LIMITS_CONCURRENT_REQUESTS", "2"),
+        ("DIFFUSER_LIMITS_PICTURES_PER_DAY", "9"),
+        ("DIFFUSER_TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8,::1"),
+        ("DIFFUSER_CORS_ORIGINS", "https://A.test,http://b.test:8080"),
+        ("DIFFUSER_MAX_REQUEST_PIXELS", "7"),
+        ("DIFFUSER_MAX_PARTS", "8"),
+    ]);
+    let config = config.unwrap().api;
+
+    let limits = config.limits;
+    let numbers = [limits.requests_per_minute, limits.concurrent_requests, limits.pictures_per_day];
+    assert_eq!(numbers.map(|limit| limit.unwrap().get()), [60, 2, 9]);
+    let proxies: Vec<String> = config.trusted_proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(proxies, ["127.0.0.1/32", "10.0.0.0/8", "::1/128"]);
+    let origins = ["https://a.test", "http://b.test:8080"].map(str::to_owned);
+    assert_eq!(config.cors_origins, CorsOrigins::These(origins.into()));
+    assert_eq!((config.max_request_pixels, config.max_parts), (7, 8));
+    let defaults = load(&[]).unwrap().api;
+    assert_eq!((defaults.limits, defaults.cors_origins), (Limits::default(), CorsOrigins::Any));
+    assert_eq!((defaults.named_keys, defaults.trusted_proxies), (Vec::new(), Vec::new()));
+    let none = load(&[("DIFFUSER_CORS_ORIGINS", "")]).unwrap().api.cors_origins;
+    assert_eq!(none, CorsOrigins::These(Vec::new()));
+    for (variable, wrong) in [
+        ("DIFFUSER_TRUSTED_PROXIES", "127.0.0.1,proxy.test"),
+        ("DIFFUSER_CORS_ORIGINS", "https://a.test/path"),
+        ("DIFFUSER_CORS_ORIGINS", "a.test"),
+        ("DIFFUSER_LIMITS_PICTURES_PER_DAY", "0"),
+    ] {
+        assert_eq!(faults(load(&[(variable, wrong)])).len(), 1, "{variable}={wrong}");
+    }
+}
+
+/// Runs `diffuser-api keys`.
+fn run_keys(arguments: &[&str], input: &str) -> std::process::Output {
+    use std::io::Write;
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
+        .arg("keys")
+        .args(arguments)
+        .env_clear()
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    program.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    program.wait_with_output().unwrap()
+}
+
+#[test]
+fn the_program_makes_keys_that_its_settings_take() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml").display().to_string();
+    let text = |output: std::process::Output| {
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    let key = text(run_keys(&["new", "ann", "--file", &file], ""));
+    let pasted = text(run_keys(&["new", "bob", "--scope", "metrics"], ""));
+    let hash = text(run_keys(&["hash"], &key));
+    let twice = run_keys(&["new", "ann", "--file", &file], "");
+
+    let (other, entry) = pasted.split_once("\n\n").unwrap();
+    let config = load_file(entry, &[("DIFFUSER_KEYS_FILE", &file)]).0.unwrap();
+    let hashes: Vec<_> = config.api.named_keys.iter().map(|key| key.hash).collect();
+    assert_eq!(hashes, [other, key.trim()].map(KeyHash::of));
+    assert_eq!(hash.trim(), KeyHash::of(key.trim()).to_string());
+    assert!(!twice.status.success() && twice.stdout.is_empty(), "{twice:?}");
 }
 
 #[test]

@@ -61,7 +61,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pull", &["model", "hub"]),
     ("inspect", &["model", "plan", "hub", "causes"]),
     ("convert", &["model", "hub"]),
-    ("cli", &["bench", "config", "model", "nn", "hub", "domain"]),
+    ("keys", &["api", "config"]),
+    ("cli", &["bench", "config", "keys", "model", "nn", "hub", "domain"]),
 ];
 
 fn sources() -> Vec<PathBuf> {

@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use axum::http::{HeaderMap, header};
-use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, SecondsFormat, Utc};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
@@ -162,6 +162,13 @@ impl Expiry {
 
     pub(super) fn is_past(self, now: DateTime<Utc>) -> bool {
         now >= self.0
+    }
+}
+
+/// As RFC 3339 has it.
+impl fmt::Display for Expiry {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0.to_rfc3339_opts(SecondsFormat::AutoSi, true))
     }
 }
 

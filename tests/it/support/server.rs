@@ -276,6 +276,11 @@ pub(crate) async fn within_patience<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("the server should have got there")
 }
 
+/// A client for programs that a test starts.
+pub(crate) fn client() -> reqwest::Client {
+    reqwest::Client::new()
+}
+
 /// Waits until a program at `origin` has loaded its models.
 pub(crate) async fn until_ready(origin: &str) {
     let is_ready = async || {
