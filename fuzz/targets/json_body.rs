@@ -18,13 +18,10 @@ mod api {
             Malformed(String),
         }
     }
-    mod multipart {
-        pub(super) const MAX_FIELDS: usize = 256;
-    }
     mod json;
 
     pub(crate) fn parse(body: &[u8]) -> Option<crate::requests::Fields> {
-        json::parse(body).ok()
+        json::parse(body, crate::MAX_FIELDS).ok()
     }
 }
 

@@ -47,6 +47,7 @@ mod api {
     mod multipart;
 
     const MAX_BYTES: usize = 1 << 20;
+    const MAX_PARTS: usize = 256;
 
     /// Reads a form whose boundary is `b`, in pieces of so many bytes.
     pub(crate) async fn read_in_pieces(form: &[u8], size: usize) -> Option<Fields> {
@@ -55,7 +56,7 @@ mod api {
         let memory = RequestMemory::new(4 * MAX_BYTES, Duration::from_secs(1)).share();
         let mut incoming =
             incoming::Incoming::begin(body, None, MAX_BYTES, 1, memory).await.ok()?;
-        multipart::read(&mut incoming, "b").await.ok()
+        multipart::read(&mut incoming, "b", MAX_PARTS).await.ok()
     }
 }
 
