@@ -102,7 +102,11 @@ async fn run(
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let (site, opening) = Site::new(&config.api);
     let (stop, stopped) = oneshot::channel::<()>();
-    let api_config = config.api.clone();
+    let mut api_config = config.api.clone();
+    if !config.service.metrics {
+        // Nothing is counted: nobody is told.
+        api_config.metrics.port = None;
+    }
     let serving = tokio::spawn(async move {
         site.serve(listener, &api_config, async { _ = stopped.await }).await
     });

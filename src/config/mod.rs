@@ -129,7 +129,7 @@ impl Config {
         let mut layers = layers_of(sources);
 
         let (listen, api) = (layers.listen(), layers.api(&sources.environment));
-        let mut config = Self {
+        let config = Self {
             listen,
             models: layers.models(&sources.flags.models),
             threads: layers.threads(),
@@ -142,9 +142,6 @@ impl Config {
             hub: sources.environment.hub(&mut layers.faults),
         };
 
-        if !config.service.metrics {
-            config.api.metrics.port = None;
-        }
         match layers.faults {
             faults if faults.is_empty() => Ok(config),
             faults => Err(ConfigError { faults }),
