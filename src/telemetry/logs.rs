@@ -12,14 +12,14 @@ use opentelemetry::trace::TraceContextExt;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Subscriber};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::LogFormat;
+use super::{LogFormat, spans};
 use crate::terminal::AboveBars;
 
 /// What writes lines to standard error.
@@ -31,6 +31,7 @@ where
         LogFormat::Text => tracing_subscriber::fmt::layer()
             .with_writer(|| AboveBars)
             .with_ansi(std::io::stderr().is_terminal())
+            .event_format(TextLine)
             .boxed(),
         LogFormat::Json => JsonLines { writers: || AboveBars, has_traces }.boxed(),
     }
@@ -44,6 +45,67 @@ pub(super) fn log_panics() {
         let thread = std::thread::current();
         tracing::error!(cause, location, thread = thread.name(), "panicked");
     }));
+}
+
+/// Whether a span is of the traces: lines stand in such spans, too, and do not show them.
+fn is_of_traces(metadata: &Metadata<'_>) -> bool {
+    metadata.target() == spans::TARGET
+}
+
+/// A line as `tracing_subscriber` writes it, but for the spans of traces.
+struct TextLine;
+
+impl<S, N> FormatEvent<S, N> for TextLine
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let metadata = event.metadata();
+        let (dim, bold, plain) = if writer.has_ansi_escapes() {
+            ("\x1b[2m", "\x1b[1m", "\x1b[0m")
+        } else {
+            ("", "", "")
+        };
+        write!(writer, "{dim}")?;
+        SystemTime.format_time(&mut writer)?;
+        let colour = if dim.is_empty() { "" } else { colour_of(*metadata.level()) };
+        write!(writer, "{plain} {colour}{:>5}{plain} ", metadata.level().as_str())?;
+        let mut has_spans = false;
+        for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+            if is_of_traces(span.metadata()) {
+                continue;
+            }
+            has_spans = true;
+            write!(writer, "{bold}{}{plain}", span.name())?;
+            if let Some(fields) = span.extensions().get::<FormattedFields<N>>()
+                && !fields.is_empty()
+            {
+                write!(writer, "{bold}{{{plain}{fields}{bold}}}{plain}")?;
+            }
+            write!(writer, "{dim}:{plain}")?;
+        }
+        let space = if has_spans { " " } else { "" };
+        write!(writer, "{space}{dim}{}:{plain} ", metadata.target())?;
+        context.format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
+
+/// The escape for the colour of a level.
+fn colour_of(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "\x1b[31m",
+        Level::WARN => "\x1b[33m",
+        Level::INFO => "\x1b[32m",
+        Level::DEBUG => "\x1b[34m",
+        Level::TRACE => "\x1b[35m",
+    }
 }
 
 /// Writes a JSON object a line.
@@ -78,6 +140,9 @@ where
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut line = Fields::of(event);
         for span in context.event_scope(event).into_iter().flatten() {
+            if is_of_traces(span.metadata()) {
+                continue;
+            }
             if let Some(SpanFields(fields)) = span.extensions().get() {
                 line.add_span(span.name(), fields);
             }

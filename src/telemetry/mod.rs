@@ -13,7 +13,8 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use tokio::runtime::Handle;
-use tracing_subscriber::filter::EnvFilter;
+use tracing::Metadata;
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -73,8 +74,7 @@ pub enum TelemetryError {
 /// # Errors
 /// [`TelemetryError`] if the filter is malformed or logging is set up already.
 pub fn init(filter: &str) -> Result<(), TelemetryError> {
-    let lines = logs::lines(LogFormat::Text, false).with_filter(log_filter(filter)?);
-    registry().with(lines).try_init().map_err(already_set)
+    init_logs(filter, LogFormat::Text)
 }
 
 /// The same for a server, with traces if there is somewhere to send them: on `runtime`, which
@@ -87,11 +87,16 @@ pub fn init_server(
     traces: Option<&TracesConfig>,
     runtime: &Handle,
 ) -> Result<Traces, TelemetryError> {
-    let filter = log_filter(filter)?;
     let traces = traces.map(|config| Traces::start(config, runtime)).transpose()?;
-    let lines = logs::lines(format, traces.is_some()).with_filter(filter);
-    let exported = traces.as_ref().and_then(Traces::layer);
-    registry().with(exported).with(lines).try_init().map_err(already_set)?;
+    match traces.as_ref().and_then(Traces::layer) {
+        // Beside no layer at all: an empty place for one would have spans made for nobody.
+        None => init_logs(filter, format)?,
+        Some(exported) => {
+            let filter = log_filter(filter, LevelFilter::TRACE)?.and(filter_fn(is_logged));
+            let lines = logs::lines(format, true).with_filter(filter);
+            registry().with(exported).with(lines).try_init().map_err(already_set)?;
+        }
+    }
     if format == LogFormat::Json {
         logs::log_panics();
     }
@@ -118,11 +123,21 @@ fn already_set(error: tracing_subscriber::util::TryInitError) -> TelemetryError 
     TelemetryError::AlreadySet(Box::new(error))
 }
 
-/// What is logged: never what is for the traces.
-fn log_filter(filter: &str) -> Result<EnvFilter, TelemetryError> {
+fn init_logs(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
+    let lines = logs::lines(format, false).with_filter(log_filter(filter, LevelFilter::OFF)?);
+    registry().with(lines).try_init().map_err(already_set)
+}
+
+/// What is logged, with what is for the `traces`.
+fn log_filter(filter: &str, traces: LevelFilter) -> Result<EnvFilter, TelemetryError> {
     let refused = |source| TelemetryError::Filter { filter: filter.to_owned(), source };
-    let no_traces = format!("{}=off", spans::TARGET).parse().map_err(refused)?;
-    Ok(EnvFilter::try_new(filter).map_err(refused)?.add_directive(no_traces))
+    let of_traces = format!("{}={traces}", spans::TARGET).parse().map_err(refused)?;
+    Ok(EnvFilter::try_new(filter).map_err(refused)?.add_directive(of_traces))
+}
+
+/// The log goes by the spans of traces, for lines stand in them, and has none of their lines.
+fn is_logged(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() || metadata.target() != spans::TARGET
 }
 
 #[cfg(test)]

@@ -161,7 +161,12 @@ impl Program {
 }
 
 fn form() -> Form {
-    let form = Form::new().text("prompt", PROMPT).text("size", "64x64").text("n", "2");
+    form_of("2")
+}
+
+/// A form for so many pictures.
+fn form_of(count: &'static str) -> Form {
+    let form = Form::new().text("prompt", PROMPT).text("size", "64x64").text("n", count);
     let form = form.text("num_inference_steps", "3").text("negative_prompt", PROMPT);
     form.part("image", file_part(files::png(64, 48)))
 }
@@ -183,7 +188,7 @@ async fn a_request_is_a_span_within_its_callers_trace_and_has_one_for_each_stage
     let response = program.edit("one", &trace).await;
     assert!(!response.headers().contains_key("traceparent"));
     json_of(response).await;
-    let streamed = form().text("stream", "true").text("n", "1");
+    let streamed = form_of("1").text("stream", "true");
     let streamed = program.edits("two").multipart(streamed.text("partial_images", "1")).send();
     let events = within_patience(within_patience(streamed).await.unwrap().text()).await.unwrap();
     assert!(!events.is_empty());
