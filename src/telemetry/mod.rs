@@ -92,7 +92,7 @@ pub fn init_server(
         // Beside no layer at all: an empty place for one would have spans made for nobody.
         None => init_logs(filter, format)?,
         Some(exported) => {
-            let filter = log_filter(filter, LevelFilter::TRACE)?.and(filter_fn(is_logged));
+            let filter = log_filter(filter, LevelFilter::INFO)?.and(filter_fn(is_logged));
             let lines = logs::lines(format, true).with_filter(filter);
             registry().with(exported).with(lines).try_init().map_err(already_set)?;
         }

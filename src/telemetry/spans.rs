@@ -12,7 +12,8 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Span, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// What is for the traces, and not for the log.
+/// What is for the traces, and not for the log. Its spans are of the level INFO: a finer one
+/// would raise what the whole process makes lines of, other crates included.
 pub const TARGET: &str = "diffuser_api::traces";
 
 /// The body of a request arrives.
@@ -33,7 +34,7 @@ pub fn request(log: &Span, method: &str, route: &str, headers: &HeaderMap) -> Sp
         return log.clone();
     }
     let method = known_method(method);
-    let span = tracing::trace_span!(
+    let span = tracing::info_span!(
         target: TARGET,
         parent: log,
         "request",
@@ -114,7 +115,7 @@ pub fn abandoned(span: &Span) {
 #[must_use]
 pub fn stage(name: &'static str) -> Span {
     if Context::map_current(TraceContextExt::has_active_span) {
-        tracing::trace_span!(target: TARGET, "stage", otel.name = name)
+        tracing::info_span!(target: TARGET, "stage", otel.name = name)
     } else {
         Span::none()
     }
@@ -123,7 +124,7 @@ pub fn stage(name: &'static str) -> Span {
 /// A step within `stage` is done.
 pub fn step(stage: &Span, picture: usize, step: usize) {
     let (picture, step) = (number(picture), number(step));
-    tracing::trace!(target: TARGET, parent: stage, picture, step, "step");
+    tracing::info!(target: TARGET, parent: stage, picture, step, "step");
 }
 
 /// `work` in the spans of whoever calls this, on whichever thread it is done.

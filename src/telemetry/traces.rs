@@ -78,7 +78,7 @@ impl Traces {
             .with_threads(false)
             .with_target(false)
             .with_tracked_inactivity(false);
-        Some(layer.with_filter(Targets::new().with_target(spans::TARGET, Level::TRACE)))
+        Some(layer.with_filter(Targets::new().with_target(spans::TARGET, Level::INFO)))
     }
 
     /// Sends the last spans, if the collector takes them soon. Blocks: not for the runtime,
