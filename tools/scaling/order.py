@@ -67,13 +67,19 @@ class Fair:
 
 def head_of(lines, extra_s):
     """Which of one client's jobs is next."""
-    heads = [line[0] for (_, model), line in lines.items() if model in extra_s]
-    if not heads:
-        return None
-    best = min(heads, key=lambda job: (job.came + job.cost_s + extra_s[job.model], job.number))
+    heads, best, best_end = [], None, 0.0
+    for (_, model), line in lines.items():
+        extra = extra_s.get(model)
+        if extra is None:
+            continue
+        job = line[0]
+        end = job.came + job.cost_s + extra
+        heads.append((job, job.cost_s + extra))
+        if best is None or end < best_end or (end == best_end and job.number < best.number):
+            best, best_end = job, end
     waited = [
-        job for job in heads
-        if job.number < best.number and job.passed_s + best.cost_s > job.cost_s + extra_s[job.model]
+        job for job, total_s in heads
+        if job.number < best.number and job.passed_s + best.cost_s > total_s
     ]
     return min(waited, key=lambda job: job.number, default=best)
 

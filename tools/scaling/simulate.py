@@ -21,7 +21,7 @@ class Runs:
         self.options, self.profile = options, profile
         self.models, self.clients = models, clients
 
-    def __call__(self, workers, load, order="fair", affinity=Affinity.WARM_FIRST, loading_s=None):
+    def __call__(self, workers, load, order="fair", affinity=Affinity.WARM_FIRST, loading_s=None, patience_s=0.0):
         options = self.options
         placed = placement(workers, MODEL_SHARES[self.models])
         loading_s = options.loading_s if loading_s is None else loading_s
@@ -30,7 +30,7 @@ class Runs:
         outcomes = []
         for seed in range(options.seed, options.seed + options.seeds):
             jobs = arrivals(self.profile, workers, load, count, seed, self.models, self.clients)
-            outcomes.append(Simulation(jobs, placed, self.models, order, affinity, loading_s).run())
+            outcomes.append(Simulation(jobs, placed, self.models, order, affinity, loading_s, patience_s).run())
         return outcomes
 
 
@@ -73,6 +73,13 @@ def affinity_table(options, profile):
                 yield row(labels, outcomes, BY_SIZE)
 
 
+LOADING_KINDS = (
+    ("warm first", Affinity.WARM_FIRST, 0.0),
+    ("patient", Affinity.PATIENT, 0.0),
+    ("patient, 120 s at least", Affinity.PATIENT, 120.0),
+)
+
+
 def loading_table(options, profile):
     """The same by how long loading takes, for the second number of workers."""
     runs = Runs(options, profile, models=4)
@@ -80,9 +87,11 @@ def loading_table(options, profile):
     for workers in options.workers[1:2]:
         for load in LOADS:
             for loading_s in (5.0, 30.0, 120.0, 600.0):
-                for affinity in (Affinity.WARM_FIRST, Affinity.PATIENT):
-                    outcomes = runs(workers, load, "fair", affinity, loading_s)
-                    labels = [str(workers), f"{load:.0%}", f"{loading_s:.0f}", affinity.value]
+                for name, affinity, patience_s in LOADING_KINDS:
+                    if patience_s and patience_s <= loading_s:
+                        continue  # the same as above
+                    outcomes = runs(workers, load, "fair", affinity, loading_s, patience_s)
+                    labels = [str(workers), f"{load:.0%}", f"{loading_s:.0f}", name]
                     yield row([*labels, loading_cell(outcomes)], outcomes, BY_SIZE)
 
 

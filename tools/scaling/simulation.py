@@ -53,11 +53,14 @@ def placement(workers, shares):
 class Simulation:
     """Runs jobs, in the order of their arrival, through workers."""
 
-    def __init__(self, jobs, placed, models, order="fair", affinity=Affinity.PATIENT, loading_s=120.0):
+    def __init__(
+        self, jobs, placed, models, order="fair", affinity=Affinity.PATIENT, loading_s=120.0, patience_s=0.0
+    ):
         self.arriving = jobs
         self.order = ORDERS[order]()
         self.affinity = affinity
         self.load_time_s = loading_s
+        self.patience_s = max(loading_s, patience_s)
         self.models = range(models)
         self.model_of = list(placed)  # worker -> model
         self.holders = [self.model_of.count(model) for model in self.models]
@@ -128,8 +131,9 @@ class Simulation:
         return extras
 
     def is_worth_loading(self, model):
-        """Whether a model's line would take its workers longer than another one takes to load it."""
-        return self.waiting_s[model] > self.load_time_s * self.holders[model]
+        """Whether a model's line would take its workers longer than another one takes to load it,
+        and longer than what everybody is to be patient for."""
+        return self.waiting_s[model] > self.patience_s * self.holders[model]
 
     def begin(self, now, job):
         """A job goes to a worker: to the longest idle one of those that have its model, or of all."""
