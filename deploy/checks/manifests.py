@@ -142,9 +142,24 @@ def router_faults(resources):
     yield from (f"router-values.yaml: no plugin {name}" for name in sorted(named - plugins.keys()))
 
 
+def jobs_faults(resources):
+    """Triggers of the example for workers that lead nowhere, or that keep a pod for ever."""
+    names = {each["metadata"]["name"] for each in of_kind(resources, "TriggerAuthentication")}
+    for scaled in of_kind(resources, "ScaledObject"):
+        if scaled["spec"]["minReplicaCount"] != 0:
+            yield "ScaledObject: does not go to zero"
+        for trigger in scaled["spec"]["triggers"]:
+            if trigger["authenticationRef"]["name"] not in names:
+                yield f"ScaledObject: no TriggerAuthentication {trigger['authenticationRef']['name']}"
+            if float(trigger["metadata"]["activationTargetQueryValue"]) != 0:
+                yield "ScaledObject: a single job does not wake it"
+
+
 def main():
     kustomize, output = Kustomize(sys.argv[1]), Path(sys.argv[2])
-    faults, custom = [], []
+    resources = kustomize.build(KUBERNETES / "jobs")
+    faults = [f"jobs: {fault}" for fault in jobs_faults(resources)]
+    custom = [{"folder": "jobs", "resource": resource} for resource in resources]
     folders = ["base", *sorted(f"overlays/{each.name}" for each in (KUBERNETES / "overlays").iterdir())]
     for folder in folders:
         try:

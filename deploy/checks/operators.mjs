@@ -8,10 +8,15 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { ScaledObject } from "@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObject";
+import { TriggerAuthentication } from "@kubernetes-models/keda/keda.sh/v1alpha1/TriggerAuthentication";
 import { PodMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PodMonitor";
 
 const known = {
   ScaledObject: { model: ScaledObject, module: "@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObject" },
+  TriggerAuthentication: {
+    model: TriggerAuthentication,
+    module: "@kubernetes-models/keda/keda.sh/v1alpha1/TriggerAuthentication",
+  },
   PodMonitor: {
     model: PodMonitor,
     module: "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PodMonitor",
