@@ -5,7 +5,7 @@
 
 mod measured;
 
-#[path = "../../src/domain"]
+#[path = "../../src/domain/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "pictures alone are made")]
 mod domain;
 

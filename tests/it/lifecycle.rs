@@ -181,6 +181,16 @@ mod process {
 
     use crate::support::server::until_ready;
 
+    /// A program that ends with its test, however that ends.
+    struct Program(Child);
+
+    impl Drop for Program {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
     /// What systemd has been told next.
     fn told(socket: &UnixDatagram) -> String {
         let mut message = [0; 1024];
@@ -197,17 +207,17 @@ mod process {
     async fn a_log_that_cannot_be_written_ends_nothing() {
         let full = || Stdio::from(std::fs::File::create("/dev/full").unwrap());
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut server = Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
+        let server = Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
             .args(["--model", "tiny-random", "--port", &port.to_string()])
             .stdout(full())
             .stderr(full())
-            .spawn()
-            .unwrap();
+            .spawn();
+        let mut server = Program(server.unwrap());
 
         until_ready(&format!("http://127.0.0.1:{port}")).await;
 
-        signal(&server, "-TERM");
-        assert_eq!(server.wait().unwrap().code(), Some(0));
+        signal(&server.0, "-TERM");
+        assert_eq!(server.0.wait().unwrap().code(), Some(0));
     }
 
     #[test]
@@ -216,27 +226,27 @@ mod process {
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let mut server = Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
+        let server = Command::new(env!("CARGO_BIN_EXE_diffuser-api"))
             .args(["--model", "tiny-random", "--port", "0"])
             .env("NOTIFY_SOCKET", &path)
             .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(server.stderr.take().unwrap()).lines();
+            .spawn();
+        let mut server = Program(server.unwrap());
+        let log = BufReader::new(server.0.stderr.take().unwrap()).lines();
 
         let mut message = told(&socket);
         while message.starts_with("EXTEND_TIMEOUT_USEC") {
             message = told(&socket);
         }
         assert_eq!(message, "READY=1");
-        signal(&server, "-HUP");
+        signal(&server.0, "-HUP");
         let reloading = told(&socket);
         assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
         assert_eq!(told(&socket), "READY=1");
-        signal(&server, "-TERM");
+        signal(&server.0, "-TERM");
         assert_eq!(told(&socket), "STOPPING=1");
 
-        assert_eq!(server.wait().unwrap().code(), Some(0));
+        assert_eq!(server.0.wait().unwrap().code(), Some(0));
         let log: Vec<String> = log.map_while(Result::ok).collect();
         let place = |text: &str| log.iter().position(|line| line.contains(text)).expect(text);
         assert!(place("/health answers") < place("listening; open http://"), "{log:#?}");

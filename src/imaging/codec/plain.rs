@@ -81,8 +81,15 @@ pub(super) fn needed(
         // The picture, and the part of it that is stored.
         Format::Gif | Format::Ico | Format::Png | Format::Jpeg | Format::Tiff => 4 + 4,
     };
-    Ok(width as usize * height as usize * pixel + bytes.len())
+    let is_lossy_webp = format == Format::Webp && lossless_chunk(bytes).is_none();
+    let beside = if is_lossy_webp { bytes.len() + MOST_OF_A_PARTITION } else { 0 };
+    Ok(width as usize * height as usize * pixel + bytes.len() + beside)
 }
+
+/// The data of a lossy WebP picture lie in partitions, whose lengths are numbers of 24 bits: the
+/// decoder takes the memory before it sees whether the file has as much. The last one is read
+/// twice. (image-webp 0.2, `Vp8Decoder::init_partitions`.)
+const MOST_OF_A_PARTITION: usize = 1 << 24;
 
 /// Where the chunk of a lossless WebP picture begins.
 fn lossless_chunk(bytes: &[u8]) -> Option<usize> {

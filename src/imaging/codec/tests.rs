@@ -255,3 +255,15 @@ fn every_byte_of_a_profile_may_be_wrong_without_harm() {
         assert!(decode(&png_with_profile("Name", &broken), LIMITS).is_ok(), "byte {at}");
     }
 }
+
+#[test]
+fn the_lengths_that_a_webp_file_claims_are_counted_before_they_are_believed() {
+    // 8x1604 pixels in two partitions, the first of which claims to have nearly 16 MiB. Found
+    // by fuzzing.
+    let file = include_bytes!("../../../fuzz/seeds/picture_decode/partitions.webp");
+
+    let bytes = bytes_to_decode(file, LIMITS).unwrap();
+
+    assert!(bytes > 1 << 24, "{bytes}");
+    assert!(decode(file, LIMITS).is_err());
+}
