@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -19,6 +20,7 @@ use diffuser_api::config::{
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, RepositoryId, fetch_files, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
+use diffuser_api::jobs::EmbeddedStore;
 use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::ModelService;
@@ -71,6 +73,7 @@ fn serve(args: ServeArgs) -> Result<()> {
     telemetry::init(&config.log_filter)?;
     let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
     let store = PictureStore::open(&config.api.picture_store)?;
+    let jobs = EmbeddedStore::open(&config.api.jobs).context("cannot open the jobs")?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -78,7 +81,7 @@ fn serve(args: ServeArgs) -> Result<()> {
         .on_thread_stop(give_memory_back)
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run((config, sources), picture, store));
+    let result = runtime.block_on(run((config, sources), picture, (store, jobs)));
     // Whoever stops the program while it loads does not want to wait for that.
     runtime.shutdown_background();
     result
@@ -87,7 +90,7 @@ fn serve(args: ServeArgs) -> Result<()> {
 async fn run(
     (config, sources): (Config, Sources),
     picture: Option<Picture>,
-    store: PictureStore,
+    (store, jobs): (PictureStore, EmbeddedStore),
 ) -> Result<()> {
     let listener = reserve(&config.listen).await?.listen(1024).context("cannot listen")?;
     warn_if_open(&config.api, listener.local_addr()?);
@@ -112,7 +115,8 @@ async fn run(
     };
     let service = models[0].images.clone();
     let access = Access::new(&config.api);
-    opening.open(ServerParts { models, store, access: access.clone() }, &config.api);
+    let parts = ServerParts { models, store, jobs: Arc::new(jobs), access: access.clone() };
+    opening.open(parts, &config.api);
     supervisor::ready();
     tokio::spawn(supervisor::keep_watchdog());
     info!("listening; open http://{address}/docs");

@@ -20,6 +20,7 @@
 mod access;
 mod environment;
 mod error;
+mod jobs;
 mod keys;
 mod layers;
 mod models;
@@ -252,6 +253,7 @@ impl Layers {
             trust_forwarded_headers: self.boolean(keys::TRUST_FORWARDED).unwrap_or_default(),
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
             metrics: self.metrics_address(),
+            jobs: self.jobs(),
         }
     }
 

@@ -18,10 +18,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("service", &["model", "imaging", "domain", "causes", "metrics", "terminal"]),
     ("pictures", &["tls"]),
+    ("jobs", &[]),
     ("requests", &["service", "model", "imaging", "domain", "metrics"]),
     (
         "api",
-        &["requests", "service", "pictures", "model", "imaging", "domain", "causes", "metrics"],
+        &[
+            "requests", "service", "pictures", "jobs", "model", "imaging", "domain", "causes",
+            "metrics",
+        ],
     ),
     ("allocator", &[]),
     ("causes", &[]),
@@ -32,7 +36,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("terminal", &[]),
     ("threads", &[]),
     ("tls", &[]),
-    ("config", &["api", "requests", "service", "pictures", "model", "hub", "device", "domain"]),
+    (
+        "config",
+        &["api", "requests", "service", "pictures", "jobs", "model", "hub", "device", "domain"],
+    ),
     ("bench", &["model", "nn", "checkpoint", "device", "domain"]),
     ("plan", &["model"]),
     ("pull", &["model", "hub"]),
