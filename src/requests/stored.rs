@@ -2,7 +2,7 @@
 //!
 //! A line that says which layout it is, a line of JSON, then the bytes of texts and files one
 //! after the other, as long as the JSON says. Equal requests have equal bytes, whatever form
-//! they came in: a digest of them tells requests apart.
+//! they came in: a digest of them tells requests apart ([`StoredOutside::as_sent`]).
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,11 @@ impl StoredOutside {
             Accepted::File(OutputFormat::Webp { .. }) => Some(StoredFormat::Webp),
         };
         Self { endpoint, deployment, file, models, origin }
+    }
+
+    /// What the client itself says: neither where the server is, nor what a key is good for.
+    pub(crate) fn as_sent(&self) -> Self {
+        Self { models: None, origin: String::new(), ..self.clone() }
     }
 
     /// What the reply is to be.
@@ -131,7 +136,7 @@ impl Writing {
         Self { head: Head { outside, fields: stored, seed: None }, tail }
     }
 
-    /// As the client sent it: what a digest is taken of.
+    /// All of it.
     pub(crate) fn bytes(&self) -> Result<Bytes, serde_json::Error> {
         let mut bytes = LAYOUT.to_vec();
         serde_json::to_writer(&mut bytes, &self.head)?;

@@ -131,9 +131,10 @@ async fn written(
     key: Option<String>,
 ) -> Result<(Fields, Writing, Option<Idempotency>), ApiError> {
     let writing = tokio::task::spawn_blocking(move || {
+        let digest = key.is_some().then(|| Writing::of(&fields, outside.as_sent()).bytes());
         let writing = Writing::of(&fields, outside);
-        let Some(key) = key else { return Ok((fields, writing, None)) };
-        let digest = Sha256::digest(writing.bytes()?);
+        let Some((key, digest)) = key.zip(digest) else { return Ok((fields, writing, None)) };
+        let digest = Sha256::digest(digest?);
         let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok((fields, writing, Some(Idempotency { key, digest })))
     });
