@@ -126,8 +126,10 @@ async fn the_pictures_are_those_of_the_real_model_bit_by_bit_and_forms_are_json(
     let model = pooled(&ModelConfig::of("tiny-random".to_owned()));
     let server = Setup::default().start_with(vec![model]).await;
     let images = json!([{"image_url": data_url(&png(64, 48))}]);
-    let mut body =
-        json!({"prompt": "make it red", "images": images, "seed": 11, "background": true});
+    let mut body = json!({
+        "prompt": "make it red", "images": images, "seed": 11, "background": true,
+        "num_inference_steps": 2, "size": "64x64",
+    });
 
     let id = id_of(&accepted(server.edit_json(&body).await).await);
     until(&server, &id, "succeeded").await;
@@ -478,9 +480,10 @@ mod process {
     use std::time::Duration;
 
     use reqwest::Client;
+    use reqwest::multipart::Form;
     use serde_json::Value;
 
-    use super::{edit_form, id_of, json_of};
+    use super::{id_of, json_of};
     use crate::support::server::{image_bytes, until_ready, within_patience};
 
     const ROUNDS: u64 = 20;
@@ -524,7 +527,7 @@ mod process {
 
         /// Asks for a job by a name of the client's own; nothing if the server ends.
         async fn send(&self, client: &Client, seed: u64) -> Option<Value> {
-            let form = edit_form().text("seed", seed.to_string()).text("background", "true");
+            let form = form_of(seed).text("background", "true");
             let request = client.post(self.url("/v1/images/edits")).multipart(form);
             let request = request.header("idempotency-key", format!("seed-{seed}"));
             let response = request.send().await.ok()?;
@@ -541,6 +544,12 @@ mod process {
             self.process.kill().unwrap();
             self.process.wait().unwrap();
         }
+    }
+
+    /// A small edit.
+    fn form_of(seed: u64) -> Form {
+        let form = super::edit_form().text("size", "64x64").text("num_inference_steps", "2");
+        form.text("seed", seed.to_string())
     }
 
     async fn wait_for(program: &Program, client: &Client, id: &str) -> Value {
@@ -589,7 +598,7 @@ mod process {
             wait_for(&program, &client, id).await;
             let url = program.url(&format!("/v1/jobs/{id}/result"));
             let later = json_of(client.get(url).send().await.unwrap()).await;
-            let form = edit_form().text("seed", seed.to_string());
+            let form = form_of(*seed);
             let request = client.post(program.url("/v1/images/edits")).multipart(form);
             let now = json_of(request.send().await.unwrap()).await;
             assert_eq!(image_bytes(&later, 0), image_bytes(&now, 0), "{seed}");

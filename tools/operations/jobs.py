@@ -24,7 +24,7 @@ FILES = [("image", client.picture(48, 32))]
 
 
 def form_of(seed: int) -> dict:
-    return {"prompt": "make it red", "seed": str(seed), "num_inference_steps": "8"}
+    return {"prompt": "make it red", "seed": str(seed), "num_inference_steps": "4", "size": "64x64"}
 
 
 def send(port: int, seed: int):
