@@ -10,6 +10,7 @@ use governor::clock::FakeRelativeClock;
 use super::*;
 use crate::api::cors::CorsOrigins;
 use crate::api::peer::{PeerAddress, PeerLimits};
+use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
 use crate::requests::DefaultResponseFormat;
 
@@ -48,6 +49,13 @@ fn open() -> ApiConfig {
         png_compression: Default::default(),
         loading_wait: second,
         metrics: None,
+        jobs: JobsConfig {
+            location: JobStoreLocation::Memory,
+            max_tries: 1,
+            lifetime: second,
+            capacity: 1,
+            max_bytes: 1,
+        },
         picture_store: StoreConfig {
             location: StoreLocation::Memory,
             options: StoreOptions::default(),

@@ -55,7 +55,7 @@ fn success() -> Outcome {
 async fn accepted(store: &EmbeddedStore, job: NewJob) -> JobId {
     match store.create(job).await.unwrap() {
         Created::New(record) => record.id,
-        other => panic!("{other:?}"),
+        other @ (Created::Same(_) | Created::Other(_)) => panic!("{other:?}"),
     }
 }
 
