@@ -11,6 +11,7 @@
 //! - [`requests`] says what a request means, apart from HTTP;
 //! - [`service`] owns the queue and the thread on which the model lives;
 //! - [`pictures`] keeps finished ones for those who fetch them by address;
+//! - [`jobs`] keeps requests whose pictures are fetched later, beyond the end of the process;
 //! - [`model`] holds the models, behind [`model::DiffusionModel`];
 //! - [`nn`], [`checkpoint`], [`device`], [`imaging`], [`hub`] serve the models:
 //!   layers, weights and their configuration, devices, pictures, downloads;
@@ -35,6 +36,7 @@ pub mod hub;
 pub mod imaging;
 pub mod inspect;
 pub(crate) mod interruption;
+pub mod jobs;
 pub mod keys;
 pub mod metrics;
 pub mod model;

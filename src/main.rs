@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,6 +22,7 @@ use diffuser_api::config::{
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, RepositoryId, fetch_files, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
+use diffuser_api::jobs::EmbeddedStore;
 use diffuser_api::keys::{KeyHash, Place, random_key};
 use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::pictures::PictureStore;
@@ -88,13 +90,14 @@ fn serve(args: ServeArgs) -> Result<()> {
 fn prepare_and_run((config, sources): (Config, Sources), runtime: &Runtime) -> Result<()> {
     let picture = warm_up_picture(&config.warmup, config.api.decode_limits())?;
     let store = PictureStore::open(&config.api.picture_store)?;
-    runtime.block_on(run((config, sources), picture, store))
+    let jobs = EmbeddedStore::open(&config.api.jobs).context("cannot open the jobs")?;
+    runtime.block_on(run((config, sources), picture, (store, jobs)))
 }
 
 async fn run(
     (config, sources): (Config, Sources),
     picture: Option<Picture>,
-    store: PictureStore,
+    (store, jobs): (PictureStore, EmbeddedStore),
 ) -> Result<()> {
     let listener = reserve(&config.listen).await?.listen(1024).context("cannot listen")?;
     warn_if_open(&config.api, listener.local_addr()?);
@@ -123,7 +126,8 @@ async fn run(
     };
     let service = models[0].images.clone();
     let access = Access::new(&config.api);
-    opening.open(ServerParts { models, store, access: access.clone() }, &config.api);
+    let parts = ServerParts { models, store, jobs: Arc::new(jobs), access: access.clone() };
+    opening.open(parts, &config.api);
     supervisor::ready();
     tokio::spawn(supervisor::keep_watchdog());
     info!("listening; open http://{address}/docs");

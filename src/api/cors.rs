@@ -35,7 +35,7 @@ pub(super) fn layer(origins: &CorsOrigins) -> CorsLayer {
     let [retry_after_ms, should_retry] = retry_headers;
     CorsLayer::new()
         .allow_origin(origins)
-        .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE, Method::OPTIONS])
         .allow_headers(AllowHeaders::mirror_request())
         .allow_private_network(true)
         .max_age(PREFLIGHT_MAX_AGE)

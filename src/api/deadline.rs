@@ -20,6 +20,9 @@ pub(super) const MOST_MS: u64 = 86_400_000;
 pub(super) struct Deadline(Option<Instant>);
 
 impl Deadline {
+    /// None: as long as it takes.
+    pub(super) const NEVER: Self = Self(None);
+
     /// What the client says or the settings, whichever is earlier.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
 use crate::causes;
 use crate::domain::{FaultKind, ValidationError};
+use crate::jobs::{JobState, JobStoreError};
 use crate::metrics::ErrorCode;
 use crate::model::ModelError;
 use crate::pictures::StoreError;
@@ -71,6 +72,16 @@ pub(super) enum ApiError {
     UnknownPicture,
     /// Where pictures are kept is full, or gives no answer.
     StorageUnavailable(StoreError),
+    /// There is no such job, or it is somebody else's.
+    UnknownJob,
+    /// A job has no result.
+    NoResult {
+        state: JobState,
+    },
+    /// The client's name for a request stands for another one.
+    IdempotencyKeyReused,
+    /// Jobs cannot be stored, or looked up.
+    Jobs(JobStoreError),
     UnknownRoute {
         method: Method,
         path: String,
@@ -122,6 +133,9 @@ enum Retry {
 
 /// How long a client is told to wait that has too many requests under way, in seconds.
 const AT_ONCE_RETRY_S: u8 = 1;
+
+/// How long a client is told to wait whose job has no room, in seconds.
+const JOBS_RETRY_S: u8 = 10;
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
@@ -272,7 +286,16 @@ impl ApiError {
             Self::StorageUnavailable(_) => {
                 Row::unavailable("storage_unavailable", Retry::After(10))
             }
-            Self::UnknownPicture | Self::UnknownRoute { .. } => {
+            Self::NoResult { .. } => Row::refused(StatusCode::CONFLICT, Some("job_has_no_result")),
+            Self::IdempotencyKeyReused => Row {
+                param: Some("Idempotency-Key"),
+                ..Row::refused(StatusCode::UNPROCESSABLE_ENTITY, Some("idempotency_key_reused"))
+            },
+            Self::Jobs(JobStoreError::TooManyJobs { .. }) => {
+                Row::too_often("rate_limit_error", "server_busy", Retry::After(JOBS_RETRY_S))
+            }
+            Self::Jobs(_) => Row::unavailable("storage_unavailable", Retry::After(JOBS_RETRY_S)),
+            Self::UnknownPicture | Self::UnknownJob | Self::UnknownRoute { .. } => {
                 Row::refused(StatusCode::NOT_FOUND, None)
             }
             Self::WrongMethod { .. } => {
@@ -341,6 +364,27 @@ impl ApiError {
             Self::StorageUnavailable(_) => {
                 "The storage for pictures by 'url' is not available. Use 'b64_json', or try again later.".to_owned()
             }
+            Self::UnknownJob => {
+                "There is no such job; jobs are kept for a while only after they have ended."
+                    .to_owned()
+            }
+            Self::NoResult { state: JobState::Cancelled } => {
+                "The job was cancelled: it has no result.".to_owned()
+            }
+            Self::NoResult { state } => {
+                format!("The job is {}: it has no result yet.", state.name())
+            }
+            Self::IdempotencyKeyReused => {
+                "This Idempotency-Key was used for another request: send a new one with it."
+                    .to_owned()
+            }
+            Self::Jobs(JobStoreError::TooManyJobs { capacity }) => format!(
+                "The server has as many jobs as it takes: {capacity} wait or run. Try again later."
+            ),
+            Self::Jobs(JobStoreError::NoRoom { .. }) => {
+                "The storage for jobs is full. Try again later.".to_owned()
+            }
+            Self::Jobs(_) => "The storage for jobs is not available. Try again later.".to_owned(),
             Self::UnknownRoute { method, path, base_url, origin } => format!(
                 "Invalid URL ({method} {path}). This server has OpenAI's images API and nothing \
                  else: {base_url}/images/edits, /images/generations, /images/variations. Clients \
@@ -369,6 +413,8 @@ impl ApiError {
                 | RequestError::LostPicture),
             ) => Some(Cause(causes::one_line(error))),
             Self::StorageUnavailable(error) => Some(Cause(causes::one_line(error))),
+            Self::Jobs(JobStoreError::TooManyJobs { .. }) => None,
+            Self::Jobs(error) => Some(Cause(causes::one_line(error))),
             Self::Internal(cause) => Some(Cause(cause.clone())),
             Self::Request(_)
             | Self::Malformed(_)
@@ -386,6 +432,9 @@ impl ApiError {
             | Self::UploadTooSlow
             | Self::DeadlineExceeded
             | Self::UnknownPicture
+            | Self::UnknownJob
+            | Self::NoResult { .. }
+            | Self::IdempotencyKeyReused
             | Self::UnknownRoute { .. }
             | Self::WrongMethod { .. } => None,
         }
@@ -416,7 +465,7 @@ fn sentence(text: &str) -> String {
 
 impl ApiError {
     /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 23] {
+    pub(super) fn examples() -> [(Self, &'static str); 25] {
         let missing = "Missing required parameter: 'prompt'.";
         let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
         let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
@@ -450,6 +499,11 @@ impl ApiError {
             (
                 Self::RateLimited { limit: 60, wait: Duration::from_millis(640) },
                 "Too many requests in a minute, or at a time; see `Retry-After`",
+            ),
+            (Self::IdempotencyKeyReused, "The `Idempotency-Key` of a job stands for another"),
+            (
+                JobStoreError::TooManyJobs { capacity: 1000 }.into(),
+                "As many jobs wait as may (`background`); see `Retry-After`",
             ),
             (
                 Self::PicturesSpent { limit: 100, left: 0, wait: Duration::from_secs(7200) },
@@ -512,6 +566,12 @@ impl From<MemoryError> for ApiError {
 impl From<ValidationError> for ApiError {
     fn from(error: ValidationError) -> Self {
         Self::Request(error.into())
+    }
+}
+
+impl From<JobStoreError> for ApiError {
+    fn from(error: JobStoreError) -> Self {
+        Self::Jobs(error)
     }
 }
 

@@ -38,7 +38,9 @@ pub(super) async fn estimate(
     let permit = Permit::of(&request)?;
     let context = permit.context(&state.requests)?;
     let (_, asked) = outside_of(&request, &state, &permit);
-    let read = form::read(request, Encodings::JsonOrMultipart, &state).await?;
+    let mut read = form::read(request, Encodings::JsonOrMultipart, &state).await?;
+    // Now or later, it takes as much.
+    read.0.take_in_background();
     let endpoint = endpoint_of(&read.0);
     context.models.check_offered(endpoint.task_kind())?;
     let prepared = prepare(&context, read, endpoint, asked).await?;

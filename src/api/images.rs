@@ -4,6 +4,8 @@
 //! ([`prepare`]) → the queue → files → reply. Whatever can be refused is refused before a picture
 //! is decoded, and decoded before a place in the queue is taken.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::response::Response;
 
@@ -14,16 +16,19 @@ use super::deadline::Deadline;
 use super::docs::{MadePictures, OutsideFields};
 use super::error::ApiError;
 use super::form::{self, Encodings};
+use super::jobs;
 use super::kept::Keeper;
 use super::origin::Origin;
 use super::reply::{self, ReplyFacts};
 use super::state::AppState;
 use super::stream;
-use crate::domain::Task;
+use crate::domain::{Seed, Task};
 use crate::metrics::Operation;
 use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
-use crate::requests::{Asked, Delivery, Endpoint, Prepared, Recipe, prepare};
-use crate::service::Submission;
+use crate::requests::{
+    Asked, Delivery, Endpoint, Fields, Output, Prepared, Recipe, RequestContext, prepare,
+};
+use crate::service::{JobHandle, MemoryShare, Submission};
 use crate::telemetry::spans;
 
 /// Edit pictures as a prompt says
@@ -109,6 +114,7 @@ async fn replay_until(
     let permit = Permit::of(&request)?;
     let context = permit.context(&state.requests)?;
     let (origin, asked) = outside_of(&request, &state, &permit);
+    let idempotency_key = jobs::idempotency_key(request.headers())?;
     let (mut fields, mut memory) = form::read(request, Encodings::Multipart, &state).await?;
     // Looking for the recipe takes a copy.
     memory.grow_by(fields.held_bytes()).await?;
@@ -122,9 +128,8 @@ async fn replay_until(
     let made_by = context.models.named(&recipe.model, Some(kind))?;
     let asked = Asked { deployment: Some(made_by.images.card().id.clone()), ..asked };
     recipe.fill(&mut fields);
-    let prepared = prepare(&context, (fields, memory), endpoint, asked).await?;
-    permit.book(prepared.request.count.get())?;
-    deliver(state, prepared, origin, deadline).await
+    let sent = Sent { endpoint, origin, asked, idempotency_key };
+    make((&state, &permit, &context), (fields, memory), sent, deadline).await
 }
 
 /// Reads a request and does what it asks for. What no model does is refused before the
@@ -140,12 +145,36 @@ async fn answer(
     let deadline = Deadline::of(request.headers(), &state.config)?;
     let answering = async {
         let (origin, asked) = outside_of(&request, &state, &permit);
+        let idempotency_key = jobs::idempotency_key(request.headers())?;
         let read = form::read(request, Encodings::of(endpoint), &state).await?;
-        let prepared = prepare(&context, read, endpoint, asked).await?;
-        permit.book(prepared.request.count.get())?;
-        deliver(state, prepared, origin, deadline).await
+        let sent = Sent { endpoint, origin, asked, idempotency_key };
+        make((&state, &permit, &context), read, sent, deadline).await
     };
     deadline.bound(answering).await
+}
+
+/// What was sent besides the fields.
+pub(super) struct Sent {
+    pub(super) endpoint: Endpoint,
+    pub(super) origin: Origin,
+    pub(super) asked: Asked,
+    /// The client's own name for the request, if it asks for a job.
+    pub(super) idempotency_key: Option<String>,
+}
+
+/// Makes what the fields ask for, now or, `background`, later.
+async fn make(
+    (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
+    (mut fields, memory): (Fields, MemoryShare),
+    sent: Sent,
+    deadline: Deadline,
+) -> Result<Response, ApiError> {
+    if fields.take_in_background() {
+        return jobs::accept((state, permit, context), (fields, memory), sent).await;
+    }
+    let prepared = prepare(context, (fields, memory), sent.endpoint, sent.asked).await?;
+    permit.book(prepared.request.count.get())?;
+    order(state, prepared, sent.origin).await?.deliver(deadline).await
 }
 
 /// What a request says outside its body.
@@ -168,13 +197,22 @@ fn operation_of(endpoint: Endpoint, task: &Task) -> Operation {
     }
 }
 
-/// The queue → reply.
-async fn deliver(
-    state: AppState,
+/// Pictures that a model was asked for.
+pub(super) struct Ordered {
+    pub(super) handle: JobHandle,
+    facts: ReplyFacts,
+    output: Output,
+    keeper: Keeper,
+    endpoint: Endpoint,
+    seed: Seed,
+}
+
+/// Puts a request into the line of its model.
+pub(super) async fn order(
+    state: &AppState,
     prepared: Prepared,
     origin: Origin,
-    deadline: Deadline,
-) -> Result<Response, ApiError> {
+) -> Result<Ordered, ApiError> {
     let Prepared { endpoint, model, request, client, output, memory, .. } = prepared;
     let seed = request.seed;
     let facts = ReplyFacts {
@@ -197,14 +235,22 @@ async fn deliver(
     };
     let submission = Submission { request, previews, client };
     let handle = model.images.submit(submission, memory).await?;
-    let keeper = Keeper { state, origin };
-    match output.delivery {
-        Delivery::Events { .. } => {
-            let keeper = output.store.then_some(keeper);
-            Ok(stream::respond((handle, deadline), (facts, keeper), endpoint, seed))
-        }
-        Delivery::Base64 | Delivery::Url | Delivery::File => {
-            reply::respond(handle, facts, (output, keeper)).await
+    let keeper = Keeper { state: state.clone(), origin };
+    Ok(Ordered { handle, facts, output, keeper, endpoint, seed })
+}
+
+impl Ordered {
+    /// The reply; dropped, the work is called off.
+    pub(super) async fn deliver(self, deadline: Deadline) -> Result<Response, ApiError> {
+        let Self { handle, facts, output, keeper, endpoint, seed } = self;
+        match output.delivery {
+            Delivery::Events { .. } => {
+                let keeper = output.store.then_some(keeper);
+                Ok(stream::respond((handle, deadline), (facts, keeper), endpoint, seed))
+            }
+            Delivery::Base64 | Delivery::Url | Delivery::File => {
+                reply::respond(handle, facts, (output, keeper)).await
+            }
         }
     }
 }

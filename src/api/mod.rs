@@ -18,6 +18,7 @@ mod form;
 mod health;
 mod images;
 mod incoming;
+mod jobs;
 mod json;
 mod kept;
 mod meta;
@@ -59,6 +60,7 @@ pub use site::{Opening, ServerParts, Site, StartPhase};
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
+use crate::jobs::JobsConfig;
 use crate::pictures::StoreConfig;
 use crate::requests::DefaultResponseFormat;
 use address::Addresses;
@@ -130,6 +132,8 @@ pub struct ApiConfig {
     pub access_log: bool,
     /// Where `/metrics` is.
     pub metrics: MetricsAddress,
+    /// Requests whose pictures are fetched later.
+    pub jobs: JobsConfig,
 }
 
 impl ApiConfig {
@@ -147,7 +151,7 @@ impl ApiConfig {
 /// Everything that is served, as one router.
 ///
 /// Other addresses of the same endpoints, such as Azure's, become these before
-/// the routes are looked at.
+/// the routes are looked at. Jobs are taken in and not run: [`Opening::open`] has that done.
 pub fn router(parts: ServerParts, config: &ApiConfig) -> Router {
     router_of(AppState::new(parts, config))
 }
@@ -185,6 +189,10 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(images::variations))
         .routes(routes!(images::replay))
         .routes(routes!(estimate::estimate))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::job, jobs::delete))
+        .routes(routes!(jobs::result))
+        .routes(routes!(jobs::events))
         .routes(routes!(meta::models))
         .routes(routes!(meta::model, models::change))
         .routes(routes!(models::loras))

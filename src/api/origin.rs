@@ -10,6 +10,16 @@ use super::ApiConfig;
 pub(super) struct Origin(String);
 
 impl Origin {
+    /// One that was stored.
+    pub(super) fn stored(text: String) -> Self {
+        Self(text)
+    }
+
+    /// As it is stored.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The configured address, else what a trusted proxy says, else the `Host`.
     pub(super) fn of(headers: &HeaderMap, config: &ApiConfig) -> Self {
         if let Some(url) = &config.public_url {

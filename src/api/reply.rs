@@ -81,6 +81,10 @@ impl ReplyFacts {
     }
 }
 
+/// What a reply tells its client; in its extensions.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ReplyWarnings(pub(super) Vec<String>);
+
 /// `WIDTHxHEIGHT`
 pub(super) fn size_of(picture: &Picture) -> String {
     format!("{}x{}", picture.width(), picture.height())
@@ -104,6 +108,7 @@ pub(super) async fn respond(
     }));
     let (mut made, mut facts, memory) = encoding.await??;
     made.keep(&mut facts, (output, keeper)).await?;
+    let warnings = ReplyWarnings(facts.warnings.clone());
     let mut response = if output.delivery == Delivery::File {
         made.file_response(&facts)?
     } else {
@@ -114,6 +119,7 @@ pub(super) async fn respond(
         wire::json_bytes(StatusCode::OK, writing.await??)
     };
     response.extensions_mut().insert(work);
+    response.extensions_mut().insert(warnings);
     if let Some(loading) = loading {
         response.headers_mut().insert(MODEL_LOAD_MS, HeaderValue::from(whole_ms(loading)));
     }

@@ -56,8 +56,10 @@ pub(super) async fn serve_site(
     background.spawn(keep_up(site.clone()));
     let metrics_port = MetricsPort::open(&site, config).await?;
     let connections = accept_until(&listener, &site, config.peers, shutdown).await?;
+    let deadline = Instant::now() + config.peers.grace;
     site.shut_down();
-    drain(listener, site, connections).await?;
+    drain(listener, site.clone(), connections, deadline).await?;
+    site.finish_jobs(deadline.max(Instant::now() + LAST_ANSWERS)).await;
     // Last, so that how the rest ends can be seen.
     if let Some(port) = metrics_port {
         port.close().await;
@@ -84,8 +86,12 @@ async fn accept_until(
 
 /// Ends `connections` as their requests are answered, and has peers that come meanwhile told
 /// that the server stops: a balancer that asks whether it is ready gets an answer.
-async fn drain(listener: TcpListener, site: Site, mut connections: Connections) -> io::Result<()> {
-    let deadline = Instant::now() + connections.limits.grace;
+async fn drain(
+    listener: TcpListener,
+    site: Site,
+    mut connections: Connections,
+    deadline: Instant,
+) -> io::Result<()> {
     let mut late = Connections::new(connections.limits, Keeping::OneRequest);
     late.arrived = connections.arrived.take();
     let closing = connections.close(deadline);

@@ -6,6 +6,7 @@
 //! models are there by then, and is told to come back otherwise.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,14 +17,17 @@ use axum::response::Response;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{self, ApiError};
+use super::jobs::Runner;
 use super::request_log::{RequestLog, log_requests};
 use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
 use super::{Access, ApiConfig, cors, router_of, security_headers, serve, unread};
+use crate::jobs::JobStore;
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
 use crate::requests::ModelService;
@@ -73,6 +77,8 @@ pub struct ServerParts {
     pub models: Vec<ModelService>,
     /// The pictures that are fetched by address.
     pub store: PictureStore,
+    /// The requests whose pictures are fetched later.
+    pub jobs: Arc<dyn JobStore>,
     /// The keys and limits in force.
     pub access: Access,
 }
@@ -90,6 +96,8 @@ struct Opened {
     metrics_router: Router,
     metrics: Metrics,
     services: Vec<ImageService>,
+    /// Runs the jobs, until it is told to end, or this is dropped.
+    runner: Mutex<Option<Runner>>,
 }
 
 impl Opened {
@@ -164,21 +172,43 @@ impl Site {
     }
 }
 
+impl Site {
+    /// Waits for the jobs that run, until `deadline`; those that are not done by then are
+    /// put back. Comes after [`Self::shut_down`].
+    pub(super) async fn finish_jobs(&self, deadline: Instant) {
+        let runner =
+            self.opened.borrow().as_ref().and_then(|opened| {
+                opened.runner.lock().unwrap_or_else(PoisonError::into_inner).take()
+            });
+        if let Some(runner) = runner {
+            runner.finish(deadline).await;
+        }
+    }
+}
+
 impl Opening {
     /// Tells how far the start is.
     pub fn reach(&self, phase: StartPhase) {
         self.phase.send_replace(phase);
     }
 
-    /// From now on there is all that is in `parts`, and its store is cleaned. Needs a runtime.
+    /// From now on there is all that is in `parts`, its store is cleaned, and its
+    /// jobs are run. Needs a runtime.
     pub fn open(self, parts: ServerParts, config: &ApiConfig) {
         parts.store.start_cleaning();
         let services = parts.models.iter().map(|model| model.images.clone()).collect();
         let state = AppState::new(parts, config);
         let metrics = state.metrics().clone();
         let metrics_router = super::metrics::router(state.clone());
+        let runner = Mutex::new(Some(Runner::start(state.clone())));
         let router = router_of(state);
-        self.opened.send_replace(Some(Opened { router, metrics_router, metrics, services }));
+        self.opened.send_replace(Some(Opened {
+            router,
+            metrics_router,
+            metrics,
+            services,
+            runner,
+        }));
     }
 }
 

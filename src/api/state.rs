@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::health::DeepChecks;
+use super::jobs::JobDesk;
 use super::{Access, ApiConfig, ServerParts};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
@@ -19,6 +20,8 @@ pub(super) struct AppState {
     /// The keys and limits in force.
     pub(super) access: Access,
     pub(super) store: Arc<PictureStore>,
+    /// The jobs, and what of them lives in this process alone.
+    pub(super) jobs: Arc<JobDesk>,
     pub(super) deep_checks: Arc<DeepChecks>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
@@ -26,7 +29,7 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(parts: ServerParts, config: &ApiConfig) -> Self {
-        let ServerParts { models, store, access } = parts;
+        let ServerParts { models, store, jobs, access } = parts;
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
@@ -38,6 +41,7 @@ impl AppState {
         Self {
             requests: RequestContext::new(models, memory, settings),
             store: Arc::new(store),
+            jobs: Arc::new(JobDesk::new(jobs)),
             deep_checks: Arc::default(),
             config: Arc::new(config.clone()),
             access,

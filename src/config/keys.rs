@@ -59,6 +59,7 @@ keys! {
     TRUST_FORWARDED: "server.trust_forwarded_headers", "DIFFUSER_TRUST_FORWARDED_HEADERS", "believe X-Forwarded-Host and -Proto";
     TRUSTED_PROXIES: "server.trusted_proxies", "DIFFUSER_TRUSTED_PROXIES", "proxies whose X-Forwarded-For is believed";
     CORS_ORIGINS: "server.cors_origins", "DIFFUSER_CORS_ORIGINS", "origins whose pages may call";
+    DATA_DIR: "server.data_dir", "DIFFUSER_DATA_DIR", "folder of what outlives the process";
     WRITE_PROMPTS: "server.write_prompts", "DIFFUSER_WRITE_PROMPTS", "pictures carry their prompt, too";
 
     KEYS_FILE: "keys.file", "DIFFUSER_KEYS_FILE", "file of keys with names";
@@ -125,6 +126,12 @@ keys! {
     MAX_LOADED: "pool.max_loaded", "DIFFUSER_POOL_MAX_LOADED", "models on a device at a time";
 
     QUEUE_CAPACITY: "queue.capacity", "DIFFUSER_QUEUE_CAPACITY", "requests that may wait for a model";
+
+    JOBS_STORE: "jobs.store", "DIFFUSER_JOBS_STORE", "memory or sqlite://FILE";
+    JOBS_MAX_TRIES: "jobs.max_tries", "DIFFUSER_JOBS_MAX_TRIES", "tries of a job during which the process ends";
+    JOBS_LIFETIME: "jobs.lifetime_s", "DIFFUSER_JOBS_LIFETIME_S", "seconds that a job is kept that has ended";
+    JOBS_CAPACITY: "jobs.capacity", "DIFFUSER_JOBS_CAPACITY", "jobs that may wait or run";
+    JOBS_BYTES: "jobs.max_bytes", "DIFFUSER_JOBS_MAX_BYTES", "bytes of all requests and results of jobs";
 
     WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
     WARMUP_IMAGE_PATH: "warmup.image_path", "DIFFUSER_WARMUP_IMAGE_PATH", "picture for it";

@@ -20,6 +20,7 @@
 mod access;
 mod environment;
 mod error;
+mod jobs;
 mod keys;
 mod layers;
 mod models;
@@ -262,6 +263,7 @@ impl Layers {
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
             metrics: self.metrics_address(),
             access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
+            jobs: self.jobs(),
         }
     }
 

@@ -46,6 +46,22 @@ impl Fields {
         self.values.iter().map(|(name, value)| name.len() + value.held_bytes()).sum()
     }
 
+    /// The values as they came, by their names.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &RawValue)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// Takes `background` where it is a yes or no, and so asks for a job or for none; its
+    /// words are of the picture, and stay.
+    pub(crate) fn take_in_background(&mut self) -> bool {
+        let name = table::BACKGROUND.name;
+        let truths =
+            || self.values.iter().filter(|(given, _)| given == name).map(|(_, it)| it.truth());
+        let [Some(truth)] = truths().collect::<Vec<_>>()[..] else { return false };
+        self.values.retain(|(given, _)| given != name);
+        truth
+    }
+
     /// Adds a value; names may repeat.
     pub(crate) fn push(&mut self, name: String, value: RawValue) {
         if !matches!(value, RawValue::Json(Value::Null)) {
@@ -123,7 +139,15 @@ impl Fields {
         &mut self,
         row: &Row<Choice>,
     ) -> Result<Option<&'static str>, ValidationError> {
-        let (name, choices) = (row.name, row.kind.words);
+        self.word(row.name, row.kind.words)
+    }
+
+    /// Takes one of `choices`.
+    pub(crate) fn word(
+        &mut self,
+        name: &'static str,
+        choices: &'static [&'static str],
+    ) -> Result<Option<&'static str>, ValidationError> {
         let Some(text) = self.text(name)? else {
             return Ok(None);
         };
@@ -192,11 +216,6 @@ impl Fields {
     /// clients write it, also `1`, `0` and capital letters.
     pub(crate) fn boolean(&mut self, row: &Row<Flag>) -> Result<Option<bool>, ValidationError> {
         let name = row.name;
-        let truth = |text: &str| match text.to_ascii_lowercase().as_str() {
-            "true" | "1" => Some(true),
-            "false" | "0" => Some(false),
-            _ => None,
-        };
         match self.take(name)? {
             None => Ok(None),
             Some(RawValue::Json(Value::Bool(value))) => Ok(Some(value)),
@@ -239,7 +258,25 @@ impl Fields {
     }
 }
 
+/// `true` or `false` as forms have it: Python's `str` writes capital letters.
+fn truth(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" => Some(true),
+        "false" | "0" => Some(false),
+        _ => None,
+    }
+}
+
 impl RawValue {
+    /// The yes or no that it is, if it is one.
+    fn truth(&self) -> Option<bool> {
+        match self {
+            Self::Text(text) => truth(std::str::from_utf8(text).ok()?),
+            Self::Json(value) => value.as_bool(),
+            Self::File(_) | Self::Oversized => None,
+        }
+    }
+
     fn is_empty_text(&self) -> bool {
         match self {
             Self::Text(text) => text.is_empty(),
@@ -372,6 +409,26 @@ mod tests {
         assert!(form("stream", "yes").boolean(&table::STREAM).is_err());
         assert!(json("stream", "true".into()).boolean(&table::STREAM).is_err());
         assert!(json("stream", 1.into()).boolean(&table::STREAM).is_err());
+    }
+
+    #[test]
+    fn background_asks_for_a_job_where_it_is_a_truth_and_else_is_of_the_picture() {
+        for (mut fields, asks, is_left) in [
+            (form("background", "true"), true, false),
+            (form("background", "False"), false, false),
+            (form("background", "transparent"), false, true),
+            (form("background", ""), false, true),
+            (json("background", true.into()), true, false),
+            (json("background", "true".into()), false, true),
+            (json("background", false.into()), false, false),
+            (Fields::default(), false, false),
+        ] {
+            assert_eq!(fields.take_in_background(), asks);
+            assert_eq!(fields.has("background"), is_left);
+        }
+        let mut twice = form("background", "true");
+        twice.push("background".to_owned(), RawValue::Text("true".into()));
+        assert!(!twice.take_in_background() && twice.text("background").is_err());
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! `prepare()` is the way: `Fields` → checked parameters (`parameters`) → decoded pictures
 //! (`pictures`, `masks`) → `Prepared`, which the service can be given. `schema` describes
-//! for the OpenAPI page what is read here; a `Recipe` brings what was made back into fields.
+//! for the OpenAPI page what is read here; a `Recipe` brings what was made back into fields,
+//! `stored` a request that was put aside.
 
 mod context;
 mod data_url;
@@ -20,6 +21,7 @@ mod quality;
 mod recipe;
 mod route;
 pub(crate) mod schema;
+mod stored;
 mod table;
 
 pub use models::ModelService;
@@ -36,3 +38,4 @@ pub(crate) use parameters::{Accepted, Delivery, Output};
 pub(crate) use prepare::{Prepared, prepare};
 pub(crate) use quality::{Preset, Quality, QualityTable};
 pub(crate) use recipe::Recipe;
+pub(crate) use stored::{StoredOutside, StoredRequest, Writing};

@@ -149,7 +149,10 @@ impl Body {
 /// Lets a schema's value be null, which in JSON means "not given".
 fn allow_null(schema: &mut Value) {
     let kind = schema["type"].take();
-    schema["type"] = json!([kind, "null"]);
+    let several = kind.as_array().cloned();
+    let mut kinds = several.unwrap_or_else(|| vec![kind]);
+    kinds.push("null".into());
+    schema["type"] = kinds.into();
     if let Some(names) = schema.get_mut("enum").and_then(Value::as_array_mut) {
         names.push(Value::Null);
     }

@@ -63,6 +63,10 @@ pub(crate) struct Choice {
     default: Option<&'static str>,
 }
 
+/// One of some words, or yes or no, which means something else.
+#[derive(Debug)]
+pub(crate) struct ChoiceOrFlag(pub(crate) Choice);
+
 /// Yes or no.
 #[derive(Debug)]
 pub(crate) struct Flag {
@@ -248,12 +252,13 @@ pub(crate) const LAYERS: Row<Integer> = Row {
     help: "On models that take pictures apart: into how many layers.",
 };
 
-pub(crate) const BACKGROUND: Row<Choice> = Row {
+pub(crate) const BACKGROUND: Row<ChoiceOrFlag> = Row {
     name: "background",
     aliases: &[],
     bodies: ALL,
-    kind: words(&["auto", "opaque", "transparent"], "auto"),
-    help: "`transparent` on models that make layers only.",
+    kind: ChoiceOrFlag(words(&["auto", "opaque", "transparent"], "auto")),
+    help: "Of the picture: `transparent` on models that make layers only. Of the request: `true` \
+           answers 202 with a job at once, whose pictures `/v1/jobs/{id}/result` has later.",
 };
 
 pub(crate) const OUTPUT_FORMAT: Row<Choice> = Row {
@@ -438,6 +443,17 @@ impl Kind for Choice {
     }
 }
 
+impl Kind for ChoiceOrFlag {
+    fn schema(&self) -> Value {
+        let mut schema = self.0.schema();
+        schema["type"] = json!(["string", "boolean"]);
+        if let Some(words) = schema["enum"].as_array_mut() {
+            words.extend([true, false].map(Value::Bool));
+        }
+        schema
+    }
+}
+
 impl Kind for Flag {
     fn schema(&self) -> Value {
         json!({"type": "boolean", "default": self.default})
@@ -535,7 +551,8 @@ mod tests {
     fn allowed(schema: &Value) -> String {
         let bound = |name: &str| schema.get(name).map(ToString::to_string);
         if let Some(words) = schema.get("enum").and_then(Value::as_array) {
-            let words = words.iter().map(|word| format!("`{}`", word.as_str().unwrap()));
+            let written = |word: &Value| word.to_string().replace('"', "");
+            let words = words.iter().map(|word| format!("`{}`", written(word)));
             return words.collect::<Vec<_>>().join(", ");
         }
         let least = bound("minimum").or(bound("exclusiveMinimum").map(|it| format!("above {it}")));

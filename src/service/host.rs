@@ -246,7 +246,8 @@ impl Host {
             JobStage::Starting | JobStage::Of(_) => running.expected(job.work),
         };
         let outlook = Outlook { model, pictures, expected, stage };
-        Some(self.jobs.begin(self.thread, outlook, Instant::now()))
+        let tracked = self.jobs.begin(self.thread, outlook, Instant::now());
+        Some(tracked.telling(job.told.clone()))
     }
 
     fn obey(&mut self, command: Command) {

@@ -287,11 +287,12 @@ impl ImageService {
         let previews = Previews { count: previews, to };
         let work = Work::of(&request, self.card());
         let span = tracing::Span::current();
-        let job = Job { model: self.model, request, work, previews, reply, memory, span };
+        let (told, progress) = watch::channel(None);
+        let job = Job { model: self.model, request, work, previews, reply, memory, span, told };
         let place = self.shared.queue.join(job, client, work)?;
         let (metrics, model) = (self.metrics().clone(), self.card().id.clone());
         let unanswered = Unanswered { metrics, model, is_answered: false };
-        Ok(Submitted { answer, previews: arriving, unanswered, _place: place })
+        Ok(Submitted { answer, previews: arriving, progress, unanswered, _place: place })
     }
 
     /// Takes no more requests, of any model, and refuses those that wait. The running ones
@@ -382,6 +383,7 @@ const REPLY_COPIES: usize = 4;
 struct Submitted {
     answer: Answer,
     previews: mpsc::UnboundedReceiver<Picture>,
+    progress: watch::Receiver<Option<RunningJob>>,
     unanswered: Unanswered,
     _place: Place,
 }
@@ -439,6 +441,12 @@ impl JobHandle {
         };
         let size_plan = Arc::clone(&self.size_plan);
         off_the_runtime(move || size_plan.finish(preview)).await.map(Some)
+    }
+
+    /// How far the work is; nothing until it begins.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Option<RunningJob>> {
+        self.submitted.progress.clone()
     }
 
     /// The finished pictures, with what the client gets that it did not ask for among

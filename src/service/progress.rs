@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::sync::watch;
 
 use crate::model::{LayerProgress, Stage, StepProgress};
 use crate::terminal;
@@ -80,7 +81,7 @@ impl RunningJobs {
         let mut jobs = self.lock();
         jobs.retain(|(other, _)| *other != thread);
         jobs.push((thread, Progress::new(outlook, now)));
-        Tracked { jobs: Arc::clone(self), thread }
+        Tracked { jobs: Arc::clone(self), thread, told: watch::Sender::default() }
     }
 
     /// What runs at `now`.
@@ -97,9 +98,23 @@ impl RunningJobs {
 pub(super) struct Tracked {
     jobs: Arc<RunningJobs>,
     thread: usize,
+    /// Hears of each stage and step.
+    told: watch::Sender<Option<RunningJob>>,
 }
 
 impl Tracked {
+    /// The same, of which `told` hears from now on.
+    pub(super) fn telling(mut self, told: watch::Sender<Option<RunningJob>>) -> Self {
+        self.told = told;
+        self.tell(Instant::now());
+        self
+    }
+
+    /// Tells whoever follows this job how far it is.
+    fn tell(&self, now: Instant) {
+        self.told.send_replace(self.seen_at(now));
+    }
+
     fn with<R: Default>(&self, action: impl FnOnce(&mut Progress) -> R) -> R {
         let mut jobs = self.jobs.lock();
         let own = jobs.iter_mut().find(|(thread, _)| *thread == self.thread);
@@ -108,10 +123,12 @@ impl Tracked {
 
     pub(super) fn on_stage(&self, stage: Stage, now: Instant) {
         self.with(|progress| progress.on_stage(stage, now));
+        self.tell(now);
     }
 
     pub(super) fn on_step(&self, step: StepProgress) {
         self.with(|progress| progress.on_step(step));
+        self.tell(Instant::now());
     }
 
     pub(super) fn on_layer(&self, layer: LayerProgress) {

@@ -461,7 +461,8 @@ mod tests {
         let memory = RequestMemory::new(0, Duration::ZERO).share();
         let span = tracing::Span::none();
         let work = Work::NONE;
-        (Job { model: 0, request, work, previews, reply, memory, span }, answer)
+        let told = Default::default();
+        (Job { model: 0, request, work, previews, reply, memory, span, told }, answer)
     }
 
     /// A queue before one model with one thread.

@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Span;
 
 use super::pace::Work;
-use super::progress::{Audience, Reporter, Tracked};
+use super::progress::{Audience, Reporter, RunningJob, Tracked};
 use super::queue::Running;
 use super::stopwatch::Stopwatch;
 use super::{MemoryShare, ServiceError};
@@ -39,6 +39,8 @@ pub(super) struct Job {
     pub(super) memory: MemoryShare,
     /// That of the request, so that what is logged meanwhile bears its id.
     pub(super) span: Span,
+    /// Hears how far it is.
+    pub(super) told: watch::Sender<Option<RunningJob>>,
 }
 
 impl Job {

@@ -9,6 +9,7 @@ use diffuser_api::config::{
     Config, ConfigError, Environment, Fault, Flags, KEYS, Sources, load_hub,
 };
 use diffuser_api::domain::{GuidanceScale, Steps};
+use diffuser_api::jobs::JobStoreLocation;
 use diffuser_api::model::{DeviceChoice, DtypeChoice, MemoryChoice};
 use diffuser_api::pictures::StoreLocation;
 use diffuser_api::telemetry::LogFormat;
@@ -807,6 +808,24 @@ fn pictures_are_kept_where_the_settings_say() {
     let names: Vec<_> = bucket.options.0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"]);
     assert!(!format!("{bucket:?}").contains("hidden"), "a secret is printed");
+}
+
+#[test]
+fn jobs_are_in_memory_in_the_folder_for_data_or_where_the_settings_say() {
+    let location = |variables: Variables| load(variables).unwrap().api.jobs.location;
+    let data = ("DIFFUSER_DATA_DIR", "/srv/data");
+    let file = |path: &str| JobStoreLocation::Sqlite(path.into());
+
+    assert_eq!(location(&[]), JobStoreLocation::Memory);
+    assert_eq!(location(&[data]), file("/srv/data/jobs.db"));
+    let elsewhere = ("DIFFUSER_JOBS_STORE", "sqlite:///srv/other.db");
+    assert_eq!(location(&[data, elsewhere]), file("/srv/other.db"));
+    assert_eq!(location(&[data, ("DIFFUSER_JOBS_STORE", "memory")]), JobStoreLocation::Memory);
+    let jobs = load(&[]).unwrap().api.jobs;
+    assert_eq!((jobs.max_tries, jobs.lifetime.as_secs(), jobs.capacity), (3, 86_400, 1000));
+    let found = faults(load(&[("DIFFUSER_JOBS_STORE", "/srv/jobs.db")]));
+    assert_eq!(found[0].key, "jobs.store");
+    assert!(found[0].expected.contains("sqlite://FILE"), "{}", found[0].expected);
 }
 
 #[test]

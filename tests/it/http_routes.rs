@@ -223,6 +223,6 @@ async fn browsers_ask_once_a_day_and_may_call_from_public_pages() {
         assert_eq!(headers["access-control-allow-headers"], "authorization,api-key");
         assert_eq!(headers["access-control-allow-private-network"], "true");
         let methods = headers["access-control-allow-methods"].to_str().unwrap();
-        assert_eq!(methods, "GET,POST,OPTIONS");
+        assert_eq!(methods, "GET,POST,DELETE,OPTIONS");
     }
 }

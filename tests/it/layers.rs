@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("service", &["model", "imaging", "domain", "causes", "metrics", "telemetry", "terminal"]),
     ("pictures", &["tls"]),
+    ("jobs", &[]),
     ("requests", &["service", "model", "imaging", "domain", "metrics", "telemetry"]),
     (
         "api",
@@ -25,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "requests",
             "service",
             "pictures",
+            "jobs",
             "model",
             "imaging",
             "domain",
@@ -49,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "requests",
             "service",
             "pictures",
+            "jobs",
             "model",
             "hub",
             "device",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use diffuser_api::api::{Access, ApiConfig, ApiKeys, ServerParts, Site, StartPhase};
 use diffuser_api::config::{Config, Sources};
+use diffuser_api::jobs::EmbeddedStore;
 use diffuser_api::model::ModelConfig;
 use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::{ModelService, QualityOverrides};
@@ -59,7 +60,8 @@ impl Starting {
         let models = services.into_iter().map(model).collect();
         let store = PictureStore::open(&self.config.picture_store).unwrap();
         let access = Access::new(&self.config);
-        let parts = ServerParts { models, store, access };
+        let jobs = std::sync::Arc::new(EmbeddedStore::open(&self.config.jobs).unwrap());
+        let parts = ServerParts { models, store, jobs, access };
         self.opening.take().unwrap().open(parts, &self.config);
     }
 }

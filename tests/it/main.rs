@@ -38,6 +38,7 @@ mod http_wire;
 mod hub_download;
 mod hub_files;
 mod interruption;
+mod jobs;
 mod layers;
 mod lifecycle;
 mod lora;

@@ -17,7 +17,6 @@ use super::rates::{RequestRate, Running, TooFast};
 use super::{Access, ApiError, Permit, Scope};
 use crate::api::peer::PeerAddress;
 use crate::api::request_log::{Afterwards, Outcome};
-use crate::service::Client;
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
@@ -111,7 +110,7 @@ impl Access {
         } else {
             super::Account::new(self.0.time.clone())
         };
-        Ok(Permit::of_address(Client::of(&address), account, rules.limits))
+        Ok(Permit::of_address(address, account, rules.limits))
     }
 }
 

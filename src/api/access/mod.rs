@@ -25,11 +25,12 @@ use axum::response::{IntoResponse, Response};
 pub(super) use admission::{HEADERS, UsedKey, admit};
 pub use keys::{ApiKeys, Expiry, KeyHash, KeyName, NamedKey, Scope, Scopes};
 pub use peers::Network;
-pub(super) use permit::Permit;
+pub(super) use permit::{Permit, client_of};
 pub use rates::Limits;
 
 use super::ApiConfig;
 use super::error::ApiError;
+use crate::jobs::Owner as JobOwner;
 use keys::{KeyRing, given_keys};
 use ledger::Ledger;
 use peers::Proxies;
@@ -177,6 +178,14 @@ impl Key {
         match &self.owner {
             Owner::Named(name) => Some(name),
             Owner::Client | Owner::Administrator => None,
+        }
+    }
+
+    /// Whose jobs are this one's: of a key with a name, also once it is another key.
+    fn job_owner(&self) -> JobOwner {
+        match self.name() {
+            Some(name) => JobOwner::of("name", name.as_str().as_bytes()),
+            None => JobOwner::of("key", self.hash.to_string().as_bytes()),
         }
     }
 

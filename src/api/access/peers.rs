@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use axum::http::HeaderMap;
 
+use crate::jobs::Owner;
+
 /// The header in which proxies say whom they speak for, the nearest last.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -90,6 +92,11 @@ pub(super) struct ClientAddress(IpAddr);
 const NETWORK_BITS: u8 = 64;
 
 impl ClientAddress {
+    /// Whose jobs are those of this address.
+    pub(super) fn job_owner(self) -> Owner {
+        Owner::of("address", self.0.to_string().as_bytes())
+    }
+
     fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             address @ IpAddr::V4(_) => Self(address),

@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::Request;
 
+use super::peers::ClientAddress;
 use super::rates::{Account, Booked, Limits, PicturesSpent};
 use super::{ApiError, Key};
+use crate::jobs::Owner;
 use crate::requests::{Models, RequestContext};
 use crate::service::Client;
 
@@ -13,7 +15,7 @@ use crate::service::Client;
 #[derive(Debug)]
 pub(crate) struct Permit {
     key: Option<Arc<Key>>,
-    client: Client,
+    owner: Owner,
     account: Arc<Account>,
     limits: Limits,
     /// The pictures that it has asked for.
@@ -22,14 +24,18 @@ pub(crate) struct Permit {
 
 impl Permit {
     pub(super) fn of_key(key: &Arc<Key>) -> Self {
-        let (client, account) = (Client::of(&key.hash), Arc::clone(&key.account));
+        let (owner, account, limits) = (key.job_owner(), Arc::clone(&key.account), key.limits);
         let key = Some(Arc::clone(key));
-        let limits = key.as_ref().map_or_else(Limits::default, |key| key.limits);
-        Self { key, client, account, limits, booked: Mutex::default() }
+        Self { key, owner, account, limits, booked: Mutex::default() }
     }
 
-    pub(super) fn of_address(client: Client, account: Arc<Account>, limits: Limits) -> Self {
-        Self { key: None, client, account, limits, booked: Mutex::default() }
+    pub(super) fn of_address(
+        address: ClientAddress,
+        account: Arc<Account>,
+        limits: Limits,
+    ) -> Self {
+        let owner = address.job_owner();
+        Self { key: None, owner, account, limits, booked: Mutex::default() }
     }
 
     /// That of `request`.
@@ -43,7 +49,17 @@ impl Permit {
 
     /// Who asks.
     pub(crate) fn client(&self) -> Client {
-        self.client
+        client_of(&self.owner)
+    }
+
+    /// Whose jobs are this one's.
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The models that it may use, if not all.
+    pub(crate) fn model_names(&self) -> Option<Vec<String>> {
+        self.key.as_ref()?.models.clone()
     }
 
     /// What logs call its key, if that has a name.
@@ -92,12 +108,17 @@ impl Permit {
     }
 
     /// Counts its pictures no more: they were not made.
-    pub(super) fn give_back(&self) {
+    pub(crate) fn give_back(&self) {
         let booked = self.booked.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(booked) = booked {
             self.account.give_back(booked);
         }
     }
+}
+
+/// Who is in line for the owner of a job.
+pub(crate) fn client_of(owner: &Owner) -> Client {
+    Client::of(owner)
 }
 
 fn refused(spent: PicturesSpent) -> ApiError {

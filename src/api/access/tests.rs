@@ -11,6 +11,7 @@ use super::*;
 use crate::api::MetricsAddress;
 use crate::api::cors::CorsOrigins;
 use crate::api::peer::{PeerAddress, PeerLimits};
+use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
 use crate::requests::DefaultResponseFormat;
 
@@ -49,6 +50,13 @@ fn open() -> ApiConfig {
         png_compression: Default::default(),
         loading_wait: second,
         metrics: MetricsAddress { host: String::new(), port: None },
+        jobs: JobsConfig {
+            location: JobStoreLocation::Memory,
+            max_tries: 1,
+            lifetime: second,
+            capacity: 1,
+            max_bytes: 1,
+        },
         picture_store: StoreConfig {
             location: StoreLocation::Memory,
             options: StoreOptions::default(),

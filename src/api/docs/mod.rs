@@ -82,7 +82,13 @@ impl IntoResponses for MadePictures {
             .content("image/png", Content::new(Some(PictureFile::schema())))
             .content("application/json", schema("ImagesResponse"))
             .content("text/event-stream", Content::new(Some(events())));
-        let mut responses = BTreeMap::from([("200".to_owned(), made.build().into())]);
+        let job = ResponseBuilder::new()
+            .description("With `background`: the job that makes them")
+            .content("application/json", schema("ImageJob"));
+        let mut responses = BTreeMap::from([
+            ("200".to_owned(), made.build().into()),
+            ("202".to_owned(), job.build().into()),
+        ]);
         let mut refusals: BTreeMap<String, Vec<(ApiError, &str)>> = BTreeMap::new();
         for (error, description) in ApiError::examples() {
             let status = error.status().as_str().to_owned();

@@ -160,7 +160,7 @@ fn refuse_transparency(
     model: &ModelCard,
     format: OutputFormat,
 ) -> Result<(), ValidationError> {
-    let background = fields.choice(&table::BACKGROUND)?;
+    let background = fields.word(table::BACKGROUND.name, table::BACKGROUND.kind.0.words)?;
     let reason = match background {
         Some("transparent") if model.edit_kind != EditKind::Layers => {
             "'transparent' is not offered: this model makes opaque pictures"

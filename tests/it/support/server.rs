@@ -1,13 +1,14 @@
 //! A server with a scripted model on a real socket.
 
 use std::future::Future;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine;
 use diffuser_api::api::{Access, ApiConfig, ServerParts, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
+use diffuser_api::jobs::{EmbeddedStore, JobStore};
 use diffuser_api::model::{DeviceChoice, DiffusionModel, ModelCard, ModelConfig, ModelFiles};
 use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::{ModelService, QualityOverrides};
@@ -42,6 +43,8 @@ pub(crate) struct Setup {
     pub(crate) metrics: bool,
     /// Where pictures are kept; what the settings say if absent.
     pub(crate) store: Option<PictureStore>,
+    /// Where jobs are kept; what the settings say if absent.
+    pub(crate) jobs: Option<Arc<dyn JobStore>>,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -60,6 +63,7 @@ impl Default for Setup {
             budget: Budget::default(),
             metrics: true,
             store: None,
+            jobs: None,
             adjust: |_| {},
         }
     }
@@ -164,7 +168,12 @@ impl Setup {
         let store =
             self.store.unwrap_or_else(|| PictureStore::open(&api_config.picture_store).unwrap());
         let access = Access::new(&api_config);
-        let parts = ServerParts { models, store, access: access.clone() };
+        let jobs = self.jobs.unwrap_or_else(|| {
+            let embedded: Arc<dyn JobStore> =
+                Arc::new(EmbeddedStore::open(&api_config.jobs).unwrap());
+            embedded
+        });
+        let parts = ServerParts { models, store, jobs, access: access.clone() };
         let serving = tokio::spawn(serve(listener, parts, api_config.clone(), shutdown));
         TestServer {
             service: services[0].clone(),

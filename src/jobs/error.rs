@@ -1,0 +1,56 @@
+//! Why a store of jobs does not do what it was asked for.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a store of jobs does not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum JobStoreError {
+    /// As many jobs wait or run as may.
+    #[error("{capacity} jobs are waiting or running already")]
+    TooManyJobs {
+        /// The most.
+        capacity: usize,
+    },
+    /// Requests and results take all the room that they may.
+    #[error("the jobs take all the {max_bytes} bytes that they may")]
+    NoRoom {
+        /// The most.
+        max_bytes: u64,
+    },
+    /// Another process has the store.
+    #[error(
+        "another process has the jobs of {}: a store belongs to one process at a time",
+        path.display()
+    )]
+    InUse {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A later version of the program wrote it.
+    #[error("the jobs are of a later version ({found}) than this program knows ({known})")]
+    Newer {
+        /// The version of the database.
+        found: i64,
+        /// The latest that is known.
+        known: i64,
+    },
+    /// The database failed.
+    #[error("the database of the jobs failed")]
+    Database(#[from] rusqlite::Error),
+    /// A row has what no version wrote.
+    #[error("the database of the jobs has a row that makes no sense: {0}")]
+    Damaged(String),
+    /// A file failed.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// The work ended early.
+    #[error("the store of the jobs was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}

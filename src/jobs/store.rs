@@ -1,0 +1,167 @@
+//! What a store of jobs does. The module above says what it promises.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::error::JobStoreError;
+use super::id::JobId;
+use super::record::{JobFailure, JobProgress, JobRecord, JobResult, Owner};
+
+/// A job that is to be accepted.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// Whose it is.
+    pub owner: Owner,
+    /// What it was sent to.
+    pub endpoint: String,
+    /// The model that makes its pictures.
+    pub model: String,
+    /// The seed of each picture.
+    pub seeds: Vec<u64>,
+    /// What the client should know.
+    pub warnings: Vec<String>,
+    /// What the client calls the request, if anything.
+    pub idempotency: Option<Idempotency>,
+    /// The request.
+    pub request: Bytes,
+}
+
+/// A client's own name for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// The name.
+    pub key: String,
+    /// A digest of what is asked for.
+    pub digest: String,
+}
+
+/// What came of accepting a job.
+#[derive(Debug)]
+pub enum Created {
+    /// It is stored.
+    New(JobRecord),
+    /// There is one by this name, that asks for the same.
+    Same(JobRecord),
+    /// There is one by this name, that asks for something else.
+    Other(JobRecord),
+}
+
+/// The right to run a job and to write its result: good until somebody else has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The job.
+    pub id: JobId,
+    /// Which claim on it.
+    pub number: u64,
+}
+
+/// A job that is to be run.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The right to.
+    pub claim: Claim,
+    /// The job.
+    pub record: JobRecord,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// With a result, and with all that the client should know.
+    Succeeded(JobResult, Vec<String>),
+    /// With none.
+    Failed(JobFailure),
+}
+
+/// Why a job is put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Releasing {
+    /// There was no place or no time for it: no try is counted.
+    Untried,
+    /// What it was tried on has failed.
+    AfterFault,
+}
+
+/// What became of a wish to cancel.
+#[derive(Debug)]
+pub enum Cancelled {
+    /// It is cancelled now.
+    Now(JobRecord),
+    /// It had ended before.
+    Ended(JobRecord),
+}
+
+/// Which of an owner's jobs: the latest first.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// How many.
+    pub limit: usize,
+    /// Those accepted before this one.
+    pub after: Option<JobId>,
+}
+
+/// Jobs of an owner.
+#[derive(Debug)]
+pub struct JobList {
+    /// The latest first.
+    pub jobs: Vec<JobRecord>,
+    /// Whether there are older ones.
+    pub has_more: bool,
+}
+
+/// A store of jobs.
+#[async_trait]
+pub trait JobStore: Send + Sync + 'static {
+    /// Accepts a job. It is on the disk when this returns.
+    async fn create(&self, job: NewJob) -> Result<Created, JobStoreError>;
+
+    /// The owner's job by the client's own name for it.
+    async fn named(
+        &self,
+        owner: &Owner,
+        idempotency: &Idempotency,
+    ) -> Result<Option<Created>, JobStoreError>;
+
+    /// A job.
+    async fn get(&self, id: JobId) -> Result<Option<JobRecord>, JobStoreError>;
+
+    /// Jobs of an owner.
+    async fn list(&self, owner: &Owner, page: Page) -> Result<JobList, JobStoreError>;
+
+    /// Takes up the next job: of the owner who has fewest taken up, the oldest.
+    async fn claim(&self) -> Result<Option<Claimed>, JobStoreError>;
+
+    /// The request of a job that has not ended.
+    async fn request(&self, id: JobId) -> Result<Bytes, JobStoreError>;
+
+    /// The model has begun. `false`: the claim is void.
+    async fn begin(&self, claim: Claim) -> Result<bool, JobStoreError>;
+
+    /// How far the model is. Not stored.
+    fn progress(&self, claim: Claim, progress: JobProgress);
+
+    /// Ends a job. `false`: the claim is void, and the outcome is discarded.
+    async fn finish(&self, claim: Claim, outcome: Outcome) -> Result<bool, JobStoreError>;
+
+    /// Puts a job back, unless the claim is void.
+    async fn release(&self, claim: Claim, why: Releasing) -> Result<(), JobStoreError>;
+
+    /// Calls a job off; `None` if there is none.
+    async fn cancel(&self, id: JobId) -> Result<Option<Cancelled>, JobStoreError>;
+
+    /// Forgets a job that has ended.
+    async fn remove(&self, id: JobId) -> Result<(), JobStoreError>;
+
+    /// What a job came to, if it has come to something.
+    async fn result(&self, id: JobId) -> Result<Option<JobResult>, JobStoreError>;
+
+    /// Forgets what was kept for long enough, and fails what has waited for too long.
+    async fn clean(&self) -> Result<(), JobStoreError>;
+
+    /// Tells of each change of a job, but may tell of several at once.
+    fn watch(&self, id: JobId) -> watch::Receiver<()>;
+
+    /// Completes when there may be a job to take up.
+    async fn until_work(&self);
+}
