@@ -59,7 +59,35 @@ fn open<'a>(
     let decoder = reader.into_decoder().map_err(|error| explain(error, format))?;
     let (width, height) = decoder.dimensions();
     limits.check(u64::from(width), u64::from(height))?;
+    if let Some((width, height)) = frame_of(bytes, format) {
+        limits.check(width, height)?;
+    }
     Ok(decoder)
+}
+
+/// Width and height of a GIF's first picture, which need not be those of the whole.
+fn frame_of(bytes: &[u8], format: Format) -> Option<(u64, u64)> {
+    const TABLE_FLAG: u8 = 0x80;
+    let at = |place: usize| bytes.get(place).copied();
+    let number = |place: usize| {
+        Some(u64::from(u16::from_le_bytes(bytes.get(place..place + 2)?.try_into().ok()?)))
+    };
+    if format != Format::Gif {
+        return None;
+    }
+    let flags = at(10)?;
+    let colours = if flags & TABLE_FLAG == 0 { 0 } else { 2 << (flags & 7) };
+    let mut place = 13 + 3 * colours;
+    // What comes before it are extensions, in blocks of which an empty one is the last.
+    while at(place)? == b'!' {
+        place += 2;
+        while at(place)? != 0 {
+            place += 1 + usize::from(at(place)?);
+        }
+        place += 1;
+    }
+    (at(place)? == b',').then_some(())?;
+    Some((number(place + 5)?, number(place + 7)?))
 }
 
 /// Bytes that reading the picture takes.
@@ -82,7 +110,10 @@ pub(super) fn needed(
         Format::Gif | Format::Ico | Format::Png | Format::Jpeg | Format::Tiff => 4 + 4,
     };
     let is_lossy_webp = format == Format::Webp && lossless_chunk(bytes).is_none();
+    // A frame is its indices, and what they stand for.
+    let frame = frame_of(bytes, format).map_or(0, |(width, height)| width * height * 5);
     let beside = if is_lossy_webp { bytes.len() + MOST_OF_A_PARTITION } else { 0 };
+    let beside = beside.saturating_add(usize::try_from(frame).unwrap_or(usize::MAX));
     Ok(width as usize * height as usize * pixel + bytes.len() + beside)
 }
 

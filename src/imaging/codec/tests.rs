@@ -256,14 +256,28 @@ fn every_byte_of_a_profile_may_be_wrong_without_harm() {
     }
 }
 
+/// Limits that the two files below are within.
+const WIDE: DecodeLimits = DecodeLimits { max_side: 4096, max_pixels: 1 << 22, ..LIMITS };
+
 #[test]
 fn the_lengths_that_a_webp_file_claims_are_counted_before_they_are_believed() {
     // 8x1604 pixels in two partitions, the first of which claims to have nearly 16 MiB. Found
     // by fuzzing.
     let file = include_bytes!("../../../fuzz/seeds/picture_decode/partitions.webp");
 
-    let bytes = bytes_to_decode(file, LIMITS).unwrap();
+    let bytes = bytes_to_decode(file, WIDE).unwrap();
 
     assert!(bytes > 1 << 24, "{bytes}");
-    assert!(decode(file, LIMITS).is_err());
+}
+
+#[test]
+fn a_gifs_first_frame_is_counted_and_limited_also_where_it_is_larger_than_the_whole() {
+    // 1799x1799 pixels in a picture of 8x6. Found by fuzzing.
+    let file = include_bytes!("../../../fuzz/seeds/picture_decode/large_frame.gif");
+
+    let bytes = bytes_to_decode(file, WIDE).unwrap();
+
+    assert!(bytes > 5 * 1799 * 1799, "{bytes}");
+    let error = decode(file, LIMITS).unwrap_err();
+    assert!(matches!(error, DecodeError::TooLarge { width: 1799, height: 1799, .. }), "{error}");
 }
