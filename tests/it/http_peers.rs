@@ -159,6 +159,8 @@ async fn a_server_without_room_for_another_connection_hears_that_it_is_to_stop()
     };
     let mut server = setup.start().await;
     let sending = connect(&server, UPLOAD).await;
+    // Its request is under way: it is not the one that has been idle for longest.
+    tokio::time::sleep(SHORT).await;
     // It waits for the first one's place.
     let waiting = connect(&server, HEALTH).await;
     tokio::time::sleep(SHORT).await;

@@ -275,10 +275,11 @@ async fn a_share_of_none_leaves_only_what_callers_trace() {
 async fn a_collector_that_is_away_or_silent_keeps_no_answer_back_and_no_end() {
     // Nobody accepts what is sent to the one, and nobody listens at the other.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let [silent_at, closed_at] =
-        [&silent, &closed].map(|listener| format!("http://{}", listener.local_addr().unwrap()));
-    drop(closed);
+    // The port stays taken, so that no other test's server comes to be there.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let [silent_at, closed_at] = [silent.local_addr(), closed.local_addr()]
+        .map(|address| format!("http://{}", address.unwrap()));
     for endpoint in [silent_at, closed_at] {
         let program = Program::start(&[("DIFFUSER_TRACES_ENDPOINT", &endpoint)]);
         for _ in 0..3 {
