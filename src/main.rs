@@ -32,7 +32,7 @@ use diffuser_api::signals::Signals;
 use diffuser_api::{
     bench, causes, device, nn, plan, pull, service, supervisor, telemetry, threads, tls,
 };
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tracing::info;
@@ -105,22 +105,18 @@ async fn run(
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let (site, opening) = Site::new(&config.api);
     let (stop, stopped) = oneshot::channel::<()>();
-    let mut api_config = config.api.clone();
-    if !config.service.metrics {
-        // Nothing is counted: nobody is told.
-        api_config.metrics.port = None;
-    }
-    let serving = tokio::spawn(async move {
-        site.serve(listener, &api_config, async { _ = stopped.await }).await
-    });
+    let mut serving = tokio::spawn(serve_site(site, listener, config.clone(), stopped));
     info!("starting; http://{address}/health answers");
 
     let started = tokio::select! {
         started = start(&config, picture, &opening) => Some(started?),
         never = supervisor::ask_for_time() => match never {},
+        // Before it is told to it ends by a fault alone, such as a port that is taken.
+        ended = &mut serving => return Ok(ended??),
         () = signals.stop(|| ()) => None,
     };
     let Some((models, worker)) = started else {
+        tokio::spawn(leave_at_once(signals));
         drop((opening, stop));
         return Ok(serving.await??);
     };
@@ -137,6 +133,7 @@ async fn run(
     let device_failed = tokio::select! {
         () = signals.stop(|| reload(&access, &sources)) => false,
         () = service.until_device_fault() => true,
+        ended = &mut serving => return Ok(ended??),
     };
     let stopping = Instant::now();
     supervisor::stopping();
@@ -146,6 +143,23 @@ async fn run(
     serving.await??;
     finish(worker, config.api.peers.grace.saturating_sub(stopping.elapsed())).await?;
     if device_failed { Err(DeviceFault.into()) } else { Ok(()) }
+}
+
+/// Serves until `stopped` completes.
+async fn serve_site(
+    site: Site,
+    listener: TcpListener,
+    mut config: Config,
+    stopped: oneshot::Receiver<()>,
+) -> std::io::Result<()> {
+    if !config.service.metrics {
+        // Nothing is counted: nobody is told.
+        config.api.metrics.port = None;
+    }
+    let stopped = async {
+        let _ = stopped.await;
+    };
+    site.serve(listener, &config.api, stopped).await
 }
 
 /// A device computes nothing more for this process; a new one may find it well.

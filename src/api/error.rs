@@ -4,18 +4,22 @@
 //! Clients get texts of ours only. The causes of a 5xx go to the log, once,
 //! through [`Cause`] in the response's extensions.
 
+mod examples;
+mod message;
+
 use std::time::Duration;
 
 use axum::extract::{OriginalUri, Request};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use message::sentence;
+
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
 use crate::causes;
 use crate::domain::{FaultKind, ValidationError};
 use crate::jobs::{JobState, JobStoreError};
 use crate::metrics::ErrorCode;
-use crate::model::ModelError;
 use crate::pictures::StoreError;
 use crate::requests::{RequestError, quote};
 use crate::service::{ErrorKind, MemoryError, ServiceError};
@@ -305,99 +309,6 @@ impl ApiError {
         }
     }
 
-    /// What the client reads. Never a cause from below: those may hold paths.
-    fn message(&self) -> String {
-        match self {
-            Self::Request(error) => request_message(error),
-            Self::Malformed(message) => message.clone(),
-            Self::UnsupportedMediaType { accepted } => {
-                format!("Unsupported Content-Type: this endpoint takes {accepted}.")
-            }
-            Self::BodyTooLarge { max_upload_bytes } => {
-                format!("The request body is larger than {max_upload_bytes} bytes.")
-            }
-            Self::Starting => {
-                "The server is starting, and its models are not loaded yet: try again in a moment."
-                    .to_owned()
-            }
-            Self::Unauthorised => {
-                "Incorrect or missing API key. Send it as 'Authorization: Bearer KEY' or as \
-                 'api-key: KEY'."
-                    .to_owned()
-            }
-            Self::ExpiredKey => "This API key has expired. Its owner needs a new one.".to_owned(),
-            Self::MissingScope { scope } => {
-                format!("This API key is not for this: it lacks the scope '{scope}'.")
-            }
-            Self::NoModelAllowed => "This API key may use no model of this server.".to_owned(),
-            Self::RateLimited { limit, wait } => format!(
-                "Too many requests: {limit} a minute are allowed. The next one is taken in {}.",
-                seconds(*wait)
-            ),
-            Self::TooManyAtOnce { limit } => format!(
-                "Too many requests at a time: {limit} are allowed. Wait for the answer to one."
-            ),
-            Self::PicturesSpent { limit, left, wait } => format!(
-                "Too many pictures: {limit} a day are allowed, and {left} of today's are left. \
-                 The next day, in UTC, begins in {}.",
-                seconds(*wait)
-            ),
-            Self::NotForAll { there_are_keys: true } => {
-                "Only an administrator's key may do this.".to_owned()
-            }
-            Self::NotForAll { there_are_keys: false } => {
-                "Only administrators may do this, and this server has no keys for them: \
-                 'server.admin_keys' of its settings names some, and so may 'keys'."
-                    .to_owned()
-            }
-            Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
-            Self::DeadlineExceeded => {
-                "The pictures were not made in the time that the request, or this server, allows."
-                    .to_owned()
-            }
-            Self::UnknownPicture => {
-                "There is no such picture; those by 'url' are kept for a while only.".to_owned()
-            }
-            Self::StorageUnavailable(StoreError::Full(_)) => {
-                "The storage for pictures by 'url' is full. Use 'b64_json', or try again later.".to_owned()
-            }
-            Self::StorageUnavailable(_) => {
-                "The storage for pictures by 'url' is not available. Use 'b64_json', or try again later.".to_owned()
-            }
-            Self::UnknownJob => {
-                "There is no such job; jobs are kept for a while only after they have ended."
-                    .to_owned()
-            }
-            Self::NoResult { state: JobState::Cancelled } => {
-                "The job was cancelled: it has no result.".to_owned()
-            }
-            Self::NoResult { state } => {
-                format!("The job is {}: it has no result yet.", state.name())
-            }
-            Self::IdempotencyKeyReused => {
-                "This Idempotency-Key was used for another request: send a new one with it."
-                    .to_owned()
-            }
-            Self::Jobs(JobStoreError::TooManyJobs { capacity }) => format!(
-                "The server has as many jobs as it takes: {capacity} wait or run. Try again later."
-            ),
-            Self::Jobs(JobStoreError::NoRoom { .. }) => {
-                "The storage for jobs is full. Try again later.".to_owned()
-            }
-            Self::Jobs(_) => "The storage for jobs is not available. Try again later.".to_owned(),
-            Self::UnknownRoute { method, path, base_url, origin } => format!(
-                "Invalid URL ({method} {path}). This server has OpenAI's images API and nothing \
-                 else: {base_url}/images/edits, /images/generations, /images/variations. Clients \
-                 take '{base_url}' as their base URL, those of Azure '{origin}' as their endpoint."
-            ),
-            Self::WrongMethod { method, path } => format!(
-                "Not allowed to {method} on {path}. (HINT: Perhaps you meant to use a different \
-                 HTTP method?)"
-            ),
-            Self::Internal(_) => FAILED.to_owned(),
-        }
-    }
-
     /// A fault of ours.
     pub(super) fn internal(error: &dyn std::error::Error) -> Self {
         Self::Internal(causes::one_line(error))
@@ -446,87 +357,12 @@ fn is_to_be_logged(kind: ErrorKind) -> bool {
     [ErrorKind::Internal, ErrorKind::DeviceMemory].contains(&kind)
 }
 
-/// `wait` in whole seconds, at least one.
-fn seconds(wait: Duration) -> String {
-    format!("{} s", whole_seconds(wait))
-}
-
 /// `wait` as seconds that are not over before it is.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
 }
 
-/// `text`, an error in our style, with a capital letter and a full stop.
-fn sentence(text: &str) -> String {
-    let mut letters = text.chars();
-    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
-    first.into_iter().chain(letters).chain(['.']).collect()
-}
-
 impl ApiError {
-    /// An error of each kind that a request for pictures may get, with what it means.
-    pub(super) fn examples() -> [(Self, &'static str); 25] {
-        let missing = "Missing required parameter: 'prompt'.";
-        let missing = ValidationError::new("prompt", FaultKind::Missing, missing);
-        let (asked, served) = ("gpt-4o".to_owned(), vec!["demo".to_owned()]);
-        let (model, reason) = ("demo".to_owned(), "its device is not there".to_owned());
-        let offered = ServiceError::NotOffered { what: "pictures from words alone", field: None };
-        [
-            (missing.into(), "A field is missing or wrong; `param` names it"),
-            (Self::Unauthorised, "No key, or a wrong one"),
-            (Self::ExpiredKey, "A key that has expired"),
-            (Self::MissingScope { scope: "images" }, "A key that is for something else"),
-            (
-                RequestError::WithheldModel { asked: "demo".to_owned() }.into(),
-                "A model that the key may not use",
-            ),
-            (RequestError::UnknownModel { asked, served }.into(), "No such model"),
-            (
-                RequestError::NotOneFile { field: "n", what: "several pictures" }.into(),
-                "A file was asked for (`Accept: image/png`), and more than one picture",
-            ),
-            (Self::UploadTooSlow, "The request took too long to arrive"),
-            (Self::BodyTooLarge { max_upload_bytes: 128 << 20 }, "The request is too large"),
-            (
-                MemoryError::NeverFits { needed: 2 << 30, total: 1 << 30 }.into(),
-                "Its pictures would take more memory than all requests may hold",
-            ),
-            (Self::UnsupportedMediaType { accepted: "multipart/form-data" }, "Another media type"),
-            (
-                ServiceError::Busy { waiting: 64, retry_after_s: 5 }.into(),
-                "The queue is full; see `Retry-After`",
-            ),
-            (
-                Self::RateLimited { limit: 60, wait: Duration::from_millis(640) },
-                "Too many requests in a minute, or at a time; see `Retry-After`",
-            ),
-            (Self::IdempotencyKeyReused, "The `Idempotency-Key` of a job stands for another"),
-            (
-                JobStoreError::TooManyJobs { capacity: 1000 }.into(),
-                "As many jobs wait as may (`background`); see `Retry-After`",
-            ),
-            (
-                Self::PicturesSpent { limit: 100, left: 0, wait: Duration::from_secs(7200) },
-                "Too many pictures for a day",
-            ),
-            (ServiceError::WorkerGone.into(), "The model failed"),
-            (offered.into(), "The model does not do this"),
-            (MemoryError::NotInTime.into(), "Other requests hold the memory; see `Retry-After`"),
-            (ServiceError::NotLoaded { model, reason }.into(), "The model cannot be loaded now"),
-            (
-                ServiceError::DeviceMemory(ModelError::Cancelled).into(),
-                "The device has too little memory for it",
-            ),
-            (Self::Starting, "The server is starting: its models are not loaded yet"),
-            (ServiceError::ShuttingDown.into(), "The server is shutting down"),
-            (
-                StoreError::Full(String::new()).into(),
-                "Pictures by `url` cannot be stored now; see `Retry-After`",
-            ),
-            (Self::DeadlineExceeded, "Not done within `x-request-timeout-ms`, or the setting"),
-        ]
-    }
-
     /// The request's path does not have its method.
     pub(super) fn wrong_method(request: &Request) -> Self {
         // As the client wrote it: below a prefix the request's own is without that.
@@ -682,50 +518,10 @@ pub(super) async fn wrap_foreign(response: Response) -> Response {
     wrapped
 }
 
-/// What the client reads of a request that was refused or failed.
-fn request_message(error: &RequestError) -> String {
-    match error {
-        RequestError::Service(error) => match error.kind() {
-            ErrorKind::Internal => internal_message(error),
-            ErrorKind::InvalidRequest { .. } => error.to_string(),
-            ErrorKind::NotImplemented { .. }
-            | ErrorKind::Busy { .. }
-            | ErrorKind::NotLoaded
-            | ErrorKind::OutOfMemory
-            | ErrorKind::NeverFits
-            | ErrorKind::DeviceMemory
-            | ErrorKind::ShuttingDown
-            | ErrorKind::Cancelled => sentence(&error.to_string()),
-        },
-        RequestError::BadPicture { message, .. } => message.clone(),
-        RequestError::WithheldModel { asked } => {
-            format!("This API key may not use the model '{asked}'.")
-        }
-        RequestError::NotOneFile { field, what } => format!(
-            "Invalid '{field}': {what} do not go into one file. Ask for one picture, or for \
-             'Accept: application/json'."
-        ),
-        RequestError::UnknownModel { asked, served } => format!(
-            "The model '{asked}' does not exist: this server has '{}'. The list of models \
-             has other names.",
-            served.join("', '")
-        ),
-        RequestError::Interrupted(_) | RequestError::LostPicture => FAILED.to_owned(),
-    }
-}
-
-/// What the client reads of a fault of ours: where numbers overflowed, for that is
-/// mended by a setting, and nothing of other causes.
-fn internal_message(error: &ServiceError) -> String {
-    if let ServiceError::Model(cause @ ModelError::NotFinite { .. }) = error {
-        return format!("The server failed to make the picture: {cause}.");
-    }
-    "The server failed to make the picture. Its log says why.".to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ModelError;
 
     #[tokio::test]
     async fn numbers_that_are_not_finite_are_a_500_that_names_the_stage() {

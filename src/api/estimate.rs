@@ -5,12 +5,13 @@ use axum::http::StatusCode;
 use axum::response::Response;
 
 use super::access::Permit;
-use super::docs::OutsideFields;
+use super::deadline::Deadline;
+use super::docs::{OutsideFields, Refusals};
 use super::error::ApiError;
 use super::form::{self, Encodings};
 use super::images::outside_of;
 use super::state::AppState;
-use super::wire::{ErrorEnvelope, EstimateResponse, json_response};
+use super::wire::{EstimateResponse, json_response};
 use crate::requests::schema::{EditForm, EditJson};
 use crate::requests::{Endpoint, Fields, Prepared, prepare};
 
@@ -26,15 +27,18 @@ use crate::requests::{Endpoint, Fields, Prepared, prepare};
     params(OutsideFields),
     responses(
         (status = 200, description = "What it would take", body = EstimateResponse),
-        (status = 400, description = "A field is missing or wrong; `param` names it", body = ErrorEnvelope),
-        (status = 413, description = "It has no room here", body = ErrorEnvelope),
-        (status = 501, description = "The model does not do this", body = ErrorEnvelope),
+        Refusals,
     )
 )]
 pub(super) async fn estimate(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Response, ApiError> {
+    let deadline = Deadline::of(request.headers(), &state.config)?;
+    deadline.bound(estimate_in_time(state, request)).await
+}
+
+async fn estimate_in_time(state: AppState, request: Request) -> Result<Response, ApiError> {
     let permit = Permit::of(&request)?;
     let context = permit.context(&state.requests)?;
     let (_, asked) = outside_of(&request, &state, &permit);

@@ -14,7 +14,9 @@ use utoipa::IntoParams;
 
 use super::error::ApiError;
 use super::state::AppState;
-use super::wire::{DeepHealth, ErrorEnvelope, ExpectedFrom, Health, Readiness, json_response};
+use super::wire::{
+    DeepHealth, ErrorEnvelope, ExpectedFrom, Health, PictureStatus, Readiness, json_response,
+};
 use crate::domain::Picture;
 use crate::requests::ServedModel;
 use crate::service::ReplicaState;
@@ -109,6 +111,7 @@ pub(super) struct DeepHealthQuery {
     responses(
         (status = 200, description = "It does", body = DeepHealth),
         (status = 403, description = "Only an administrator's key may ask", body = ErrorEnvelope),
+        (status = 404, description = "No such model", body = ErrorEnvelope),
         (status = 503, description = "It makes another", body = DeepHealth),
     )
 )]
@@ -130,8 +133,8 @@ pub(super) async fn deep(
     }
     let health = last.held_against(model.health_digest.as_deref())?;
     let code = match health.status {
-        "healthy" => StatusCode::OK,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
+        PictureStatus::Healthy => StatusCode::OK,
+        PictureStatus::WrongPicture => StatusCode::SERVICE_UNAVAILABLE,
     };
     Ok(json_response(code, &health))
 }
@@ -191,9 +194,13 @@ impl Checked {
             Some(sha256) => (sha256, ExpectedFrom::Settings),
             None => (first.as_str(), ExpectedFrom::FirstCheck),
         };
-        let is_right = made.sha256.eq_ignore_ascii_case(expected);
+        let status = if made.sha256.eq_ignore_ascii_case(expected) {
+            PictureStatus::Healthy
+        } else {
+            PictureStatus::WrongPicture
+        };
         Ok(DeepHealth {
-            status: if is_right { "healthy" } else { "wrong_picture" },
+            status,
             sha256: made.sha256.clone(),
             expected: expected.to_owned(),
             expected_from,
@@ -220,11 +227,11 @@ mod tests {
         };
 
         let first = status(&mut checked, None);
-        assert_eq!(first, ("healthy", "ab".to_owned(), ExpectedFrom::FirstCheck));
+        assert_eq!(first, (PictureStatus::Healthy, "ab".to_owned(), ExpectedFrom::FirstCheck));
         checked.made = made("cd");
         let other = status(&mut checked, None);
-        assert_eq!(other, ("wrong_picture", "ab".to_owned(), ExpectedFrom::FirstCheck));
+        assert_eq!(other, (PictureStatus::WrongPicture, "ab".to_owned(), ExpectedFrom::FirstCheck));
         let named = status(&mut checked, Some("CD"));
-        assert_eq!(named, ("healthy", "CD".to_owned(), ExpectedFrom::Settings));
+        assert_eq!(named, (PictureStatus::Healthy, "CD".to_owned(), ExpectedFrom::Settings));
     }
 }

@@ -15,6 +15,7 @@ mod error;
 mod estimate;
 mod files;
 mod form;
+mod guarded_body;
 mod health;
 mod images;
 mod incoming;

@@ -37,6 +37,7 @@ enum Change {
         (status = 200, description = "The model as it is now", body = ModelDetails),
         (status = 403, description = "Not an administrator's key", body = ErrorEnvelope),
         (status = 404, description = "No such model", body = ErrorEnvelope),
+        (status = 405, description = "Neither `/load` nor `/unload`", body = ErrorEnvelope),
         (status = 503, description = "It cannot be loaded", body = ErrorEnvelope),
     )
 )]

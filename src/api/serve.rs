@@ -19,7 +19,8 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::peer::{Activity, AnswerBody, PeerAddress, PeerLimits, TimedStream, UnderWay};
+use super::guarded_body::GuardedBody;
+use super::peer::{Activity, PeerAddress, PeerLimits, TimedStream, UnderWay};
 use super::{ApiConfig, ServerParts, Site};
 
 /// How often a peer of HTTP/2 is asked whether it is there.
@@ -282,7 +283,7 @@ async fn serve_peer(
         let site = site.clone();
         async move {
             let response = site.answer(Request::map(request, Body::new)).await;
-            let answer = response.map(|body| AnswerBody { body, _request: request_under_way });
+            let answer = response.map(|body| GuardedBody { body, _guard: request_under_way });
             Ok::<_, Infallible>(answer)
         }
     });

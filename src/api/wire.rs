@@ -1,15 +1,19 @@
 //! The JSON that clients read, word for word.
 
+mod health;
+
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+pub(super) use health::{DeepHealth, ExpectedFrom, Health, PictureStatus, Readiness};
+
 use crate::domain::{ScheduleShift, TaskKind, TaskKinds};
 use crate::model::{EditKind, TokenUsage};
 use crate::requests::{self, Preset, Quality, QualityTable};
-use crate::service::{ImageService, ReplicaState, RunningJob};
+use crate::service::{ImageService, ReplicaState};
 
 /// The body of every error.
 #[derive(Debug, Serialize, ToSchema)]
@@ -289,29 +293,6 @@ pub(super) struct LoraObject {
     pub(super) models: Vec<String>,
 }
 
-/// How the server is doing.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Health {
-    /// `healthy`, `starting`, `shutting_down` or `failed`.
-    #[schema(example = "healthy")]
-    pub(super) status: &'static str,
-    /// Whether a picture is being made.
-    pub(super) busy: bool,
-    /// Requests that wait for the model.
-    pub(super) waiting: usize,
-    /// How many may wait.
-    pub(super) queue_capacity: usize,
-    /// The requests that models work on now.
-    pub(super) running: Vec<RunningFacts>,
-}
-
-impl Health {
-    /// That of a server which has no models yet.
-    pub(super) fn starting() -> Self {
-        Self { status: "starting", busy: false, waiting: 0, queue_capacity: 0, running: Vec::new() }
-    }
-}
-
 /// What a request would take.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct EstimateResponse {
@@ -333,101 +314,6 @@ pub(super) struct EstimateResponse {
     pub(super) activation_bytes: Option<usize>,
     /// What the client should know: sentences.
     pub(super) warnings: Vec<String>,
-}
-
-/// Whether requests are to be sent here.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Readiness {
-    /// `ready` or `not_ready`.
-    #[schema(example = "ready")]
-    status: &'static str,
-    /// Why not: `looking_for_files`, `loading_models`, `warming_up`, `no_model_loads`,
-    /// `failed` or `shutting_down`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-}
-
-impl Readiness {
-    pub(super) const READY: Self = Self { status: "ready", reason: None };
-
-    pub(super) fn not_yet(reason: &'static str) -> Self {
-        Self { status: "not_ready", reason: Some(reason) }
-    }
-}
-
-/// Whether a model makes the picture that it should.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct DeepHealth {
-    /// `healthy` or `wrong_picture`.
-    #[schema(example = "healthy")]
-    pub(super) status: &'static str,
-    /// SHA-256 of the pixels that were made.
-    pub(super) sha256: String,
-    /// What it should be.
-    pub(super) expected: String,
-    /// Who says so.
-    pub(super) expected_from: ExpectedFrom,
-    /// How long the picture took, with waiting.
-    pub(super) seconds: f64,
-    /// Seconds since it was made.
-    pub(super) age_s: u64,
-}
-
-/// Where it is written what a picture should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum ExpectedFrom {
-    /// `model.health_digest` of the settings.
-    Settings,
-    /// The first such picture of this process.
-    FirstCheck,
-}
-
-/// How far a request is that a model works on.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct RunningFacts {
-    /// Its model.
-    #[schema(example = "Qwen/Qwen-Image-Edit")]
-    model: String,
-    /// `loading_model`, `starting`, `encoding_prompts`, `encoding_latents`, `denoising` or
-    /// `decoding`.
-    #[schema(example = "denoising")]
-    stage: &'static str,
-    /// The picture that is being made, from 1.
-    picture: usize,
-    pictures: usize,
-    /// Steps of this picture that are done.
-    step: usize,
-    /// Steps that it takes; 0 until that is known.
-    steps: usize,
-    /// Layers that are done in this step, or stage.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layer: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layers: Option<usize>,
-    /// Seconds since it began.
-    elapsed_s: f64,
-    /// About how many seconds are left; null if that cannot be told.
-    #[schema(required = true)]
-    left_s: Option<f64>,
-}
-
-impl From<RunningJob> for RunningFacts {
-    fn from(job: RunningJob) -> Self {
-        let tenths = |seconds: f64| (seconds * 10.0).round() / 10.0;
-        Self {
-            model: job.model,
-            stage: job.stage.name(),
-            picture: job.picture,
-            pictures: job.pictures,
-            step: job.step,
-            steps: job.steps,
-            layer: job.layer.map(|layer| layer.done),
-            layers: job.layer.map(|layer| layer.total_layers),
-            elapsed_s: tenths(job.elapsed_s),
-            left_s: job.left_s.map(tenths),
-        }
-    }
 }
 
 /// What this server is.

@@ -252,7 +252,8 @@ impl ImageService {
         let (measured, waiting) = self.shared.queue.outlook(self.model, work);
         let by_loaded = |estimate| estimate::seconds_by(estimate, self.card(), work);
         let running = self.running_jobs().into_iter().filter(|job| job.model == self.card().id);
-        let running_s: Option<f64> = running.map(|job| job.left_s).sum();
+        let running_s =
+            running.map(|job| job.left_s).try_fold(0.0, |sum, left_s| Some(sum + left_s?));
         Ok(RequestEstimate {
             seconds: measured.or_else(|| loaded.as_deref().and_then(by_loaded)),
             waiting,

@@ -210,5 +210,10 @@ async fn an_estimate_tells_seconds_and_bytes_and_makes_nothing() {
     assert_eq!(usual, expected);
     assert_eq!((&twice["seconds"], &twice["n"]), (&json!(32.0), &json!(2)), "{twice}");
     error_of(invalid, 400, Some("n")).await;
+    // Not -0, which is equal to it.
+    assert_eq!(usual["waiting_seconds"].to_string(), "0.0");
+    let late = server.post("/v1/images/estimate").header("x-request-timeout-ms", "no number");
+    let late = within_patience(late.multipart(edit_form()).send()).await.unwrap();
+    error_of(late, 400, Some("x-request-timeout-ms")).await;
     assert!(!entries(&diary).iter().any(|entry| entry.starts_with("try")));
 }

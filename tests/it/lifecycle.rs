@@ -223,6 +223,29 @@ mod process {
     }
 
     #[test]
+    fn a_port_of_the_metrics_that_is_taken_ends_the_program_and_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+
+        let output = Command::new("timeout")
+            .args([
+                "60",
+                env!("CARGO_BIN_EXE_diffuser-api"),
+                "--model",
+                "tiny-random",
+                "--port",
+                "0",
+            ])
+            .env("DIFFUSER_METRICS_PORT", &port)
+            .output()
+            .unwrap();
+
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{log}");
+        assert!(log.contains(&format!("metrics on 127.0.0.1 port {port}")), "{log}");
+    }
+
+    #[test]
     fn systemd_hears_when_the_server_is_ready_and_when_it_stops_and_a_hang_up_ends_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");

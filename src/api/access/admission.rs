@@ -2,12 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
@@ -15,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::rates::{RequestRate, Running, TooFast};
 use super::{Access, ApiError, Permit, Scope};
+use crate::api::guarded_body::GuardedBody;
 use crate::api::peer::PeerAddress;
 use crate::api::request_log::{Afterwards, Outcome};
 
@@ -152,44 +151,23 @@ fn held(response: Response, permit: Arc<Permit>, running: Running) -> Response {
     }
     let afterwards = response.extensions().get::<Afterwards>();
     let outcome = afterwards.map(|Afterwards(outcome)| Arc::clone(outcome));
-    response.map(|body| Body::new(HeldBody { body, outcome, permit, _running: running }))
+    let held = Held { outcome, permit, _running: running };
+    response.map(|body| Body::new(GuardedBody { body, _guard: held }))
 }
 
-/// The body of an answer, with which its request ends.
-struct HeldBody {
-    body: Body,
-    /// How its stream ended, if it is one.
+/// A request under way, and how its stream ended, if it has one.
+struct Held {
     outcome: Option<Arc<OnceLock<Outcome>>>,
     permit: Arc<Permit>,
     _running: Running,
 }
 
-impl Drop for HeldBody {
+impl Drop for Held {
     fn drop(&mut self) {
         let outcome = self.outcome.as_ref().and_then(|outcome| outcome.get());
         if let Some(Outcome::Failed(..)) = outcome {
             self.permit.give_back();
         }
-    }
-}
-
-impl HttpBody for HeldBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }
 

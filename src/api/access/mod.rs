@@ -68,8 +68,9 @@ impl Access {
     ///
     /// ```no_run
     /// # use diffuser_api::{api::Access, config::{Config, Sources}};
-    /// # let (sources, access): (Sources, Access) = todo!();
-    /// access.reload(Config::load(&sources).map(|config| config.api));
+    /// # fn read_again(access: &Access, sources: &Sources) {
+    /// access.reload(Config::load(sources).map(|config| config.api));
+    /// # }
     /// ```
     pub fn reload<E: Error>(&self, settings: Result<ApiConfig, E>) {
         match settings {

@@ -85,17 +85,25 @@ impl IntoResponses for MadePictures {
         let job = ResponseBuilder::new()
             .description("With `background`: the job that makes them")
             .content("application/json", schema("ImageJob"));
-        let mut responses = BTreeMap::from([
+        let made = BTreeMap::from([
             ("200".to_owned(), made.build().into()),
             ("202".to_owned(), job.build().into()),
         ]);
+        made.into_iter().chain(Refusals::responses()).collect()
+    }
+}
+
+/// The errors of the endpoints that are asked for pictures.
+pub(super) struct Refusals;
+
+impl IntoResponses for Refusals {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
         let mut refusals: BTreeMap<String, Vec<(ApiError, &str)>> = BTreeMap::new();
         for (error, description) in ApiError::examples() {
             let status = error.status().as_str().to_owned();
             refusals.entry(status).or_default().push((error, description));
         }
-        responses.extend(refusals.into_iter().map(|(status, of)| (status, refusal(&of).into())));
-        responses
+        refusals.into_iter().map(|(status, of)| (status, refusal(&of).into())).collect()
     }
 }
 

@@ -75,6 +75,7 @@ pub(super) struct JobsQuery {
     #[param(value_type = Option<usize>, minimum = 1, maximum = 100)]
     limit: Option<String>,
     /// Those accepted before this one: the `last_id` of the page before.
+    #[param(pattern = "^job_[0-9a-f]{32}$")]
     after: Option<String>,
 }
 
