@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use diffuser_api::allocator::{MiMalloc, give_memory_back, keep_freed_memory};
-use diffuser_api::api::{Access, ApiConfig, Opening, ServerParts, Site, StartPhase};
+use diffuser_api::api::{Access, Opening, ServerParts, Site, StartPhase};
 use diffuser_api::cli::{
     BenchArgs, Cli, Command, ConvertArgs, InspectArgs, KeysCommand, NewKeyArgs, PlanArgs, PullArgs,
     ServeArgs,
@@ -100,7 +100,8 @@ async fn run(
     (store, jobs): (PictureStore, EmbeddedStore),
 ) -> Result<()> {
     let listener = reserve(&config.listen).await?.listen(1024).context("cannot listen")?;
-    warn_if_open(&config.api, listener.local_addr()?);
+    let access = Access::new(&config.api);
+    warn_if_open(&access, listener.local_addr()?);
     let address = reachable(listener.local_addr()?);
     let mut signals = Signals::new().context("cannot listen for signals")?;
     let (site, opening) = Site::new(&config.api);
@@ -121,7 +122,6 @@ async fn run(
         return Ok(serving.await??);
     };
     let service = models[0].images.clone();
-    let access = Access::new(&config.api);
     let parts = ServerParts { models, store, jobs: Arc::new(jobs), access: access.clone() };
     opening.open(parts, &config.api);
     supervisor::ready();
@@ -204,8 +204,8 @@ fn reload(access: &Access, sources: &Sources) {
 }
 
 /// Warns of an address that others reach, where nobody is asked for a key.
-fn warn_if_open(config: &ApiConfig, address: SocketAddr) {
-    if Access::new(config).is_open() && !address.ip().is_loopback() {
+fn warn_if_open(access: &Access, address: SocketAddr) {
+    if access.is_open() && !address.ip().is_loopback() {
         tracing::warn!(
             %address,
             "anybody who reaches this address may have pictures made: there are no keys \
