@@ -90,6 +90,11 @@ pub struct ServeArgs {
     /// Port to listen on; 0 takes any that is free
     #[arg(long, value_name = "PORT", allow_hyphen_values = true)]
     port: Option<String>,
+
+    /// What this process does: all, gateway (HTTP without a model) or worker (a model
+    /// without HTTP for clients)
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
 }
 
 /// Arguments of `pull`.
@@ -282,6 +287,7 @@ impl From<ServeArgs> for Flags {
             threads: args.threads,
             host: args.host,
             port: args.port,
+            role: args.role,
         }
     }
 }

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use utoipa::IntoParams;
 
 use super::error::ApiError;
+use super::role::Role;
 use super::state::AppState;
 use super::wire::{
     DeepHealth, ErrorEnvelope, ExpectedFrom, Health, PictureStatus, Readiness, json_response,
@@ -76,12 +77,17 @@ pub(super) async fn ready(State(state): State<AppState>) -> Response {
 fn unreadiness(state: &AppState) -> Option<&'static str> {
     let service = state.service().status();
     let cannot_be_loaded = |model: &ServedModel| {
-        model.images.replicas().iter().all(|replica| matches!(replica, ReplicaState::Failed(_)))
+        let replicas = model.images.replicas();
+        let has_failed = |replica: &ReplicaState| matches!(replica, ReplicaState::Failed(_));
+        !replicas.is_empty() && replicas.iter().all(has_failed)
     };
+    let is_out_of_reach = state.jobs.fleet.as_ref().is_some_and(|fleet| !*fleet.reached().borrow());
     if !service.accepting {
         Some("shutting_down")
     } else if !service.worker_alive {
         Some("failed")
+    } else if is_out_of_reach && state.config.role != Role::All {
+        Some("jobs_out_of_reach")
     } else if state.requests.models.all().iter().all(|model| cannot_be_loaded(model)) {
         Some("no_model_loads")
     } else {
@@ -121,6 +127,7 @@ pub(super) async fn deep(
     request: Request,
 ) -> Result<Response, ApiError> {
     state.access.check_administrator(request.headers())?;
+    state.refuse_on_gateway("pictures to look at")?;
     let model = match &query.model {
         Some(name) => state.requests.models.named(name, None)?,
         None => state.requests.models.first(),

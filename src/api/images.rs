@@ -20,6 +20,7 @@ use super::jobs;
 use super::kept::Keeper;
 use super::origin::Origin;
 use super::reply::{self, ReplyFacts};
+use super::role::Role;
 use super::state::AppState;
 use super::stream;
 use crate::domain::{Seed, Task};
@@ -171,6 +172,10 @@ async fn make(
 ) -> Result<Response, ApiError> {
     if fields.take_in_background() {
         return jobs::accept((state, permit, context), (fields, memory), sent).await;
+    }
+    if state.config.role == Role::Gateway {
+        let asking = (state, permit, context);
+        return jobs::relay(asking, (fields, memory), sent, deadline).await;
     }
     let prepared = prepare(context, (fields, memory), sent.endpoint, sent.asked).await?;
     permit.book(prepared.request.count.get())?;

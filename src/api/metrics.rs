@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -16,7 +17,8 @@ use super::error::ApiError;
 use super::meta;
 use super::state::AppState;
 use crate::domain::RequestLoras;
-use crate::metrics::{self, RequestMemoryState};
+use crate::jobs::JobLine;
+use crate::metrics::{self, JobsState, RequestMemoryState};
 
 /// Where `/metrics` is.
 pub(super) const PATH: &str = "/metrics";
@@ -57,7 +59,8 @@ impl MetricsAddress {
         content_type = "text/plain")),
 )]
 pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {
-    let text = tokio::task::spawn_blocking(move || text_of(&state)).await?;
+    let jobs = jobs_of(&state).await;
+    let text = tokio::task::spawn_blocking(move || text_of(&state, jobs)).await?;
     Ok(([(CONTENT_TYPE, MEDIA_TYPE)], text).into_response())
 }
 
@@ -71,8 +74,32 @@ pub(super) fn router(state: AppState) -> Router {
         .with_state(state)
 }
 
+/// How long the store of jobs is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The jobs of each model. Nothing is told of a store that is away.
+async fn jobs_of(state: &AppState) -> Vec<JobsState> {
+    let lines = tokio::time::timeout(PATIENCE, state.jobs.store.lines()).await;
+    let Ok(Ok(lines)) = lines else { return Vec::new() };
+    let state_of = |model: &str| {
+        let line = lines.iter().find(|line| line.model == model);
+        let of_line = |line: &JobLine| JobsState {
+            model: line.model.clone(),
+            waiting: line.waiting,
+            running: line.running,
+            oldest_s: Duration::from_millis(line.oldest_ms).as_secs_f64(),
+            work_s: line.work_s,
+        };
+        let none = || JobsState { model: model.to_owned(), ..JobsState::default() };
+        line.map_or_else(none, of_line)
+    };
+    // A name in the store may be of a model that this process has no more.
+    let models = state.requests.models.all().iter();
+    models.map(|model| state_of(&model.images.card().id)).collect()
+}
+
 /// Reads files of the system: not for the async runtime.
-fn text_of(state: &AppState) -> String {
+fn text_of(state: &AppState, jobs: Vec<JobsState>) -> String {
     let models = state.requests.models.all();
     let memory = &state.requests.memory;
     let limit_bytes = memory.total_bytes();
@@ -80,6 +107,7 @@ fn text_of(state: &AppState) -> String {
     let mut observed = metrics::State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         request_memory: RequestMemoryState { held_bytes, limit_bytes },
+        jobs,
         ..state.service().observed()
     };
     let takes_loras = models.iter().any(|model| model.has_loras());

@@ -30,6 +30,7 @@ mod origin;
 mod peer;
 mod reply;
 mod request_log;
+mod role;
 mod security_headers;
 mod serve;
 mod site;
@@ -56,8 +57,9 @@ pub use access::{
 pub use cors::CorsOrigins;
 pub use metrics::MetricsAddress;
 pub use peer::PeerLimits;
+pub use role::{Role, UnknownRole};
 pub use serve::serve;
-pub use site::{Opening, ServerParts, Site, StartPhase};
+pub use site::{OpenedSite, Opening, ServerParts, Site, StartPhase, announced_models};
 
 use crate::domain::ImageSize;
 use crate::imaging::codec::DecodeLimits;
@@ -135,6 +137,8 @@ pub struct ApiConfig {
     pub metrics: MetricsAddress,
     /// Requests whose pictures are fetched later.
     pub jobs: JobsConfig,
+    /// What this process does.
+    pub role: Role,
 }
 
 impl ApiConfig {
@@ -162,8 +166,13 @@ fn router_of(state: AppState) -> Router {
     let prefix = path_prefix(&config);
     let request_log = RequestLog { metrics: state.metrics().clone(), access: config.access_log };
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
+    let endpoints = match config.role {
+        Role::Worker => endpoints,
+        Role::All | Role::Gateway => {
+            endpoints.merge(docs::router(document, &config, &state.requests.models))
+        }
+    };
     let routes = endpoints
-        .merge(docs::router(document, &config, &state.requests.models))
         .fallback(meta::unknown_route)
         .method_not_allowed_fallback(meta::wrong_method)
         .layer(DefaultBodyLimit::max(config.max_upload_bytes))
@@ -209,6 +218,9 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
     let may_read = from_fn_with_state(state.access.clone(), access::require_metrics);
     let metrics = OpenApiRouter::new().routes(routes!(metrics::metrics)).route_layer(may_read);
     let own = if is_here { own.merge(metrics) } else { own };
+    if state.config.role == Role::Worker {
+        return own;
+    }
     if prefix.is_empty() { own.merge(openai) } else { own.nest(prefix, openai) }
 }
 

@@ -54,6 +54,7 @@ pub(super) async fn change(
         _ => return Err(unknown()),
     };
     state.access.check_administrator(request.headers())?;
+    state.refuse_on_gateway("loading of models")?;
     let models = Permit::of(&request)?.models(&state.requests.models);
     let model = models.named(id, None)?;
     match change {

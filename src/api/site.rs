@@ -22,12 +22,14 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{self, ApiError};
-use super::jobs::Runner;
+use super::jobs::{Announcing, Runner, models_of};
 use super::request_log::{RequestLog, log_requests};
+use super::role::Role;
 use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
 use super::{Access, ApiConfig, cors, router_of, security_headers, serve, unread};
-use crate::jobs::JobStore;
+use crate::causes;
+use crate::jobs::{Fleet, JobStore};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
 use crate::requests::ModelService;
@@ -42,6 +44,8 @@ pub enum StartPhase {
     LoadingModels,
     /// A first picture is made.
     WarmingUp,
+    /// No worker has announced a model yet.
+    WaitingForWorkers,
 }
 
 impl StartPhase {
@@ -51,6 +55,7 @@ impl StartPhase {
             Self::LookingForFiles => "looking_for_files",
             Self::LoadingModels => "loading_models",
             Self::WarmingUp => "warming_up",
+            Self::WaitingForWorkers => "waiting_for_workers",
         }
     }
 }
@@ -79,6 +84,8 @@ pub struct ServerParts {
     pub store: PictureStore,
     /// The requests whose pictures are fetched later.
     pub jobs: Arc<dyn JobStore>,
+    /// The same, if other processes share them.
+    pub fleet: Option<Arc<dyn Fleet>>,
     /// The keys and limits in force.
     pub access: Access,
 }
@@ -96,8 +103,16 @@ struct Opened {
     metrics_router: Router,
     metrics: Metrics,
     services: Vec<ImageService>,
-    /// Runs the jobs, until it is told to end, or this is dropped.
+    working: Arc<Working>,
+}
+
+/// What goes on beside requests, until it is told to end, or this is dropped.
+#[derive(Default)]
+struct Working {
+    /// Runs the jobs.
     runner: Mutex<Option<Runner>>,
+    /// Tells gateways of the models.
+    announcing: Option<Announcing>,
 }
 
 impl Opened {
@@ -176,10 +191,12 @@ impl Site {
     /// Waits for the jobs that run, until `deadline`; those that are not done by then are
     /// put back. Comes after [`Self::shut_down`].
     pub(super) async fn finish_jobs(&self, deadline: Instant) {
-        let runner =
-            self.opened.borrow().as_ref().and_then(|opened| {
-                opened.runner.lock().unwrap_or_else(PoisonError::into_inner).take()
-            });
+        let working = self.opened.borrow().as_ref().map(|opened| Arc::clone(&opened.working));
+        let Some(working) = working else { return };
+        if let Some(announcing) = &working.announcing {
+            announcing.end().await;
+        }
+        let runner = working.runner.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runner) = runner {
             runner.finish(deadline).await;
         }
@@ -193,24 +210,70 @@ impl Opening {
     }
 
     /// From now on there is all that is in `parts`, its store is cleaned, and its
-    /// jobs are run. Needs a runtime.
-    pub fn open(self, parts: ServerParts, config: &ApiConfig) {
+    /// jobs are run, but by a gateway. Needs a runtime.
+    pub fn open(self, parts: ServerParts, config: &ApiConfig) -> OpenedSite {
         parts.store.start_cleaning();
-        let services = parts.models.iter().map(|model| model.images.clone()).collect();
+        let announced = parts.fleet.clone().filter(|_| config.role != Role::Gateway);
+        let announced = announced.map(|fleet| Announcing::start(parts.models.clone(), fleet));
         let state = AppState::new(parts, config);
-        let metrics = state.metrics().clone();
-        let metrics_router = super::metrics::router(state.clone());
-        let runner = Mutex::new(Some(Runner::start(state.clone())));
-        let router = router_of(state);
+        let runs = config.role != Role::Gateway;
+        let runner = Mutex::new(runs.then(|| Runner::start(state.clone())));
+        let working = Arc::new(Working { runner, announcing: announced });
+        let site = OpenedSite { state, working, opened: self.opened };
+        site.answer_with(&site.state);
+        site
+    }
+}
+
+/// A site that is open. Dropped, it stays as it is.
+pub struct OpenedSite {
+    state: AppState,
+    working: Arc<Working>,
+    opened: watch::Sender<Option<Opened>>,
+}
+
+impl OpenedSite {
+    /// Keeps the models those that workers announce, for a gateway; never completes.
+    pub async fn follow(&self, fleet: &dyn Fleet) -> std::convert::Infallible {
+        loop {
+            let changed = fleet.until_models_change();
+            let _ = tokio::time::timeout(LOOK, changed).await;
+            match models_of(fleet, self.state.metrics()).await {
+                Ok(models) if models.is_empty() => {}
+                Ok(models) => self.answer_with(&self.state.with_models(models)),
+                Err(error) => {
+                    tracing::warn!(cause = causes::one_line(&error), "the workers' models");
+                }
+            }
+        }
+    }
+
+    fn answer_with(&self, state: &AppState) {
+        let services = state.requests.models.all().iter().map(|model| model.images.clone());
         self.opened.send_replace(Some(Opened {
-            router,
-            metrics_router,
-            metrics,
-            services,
-            runner,
+            router: router_of(state.clone()),
+            metrics_router: super::metrics::router(state.clone()),
+            metrics: state.metrics().clone(),
+            services: services.collect(),
+            working: Arc::clone(&self.working),
         }));
     }
 }
+
+/// The models that workers have announced, once there is one.
+pub async fn announced_models(fleet: &dyn Fleet, metrics: &Metrics) -> Vec<ModelService> {
+    loop {
+        match models_of(fleet, metrics).await {
+            Ok(models) if models.is_empty() => {}
+            Ok(models) => return models,
+            Err(error) => tracing::warn!(cause = causes::one_line(&error), "the workers' models"),
+        }
+        let _ = tokio::time::timeout(LOOK, fleet.until_models_change()).await;
+    }
+}
+
+/// How often a gateway looks at models that it was not told of.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What those ask for who watch over a server: answered at once.
 const PROBES: [&str; 2] = ["/health", "/ready"];

@@ -5,11 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::health::DeepChecks;
 use super::jobs::JobDesk;
+use super::role::Role;
 use super::{Access, ApiConfig, ServerParts};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
-use crate::requests::{Models, RequestContext, RequestSettings};
-use crate::service::{ImageService, RequestMemory};
+use crate::requests::{ModelService, Models, RequestContext, RequestSettings};
+use crate::service::{ImageService, RequestMemory, ServiceError};
 
 /// The state of the router; clones share all of it.
 #[derive(Clone)]
@@ -29,7 +30,7 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(parts: ServerParts, config: &ApiConfig) -> Self {
-        let ServerParts { models, store, jobs, access } = parts;
+        let ServerParts { models, store, jobs, fleet, access } = parts;
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
@@ -41,12 +42,18 @@ impl AppState {
         Self {
             requests: RequestContext::new(models, memory, settings),
             store: Arc::new(store),
-            jobs: Arc::new(JobDesk::new(jobs)),
+            jobs: Arc::new(JobDesk::new(jobs, fleet)),
             deep_checks: Arc::default(),
             config: Arc::new(config.clone()),
             access,
             started: unix_seconds(),
         }
+    }
+
+    /// The same with other models.
+    pub(super) fn with_models(&self, models: Vec<ModelService>) -> Self {
+        let models = Arc::new(Models::new(models, &self.config.model_aliases));
+        Self { requests: self.requests.with_models(models), ..self.clone() }
     }
 
     /// The way to whichever model, for what concerns all of them.
@@ -57,6 +64,14 @@ impl AppState {
     /// Where everything is counted.
     pub(super) fn metrics(&self) -> &Metrics {
         self.service().metrics()
+    }
+
+    /// Refuses `what` only a process with models can do.
+    pub(super) fn refuse_on_gateway(&self, what: &'static str) -> Result<(), ServiceError> {
+        match self.config.role {
+            Role::Gateway => Err(ServiceError::NotOffered { what, field: None }),
+            Role::All | Role::Worker => Ok(()),
+        }
     }
 
     /// `path` behind the configured prefix.

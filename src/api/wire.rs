@@ -354,7 +354,7 @@ pub(super) struct ModelFacts {
     pipeline: String,
     description: String,
     /// `loaded`, `loading`, `not_loaded` (it is when somebody asks for it) or `failed`; of
-    /// the replica that is farthest, if there are several.
+    /// the replica that is farthest, if there are several. `remote`: it is with workers.
     #[schema(example = "loaded")]
     state: &'static str,
     /// Where it is; null while it is not loaded.
@@ -443,7 +443,7 @@ impl ModelFacts {
             id: card.id.clone(),
             pipeline: card.pipeline.clone(),
             description: card.description.clone(),
-            state: first.map_or("not_loaded", |replica| replica.state),
+            state: first.map_or("remote", |replica| replica.state),
             device: first.and_then(|replica| replica.device.clone()),
             dtype: first.and_then(|replica| replica.dtype.clone()),
             weight_bytes: first.and_then(|replica| replica.weight_bytes),

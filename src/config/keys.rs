@@ -34,6 +34,7 @@ macro_rules! keys {
 keys! {
     HOST: "server.host", "DIFFUSER_HOST" flag "--host", "address to listen on";
     PORT: "server.port", "DIFFUSER_PORT" flag "--port", "port to listen on";
+    ROLE: "server.role", "DIFFUSER_ROLE" flag "--role", "all, gateway or worker";
     API_PREFIX: "server.api_prefix", "DIFFUSER_API_PREFIX", "path before /images/edits";
     APP_NAME: "server.app_name", "DIFFUSER_APP_NAME", "name shown at /";
     APP_VERSION: "server.app_version", "DIFFUSER_APP_VERSION", "version shown at /";
@@ -127,7 +128,8 @@ keys! {
 
     QUEUE_CAPACITY: "queue.capacity", "DIFFUSER_QUEUE_CAPACITY", "requests that may wait for a model";
 
-    JOBS_STORE: "jobs.store", "DIFFUSER_JOBS_STORE", "memory or sqlite://FILE";
+    JOBS_STORE: "jobs.store", "DIFFUSER_JOBS_STORE", "memory, sqlite://FILE or postgres://USER:PASSWORD@HOST/DATABASE";
+    JOBS_FILES: "jobs.files", "DIFFUSER_JOBS_FILES", "file:///PATH, s3://, gs:// or az://BUCKET/PREFIX, of all who share the jobs";
     JOBS_MAX_TRIES: "jobs.max_tries", "DIFFUSER_JOBS_MAX_TRIES", "tries of a job during which the process ends";
     JOBS_LIFETIME: "jobs.lifetime_s", "DIFFUSER_JOBS_LIFETIME_S", "seconds that a job is kept that has ended";
     JOBS_CAPACITY: "jobs.capacity", "DIFFUSER_JOBS_CAPACITY", "jobs that may wait or run";
@@ -167,7 +169,7 @@ impl Key {
 
     /// Whether its value is nobody's business.
     pub(super) fn is_secret(&self) -> bool {
-        [API_KEYS, ADMIN_KEYS].contains(self)
+        [API_KEYS, ADMIN_KEYS, JOBS_STORE].contains(self)
     }
 }
 

@@ -40,9 +40,10 @@ pub use error::{ConfigError, Fault};
 pub use keys::{CONFIG_FILE_VARIABLE, KEYS, Key};
 pub use models::ModelSettings;
 
-use crate::api::{ApiConfig, ApiKeys, MetricsAddress, PeerLimits, PngCompression};
+use crate::api::{ApiConfig, ApiKeys, MetricsAddress, PeerLimits, PngCompression, Role};
 use crate::domain::{GuidanceScale, Steps};
 use crate::hub::HubConfig;
+use crate::pictures::StoreConfig;
 use crate::requests::DefaultResponseFormat;
 use crate::service::{Budget, ServiceConfig};
 use crate::telemetry::{LogFormat, TracesConfig};
@@ -53,6 +54,8 @@ use layers::Layers;
 pub struct Config {
     /// The HTTP side.
     pub api: ApiConfig,
+    /// Where requests and results of jobs are that several processes share, if they do.
+    pub job_files: Option<StoreConfig>,
     /// Where to listen.
     pub listen: ListenConfig,
     /// The queue.
@@ -118,6 +121,8 @@ pub struct Flags {
     pub host: Option<String>,
     /// `--port`
     pub port: Option<String>,
+    /// `--role`
+    pub role: Option<String>,
 }
 
 impl Config {
@@ -130,7 +135,13 @@ impl Config {
         let mut layers = layers_of(sources);
 
         let (listen, api) = (layers.listen(), layers.api(&sources.environment));
+        let mut api = api;
+        let job_files = layers.job_files(&api.jobs, &sources.environment);
+        if let Some(files) = job_files.as_ref().filter(|_| api.role != Role::All) {
+            api.picture_store.share(files);
+        }
         let config = Self {
+            job_files,
             listen,
             models: layers.models(&sources.flags.models),
             threads: layers.threads(),
@@ -195,6 +206,7 @@ fn layers_of(sources: &Sources) -> Layers {
         (keys::THREADS, &sources.flags.threads),
         (keys::HOST, &sources.flags.host),
         (keys::PORT, &sources.flags.port),
+        (keys::ROLE, &sources.flags.role),
     ] {
         layers.add_flag(key, text.as_deref());
     }
@@ -217,6 +229,7 @@ impl Layers {
     }
 
     fn api(&mut self, environment: &Environment) -> ApiConfig {
+        let jobs = self.jobs();
         ApiConfig {
             app_name: self.name(keys::APP_NAME).unwrap_or_default(),
             app_version: self
@@ -263,7 +276,8 @@ impl Layers {
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
             metrics: self.metrics_address(),
             access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
-            jobs: self.jobs(),
+            role: self.role(&jobs),
+            jobs,
         }
     }
 

@@ -52,7 +52,7 @@ impl Layers {
 }
 
 /// What the environment says of the service of a bucket.
-fn options_of(location: &StoreLocation, environment: &Environment) -> StoreOptions {
+pub(super) fn options_of(location: &StoreLocation, environment: &Environment) -> StoreOptions {
     let StoreLocation::Bucket { service, .. } = location else { return StoreOptions::default() };
     let prefix = service.variable_prefix();
     let variables =

@@ -1,5 +1,6 @@
 //! What settings say of jobs.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -26,11 +27,32 @@ pub enum JobStoreLocation {
     Memory,
     /// In a database, with their files beside it.
     Sqlite(PathBuf),
+    /// In a database that several processes share.
+    Postgres(DatabaseUrl),
+}
+
+/// The address of a database, with what is secret in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// All of it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = self.0.rsplit_once('@').map_or("", |(_, host)| host);
+        write!(formatter, "postgres://…{host}")
+    }
 }
 
 impl JobStoreLocation {
     /// The ways to write one.
-    pub const EXPECTED: &str = "memory or sqlite://FILE";
+    pub const EXPECTED: &str = "memory, sqlite://FILE or postgres://USER:PASSWORD@HOST/DATABASE";
 
     /// Where they are if the settings name a folder for data, and no more.
     #[must_use]
@@ -41,7 +63,7 @@ impl JobStoreLocation {
 
 /// A text that is no location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected memory or sqlite://FILE")]
+#[error("expected {}", JobStoreLocation::EXPECTED)]
 pub struct UnknownLocation;
 
 impl FromStr for JobStoreLocation {
@@ -52,6 +74,9 @@ impl FromStr for JobStoreLocation {
             None if text == "memory" => Ok(Self::Memory),
             Some(("sqlite", file)) if !file.is_empty() && !file.ends_with('/') => {
                 Ok(Self::Sqlite(file.into()))
+            }
+            Some(("postgres" | "postgresql", rest)) if !rest.is_empty() => {
+                Ok(Self::Postgres(DatabaseUrl(text.to_owned())))
             }
             _ => Err(UnknownLocation),
         }
@@ -68,7 +93,7 @@ mod tests {
         let file = JobStoreLocation::Sqlite("/srv/jobs.db".into());
         assert_eq!("sqlite:///srv/jobs.db".parse(), Ok(file.clone()));
         assert_eq!(JobStoreLocation::within(Path::new("/srv")), file);
-        for wrong in ["", "sqlite://", "sqlite:///srv/", "/srv/jobs.db", "postgres://x", "Memory"] {
+        for wrong in ["", "sqlite://", "sqlite:///srv/", "/srv/jobs.db", "postgres://", "Memory"] {
             assert_eq!(wrong.parse::<JobStoreLocation>(), Err(UnknownLocation), "{wrong}");
         }
     }

@@ -27,6 +27,9 @@ pub enum JobStoreError {
         /// The database.
         path: PathBuf,
     },
+    /// They are in a database that several processes share.
+    #[error("these jobs are in a database that several processes share")]
+    NotEmbedded,
     /// A later version of the program wrote it.
     #[error("the jobs are of a later version ({found}) than this program knows ({known})")]
     Newer {
@@ -50,7 +53,43 @@ pub enum JobStoreError {
         #[source]
         error: io::Error,
     },
+    /// The database of several processes failed, or is away.
+    #[error("the database of the jobs failed")]
+    Shared(#[from] sqlx::Error),
+    /// An object failed.
+    #[error("cannot use the object {name}")]
+    Object {
+        /// Which.
+        name: String,
+        /// Why.
+        #[source]
+        error: object_store::Error,
+    },
+    /// The database or the objects gave no answer.
+    #[error("the store of the jobs did not answer in time")]
+    NotInTime,
     /// The work ended early.
     #[error("the store of the jobs was interrupted")]
     Interrupted(#[from] tokio::task::JoinError),
+}
+
+impl JobStoreError {
+    /// Whether a request or a result is not there.
+    #[must_use]
+    pub fn is_for_want_of_file(&self) -> bool {
+        match self {
+            Self::File { error, .. } => error.kind() == io::ErrorKind::NotFound,
+            Self::Object { error, .. } => matches!(error, object_store::Error::NotFound { .. }),
+            Self::TooManyJobs { .. }
+            | Self::NoRoom { .. }
+            | Self::InUse { .. }
+            | Self::NotEmbedded
+            | Self::Newer { .. }
+            | Self::Database(_)
+            | Self::Shared(_)
+            | Self::NotInTime
+            | Self::Damaged(_)
+            | Self::Interrupted(_) => false,
+        }
+    }
 }

@@ -23,18 +23,23 @@
 mod config;
 mod error;
 mod files;
+mod fleet;
 mod id;
+mod objects;
+mod postgres;
 mod record;
 mod sqlite;
 mod store;
 mod watchers;
 
-pub use config::{JobStoreLocation, JobsConfig};
+pub use config::{DatabaseUrl, JobStoreLocation, JobsConfig};
 pub use error::JobStoreError;
+pub use fleet::{AnnouncedModel, Fleet};
 pub use id::JobId;
+pub use postgres::SharedStore;
 pub use record::{JobFailure, JobProgress, JobRecord, JobResult, JobState, Owner};
 pub use sqlite::EmbeddedStore;
 pub use store::{
-    Cancelled, Claim, Claimed, Created, Idempotency, JobList, JobStore, NewJob, Outcome, Page,
-    Releasing,
+    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Outcome,
+    Page, Releasing, Wanted,
 };

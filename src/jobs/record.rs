@@ -43,6 +43,8 @@ pub struct JobRecord {
     pub warnings: Vec<String>,
     /// Why it failed.
     pub failure: Option<JobFailure>,
+    /// Parts of its reply that are there already, if that is a stream.
+    pub parts: u64,
     /// How long its request is; 0 once it has ended.
     pub request_bytes: u64,
     /// How long its result is.
@@ -117,7 +119,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// How far a job's model is. Lives as long as the process that runs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobProgress {
     /// The picture that is being made, from 1.
     pub picture: usize,

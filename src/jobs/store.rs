@@ -25,6 +25,19 @@ pub struct NewJob {
     pub idempotency: Option<Idempotency>,
     /// The request.
     pub request: Bytes,
+    /// How much work it is, in seconds of whatever device: only relations count.
+    pub cost_s: f64,
+    /// Whether its client waits for the reply, and the job is of no use without it.
+    pub is_attached: bool,
+}
+
+/// The models whose jobs somebody takes up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Those that are there.
+    pub loaded: Vec<String>,
+    /// Those that would have to be loaded first.
+    pub loadable: Vec<String>,
 }
 
 /// A client's own name for a request.
@@ -92,6 +105,21 @@ pub enum Cancelled {
     Ended(JobRecord),
 }
 
+/// Jobs of a model that have not ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobLine {
+    /// The model.
+    pub model: String,
+    /// Those that wait.
+    pub waiting: u64,
+    /// Those that run.
+    pub running: u64,
+    /// How long the oldest of the waiting ones has waited, in milliseconds.
+    pub oldest_ms: u64,
+    /// How much work the waiting ones are, in seconds.
+    pub work_s: f64,
+}
+
 /// Which of an owner's jobs: the latest first.
 #[derive(Debug, Clone, Copy)]
 pub struct Page {
@@ -129,8 +157,10 @@ pub trait JobStore: Send + Sync + 'static {
     /// Jobs of an owner.
     async fn list(&self, owner: &Owner, page: Page) -> Result<JobList, JobStoreError>;
 
-    /// Takes up the next job: of the owner who has fewest taken up, the oldest.
-    async fn claim(&self) -> Result<Option<Claimed>, JobStoreError>;
+    /// Takes up the next job. A store of one process has the jobs of that alone, and its
+    /// lines order them: of the owner who has fewest taken up, the oldest. One that is shared
+    /// looks at which jobs are `wanted`, and orders them as those lines do.
+    async fn claim(&self, wanted: &Wanted) -> Result<Option<Claimed>, JobStoreError>;
 
     /// The request of a job that has not ended.
     async fn request(&self, id: JobId) -> Result<Bytes, JobStoreError>;
@@ -158,6 +188,9 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Forgets what was kept for long enough, and fails what has waited for too long.
     async fn clean(&self) -> Result<(), JobStoreError>;
+
+    /// The lines of all models for which there are jobs that have not ended.
+    async fn lines(&self) -> Result<Vec<JobLine>, JobStoreError>;
 
     /// Tells of each change of a job, but may tell of several at once.
     fn watch(&self, id: JobId) -> watch::Receiver<()>;

@@ -31,6 +31,12 @@ impl Watchers {
         }
     }
 
+    /// Tells everybody: something may have changed.
+    pub(super) fn tell_all(&self) {
+        lock(&self.watched).values().for_each(|sender| sender.send_replace(()));
+        self.work.notify_one();
+    }
+
     pub(super) fn note(&self, claim: Claim, progress: JobProgress) {
         lock(&self.progress).insert(claim.id, (claim.number, progress));
         self.tell(claim.id);

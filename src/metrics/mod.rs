@@ -20,7 +20,9 @@ use ::metrics::{counter, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 pub use labels::{ErrorCode, LoadOutcome, Operation, Stage};
-pub use state::{DeviceState, LoraState, ModelState, ReplicaPresence, RequestMemoryState, State};
+pub use state::{
+    DeviceState, JobsState, LoraState, ModelState, ReplicaPresence, RequestMemoryState, State,
+};
 
 /// Where counts and times are kept; or nowhere, if the settings say so.
 #[derive(Clone, Default)]

@@ -6,6 +6,10 @@ pub(super) const HTTP_REQUESTS: &str = "diffuser_http_requests_total";
 pub(super) const HTTP_DURATION: &str = "diffuser_http_request_duration_seconds";
 pub(super) const ERRORS: &str = "diffuser_errors_total";
 pub(super) const QUEUE_DEPTH: &str = "diffuser_queue_depth";
+pub(super) const JOBS_WAITING: &str = "diffuser_jobs_waiting";
+pub(super) const JOBS_RUNNING: &str = "diffuser_jobs_running";
+pub(super) const JOBS_OLDEST: &str = "diffuser_jobs_oldest_age_seconds";
+pub(super) const JOBS_WORK: &str = "diffuser_jobs_waiting_work_seconds";
 pub(super) const QUEUE_WAIT: &str = "diffuser_queue_wait_seconds";
 pub(super) const RUNNING: &str = "diffuser_running_requests";
 pub(super) const STEP_DURATION: &str = "diffuser_step_duration_seconds";
@@ -59,6 +63,10 @@ const TABLE: &[(&str, Kind, Unit, &str)] = &[
         "Errors by the code that clients read; internal: a fault of the server",
     ),
     (QUEUE_DEPTH, Gauge, Unit::Count, "Requests that wait for a model"),
+    (JOBS_WAITING, Gauge, Unit::Count, "Jobs in the store that wait, of all who share it"),
+    (JOBS_RUNNING, Gauge, Unit::Count, "Jobs in the store whose model is at work"),
+    (JOBS_OLDEST, Gauge, Unit::Seconds, "How long the oldest of the waiting jobs has waited"),
+    (JOBS_WORK, Gauge, Unit::Seconds, "Work of the waiting jobs, as far as it was estimated"),
     (QUEUE_WAIT, Histogram, Unit::Seconds, "How long requests waited for their turn"),
     (RUNNING, Gauge, Unit::Count, "Requests that a model works on, or is loaded for"),
     (

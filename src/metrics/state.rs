@@ -22,6 +22,23 @@ pub struct State {
     pub request_memory: RequestMemoryState,
     /// LoRAs of requests.
     pub loras: LoraState,
+    /// The jobs of each model.
+    pub jobs: Vec<JobsState>,
+}
+
+/// Jobs of a model that have not ended.
+#[derive(Debug, Clone, Default)]
+pub struct JobsState {
+    /// The model's name.
+    pub model: String,
+    /// Those that wait.
+    pub waiting: u64,
+    /// Those that run.
+    pub running: u64,
+    /// How long the oldest of the waiting ones has waited, in seconds.
+    pub oldest_s: f64,
+    /// How much work the waiting ones are, in seconds.
+    pub work_s: f64,
 }
 
 /// A model and its line.
@@ -89,6 +106,7 @@ pub(super) fn render(state: &State) -> String {
         state.devices.iter().for_each(set_device);
         set_request_memory(state.request_memory);
         set_loras(&state.loras);
+        state.jobs.iter().for_each(set_jobs);
         set_process();
     });
     recorder.handle().render()
@@ -104,6 +122,14 @@ fn set_model(model: &ModelState) {
         gauge!(names::MODEL_LOADED, "model" => name(), "device" => device.clone())
             .set(if *is_loaded { 1.0 } else { 0.0 });
     }
+}
+
+fn set_jobs(jobs: &JobsState) {
+    let model = || jobs.model.clone();
+    gauge!(names::JOBS_WAITING, "model" => model()).set(jobs.waiting as f64);
+    gauge!(names::JOBS_RUNNING, "model" => model()).set(jobs.running as f64);
+    gauge!(names::JOBS_OLDEST, "model" => model()).set(jobs.oldest_s);
+    gauge!(names::JOBS_WORK, "model" => model()).set(jobs.work_s);
 }
 
 fn set_device(device: &DeviceState) {

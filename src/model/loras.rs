@@ -23,23 +23,41 @@ pub(super) const KEPT_BYTES: usize = 2 << 30;
 /// How many names a refusal lists.
 const LISTED_NAMES: usize = 20;
 
-/// The names that requests may use for what lies in `folder`, sorted.
-#[must_use]
-pub fn lora_names(folder: &Path) -> Vec<String> {
-    files_by_name(folder).into_keys().collect()
+/// The LoRAs that requests to a model may name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoraNames {
+    /// What lies in a folder, at any time.
+    Folder(PathBuf),
+    /// These, which are somewhere else.
+    Listed(Vec<String>),
 }
 
-/// Looks up the names of `loras` in `folder`, without opening a file: so that a request
-/// need not wait for its turn to hear of a wrong one.
-///
-/// # Errors
-/// [`ModelError::Unsuitable`] on `loras`, as the model itself refuses them.
-pub fn check_lora_names(folder: Option<&Path>, loras: &RequestLoras) -> Result<(), ModelError> {
-    if loras.is_empty() {
-        return Ok(());
+impl LoraNames {
+    /// The names, sorted. May look into a folder.
+    #[must_use]
+    pub fn all(&self) -> Vec<String> {
+        match self {
+            Self::Folder(folder) => files_by_name(folder).into_keys().collect(),
+            Self::Listed(names) => names.clone(),
+        }
     }
-    let files = files_in(folder)?;
-    loras.as_slice().iter().try_for_each(|lora| path_of(lora, &files).map(drop))
+
+    /// Looks up the names of `loras` among `known`, without opening a file: so that a request
+    /// need not wait for its turn to hear of a wrong one.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsuitable`] on `loras`, as the model itself refuses them.
+    pub fn check(known: Option<&Self>, loras: &RequestLoras) -> Result<(), ModelError> {
+        if loras.is_empty() {
+            return Ok(());
+        }
+        let known = known.ok_or_else(no_folder)?.all();
+        let mut named = loras.as_slice().iter().map(RequestLora::name);
+        match named.find(|name| !known.iter().any(|known| known == name)) {
+            Some(name) => Err(unknown(name, known.iter())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The folder of a model, and those of its files that were used last.
@@ -111,8 +129,11 @@ impl LoraFolder {
 }
 
 fn files_in(folder: Option<&Path>) -> Result<BTreeMap<String, PathBuf>, ModelError> {
-    let folder = folder.ok_or_else(|| unsuitable("This server has no folder of LoRAs."))?;
-    Ok(files_by_name(folder))
+    Ok(files_by_name(folder.ok_or_else(no_folder)?))
+}
+
+fn no_folder() -> ModelError {
+    unsuitable("This server has no folder of LoRAs.")
 }
 
 fn path_of<'a>(
@@ -120,7 +141,7 @@ fn path_of<'a>(
     files: &'a BTreeMap<String, PathBuf>,
 ) -> Result<&'a Path, ModelError> {
     let path = files.get(lora.name()).map(PathBuf::as_path);
-    path.ok_or_else(|| unknown(lora.name(), files))
+    path.ok_or_else(|| unknown(lora.name(), files.keys()))
 }
 
 /// What lies in `folder`: paths by the names that requests use.
@@ -171,9 +192,10 @@ fn unsuitable(reason: impl Into<String>) -> ModelError {
     ModelError::Unsuitable { field: "loras", reason: reason.into() }
 }
 
-fn unknown(name: &str, files: &BTreeMap<String, PathBuf>) -> ModelError {
-    let known: Vec<&str> = files.keys().take(LISTED_NAMES).map(String::as_str).collect();
-    let more = files.len() - known.len();
+fn unknown<'a>(name: &str, names: impl ExactSizeIterator<Item = &'a String>) -> ModelError {
+    let count = names.len();
+    let known: Vec<&str> = names.take(LISTED_NAMES).map(String::as_str).collect();
+    let more = count - known.len();
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let known = match known.as_slice() {
         [] => "no LoRA".to_owned(),
@@ -214,6 +236,10 @@ mod tests {
         folder
     }
 
+    fn names_in(folder: &Path) -> Vec<String> {
+        LoraNames::Folder(folder.to_owned()).all()
+    }
+
     #[test]
     fn names_are_those_of_files_and_of_folders_with_one_and_new_ones_are_seen() {
         let folder = folder_of(&[
@@ -229,11 +255,11 @@ mod tests {
             "empty/readme.md",
             ".git/x.safetensors",
         ]);
-        assert_eq!(lora_names(folder.path()), ["A", "b.v1", "peft"]);
+        assert_eq!(names_in(folder.path()), ["A", "b.v1", "peft"]);
 
         std::fs::write(folder.path().join("new.safetensors"), "").unwrap();
-        assert_eq!(lora_names(folder.path()), ["A", "b.v1", "new", "peft"]);
-        assert!(lora_names(&folder.path().join("not-there")).is_empty());
+        assert_eq!(names_in(folder.path()), ["A", "b.v1", "new", "peft"]);
+        assert!(names_in(&folder.path().join("not-there")).is_empty());
     }
 
     #[test]
@@ -252,26 +278,30 @@ mod tests {
             (0..23).map(|number| format!("l{number:02}.safetensors")).collect();
         let folder = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
 
-        let sentence = unknown("x", &files_by_name(folder.path())).to_string();
+        let sentence = unknown("x", files_by_name(folder.path()).keys()).to_string();
 
         assert!(sentence.contains("'x'") && sentence.contains("l00, l01"), "{sentence}");
         assert!(sentence.ends_with("l19 and 3 more."), "{sentence}");
-        let none = unknown("x", &BTreeMap::new()).to_string();
+        let none = unknown("x", [].iter()).to_string();
         assert_eq!(none, "There is no LoRA 'x'; this server has no LoRA.");
     }
 
     #[test]
     fn names_can_be_looked_up_before_a_model_is_asked() {
         let folder = folder_of(&["a.safetensors", "b/x.safetensors"]);
-        let check = |names: &[&str], folder| {
+        let check = |names: &[&str], known: Option<&LoraNames>| {
             let loras = names.iter().map(|name| RequestLora::new(*name, 1.0).unwrap());
-            check_lora_names(folder, &RequestLoras::new(loras.collect()).unwrap())
+            LoraNames::check(known, &RequestLoras::new(loras.collect()).unwrap())
         };
+        let here = LoraNames::Folder(folder.path().to_owned());
+        let elsewhere = LoraNames::Listed(here.all());
 
-        assert!(check(&["a", "b", "a"], Some(folder.path())).is_ok());
-        let refused = check(&["a", "c"], Some(folder.path())).unwrap_err();
-        assert!(matches!(refused, ModelError::Unsuitable { field: "loras", .. }));
-        assert!(refused.to_string().contains("'c'; this server has a, b."), "{refused}");
+        for known in [here, elsewhere] {
+            assert!(check(&["a", "b", "a"], Some(&known)).is_ok());
+            let refused = check(&["a", "c"], Some(&known)).unwrap_err();
+            assert!(matches!(refused, ModelError::Unsuitable { field: "loras", .. }));
+            assert!(refused.to_string().contains("'c'; this server has a, b."), "{refused}");
+        }
         assert!(check(&["a"], None).unwrap_err().to_string().contains("no folder"));
         assert!(check(&[], None).is_ok());
     }

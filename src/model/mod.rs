@@ -36,7 +36,7 @@ pub use conversion::{Component, ConversionError, ConversionRequest, convert};
 pub use estimate::{BytesPerPixel, Estimate};
 pub use file_source::{FILE_SOURCES, FileSource};
 pub use files::{Inspection, MissingPart, inspect, missing_parts, weight_files};
-pub use loras::{check_lora_names, lora_names};
+pub use loras::LoraNames;
 pub use memory_limit::MemoryLimit;
 pub use plan::{ModelPlan, PlannedComponent};
 pub use registry::{ModelFiles, find_embedded, load};

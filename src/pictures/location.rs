@@ -114,6 +114,24 @@ fn bucket(service: CloudService, text: &str) -> Result<StoreLocation, UnknownLoc
     Ok(StoreLocation::Bucket { service, name, prefix })
 }
 
+impl StoreLocation {
+    /// The ways to write one that several processes reach.
+    pub const EXPECTED_SHARED: &str = "file:///PATH, s3://, gs:// or az://BUCKET/PREFIX";
+
+    /// What is called `part` within it; memory has no parts.
+    #[must_use]
+    pub fn below(&self, part: &str) -> Self {
+        match self {
+            Self::Memory => Self::Memory,
+            Self::Folder(path) => Self::Folder(path.join(part)),
+            Self::Bucket { service, name, prefix } => {
+                let prefix = format!("{prefix}/{part}").trim_matches('/').to_owned();
+                Self::Bucket { service: *service, name: name.clone(), prefix }
+            }
+        }
+    }
+}
+
 impl fmt::Display for StoreLocation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -52,6 +52,15 @@ impl StoreConfig {
     /// How long an answer is waited for, if nothing else is said.
     pub const TIMEOUT: Duration = Duration::from_secs(30);
 
+    /// Has pictures that would be in the memory of one process lie beside `files`, which
+    /// several processes have.
+    pub fn share(&mut self, files: &Self) {
+        if self.location == StoreLocation::Memory {
+            self.location = files.location.below("pictures");
+            self.options = files.options.clone();
+        }
+    }
+
     /// The longest lifetime of addresses that a bucket signs: S3 and Google take no more.
     pub const LONGEST_SIGNED: Duration = Duration::from_secs(7 * 24 * 3600);
 }
@@ -178,6 +187,15 @@ impl PictureStore {
             }
         }
     }
+}
+
+/// The folder or the bucket of the settings, for other objects than pictures; `None` if it is
+/// in memory. Does not speak to a bucket yet.
+///
+/// # Errors
+/// As [`PictureStore::open`].
+pub fn open_objects(config: &StoreConfig) -> Result<Option<Arc<dyn ObjectStore>>, OpenError> {
+    open::objects(config)
 }
 
 fn describe((file, left): (Bytes, Duration)) -> Description {

@@ -9,6 +9,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
+use object_store::prefix::PrefixStore;
 use object_store::signer::Signer;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
@@ -16,7 +17,7 @@ use super::error::OpenError;
 use super::location::CloudService;
 use super::name::{self, PictureName};
 use super::objects::ObjectPictures;
-use super::{StoreConfig, StoreOptions};
+use super::{StoreConfig, StoreLocation, StoreOptions};
 use crate::tls;
 
 /// For the connection to a service.
@@ -96,11 +97,38 @@ fn both<S: ObjectStore + Signer>(store: S) -> Signing {
     (Arc::clone(&store) as _, store)
 }
 
+/// The objects of a folder or a bucket, whatever they are; below the bucket's prefix.
+pub(super) fn objects(config: &StoreConfig) -> Result<Option<Arc<dyn ObjectStore>>, OpenError> {
+    Ok(match &config.location {
+        StoreLocation::Memory => None,
+        StoreLocation::Folder(path) => {
+            let failed = |source| OpenError::Folder { path: path.clone(), source };
+            make_writable(path).map_err(failed)?;
+            let store =
+                LocalFileSystem::new_with_prefix(path).map_err(|error| failed(error.into()))?;
+            Some(Arc::new(store.with_fsync(true)))
+        }
+        StoreLocation::Bucket { service, name, prefix } => {
+            let (store, _) = signing((*service, name), config)?;
+            Some(Arc::new(PrefixStore::new(store, prefix.as_str())))
+        }
+    })
+}
+
 /// A bucket. Nothing is asked of its service yet, which may come later than this server.
 pub(super) fn bucket(
     (service, name): (CloudService, &str),
     config: &StoreConfig,
 ) -> Result<ObjectPictures, OpenError> {
+    let (store, signer) = signing((service, name), config)?;
+    let signer = config.signed_urls.then_some(signer);
+    Ok(ObjectPictures::new(store, signer, config))
+}
+
+fn signing(
+    (service, name): (CloudService, &str),
+    config: &StoreConfig,
+) -> Result<Signing, OpenError> {
     tls::install_provider();
     let opened = match service {
         CloudService::S3 => s3(name, &config.options),
@@ -108,9 +136,7 @@ pub(super) fn bucket(
         CloudService::AzureBlobStorage => azure_blob_storage(name, &config.options),
     };
     let location = config.location.to_string();
-    let (store, signer) = opened.map_err(|source| OpenError::Bucket { location, source })?;
-    let signer = config.signed_urls.then_some(signer);
-    Ok(ObjectPictures::new(store, signer, config))
+    opened.map_err(|source| OpenError::Bucket { location, source })
 }
 
 /// The options that a service knows, each with its key.

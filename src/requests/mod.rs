@@ -6,6 +6,7 @@
 //! for the OpenAPI page what is read here; a `Recipe` brings what was made back into fields,
 //! `stored` a request that was put aside.
 
+mod announcement;
 mod context;
 mod data_url;
 mod endpoint;
@@ -24,6 +25,7 @@ pub(crate) mod schema;
 mod stored;
 mod table;
 
+pub use announcement::{Announcement, UnreadableAnnouncement};
 pub use models::ModelService;
 pub use parameters::DefaultResponseFormat;
 pub use quality::{QualityOverride, QualityOverrides};

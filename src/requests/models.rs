@@ -1,6 +1,5 @@
 //! The models that requests can be for, and which one a request is for.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::error::RequestError;
@@ -8,7 +7,7 @@ use super::fields::quote;
 use super::names::ModelNames;
 use super::quality::{QualityOverrides, QualityTable};
 use crate::domain::{RequestLoras, TaskKind};
-use crate::model::{check_lora_names, lora_names};
+use crate::model::LoraNames;
 use crate::service::{ImageService, ServiceError};
 
 /// A model with what the settings say of requests to it.
@@ -20,8 +19,8 @@ pub struct ModelService {
     pub aliases: Vec<String>,
     /// What `quality` stands for, where the settings say so.
     pub quality: QualityOverrides,
-    /// The folder of the LoRAs that requests may name, if there is one.
-    pub lora_dir: Option<PathBuf>,
+    /// The LoRAs that requests may name, if there can be any.
+    pub loras: Option<LoraNames>,
     /// SHA-256 of the pixels that its test picture should have, if the settings say so.
     pub health_digest: Option<String>,
 }
@@ -32,18 +31,18 @@ pub(crate) struct ServedModel {
     pub(crate) names: ModelNames,
     pub(crate) qualities: QualityTable,
     pub(crate) health_digest: Option<String>,
-    lora_dir: Option<PathBuf>,
+    loras: Option<LoraNames>,
 }
 
 impl ServedModel {
     /// The names of the LoRAs that requests may use. Not for the async runtime.
     pub(crate) fn loras(&self) -> Vec<String> {
-        self.lora_dir.as_deref().map(lora_names).unwrap_or_default()
+        self.loras.as_ref().map(LoraNames::all).unwrap_or_default()
     }
 
     /// Whether there may be any.
     pub(crate) fn has_loras(&self) -> bool {
-        self.lora_dir.is_some()
+        self.loras.is_some()
     }
 
     /// Refuses names that are none, before the request waits for its turn. Not for the
@@ -52,7 +51,7 @@ impl ServedModel {
     /// # Errors
     /// [`ServiceError::Unsuitable`] on `loras`.
     pub(super) fn check_loras(&self, loras: &RequestLoras) -> Result<(), ServiceError> {
-        Ok(check_lora_names(self.lora_dir.as_deref(), loras)?)
+        Ok(LoraNames::check(self.loras.as_ref(), loras)?)
     }
 }
 
@@ -73,7 +72,7 @@ impl Models {
             Arc::new(ServedModel {
                 names: ModelNames::new(&card.id, &service.aliases),
                 qualities: QualityTable::new(card, &service.quality),
-                lora_dir: service.lora_dir,
+                loras: service.loras,
                 health_digest: service.health_digest,
                 images: service.images,
             })

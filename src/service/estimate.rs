@@ -8,6 +8,9 @@ use crate::model::{Estimate, ModelCard};
 /// What a request will take, as far as can be told.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RequestEstimate {
+    /// How much work it is, in seconds: those of a device that is not known if nothing has
+    /// been measured, so that only relations count.
+    pub cost_s: f64,
     /// How long its pictures take once they are begun, in seconds.
     pub seconds: Option<f64>,
     /// Requests that wait for the same model.

@@ -37,7 +37,7 @@ pub use estimate::RequestEstimate;
 pub use host::{LoadFailure, PreloadError};
 pub use memory::{MemoryError, MemoryShare, RequestMemory};
 pub use order::Client;
-pub use pool::{Budget, Loader, PooledModel, ServiceConfig, WorkerHandle, start};
+pub use pool::{Budget, Loader, PooledModel, ServiceConfig, WorkerHandle, remote, start};
 pub use progress::{JobStage, RunningJob};
 pub use size_plan::{Framing, SizeChoice};
 
@@ -102,8 +102,10 @@ pub struct ServiceStatus {
     pub busy: bool,
     /// Whether new requests are taken.
     pub accepting: bool,
-    /// Whether the threads of the models run.
+    /// Whether the threads of the models run; also if there are none, for models are elsewhere.
     pub worker_alive: bool,
+    /// The threads of devices, at the start.
+    pub threads: usize,
 }
 
 /// What a model is asked for.
@@ -249,12 +251,13 @@ impl ImageService {
         self.check_room(&request)?;
         let work = Work::of(&request, self.card());
         let loaded = self.shared.board.estimate(self.model);
-        let (measured, waiting) = self.shared.queue.outlook(self.model, work);
+        let (cost_s, measured, waiting) = self.shared.queue.outlook(self.model, work);
         let by_loaded = |estimate| estimate::seconds_by(estimate, self.card(), work);
         let running = self.running_jobs().into_iter().filter(|job| job.model == self.card().id);
         let running_s =
             running.map(|job| job.left_s).try_fold(0.0, |sum, left_s| Some(sum + left_s?));
         Ok(RequestEstimate {
+            cost_s,
             seconds: measured.or_else(|| loaded.as_deref().and_then(by_loaded)),
             waiting,
             waiting_seconds: running_s
@@ -314,13 +317,14 @@ impl ImageService {
     #[must_use]
     pub fn status(&self) -> ServiceStatus {
         let queue = &self.shared.queue;
-        let Length { waiting, running, is_open, is_hosted } = queue.length();
+        let Length { waiting, running, is_open, is_hosted, threads } = queue.length();
         ServiceStatus {
             waiting,
             capacity: queue.capacity,
             busy: running > 0,
             accepting: is_open,
-            worker_alive: is_hosted,
+            worker_alive: is_hosted || threads == 0,
+            threads,
         }
     }
 

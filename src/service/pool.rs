@@ -54,7 +54,7 @@ pub struct ServiceConfig {
 }
 
 /// The threads of the devices, to wait for after a shutdown.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct WorkerHandle(Vec<JoinHandle<()>>);
 
 impl WorkerHandle {
@@ -125,6 +125,17 @@ pub fn start(
     outcome?;
     let service = |index| ImageService::of(Arc::clone(&shared), index);
     Ok(((0..models.len()).map(service).collect(), WorkerHandle(threads)))
+}
+
+/// The ways to models that are elsewhere: what is asked of them can be understood and sized
+/// here, and is made by others. Everything is counted in `metrics`.
+#[must_use]
+pub fn remote(cards: Vec<ModelCard>, metrics: &Metrics) -> Vec<ImageService> {
+    let queue = Arc::new(Queue::new(0, cards.len(), &[]));
+    let board = Arc::new(Board::new(cards.len(), &[]));
+    let (count, jobs) = (cards.len(), Arc::new(RunningJobs::default()));
+    let shared = Arc::new(Shared::new(cards, (queue, board, jobs), metrics.clone()));
+    (0..count).map(|index| ImageService::of(Arc::clone(&shared), index)).collect()
 }
 
 fn no_thread(models: &[Arc<PooledModel>], error: std::io::Error) -> PreloadError {

@@ -121,6 +121,8 @@ pub(super) struct Length {
     pub(super) is_open: bool,
     /// Whether every model has a thread.
     pub(super) is_hosted: bool,
+    /// How many threads there were at the start.
+    pub(super) threads: usize,
 }
 
 /// How long the line of one model is, and what is used there.
@@ -274,12 +276,12 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// What is known of a job for `model` before it joins the line: how long it will take,
-    /// if such jobs have been measured, and how many wait.
-    pub(super) fn outlook(&self, model: usize, work: Work) -> (Option<f64>, usize) {
+    /// What is known of a job for `model` before it joins the line: how much it is, how long
+    /// it will take, if such jobs have been measured, and how many wait.
+    pub(super) fn outlook(&self, model: usize, work: Work) -> (f64, Option<f64>, usize) {
         let state = self.lock();
-        let line = &state.lines[model];
-        (line.pace.measured_s(work), line.waiting)
+        let Line { pace, waiting, .. } = &state.lines[model];
+        (pace.estimate_s(work), pace.measured_s(work), *waiting)
     }
 
     /// How long those take that wait for `model`, in seconds, if such jobs have been measured.
@@ -300,6 +302,7 @@ impl Queue {
             running: state.lines.iter().map(|line| line.running.len()).sum(),
             is_open: state.is_open,
             is_hosted: state.lines.iter().all(|line| line.hosts > 0),
+            threads: state.commands.len(),
         }
     }
 

@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("service", &["model", "imaging", "domain", "causes", "metrics", "telemetry", "terminal"]),
     ("pictures", &["tls"]),
-    ("jobs", &[]),
+    ("jobs", &["causes"]),
     ("requests", &["service", "model", "imaging", "domain", "metrics", "telemetry"]),
     (
         "api",
@@ -37,6 +37,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("allocator", &[]),
     ("causes", &[]),
+    // Of the program, above all of the library.
+    ("serving", &[]),
     ("signals", &[]),
     ("supervisor", &[]),
     ("metrics", &[]),

@@ -54,14 +54,14 @@ impl Starting {
             images,
             aliases: Vec::new(),
             quality: QualityOverrides::default(),
-            lora_dir: None,
+            loras: None,
             health_digest: None,
         };
         let models = services.into_iter().map(model).collect();
         let store = PictureStore::open(&self.config.picture_store).unwrap();
         let access = Access::new(&self.config);
         let jobs = std::sync::Arc::new(EmbeddedStore::open(&self.config.jobs).unwrap());
-        let parts = ServerParts { models, store, jobs, access };
+        let parts = ServerParts { models, store, jobs, fleet: None, access };
         self.opening.take().unwrap().open(parts, &self.config);
     }
 }

@@ -8,9 +8,9 @@ use axum::extract::Request;
 use governor::clock::FakeRelativeClock;
 
 use super::*;
-use crate::api::MetricsAddress;
 use crate::api::cors::CorsOrigins;
 use crate::api::peer::{PeerAddress, PeerLimits};
+use crate::api::{MetricsAddress, Role};
 use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
 use crate::requests::DefaultResponseFormat;
@@ -19,6 +19,7 @@ use crate::requests::DefaultResponseFormat;
 fn open() -> ApiConfig {
     let second = Duration::from_secs(1);
     ApiConfig {
+        role: Role::default(),
         app_name: String::new(),
         app_version: String::new(),
         api_prefix: String::new(),

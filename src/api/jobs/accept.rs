@@ -16,7 +16,7 @@ use crate::api::wire::json_response;
 use crate::domain::{FaultKind, Task, ValidationError};
 use crate::jobs::{Created, Idempotency, JobRecord, NewJob};
 use crate::requests::{
-    Endpoint, Fields, Prepared, RequestContext, StoredOutside, Writing, prepare,
+    Delivery, Endpoint, Fields, Prepared, RequestContext, StoredOutside, Writing, prepare,
 };
 use crate::service::{MemoryShare, ServiceError};
 
@@ -47,13 +47,42 @@ pub(in crate::api) fn idempotency_key(
 /// Stores a job, once all is refused that can be: 202 with the job.
 pub(in crate::api) async fn accept(
     (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
-    (fields, mut memory): (Fields, MemoryShare),
+    (fields, memory): (Fields, MemoryShare),
     sent: Sent,
 ) -> Result<Response, ApiError> {
+    let asking = (state, permit, context);
+    let Accepted { created, .. } = store(asking, (fields, memory), sent, Client::Leaves).await?;
+    answer(created, state)
+}
+
+/// What the client of a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Client {
+    /// It comes back for the result.
+    Leaves,
+    /// It waits for it.
+    Waits,
+}
+
+/// A job that was stored, or one that was there by the same name.
+pub(super) struct Accepted {
+    pub(super) created: Created,
+    pub(super) delivery: Delivery,
+}
+
+/// Refuses what can be refused, and stores the rest.
+pub(super) async fn store(
+    (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
+    (fields, mut memory): (Fields, MemoryShare),
+    sent: Sent,
+    client: Client,
+) -> Result<Accepted, ApiError> {
     if !state.service().status().accepting {
         return Err(ServiceError::ShuttingDown.into());
     }
     let Sent { endpoint, origin, asked, idempotency_key } = sent;
+    // What waits for its reply is no job that others could ask for.
+    let idempotency_key = idempotency_key.filter(|_| client == Client::Leaves);
     let copies = COPIES * fields.held_bytes();
     memory.grow_by(copies).await?;
     let copies = memory.split(copies);
@@ -63,17 +92,19 @@ pub(in crate::api) async fn accept(
     let (fields, writing, idempotency) = written(fields, outside, idempotency_key).await?;
     let store = &state.jobs.store;
     if let Some(idempotency) = &idempotency
-        && let Some(found) = store.named(permit.owner(), idempotency).await?
+        && let Some(created) = store.named(permit.owner(), idempotency).await?
     {
-        return answer(found, state);
+        return Ok(Accepted { created, delivery: Delivery::Base64 });
     }
     let prepared = prepare(context, (fields, memory), endpoint, asked).await?;
-    refuse_streams(&prepared)?;
-    let pictures = prepared.request.count.get();
+    if client == Client::Leaves {
+        refuse_streams(&prepared)?;
+    }
+    let (pictures, delivery) = (prepared.request.count.get(), prepared.output.delivery);
     let (seeds, seed) = (seeds_of(&prepared), prepared.request.seed);
     let Prepared { model, request, memory, warnings, .. } = prepared;
     // Refuses what its model has no room for.
-    model.images.estimate(request, memory).await?;
+    let estimate = model.images.estimate(request, memory).await?;
     permit.book(pictures)?;
     let request = encoded(writing.with_seed(seed)).await?;
     let job = NewJob {
@@ -84,15 +115,17 @@ pub(in crate::api) async fn accept(
         warnings,
         idempotency,
         request,
+        cost_s: estimate.cost_s,
+        is_attached: client == Client::Waits,
     };
     let created = store.create(job).await?;
     drop(copies);
     match &created {
-        Created::New(record) => state.jobs.remember(record.id, Arc::clone(permit)),
+        Created::New(record) => state.jobs.remember(record.id, permit),
         // Somebody was quicker with the same.
         Created::Same(_) | Created::Other(_) => permit.give_back(),
     }
-    answer(created, state)
+    Ok(Accepted { created, delivery })
 }
 
 fn name_of(endpoint: Endpoint) -> &'static str {

@@ -7,6 +7,8 @@
 
 mod accept;
 mod events;
+mod fleet;
+mod relay;
 mod runner;
 mod wire;
 
@@ -22,6 +24,8 @@ use utoipa::IntoParams;
 
 pub(super) use accept::{accept, idempotency_key};
 pub(super) use events::{__path_events, events};
+pub(super) use fleet::{Announcing, models_of};
+pub(super) use relay::relay;
 pub(super) use runner::Runner;
 pub(super) use wire::{ImageJob, JobPage};
 
@@ -30,19 +34,23 @@ use super::error::ApiError;
 use super::state::AppState;
 use super::wire::{ErrorBody, ErrorEnvelope, ImagesResponse, json_response};
 use crate::domain::{FaultKind, ValidationError};
-use crate::jobs::{Cancelled, JobFailure, JobId, JobRecord, JobResult, JobState, JobStore, Page};
+use crate::jobs::{
+    Cancelled, Fleet, JobFailure, JobId, JobRecord, JobResult, JobState, JobStore, Page,
+};
 use wire::DeletedJob;
 
 /// The jobs, and what of them lives in this process alone.
 pub(super) struct JobDesk {
     pub(super) store: Arc<dyn JobStore>,
+    /// The same, if it is shared with other processes.
+    pub(super) fleet: Option<Arc<dyn Fleet>>,
     /// What the pictures of jobs were booked on that were accepted here.
     permits: Mutex<HashMap<JobId, Arc<Permit>>>,
 }
 
 impl JobDesk {
-    pub(super) fn new(store: Arc<dyn JobStore>) -> Self {
-        Self { store, permits: Mutex::default() }
+    pub(super) fn new(store: Arc<dyn JobStore>, fleet: Option<Arc<dyn Fleet>>) -> Self {
+        Self { store, fleet, permits: Mutex::default() }
     }
 
     /// The job that is called `id`, which must be of whoever asks.
@@ -52,8 +60,13 @@ impl JobDesk {
         record.ok_or(ApiError::UnknownJob)
     }
 
-    fn remember(&self, id: JobId, permit: Arc<Permit>) {
-        self.permits.lock().unwrap_or_else(PoisonError::into_inner).insert(id, permit);
+    /// Notes what the job's pictures are booked on. Of one that may end in another process
+    /// nothing is given back, so that nothing need be known.
+    fn remember(&self, id: JobId, permit: &Arc<Permit>) {
+        if self.fleet.is_none() {
+            let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+            permits.insert(id, Arc::clone(permit));
+        }
     }
 
     /// What the job's pictures were booked on; known once.
@@ -161,7 +174,10 @@ pub(super) async fn result(
     let permit = Permit::of(&request)?;
     let record = state.jobs.own(&permit, &id).await?;
     if let Some(failure) = record.failure {
-        return Ok(failed(failure));
+        // The client may send the request again: not this one.
+        let mut response = failed(failure);
+        response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+        return Ok(response);
     }
     if record.state != JobState::Succeeded {
         return Err(ApiError::NoResult { state: record.state });
@@ -187,15 +203,16 @@ fn succeeded(result: JobResult) -> Result<Response, ApiError> {
     Ok(response)
 }
 
-/// The error as the endpoint would have answered it. The client may send the request again:
-/// not this one.
+/// The error as the endpoint would have answered it.
 fn failed(failure: JobFailure) -> Response {
-    let JobFailure { message, kind, param, code, status } = failure;
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let error = ErrorBody { message, kind, param, code };
-    let mut response = json_response(status, &ErrorEnvelope { error });
-    response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
-    response
+    let status = StatusCode::from_u16(failure.status);
+    let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json_response(status, &envelope_of(failure))
+}
+
+fn envelope_of(failure: JobFailure) -> ErrorEnvelope {
+    let JobFailure { message, kind, param, code, .. } = failure;
+    ErrorEnvelope { error: ErrorBody { message, kind, param, code } }
 }
 
 /// Call a job off, or forget one that has ended

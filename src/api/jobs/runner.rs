@@ -5,14 +5,14 @@
 //! into the store. When the service is shut down, no more are taken up; what waits in a line
 //! goes back, what runs is finished, or goes back when the grace is over.
 
-use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
-use futures::FutureExt;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -24,15 +24,15 @@ use crate::api::error::ApiError;
 use crate::api::images;
 use crate::api::origin::Origin;
 use crate::api::reply::ReplyWarnings;
-use crate::api::request_log::WorkDone;
+use crate::api::request_log::{Afterwards, Outcome as StreamOutcome, WorkDone};
 use crate::api::state::AppState;
 use crate::causes;
 use crate::jobs::{
-    Claim, Claimed, JobFailure, JobId, JobProgress, JobResult, JobState, JobStoreError, Outcome,
-    Releasing,
+    Claim, Claimed, Fleet, JobFailure, JobProgress, JobResult, JobState, JobStoreError, Outcome,
+    Releasing, Wanted,
 };
 use crate::requests::{Asked, RequestContext, RequestError, StoredRequest, prepare};
-use crate::service::{ErrorKind, RunningJob};
+use crate::service::{ErrorKind, ReplicaState, RunningJob};
 
 /// Jobs in hand, at least: one that runs, and the next.
 const FEWEST_IN_HAND: usize = 2;
@@ -77,7 +77,7 @@ impl Drop for Runner {
 
 /// Takes jobs up until the service is shut down, and waits for them.
 async fn run(state: AppState, over: watch::Receiver<bool>) {
-    let most = FEWEST_IN_HAND.max(state.service().status().capacity / 2);
+    let most = most_in_hand(&state);
     let mut in_hand = JoinSet::new();
     let mut upkeep = tokio::time::interval(UPKEEP);
     let shut_down = state.service().until_shut_down();
@@ -100,12 +100,34 @@ async fn run(state: AppState, over: watch::Receiver<bool>) {
     while in_hand.join_next().await.is_some() {}
 }
 
+/// How many jobs to have in hand. Of a store that others share no more are taken than run
+/// here: what waited in a line of this process would have its turn earlier somewhere else.
+fn most_in_hand(state: &AppState) -> usize {
+    let status = state.service().status();
+    match state.jobs.fleet {
+        Some(_) => status.threads.max(1),
+        None => FEWEST_IN_HAND.max(status.capacity / 2),
+    }
+}
+
+/// The models whose jobs are taken up.
+fn wanted(state: &AppState) -> Wanted {
+    let mut wanted = Wanted::default();
+    for model in state.requests.models.all() {
+        let is_loaded = |replica: &ReplicaState| matches!(replica, ReplicaState::Loaded(_));
+        let is_loaded = model.images.replicas().iter().any(is_loaded);
+        let names = if is_loaded { &mut wanted.loaded } else { &mut wanted.loadable };
+        names.push(model.images.card().id.clone());
+    }
+    wanted
+}
+
 /// The next job. A store that fails is asked again later.
 async fn next(state: &AppState) -> Option<Claimed> {
     if !state.service().status().accepting {
         return None;
     }
-    match state.jobs.store.claim().await {
+    match state.jobs.store.claim(&wanted(state)).await {
         Ok(claimed) => claimed,
         Err(error) => {
             tracing::error!(cause = causes::one_line(&error), "no job can be taken up");
@@ -135,8 +157,8 @@ async fn serve(state: AppState, claimed: Claimed, mut over: watch::Receiver<bool
     let ended = tokio::select! {
         // Before the work, for cancelling wins.
         biased;
-        () = until_cancelled(&state, claim.id) => {
-            tracing::info!("cancelled");
+        () = until_lost(&state, claim) => {
+            tracing::info!("the job is called off, or somebody else's");
             return;
         }
         _ = over.wait_for(|is_over| *is_over) => Err(Unfinished::Later),
@@ -159,13 +181,14 @@ async fn serve(state: AppState, claimed: Claimed, mut over: watch::Receiver<bool
     }
 }
 
-/// Completes once the job was cancelled, or is not there any more.
-async fn until_cancelled(state: &AppState, id: JobId) {
-    let mut changes = state.jobs.store.watch(id);
+/// Completes once the job was cancelled, is somebody else's, or is not there any more.
+async fn until_lost(state: &AppState, claim: Claim) {
+    let mut changes = state.jobs.store.watch(claim.id);
     loop {
         changes.mark_unchanged();
-        match state.jobs.store.get(id).await {
-            Ok(Some(record)) if record.state != JobState::Cancelled => {}
+        match state.jobs.store.get(claim.id).await {
+            Ok(Some(record))
+                if record.state != JobState::Cancelled && record.claims == claim.number => {}
             Ok(_) => return,
             Err(error) => tracing::warn!(%error, "cannot see whether a job was cancelled"),
         }
@@ -199,17 +222,64 @@ async fn attempt(state: &AppState, claimed: Claimed) -> Result<Outcome, Unfinish
     let origin = Origin::stored(outside.origin);
     let ordered = images::order(state, prepared, origin).await.map_err(failed)?;
     let progress = ordered.handle.progress();
-    let response = tokio::select! {
+    tokio::select! {
         biased;
-        response = ordered.deliver(Deadline::NEVER) => response,
+        outcome = delivered(state, claim, ordered) => outcome,
         never = follow(state, claim, progress) => match never {},
-    };
-    let response = match response {
-        Ok(response) => response,
-        Err(error) => return Err(unfinished(state, error)),
-    };
-    note_work(state, &response);
-    stored(response).await.map_err(Unfinished::Failed)
+    }
+}
+
+/// The reply, as it is stored.
+async fn delivered(
+    state: &AppState,
+    claim: Claim,
+    ordered: images::Ordered,
+) -> Result<Outcome, Unfinished> {
+    let response = ordered.deliver(Deadline::NEVER).await;
+    let response = response.map_err(|error| unfinished(state, error))?;
+    match (response.extensions().get::<Afterwards>(), &state.jobs.fleet) {
+        (Some(Afterwards(outcome)), Some(fleet)) => {
+            let outcome = Arc::clone(outcome);
+            streamed((state, fleet), claim, response, &outcome).await
+        }
+        _ => {
+            note_work(state, response.extensions().get::<WorkDone>());
+            stored(response).await.map_err(Unfinished::Failed)
+        }
+    }
+}
+
+/// A stream, part by part: the client reads it while it is made.
+async fn streamed(
+    (state, fleet): (&AppState, &Arc<dyn Fleet>),
+    claim: Claim,
+    response: Response,
+    outcome: &OnceLock<StreamOutcome>,
+) -> Result<Outcome, Unfinished> {
+    let mut parts = response.into_body().into_data_stream();
+    let mut index = 0;
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|error| Unfinished::Failed(ApiError::internal(&error)))?;
+        if part.starts_with(b":") {
+            // It is alive: whoever sends the parts on says so, too.
+            continue;
+        }
+        if let Some(StreamOutcome::Failed(..)) = outcome.get()
+            && state.service().until_device_fault().now_or_never().is_some()
+        {
+            return Err(Unfinished::DeviceFault);
+        }
+        persist(|| fleet.add_part(claim, index, part.clone())).await;
+        index += 1;
+    }
+    match outcome.get() {
+        Some(StreamOutcome::Made(work)) => note_work(state, Some(work)),
+        Some(StreamOutcome::Failed(_, code)) => state.metrics().request_failed(*code),
+        None => {}
+    }
+    let media_type = "text/event-stream".to_owned();
+    let nothing = JobResult { media_type, notes: Vec::new(), body: Bytes::new() };
+    Ok(Outcome::Succeeded(nothing, Vec::new()))
 }
 
 /// What the request is read against: the models that its key might use when it came.
@@ -231,9 +301,7 @@ fn failed(error: impl Into<ApiError>) -> Unfinished {
 
 /// A request that is not there will not be there later; a disk may be.
 fn unreadable(error: JobStoreError) -> Unfinished {
-    if let JobStoreError::File { error: of_file, .. } = &error
-        && of_file.kind() == io::ErrorKind::NotFound
-    {
+    if error.is_for_want_of_file() {
         return Unfinished::Failed(ApiError::internal(&error));
     }
     tracing::error!(cause = causes::one_line(&error), "a job's request cannot be read");
@@ -282,8 +350,8 @@ fn progress_of(seen: &RunningJob) -> JobProgress {
 }
 
 /// Counts and logs what was made, as for a request that somebody waited for.
-fn note_work(state: &AppState, response: &Response) {
-    let Some(work) = response.extensions().get::<WorkDone>() else { return };
+fn note_work(state: &AppState, work: Option<&WorkDone>) {
+    let Some(work) = work else { return };
     let WorkDone { steps, size, images, model, operation, pixels } = work;
     state.metrics().pictures_made(model, *operation, *images, *pixels);
     tracing::info!(model, steps, size, n = images, "job done");

@@ -34,7 +34,8 @@ pub(in crate::api) struct Readiness {
     /// `ready` or `not_ready`.
     #[schema(example = "ready")]
     status: &'static str,
-    /// Why not: `looking_for_files`, `loading_models`, `warming_up`, `no_model_loads`,
+    /// Why not: `looking_for_files`, `loading_models`, `warming_up`, `waiting_for_workers`,
+    /// `jobs_out_of_reach`, `no_model_loads`,
     /// `failed` or `shutting_down`.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,

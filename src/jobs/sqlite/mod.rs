@@ -26,8 +26,8 @@ use super::files::Files;
 use super::id::JobId;
 use super::record::{JobFailure, JobProgress, JobRecord, JobResult, Owner, now_ms};
 use super::store::{
-    Cancelled, Claim, Claimed, Created, Idempotency, JobList, JobStore, NewJob, Outcome, Page,
-    Releasing,
+    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Outcome,
+    Page, Releasing, Wanted,
 };
 use super::watchers::Watchers;
 use changes::End;
@@ -66,6 +66,7 @@ impl EmbeddedStore {
                 let (database, lock) = schema::open(file)?;
                 (database, Files::in_folder(file.with_extension("files"))?, Some(lock))
             }
+            JobStoreLocation::Postgres(_) => return Err(JobStoreError::NotEmbedded),
         };
         let (database, config) = (Mutex::new(database), config.clone());
         let watchers = Watchers::default();
@@ -340,7 +341,7 @@ impl JobStore for EmbeddedStore {
         .await
     }
 
-    async fn claim(&self) -> Result<Option<Claimed>, JobStoreError> {
+    async fn claim(&self, _wanted: &Wanted) -> Result<Option<Claimed>, JobStoreError> {
         self.off_the_runtime(Inner::claim).await
     }
 
@@ -383,6 +384,10 @@ impl JobStore for EmbeddedStore {
 
     async fn clean(&self) -> Result<(), JobStoreError> {
         self.off_the_runtime(Inner::clean).await
+    }
+
+    async fn lines(&self) -> Result<Vec<JobLine>, JobStoreError> {
+        self.off_the_runtime(|inner| rows::lines(&inner.database())).await
     }
 
     fn watch(&self, id: JobId) -> watch::Receiver<()> {

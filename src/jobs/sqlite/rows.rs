@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
-use crate::jobs::record::{JobRecord, JobState, Owner};
-use crate::jobs::store::{JobList, Page};
+use crate::jobs::record::{JobRecord, JobState, Owner, now_ms};
+use crate::jobs::store::{JobLine, JobList, Page};
 
 const COLUMNS: &str = "id, owner, endpoint, model, state, created_ms, started_ms, ended_ms, \
      expires_ms, tries, claims, seeds, warnings, failure, request_bytes, \
@@ -64,6 +64,27 @@ pub(super) fn list(db: &Connection, owner: &Owner, page: Page) -> Result<JobList
     Ok(JobList { jobs, has_more })
 }
 
+/// What waits and runs of each model.
+pub(super) fn lines(db: &Connection) -> Result<Vec<JobLine>, JobStoreError> {
+    let mut statement = db.prepare_cached(
+        "SELECT model, count(*) FILTER (WHERE state = 'queued'), count(*) FILTER (WHERE state = \
+         'running'), coalesce(?1 - min(created_ms) FILTER (WHERE state = 'queued'), 0), \
+         coalesce(sum(cost_s) FILTER (WHERE state = 'queued'), 0.0) FROM jobs WHERE state IN \
+         ('queued', 'running') GROUP BY model ORDER BY model",
+    )?;
+    let line = |row: &Row<'_>| {
+        Ok(JobLine {
+            model: row.get(0)?,
+            waiting: row.get(1)?,
+            running: row.get(2)?,
+            oldest_ms: row.get::<_, i64>(3)?.max(0).unsigned_abs(),
+            work_s: row.get(4)?,
+        })
+    };
+    let found = statement.query_map([now_ms()], line)?.collect::<Result<Vec<_>, _>>();
+    Ok(found?)
+}
+
 fn one(
     db: &Connection,
     sql: &str,
@@ -95,6 +116,7 @@ fn record(row: &Row<'_>) -> Result<JobRecord, JobStoreError> {
         seeds: read(&row.get::<_, String>("seeds")?)?,
         warnings: read(&row.get::<_, String>("warnings")?)?,
         failure: failure.as_deref().map(read).transpose()?,
+        parts: 0,
         request_bytes: row.get("request_bytes")?,
         result_bytes: row.get("result_bytes")?,
     })

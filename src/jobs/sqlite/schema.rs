@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use crate::jobs::error::JobStoreError;
 
 /// The version of the layout.
-const VERSION: i64 = 1;
+const VERSION: i64 = LAYOUTS.len() as i64;
 
 /// How long a reader from outside, such as a backup, may hold the database.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,6 +46,15 @@ const LAYOUT: &str = "
     PRAGMA user_version = 1;
 ";
 
+/// What came with version 2.
+const SECOND: &str = "
+    ALTER TABLE jobs ADD COLUMN cost_s REAL NOT NULL DEFAULT 0;
+    PRAGMA user_version = 2;
+";
+
+/// What makes a database of each version from the one before.
+const LAYOUTS: [&str; 2] = [LAYOUT, SECOND];
+
 /// Opens the database in `file`, for this process alone. The lock lasts as long as the file
 /// that is returned.
 pub(super) fn open(file: &Path) -> Result<(Connection, File), JobStoreError> {
@@ -81,8 +90,36 @@ fn prepared(mut connection: Connection) -> Result<Connection, JobStoreError> {
     }
     if found < VERSION {
         let transaction = connection.transaction()?;
-        transaction.execute_batch(LAYOUT)?;
+        for layout in LAYOUTS.iter().skip(usize::try_from(found).unwrap_or_default()) {
+            transaction.execute_batch(layout)?;
+        }
         transaction.commit()?;
     }
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_each_earlier_version_keeps_its_jobs() {
+        for version in 1..LAYOUTS.len() {
+            let connection = Connection::open_in_memory().unwrap();
+            for layout in &LAYOUTS[..version] {
+                connection.execute_batch(layout).unwrap();
+            }
+            let job = "INSERT INTO jobs (id, owner, endpoint, model, state, created_ms, seeds, \
+                       warnings, request_bytes) VALUES ('a', '', '', '', 'queued', 1, '[]', '[]', 0)";
+            connection.execute(job, []).unwrap();
+
+            let connection = prepared(connection).unwrap();
+
+            let row = "SELECT cost_s FROM jobs WHERE id = 'a'";
+            let cost_s: f64 = connection.query_row(row, [], |row| row.get(0)).unwrap();
+            let pragma = "PRAGMA user_version";
+            let found: i64 = connection.query_row(pragma, [], |row| row.get(0)).unwrap();
+            assert_eq!((cost_s, found), (0.0, VERSION), "from {version}");
+        }
+    }
 }

@@ -37,6 +37,8 @@ fn job_of(who: &str) -> NewJob {
         warnings: vec!["first".to_owned()],
         idempotency: None,
         request: Bytes::from_static(b"the request"),
+        cost_s: 1.5,
+        is_attached: false,
     }
 }
 
@@ -64,7 +66,7 @@ async fn seen(store: &EmbeddedStore, id: JobId) -> JobRecord {
 }
 
 async fn taken(store: &EmbeddedStore) -> Claimed {
-    store.claim().await.unwrap().unwrap()
+    store.claim(&Wanted::default()).await.unwrap().unwrap()
 }
 
 fn files_of(folder: &Path) -> Vec<String> {
@@ -148,7 +150,7 @@ async fn cancelling_wins_and_leaves_no_file() {
     assert!(!store.finish(claim, success()).await.unwrap());
     store.release(claim, Releasing::Untried).await.unwrap();
     assert_eq!(seen(&store, running).await.state, JobState::Cancelled);
-    assert!(store.claim().await.unwrap().is_none());
+    assert!(store.claim(&Wanted::default()).await.unwrap().is_none());
     assert!(files_of(folder.path()).is_empty());
     store.remove(running).await.unwrap();
     assert_eq!(store.get(running).await.unwrap(), None);
@@ -174,7 +176,7 @@ async fn what_a_process_had_that_died_is_tried_again_and_given_up_in_the_end() {
     let given_up = seen(&store, id).await;
     assert_eq!((given_up.state, given_up.tries), (JobState::Failed, 3));
     assert_eq!(given_up.failure.unwrap().code.as_deref(), Some("abandoned"));
-    assert!(store.claim().await.unwrap().is_none());
+    assert!(store.claim(&Wanted::default()).await.unwrap().is_none());
     assert!(files_of(folder.path()).is_empty());
 }
 
@@ -229,7 +231,7 @@ async fn owners_take_turns() {
     let others = accepted(&store, job_of("b")).await;
 
     let mut order = Vec::new();
-    while let Some(claimed) = store.claim().await.unwrap() {
+    while let Some(claimed) = store.claim(&Wanted::default()).await.unwrap() {
         order.push(claimed.record.id);
     }
 
@@ -314,10 +316,26 @@ async fn a_database_of_a_later_version_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let config = on_disk(folder.path());
     let store = EmbeddedStore::open(&config).unwrap();
-    store.0.database().execute_batch("PRAGMA user_version = 2").unwrap();
+    store.0.database().execute_batch("PRAGMA user_version = 999").unwrap();
     drop(store);
 
     let refused = EmbeddedStore::open(&config).unwrap_err();
 
-    assert!(matches!(refused, JobStoreError::Newer { found: 2, known: 1 }), "{refused}");
+    assert!(matches!(refused, JobStoreError::Newer { found: 999, .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn lines_tell_what_waits_and_what_runs() {
+    let store = in_memory();
+    for _ in 0..3 {
+        accepted(&store, job_of("a")).await;
+    }
+    store.begin(taken(&store).await.claim).await.unwrap();
+
+    let lines = store.lines().await.unwrap();
+
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    assert_eq!((line.model.as_str(), line.waiting, line.running), ("tiny", 2, 1));
+    assert_eq!(line.work_s, 3.0);
+    assert!(line.oldest_ms < 60_000);
 }

@@ -9,7 +9,9 @@ use diffuser_api::api::{Access, ApiConfig, ServerParts, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
 use diffuser_api::jobs::{EmbeddedStore, JobStore};
-use diffuser_api::model::{DeviceChoice, DiffusionModel, ModelCard, ModelConfig, ModelFiles};
+use diffuser_api::model::{
+    DeviceChoice, DiffusionModel, LoraNames, ModelCard, ModelConfig, ModelFiles,
+};
 use diffuser_api::pictures::PictureStore;
 use diffuser_api::requests::{ModelService, QualityOverrides};
 use diffuser_api::service::{
@@ -145,7 +147,7 @@ impl Setup {
             images: images.clone(),
             aliases: Vec::new(),
             quality: self.quality.clone(),
-            lora_dir: self.lora_dir.clone(),
+            loras: self.lora_dir.clone().map(LoraNames::Folder),
             health_digest: self.health_digest.clone(),
         };
         let models = services.iter().map(with_settings).collect();
@@ -173,7 +175,7 @@ impl Setup {
                 Arc::new(EmbeddedStore::open(&api_config.jobs).unwrap());
             embedded
         });
-        let parts = ServerParts { models, store, jobs, access: access.clone() };
+        let parts = ServerParts { models, store, jobs, fleet: None, access: access.clone() };
         let serving = tokio::spawn(serve(listener, parts, api_config.clone(), shutdown));
         TestServer {
             service: services[0].clone(),

@@ -1,0 +1,102 @@
+//! The tables, which the first process makes that finds none.
+
+use sqlx::postgres::PgPool;
+use sqlx::{Executor, Row};
+
+use crate::jobs::error::JobStoreError;
+
+/// The version of the layout.
+const VERSION: i64 = 1;
+
+/// The number of the lock that those take who look at the layout.
+const LAYOUT_LOCK: i64 = 0x6469_6666;
+
+/// Times are the database's: clocks of several machines differ.
+const LAYOUT: &str = "
+    CREATE TABLE diffuser_jobs (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        endpoint TEXT NOT NULL,
+        model TEXT NOT NULL,
+        state TEXT NOT NULL,
+        created_ms BIGINT NOT NULL,
+        started_ms BIGINT,
+        ended_ms BIGINT,
+        expires_ms BIGINT,
+        tries BIGINT NOT NULL DEFAULT 0,
+        cut_offs BIGINT NOT NULL DEFAULT 0,
+        claims BIGINT NOT NULL DEFAULT 0,
+        is_claimed BOOLEAN NOT NULL DEFAULT FALSE,
+        worker TEXT,
+        leased_until TIMESTAMPTZ,
+        is_attached BOOLEAN NOT NULL,
+        attached_until TIMESTAMPTZ,
+        came_s DOUBLE PRECISION NOT NULL,
+        cost_s DOUBLE PRECISION NOT NULL,
+        parts BIGINT NOT NULL DEFAULT 0,
+        progress TEXT,
+        seeds TEXT NOT NULL,
+        warnings TEXT NOT NULL,
+        failure TEXT,
+        result TEXT,
+        idempotency_key TEXT,
+        digest TEXT,
+        request_bytes BIGINT NOT NULL,
+        result_bytes BIGINT NOT NULL DEFAULT 0
+    );
+    CREATE INDEX diffuser_jobs_waiting ON diffuser_jobs (model, owner, id)
+        WHERE state = 'queued' AND NOT is_claimed;
+    CREATE INDEX diffuser_jobs_unfinished ON diffuser_jobs (model, owner)
+        WHERE state IN ('queued', 'running');
+    CREATE INDEX diffuser_jobs_claimed ON diffuser_jobs (worker) WHERE is_claimed;
+    CREATE INDEX diffuser_jobs_attached ON diffuser_jobs (attached_until) WHERE is_attached;
+    CREATE INDEX diffuser_jobs_by_owner ON diffuser_jobs (owner, id);
+    CREATE INDEX diffuser_jobs_by_end ON diffuser_jobs (expires_ms) WHERE expires_ms IS NOT NULL;
+    CREATE UNIQUE INDEX diffuser_jobs_by_key ON diffuser_jobs (owner, idempotency_key)
+        WHERE idempotency_key IS NOT NULL;
+    CREATE TABLE diffuser_lines (
+        model TEXT PRIMARY KEY,
+        now_s DOUBLE PRECISION NOT NULL DEFAULT 0
+    );
+    CREATE TABLE diffuser_shares (
+        model TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        served_until_s DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (model, owner)
+    );
+    CREATE TABLE diffuser_models (
+        worker TEXT NOT NULL,
+        model TEXT NOT NULL,
+        place BIGINT NOT NULL,
+        announcement TEXT NOT NULL,
+        seen_at TIMESTAMPTZ NOT NULL,
+        PRIMARY KEY (worker, model)
+    );
+    CREATE TABLE diffuser_layout (version BIGINT NOT NULL);
+    INSERT INTO diffuser_layout VALUES (1);
+";
+
+/// Makes the tables if there are none.
+///
+/// # Errors
+/// [`JobStoreError::Newer`] if a later version of the program made them.
+pub(super) async fn prepare(pool: &PgPool) -> Result<(), JobStoreError> {
+    let mut transaction = pool.begin().await?;
+    let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LAYOUT_LOCK);
+    transaction.execute(lock).await?;
+    let is_there: bool = sqlx::query("SELECT to_regclass('diffuser_layout') IS NOT NULL")
+        .fetch_one(&mut *transaction)
+        .await?
+        .try_get(0)?;
+    if !is_there {
+        sqlx::raw_sql(LAYOUT).execute(&mut *transaction).await?;
+    }
+    let found: i64 = sqlx::query("SELECT max(version) FROM diffuser_layout")
+        .fetch_one(&mut *transaction)
+        .await?
+        .try_get(0)?;
+    if found > VERSION {
+        return Err(JobStoreError::Newer { found, known: VERSION });
+    }
+    Ok(transaction.commit().await?)
+}
