@@ -44,8 +44,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::routing::post;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -195,7 +197,9 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::result))
         .routes(routes!(jobs::events))
         .routes(routes!(meta::models))
-        .routes(routes!(meta::model, models::change))
+        .routes(routes!(meta::model))
+        .route("/models/{*id}", post(models::change))
+        .merge(OpenApiRouter::with_openapi(models::Changes::openapi()))
         .routes(routes!(models::loras))
         .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
         .route_layer(from_fn_with_state(state.access.clone(), access::admit))

@@ -228,9 +228,7 @@ fn leave_out_what_is_not_offered(
         for (name, _) in endpoints.into_iter().filter(|(_, is_offered)| !is_offered) {
             paths.shift_remove(&format!("{prefix}/images/{name}"));
         }
-        if !offers(TaskKind::Edit) {
-            estimate_generations(paths, prefix);
-        }
+        estimate_what_is_made(paths, prefix);
     }
     let masks = offers(TaskKind::Inpainting);
     let by_noise = masks || edits_as(EditKind::ImageToImage);
@@ -256,15 +254,21 @@ fn leave_out_what_is_not_offered(
     }
 }
 
-/// Has the estimate ask for what the generations ask for, where nothing edits.
-fn estimate_generations(paths: &mut serde_json::Map<String, Value>, prefix: &str) {
-    let body = |path: &str| format!("{prefix}/images/{path}");
-    let generations = paths.get(&body("generations"));
+/// Has the estimate ask for what the generations ask for, beside or instead of what the edits
+/// do. Its JSON is one or the other, its form always an edit's.
+fn estimate_what_is_made(paths: &mut serde_json::Map<String, Value>, prefix: &str) {
+    let address = |name: &str| format!("{prefix}/images/{name}");
+    let edits = paths.contains_key(&address("edits"));
+    let generations = paths.get(&address("generations"));
     let generations = generations.and_then(|path| path.pointer("/post/requestBody")).cloned();
-    let estimate = paths.get_mut(&body("estimate"));
+    let estimate = paths.get_mut(&address("estimate"));
     let estimate = estimate.and_then(|path| path.pointer_mut("/post/requestBody"));
-    if let (Some(estimate), Some(generations)) = (estimate, generations) {
+    let (Some(estimate), Some(generations)) = (estimate, generations) else { return };
+    if !edits {
         *estimate = generations;
+    } else if let Some(edit) = estimate.pointer_mut("/content/application~1json/schema") {
+        let generation = &generations["content"]["application/json"]["schema"];
+        *edit = json!({"anyOf": [edit.clone(), generation]});
     }
 }
 
@@ -420,7 +424,9 @@ fn fill_in_bodies(document: &mut Value) {
         else {
             continue;
         };
-        let name = body.pointer("/schema/$ref").and_then(Value::as_str).unwrap_or_default();
+        let reference = ["/schema/$ref", "/schema/anyOf/0/$ref"];
+        let name = reference.into_iter().find_map(|place| body.pointer(place)?.as_str());
+        let name = name.unwrap_or_default();
         let schema = schemas.iter().find(|(known, _)| name.ends_with(known.as_str()));
         if let Some((_, schema)) = schema {
             body["example"] = example_of(schema);
