@@ -1,38 +1,45 @@
-//! Loading and unloading of models, for administrators; and what changes them.
+//! What is asked of one model: to be loaded and unloaded, by administrators; and what changes it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::access::Permit;
 use super::error::ApiError;
-use super::meta::details;
+use super::meta::{self, details};
 use super::state::AppState;
 use super::wire::{ErrorEnvelope, LoraListing, LoraObject, ModelDetails, json_response};
 use crate::requests::ServedModel;
 
-/// Loading and unloading in the OpenAPI document. The router knows both as one path, for an
-/// id may have slashes and nothing can follow a parameter that spans them.
+/// What can be done with one model, in the OpenAPI document. To the router all of it is one
+/// path, for an id may have slashes and nothing can follow a parameter that spans them.
 #[derive(utoipa::OpenApi)]
-#[openapi(paths(load, unload))]
-pub(super) struct Changes;
+#[openapi(paths(meta::model, load, unload))]
+pub(super) struct OfOne;
 
-/// A change of a model, by the last part of the path.
-pub(super) async fn change(
+/// What is asked of one model, by the last part of the path.
+pub(super) async fn of_one(
     state: State<AppState>,
     Path(path): Path<String>,
     request: Request,
 ) -> Response {
-    let changed = match path.rsplit_once('/') {
-        Some((id, "load")) => load(state, Path(id.to_owned()), request).await,
-        Some((id, "unload")) => unload(state, Path(id.to_owned()), request).await,
-        // The path of a model itself, or none at all: both can only be asked for.
-        _ => return ([(header::ALLOW, "GET,HEAD")], ApiError::wrong_method(&request)).into_response(),
+    let is_post = request.method() == Method::POST;
+    let is_get = [Method::GET, Method::HEAD].contains(request.method());
+    let answer = match path.rsplit_once('/') {
+        Some((id, "load")) if is_post => load(state, Path(id.to_owned()), request).await,
+        Some((id, "unload")) if is_post => unload(state, Path(id.to_owned()), request).await,
+        Some((_, "load" | "unload")) => return wrong_method(&request, "POST"),
+        _ if is_get => meta::model(state, Path(path), &request),
+        _ => return wrong_method(&request, "GET,HEAD"),
     };
-    changed.into_response()
+    answer.into_response()
+}
+
+fn wrong_method(request: &Request, allowed: &'static str) -> Response {
+    ([(header::ALLOW, allowed)], ApiError::wrong_method(request)).into_response()
 }
 
 /// Load a model

@@ -221,6 +221,9 @@ async fn what_is_estimated_is_what_the_document_says() {
     }
     let no_pictures = send(&both, json!({"prompt": "p", "images": []})).await;
     error_of(no_pictures, 400, Some("images")).await;
+    // As the schemas say: an empty text is one, and no number.
+    assert_eq!(json_of(send(&both, json!({"prompt": "p", "size": ""})).await).await["n"], 1);
+    error_of(send(&both, json!({"prompt": "p", "n": ""})).await, 400, Some("n")).await;
     let words = Form::new().text("prompt", "p");
     let no_picture = both.post(estimate).multipart(words).send().await.unwrap();
     error_of(no_picture, 400, Some("image")).await;
@@ -238,8 +241,11 @@ async fn a_model_is_loaded_and_unloaded_at_paths_of_their_own() {
 
     let itself = server.post("/v1/models/test/scripted-edit").send().await.unwrap();
 
+    let asked = server.get("/v1/models/test/scripted-edit/load").send().await.unwrap();
     assert_eq!(itself.headers()["allow"], "GET,HEAD");
+    assert_eq!(asked.headers()["allow"], "POST");
     error_of(itself, 405, None).await;
+    error_of(asked, 405, None).await;
     for (path, method) in [("", "get"), ("/load", "post"), ("/unload", "post")] {
         let item = &document["paths"][&format!("/v1/models/{{id}}{path}")];
         let methods: Vec<&String> = item.as_object().unwrap().keys().collect();

@@ -188,10 +188,6 @@ fn finished(
         described.collect::<Vec<_>>().join(" And by ")
     ));
     let prefix = path_prefix(config);
-    // A parameter that spans segments is the router's business.
-    let paths = std::mem::take(&mut document.paths.paths);
-    document.paths.paths =
-        paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, (models, has_loras), &prefix);
