@@ -253,3 +253,30 @@ async fn a_model_is_loaded_and_unloaded_at_paths_of_their_own() {
         assert_eq!(item[method]["parameters"][0]["name"], "id", "{path}");
     }
 }
+
+#[tokio::test]
+async fn what_becomes_of_jobs_is_documented_as_it_is_told() {
+    let server = TestServer::start().await;
+    let document = Bodies::of(&server).await.document;
+    let of = |operation: &str| {
+        let place = format!("/paths/~1v1~1jobs~1{{id}}{operation}/responses/200/content");
+        document.pointer(&place).unwrap_or_else(|| panic!("{place}")).clone()
+    };
+    let schemas = &document["components"]["schemas"];
+
+    assert_eq!(
+        of("/delete")["application/json"]["schema"]["$ref"],
+        "#/components/schemas/EndedJob"
+    );
+    assert_eq!(schemas["EndedJob"]["oneOf"].as_array().unwrap().len(), 2);
+    assert_eq!(schemas["DeletedJob"]["required"], json!(["id", "object", "deleted"]));
+    assert_eq!(
+        of("~1events/get")["text/event-stream"]["schema"]["$ref"],
+        "#/components/schemas/JobEvent"
+    );
+    let event = schemas["JobEvent"]["properties"].as_object().unwrap();
+    assert_eq!(event.keys().collect::<Vec<_>>(), ["event", "id", "data"]);
+    for media_type in ["application/json", "image/png", "image/jpeg", "image/webp"] {
+        assert!(of("~1result/get").get(media_type).is_some(), "{media_type}");
+    }
+}

@@ -135,16 +135,38 @@ impl PartialSchema for PictureFile {
 
 impl ToSchema for PictureFile {}
 
-/// One event of a stream.
+/// One event of a stream of pictures.
 fn events() -> Object {
+    event([
+        ("event", "What it is: `….partial_image`, `….completed` or `error`."),
+        ("data", "An `ImageEvent` as JSON; after `error`, an `ErrorEnvelope`."),
+    ])
+}
+
+/// One event of a job.
+pub(super) struct JobEvent;
+
+impl PartialSchema for JobEvent {
+    fn schema() -> RefOr<Schema> {
+        event([
+            ("event", "What it is: `queued`, `progress`, `completed`, `failed` or `cancelled`."),
+            ("id", "Its number, for `Last-Event-ID`."),
+            ("data", "The `ImageJob` as JSON."),
+        ])
+        .into()
+    }
+}
+
+impl ToSchema for JobEvent {}
+
+/// A server-sent event with these fields, all of them texts.
+fn event<const FIELDS: usize>(fields: [(&str, &str); FIELDS]) -> Object {
     let text = |description: &str| {
         ObjectBuilder::new().schema_type(Type::String).description(Some(description)).build()
     };
-    ObjectBuilder::new()
-        .schema_type(Type::Object)
-        .property("event", text("What it is: `….partial_image`, `….completed` or `error`."))
-        .property("data", text("An `ImageEvent` as JSON; after `error`, an `ErrorEnvelope`."))
-        .build()
+    let object = ObjectBuilder::new().schema_type(Type::Object);
+    let add = |object: ObjectBuilder, (name, description)| object.property(name, text(description));
+    fields.into_iter().fold(object, add).build()
 }
 
 /// What is named in replies, and is no reply by itself.
