@@ -69,6 +69,8 @@ def provenance():
     described[0x0131] = "Diffuser API"
     write("provenance_text", "plain.png", saved(picture(), "PNG"))
     write("provenance_text", "recipe.png", with_recipe(saved(picture(), "PNG")))
+    # A segment every four bytes: a list of them would be far larger than the file.
+    write("provenance_text", "segments.jpeg", b"\xff\xd8" + b"\xff\xe1\0\x02" * 1500 + b"\xff\xd9")
     for kind in ("JPEG", "WEBP"):
         write("provenance_text", f"plain.{kind.lower()}", saved(picture(), kind))
         write("provenance_text", f"recipe.{kind.lower()}", saved(picture(), kind, exif=described))

@@ -13,12 +13,13 @@ use super::images::outside_of;
 use super::state::AppState;
 use super::wire::{EstimateResponse, json_response};
 use crate::requests::schema::{EditForm, EditJson};
-use crate::requests::{Endpoint, Fields, Prepared, prepare};
+use crate::requests::{Endpoint, Prepared, prepare};
 
 /// What a request would take
 ///
-/// Send what you would send to the edits (with pictures) or to the generations (without):
-/// it is checked as there, and what it takes is told in seconds and bytes. Nothing is made.
+/// Send what you would send to the edits, or to the generations: a form, and JSON with
+/// `images` or a `mask`, is an edit's, other JSON a generation's. It is checked as there, and
+/// what it takes is told in seconds and bytes. Nothing is made.
 #[utoipa::path(
     post,
     path = "/images/estimate",
@@ -42,10 +43,12 @@ async fn estimate_in_time(state: AppState, request: Request) -> Result<Response,
     let permit = Permit::of(&request)?;
     let context = permit.context(&state.requests)?;
     let (_, asked) = outside_of(&request, &state, &permit);
+    let is_form = form::is_form(&request);
     let mut read = form::read(request, Encodings::JsonOrMultipart, &state).await?;
     // Now or later, it takes as much.
     read.0.take_in_background();
-    let endpoint = endpoint_of(&read.0);
+    let has_pictures = ["image", "images", "mask"].iter().any(|name| read.0.has(name));
+    let endpoint = if is_form || has_pictures { Endpoint::Edits } else { Endpoint::Generations };
     context.models.check_offered(endpoint.task_kind())?;
     let prepared = prepare(&context, read, endpoint, asked).await?;
     let Prepared { model, request, memory, warnings, .. } = prepared;
@@ -63,10 +66,4 @@ async fn estimate_in_time(state: AppState, request: Request) -> Result<Response,
         warnings,
     };
     Ok(json_response(StatusCode::OK, &response))
-}
-
-/// Where such fields would be sent to.
-fn endpoint_of(fields: &Fields) -> Endpoint {
-    let has_pictures = ["image", "images", "mask"].iter().any(|name| fields.has(name));
-    if has_pictures { Endpoint::Edits } else { Endpoint::Generations }
 }

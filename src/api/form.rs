@@ -116,6 +116,11 @@ fn declared_length(request: &Request) -> Option<usize> {
     Some(usize::try_from(length.ok()?).unwrap_or(usize::MAX))
 }
 
+/// Whether the body of `request` is said to be a form.
+pub(super) fn is_form(request: &Request) -> bool {
+    media_type(request) == "multipart/form-data"
+}
+
 /// The media type of a request, lower case and without parameters.
 fn media_type(request: &Request) -> String {
     let content_type = request.headers().get(header::CONTENT_TYPE);

@@ -117,7 +117,7 @@ async fn replay_until(
     let (origin, asked) = outside_of(&request, &state, &permit);
     let idempotency_key = jobs::idempotency_key(request.headers())?;
     let (mut fields, mut memory) = form::read(request, Encodings::Multipart, &state).await?;
-    // Looking for the recipe takes a copy.
+    // The recipe in it is at most as long again.
     memory.grow_by(fields.held_bytes()).await?;
     let (recipe, mut fields, memory) = tokio::task::spawn_blocking(spans::carried(move || {
         Recipe::take(&mut fields).map(|recipe| (recipe, fields, memory))

@@ -68,7 +68,7 @@ pub(super) async fn models(
 /// A model, by any of its names
 #[utoipa::path(
     get,
-    path = "/models/{*id}",
+    path = "/models/{id}",
     tag = "models",
     params(("id" = String, Path, description = "The model's id, its last part, or a hosted name such as `gpt-image-1`")),
     responses(
@@ -76,12 +76,12 @@ pub(super) async fn models(
         (status = 404, description = "There is none of this name", body = ErrorEnvelope),
     )
 )]
-pub(super) async fn model(
+pub(super) fn model(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    request: Request,
+    request: &Request,
 ) -> Result<Response, ApiError> {
-    let models = Permit::of(&request)?.models(&state.requests.models);
+    let models = Permit::of(request)?.models(&state.requests.models);
     let model = models.named(&id, None)?;
     Ok(json_response(StatusCode::OK, &details(&state, model)))
 }

@@ -45,8 +45,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::routing::any;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -204,7 +206,8 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::result))
         .routes(routes!(jobs::events))
         .routes(routes!(meta::models))
-        .routes(routes!(meta::model, models::change))
+        .route("/models/{*id}", any(models::of_one))
+        .merge(OpenApiRouter::with_openapi(models::OfOne::openapi()))
         .routes(routes!(models::loras))
         .route_layer(from_fn_with_state(state.clone(), address::require_known_deployment))
         .route_layer(from_fn_with_state(state.access.clone(), access::admit))

@@ -82,7 +82,7 @@ impl Fields {
     }
 
     /// Takes all values under any of `names`, in the order in which they came.
-    /// An empty text is no value.
+    /// In a form, an empty text is no value.
     pub(crate) fn take_all(&mut self, names: &[&str]) -> Vec<RawValue> {
         self.values
             .extract_if(.., |(name, _)| names.contains(&name.as_str()))
@@ -277,12 +277,9 @@ impl RawValue {
         }
     }
 
+    /// Whether it is a form's way to say nothing.
     fn is_empty_text(&self) -> bool {
-        match self {
-            Self::Text(text) => text.is_empty(),
-            Self::Json(value) => value.as_str().is_some_and(str::is_empty),
-            Self::File(_) | Self::Oversized => false,
-        }
+        matches!(self, Self::Text(text) if text.is_empty())
     }
 
     /// What this is, for an error's text.
@@ -392,7 +389,7 @@ mod tests {
             let error = seed(form("seed", wrong)).unwrap_err();
             assert_eq!(error.kind, FaultKind::WrongType, "{wrong}");
         }
-        for wrong in [Value::from(2.0), "2".into(), true.into(), Value::Array(vec![])] {
+        for wrong in [Value::from(2.0), "2".into(), "".into(), true.into(), Value::Array(vec![])] {
             let error = seed(json("seed", wrong.clone())).unwrap_err();
             assert_eq!(error.kind, FaultKind::WrongType, "{wrong}");
         }

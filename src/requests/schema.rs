@@ -104,6 +104,9 @@ impl Body {
         let inputs = inputs.map(|(name, _, schema)| (name, schema));
         for (name, mut schema) in inputs.chain(table::schemas_of(self)) {
             let is_optional = !required.contains(&name);
+            if is_optional {
+                allow_empty(&mut schema);
+            }
             if is_optional && JSON.contains(&self) {
                 allow_null(&mut schema);
             }
@@ -146,7 +149,16 @@ impl Body {
     }
 }
 
-/// Lets a schema's value be null, which in JSON means "not given".
+/// Lets a text be empty, which means "not given". Where there are words to choose from, a form
+/// on a page offers to choose none anyway.
+fn allow_empty(schema: &mut Value) {
+    if let Some(pattern) = schema["pattern"].as_str() {
+        schema["pattern"] = format!("^$|{pattern}").into();
+    }
+}
+
+/// Lets a schema's value be null, which in JSON means "not given", as the empty text does where
+/// there are words to choose from.
 fn allow_null(schema: &mut Value) {
     let kind = schema["type"].take();
     let several = kind.as_array().cloned();
@@ -154,7 +166,7 @@ fn allow_null(schema: &mut Value) {
     kinds.push("null".into());
     schema["type"] = kinds.into();
     if let Some(names) = schema.get_mut("enum").and_then(Value::as_array_mut) {
-        names.push(Value::Null);
+        names.extend(["".into(), Value::Null]);
     }
 }
 
@@ -204,6 +216,11 @@ mod tests {
         let generation = serde_json::to_value(Generation.schema()).unwrap();
         assert_eq!(generation["properties"]["n"]["type"], json!(["integer", "null"]));
         assert_eq!(generation["properties"]["prompt"]["type"], "string");
+        // Empty is "not given".
+        let size = generation["properties"]["size"]["pattern"].as_str().unwrap();
+        assert!(size.starts_with("^$|^(auto|"), "{size}");
+        let words = generation["properties"]["quality"]["enum"].as_array().unwrap();
+        assert!(words.contains(&json!("")) && words.contains(&json!(null)), "{words:?}");
         assert!(generation["properties"].get("mask").is_none());
     }
 }

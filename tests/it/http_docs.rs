@@ -1,13 +1,15 @@
 //! The OpenAPI document as its readers use it: forms and JSON that are sent as they are
 //! filled in.
 
+use diffuser_api::domain::TaskKind;
 use reqwest::Response;
 use reqwest::multipart::Form;
 use serde_json::{Value, json};
 
 use crate::capabilities::{MATRICES, server_of};
 use crate::support::files::png;
-use crate::support::server::{TestServer, file_part, image_bytes, json_of};
+use crate::support::scripted_model;
+use crate::support::server::{Setup, TestServer, error_of, file_part, image_bytes, json_of};
 
 /// The request bodies of the operations that make pictures.
 struct Bodies {
@@ -192,5 +194,89 @@ async fn the_page_starts_with_our_script_and_the_rest_of_swagger_ui() {
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
         assert!(kind.starts_with(media_type), "{path}: {kind}");
         assert!(response.text().await.unwrap().contains(part), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_estimated_is_what_the_document_says() {
+    let mut card = scripted_model::card();
+    card.tasks = card.tasks.with(TaskKind::TextToImage);
+    let both = Setup { card, ..Setup::default() }.start().await;
+    let edits = TestServer::start().await;
+    let estimate = "/v1/images/estimate";
+    let send = async |server: &TestServer, body: Value| {
+        server.post(estimate).json(&body).send().await.unwrap()
+    };
+
+    let document = Bodies::of(&both).await;
+    let json = &document.content(estimate, "application/json").unwrap()["schema"]["anyOf"];
+    let form = &document.content(estimate, "multipart/form-data").unwrap()["schema"]["$ref"];
+    let schema = |name: &str| json!(format!("#/components/schemas/{name}"));
+    assert_eq!(json[0]["$ref"], schema("EditJson"));
+    assert_eq!(json[1]["$ref"], schema("GenerationJson"));
+    assert_eq!(*form, schema("EditForm"));
+    // Null is "not given": words alone are a generation's.
+    for generation in [json!({"prompt": "p"}), json!({"prompt": "p", "images": null})] {
+        assert_eq!(json_of(send(&both, generation).await).await["n"], 1);
+    }
+    let no_pictures = send(&both, json!({"prompt": "p", "images": []})).await;
+    error_of(no_pictures, 400, Some("images")).await;
+    // As the schemas say: an empty text is one, and no number.
+    assert_eq!(json_of(send(&both, json!({"prompt": "p", "size": ""})).await).await["n"], 1);
+    error_of(send(&both, json!({"prompt": "p", "n": ""})).await, 400, Some("n")).await;
+    let words = Form::new().text("prompt", "p");
+    let no_picture = both.post(estimate).multipart(words).send().await.unwrap();
+    error_of(no_picture, 400, Some("image")).await;
+
+    let document = Bodies::of(&edits).await;
+    let json = &document.content(estimate, "application/json").unwrap()["schema"];
+    assert_eq!(json["$ref"], schema("EditJson"));
+    error_of(send(&edits, json!({"prompt": "p"})).await, 501, None).await;
+}
+
+#[tokio::test]
+async fn a_model_is_loaded_and_unloaded_at_paths_of_their_own() {
+    let server = TestServer::start().await;
+    let document = Bodies::of(&server).await.document;
+
+    let itself = server.post("/v1/models/test/scripted-edit").send().await.unwrap();
+
+    let asked = server.get("/v1/models/test/scripted-edit/load").send().await.unwrap();
+    assert_eq!(itself.headers()["allow"], "GET,HEAD");
+    assert_eq!(asked.headers()["allow"], "POST");
+    error_of(itself, 405, None).await;
+    error_of(asked, 405, None).await;
+    for (path, method) in [("", "get"), ("/load", "post"), ("/unload", "post")] {
+        let item = &document["paths"][&format!("/v1/models/{{id}}{path}")];
+        let methods: Vec<&String> = item.as_object().unwrap().keys().collect();
+        assert_eq!(methods, [method], "{path}");
+        assert_eq!(item[method]["parameters"][0]["name"], "id", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_becomes_of_jobs_is_documented_as_it_is_told() {
+    let server = TestServer::start().await;
+    let document = Bodies::of(&server).await.document;
+    let of = |operation: &str| {
+        let place = format!("/paths/~1v1~1jobs~1{{id}}{operation}/responses/200/content");
+        document.pointer(&place).unwrap_or_else(|| panic!("{place}")).clone()
+    };
+    let schemas = &document["components"]["schemas"];
+
+    assert_eq!(
+        of("/delete")["application/json"]["schema"]["$ref"],
+        "#/components/schemas/EndedJob"
+    );
+    assert_eq!(schemas["EndedJob"]["oneOf"].as_array().unwrap().len(), 2);
+    assert_eq!(schemas["DeletedJob"]["required"], json!(["id", "object", "deleted"]));
+    assert_eq!(
+        of("~1events/get")["text/event-stream"]["schema"]["$ref"],
+        "#/components/schemas/JobEvent"
+    );
+    let event = schemas["JobEvent"]["properties"].as_object().unwrap();
+    assert_eq!(event.keys().collect::<Vec<_>>(), ["event", "id", "data"]);
+    for media_type in ["application/json", "image/png", "image/jpeg", "image/webp"] {
+        assert!(of("~1result/get").get(media_type).is_some(), "{media_type}");
     }
 }

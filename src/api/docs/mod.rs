@@ -135,16 +135,38 @@ impl PartialSchema for PictureFile {
 
 impl ToSchema for PictureFile {}
 
-/// One event of a stream.
+/// One event of a stream of pictures.
 fn events() -> Object {
+    event([
+        ("event", "What it is: `….partial_image`, `….completed` or `error`."),
+        ("data", "An `ImageEvent` as JSON; after `error`, an `ErrorEnvelope`."),
+    ])
+}
+
+/// One event of a job.
+pub(super) struct JobEvent;
+
+impl PartialSchema for JobEvent {
+    fn schema() -> RefOr<Schema> {
+        event([
+            ("event", "What it is: `queued`, `progress`, `completed`, `failed` or `cancelled`."),
+            ("id", "Its number, for `Last-Event-ID`."),
+            ("data", "The `ImageJob` as JSON."),
+        ])
+        .into()
+    }
+}
+
+impl ToSchema for JobEvent {}
+
+/// A server-sent event with these fields, all of them texts.
+fn event<const FIELDS: usize>(fields: [(&str, &str); FIELDS]) -> Object {
     let text = |description: &str| {
         ObjectBuilder::new().schema_type(Type::String).description(Some(description)).build()
     };
-    ObjectBuilder::new()
-        .schema_type(Type::Object)
-        .property("event", text("What it is: `….partial_image`, `….completed` or `error`."))
-        .property("data", text("An `ImageEvent` as JSON; after `error`, an `ErrorEnvelope`."))
-        .build()
+    let object = ObjectBuilder::new().schema_type(Type::Object);
+    let add = |object: ObjectBuilder, (name, description)| object.property(name, text(description));
+    fields.into_iter().fold(object, add).build()
 }
 
 /// What is named in replies, and is no reply by itself.
@@ -188,10 +210,6 @@ fn finished(
         described.collect::<Vec<_>>().join(" And by ")
     ));
     let prefix = path_prefix(config);
-    // A parameter that spans segments is the router's business.
-    let paths = std::mem::take(&mut document.paths.paths);
-    document.paths.paths =
-        paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     // Only maps with keys that are no strings fail, and the document has none.
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, (models, has_loras), &prefix);
@@ -228,9 +246,7 @@ fn leave_out_what_is_not_offered(
         for (name, _) in endpoints.into_iter().filter(|(_, is_offered)| !is_offered) {
             paths.shift_remove(&format!("{prefix}/images/{name}"));
         }
-        if !offers(TaskKind::Edit) {
-            estimate_generations(paths, prefix);
-        }
+        estimate_what_is_made(paths, prefix);
     }
     let masks = offers(TaskKind::Inpainting);
     let by_noise = masks || edits_as(EditKind::ImageToImage);
@@ -256,15 +272,21 @@ fn leave_out_what_is_not_offered(
     }
 }
 
-/// Has the estimate ask for what the generations ask for, where nothing edits.
-fn estimate_generations(paths: &mut serde_json::Map<String, Value>, prefix: &str) {
-    let body = |path: &str| format!("{prefix}/images/{path}");
-    let generations = paths.get(&body("generations"));
+/// Has the estimate ask for what the generations ask for, beside or instead of what the edits
+/// do. Its JSON is one or the other, its form always an edit's.
+fn estimate_what_is_made(paths: &mut serde_json::Map<String, Value>, prefix: &str) {
+    let address = |name: &str| format!("{prefix}/images/{name}");
+    let edits = paths.contains_key(&address("edits"));
+    let generations = paths.get(&address("generations"));
     let generations = generations.and_then(|path| path.pointer("/post/requestBody")).cloned();
-    let estimate = paths.get_mut(&body("estimate"));
+    let estimate = paths.get_mut(&address("estimate"));
     let estimate = estimate.and_then(|path| path.pointer_mut("/post/requestBody"));
-    if let (Some(estimate), Some(generations)) = (estimate, generations) {
+    let (Some(estimate), Some(generations)) = (estimate, generations) else { return };
+    if !edits {
         *estimate = generations;
+    } else if let Some(edit) = estimate.pointer_mut("/content/application~1json/schema") {
+        let generation = &generations["content"]["application/json"]["schema"];
+        *edit = json!({"anyOf": [edit.clone(), generation]});
     }
 }
 
@@ -420,7 +442,9 @@ fn fill_in_bodies(document: &mut Value) {
         else {
             continue;
         };
-        let name = body.pointer("/schema/$ref").and_then(Value::as_str).unwrap_or_default();
+        let reference = ["/schema/$ref", "/schema/anyOf/0/$ref"];
+        let name = reference.into_iter().find_map(|place| body.pointer(place)?.as_str());
+        let name = name.unwrap_or_default();
         let schema = schemas.iter().find(|(known, _)| name.ends_with(known.as_str()));
         if let Some((_, schema)) = schema {
             body["example"] = example_of(schema);

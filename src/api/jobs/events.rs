@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::wire::ImageJob;
 use crate::api::access::Permit;
+use crate::api::docs::JobEvent;
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::api::wire::ErrorEnvelope;
@@ -41,7 +42,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
         ("Last-Event-ID" = Option<u64>, Header, description = "The last event that the client has"),
     ),
     responses(
-        (status = 200, description = "Events, each an `ImageJob`", body = ImageJob, content_type = "text/event-stream"),
+        (status = 200, description = "Events, each an `ImageJob`", body = JobEvent, content_type = "text/event-stream"),
         (status = 404, description = "There is none, or it is somebody else's", body = ErrorEnvelope),
     )
 )]

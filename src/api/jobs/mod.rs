@@ -27,9 +27,10 @@ pub(super) use events::{__path_events, events};
 pub(super) use fleet::{Announcing, models_of};
 pub(super) use relay::relay;
 pub(super) use runner::Runner;
-pub(super) use wire::{ImageJob, JobPage};
+pub(super) use wire::{EndedJob, ImageJob, JobPage};
 
 use super::access::Permit;
+use super::docs::PictureFile;
 use super::error::ApiError;
 use super::state::AppState;
 use super::wire::{ErrorBody, ErrorEnvelope, ImagesResponse, json_response};
@@ -160,7 +161,12 @@ pub(super) async fn job(
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
-        (status = 200, description = "The pictures, or the file that was asked for", body = ImagesResponse),
+        (status = 200, description = "The pictures, or the file that was asked for", content(
+            (ImagesResponse = "application/json"),
+            (PictureFile = "image/png"),
+            (PictureFile = "image/jpeg"),
+            (PictureFile = "image/webp"),
+        )),
         (status = 404, description = "There is none, or it is somebody else's", body = ErrorEnvelope),
         (status = 409, description = "There is no result yet, or the job was cancelled", body = ErrorEnvelope),
         (status = 500, description = "The job failed: with this status, or that of its error", body = ErrorEnvelope),
@@ -225,7 +231,7 @@ fn envelope_of(failure: JobFailure) -> ErrorEnvelope {
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
-        (status = 200, description = "The job, which is cancelled now; of one that had ended, that it is `deleted`", body = ImageJob),
+        (status = 200, description = "The job, which is cancelled now; of one that had ended, that it is `deleted`", body = EndedJob),
         (status = 404, description = "There is none, or it is somebody else's", body = ErrorEnvelope),
     )
 )]
@@ -236,14 +242,15 @@ pub(super) async fn delete(
 ) -> Result<Response, ApiError> {
     let permit = Permit::of(&request)?;
     let record = state.jobs.own(&permit, &id).await?;
-    match state.jobs.store.cancel(record.id).await?.ok_or(ApiError::UnknownJob)? {
+    let ended = match state.jobs.store.cancel(record.id).await?.ok_or(ApiError::UnknownJob)? {
         Cancelled::Now(record) => {
             state.jobs.forget(record.id);
-            Ok(json_response(StatusCode::OK, &ImageJob::of(record, &state)))
+            EndedJob::Cancelled(Box::new(ImageJob::of(record, &state)))
         }
         Cancelled::Ended(record) => {
             state.jobs.store.remove(record.id).await?;
-            Ok(json_response(StatusCode::OK, &DeletedJob::of(record.id)))
+            EndedJob::Deleted(DeletedJob::of(record.id))
         }
-    }
+    };
+    Ok(json_response(StatusCode::OK, &ended))
 }

@@ -118,11 +118,21 @@ impl JobPage {
     }
 }
 
+/// A job that was told to end.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::api) enum EndedJob {
+    Cancelled(Box<ImageJob>),
+    Deleted(DeletedJob),
+}
+
 /// A job that is forgotten.
-#[derive(Debug, Serialize)]
-pub(super) struct DeletedJob {
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::api) struct DeletedJob {
     id: String,
+    /// Always `image.job`.
     object: &'static str,
+    /// Always true.
     deleted: bool,
 }
 

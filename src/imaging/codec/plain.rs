@@ -22,7 +22,11 @@ pub(super) fn read(
 ) -> Result<Source, DecodeError> {
     let explain = |error| explain(error, format);
     let (file, has_alpha_added) = match format {
-        Format::Bmp => (Cow::Owned([bytes, &PADDING].concat()), false),
+        Format::Bmp => {
+            // They are pixels: the header and its colours have to be in the file itself.
+            open(bytes, format, limits)?;
+            (Cow::Owned([bytes, &PADDING].concat()), false)
+        }
         Format::Webp => with_alpha(bytes),
         Format::Gif | Format::Ico | Format::Png | Format::Jpeg | Format::Tiff => {
             (Cow::Borrowed(bytes), false)

@@ -163,6 +163,23 @@ fn damaged_truncated_and_foreign_files_are_refused() {
     }
 }
 
+/// Found by fuzzing: its colours lie behind the end, where a last row may be filled up.
+#[test]
+fn a_bmp_whose_colours_are_cut_off_is_truncated_for_decoding_as_for_its_estimate() {
+    let mut file =
+        b"BM\0\0\0\0\0\0\0\0\x3e\0\0\0\x28\0\0\0\x08\0\0\0\x01\0\0\0\x01\0\x01\0".to_vec();
+    file.resize(54, 0);
+    file.extend([0, 0, 0, 0, 255, 255, 255]);
+
+    let (estimate, decoded) = (bytes_to_decode(&file, LIMITS), decode(&file, LIMITS));
+
+    assert!(matches!(estimate, Err(DecodeError::Truncated)), "{estimate:?}");
+    assert!(matches!(decoded, Err(DecodeError::Truncated)), "{decoded:?}");
+    // Whole colours, and a last row of one byte instead of four.
+    file.extend([0, 0b1010_1010]);
+    assert!(bytes_to_decode(&file, LIMITS).is_ok() && decode(&file, LIMITS).is_ok());
+}
+
 /// A JPEG of some size with `segment` behind its start.
 fn jpeg_with(marker: u8, content: &[u8]) -> Vec<u8> {
     let jpeg = encode(&gradient(8, 8), OutputFormat::Jpeg { quality: 90 }).unwrap();
