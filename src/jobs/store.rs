@@ -23,6 +23,8 @@ pub struct NewJob {
     pub warnings: Vec<String>,
     /// What the client calls the request, if anything.
     pub idempotency: Option<Idempotency>,
+    /// Whether others go first, for nobody waits for it.
+    pub is_patient: bool,
     /// The request.
     pub request: Bytes,
 }
@@ -129,7 +131,8 @@ pub trait JobStore: Send + Sync + 'static {
     /// Jobs of an owner.
     async fn list(&self, owner: &Owner, page: Page) -> Result<JobList, JobStoreError>;
 
-    /// Takes up the next job: of the owner who has fewest taken up, the oldest.
+    /// Takes up the next job: of the owner who has fewest taken up, the oldest; a patient
+    /// one if there is no other.
     async fn claim(&self) -> Result<Option<Claimed>, JobStoreError>;
 
     /// The request of a job that has not ended.

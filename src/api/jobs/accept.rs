@@ -46,10 +46,29 @@ pub(in crate::api) fn idempotency_key(
 
 /// Stores a job, once all is refused that can be: 202 with the job.
 pub(in crate::api) async fn accept(
+    asking: (&AppState, &Arc<Permit>, &RequestContext),
+    read: (Fields, MemoryShare),
+    sent: Sent,
+) -> Result<Response, ApiError> {
+    let created = store(asking, read, sent, Haste::Usual).await?;
+    answer(created, asking.0)
+}
+
+/// Whether somebody waits for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::api) enum Haste {
+    Usual,
+    /// Nobody does: others go first.
+    None,
+}
+
+/// Stores a job, once all is refused that can be.
+pub(in crate::api) async fn store(
     (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
     (fields, mut memory): (Fields, MemoryShare),
     sent: Sent,
-) -> Result<Response, ApiError> {
+    haste: Haste,
+) -> Result<Created, ApiError> {
     if !state.service().status().accepting {
         return Err(ServiceError::ShuttingDown.into());
     }
@@ -65,7 +84,7 @@ pub(in crate::api) async fn accept(
     if let Some(idempotency) = &idempotency
         && let Some(found) = store.named(permit.owner(), idempotency).await?
     {
-        return answer(found, state);
+        return Ok(found);
     }
     let prepared = prepare(context, (fields, memory), endpoint, asked).await?;
     refuse_streams(&prepared)?;
@@ -83,6 +102,7 @@ pub(in crate::api) async fn accept(
         seeds,
         warnings,
         idempotency,
+        is_patient: haste == Haste::None,
         request,
     };
     let created = store.create(job).await?;
@@ -92,7 +112,7 @@ pub(in crate::api) async fn accept(
         // Somebody was quicker with the same.
         Created::Same(_) | Created::Other(_) => permit.give_back(),
     }
-    answer(created, state)
+    Ok(created)
 }
 
 fn name_of(endpoint: Endpoint) -> &'static str {

@@ -20,7 +20,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-pub(super) use accept::{accept, idempotency_key};
+pub(super) use accept::{Haste, accept, idempotency_key, store};
 pub(super) use events::{__path_events, events};
 pub(super) use runner::Runner;
 pub(super) use wire::{ImageJob, JobPage};

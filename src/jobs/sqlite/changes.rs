@@ -17,8 +17,8 @@ pub(super) fn insert(db: &Connection, id: JobId, job: &NewJob) -> Result<(), Job
     let names = job.idempotency.as_ref();
     db.execute(
         "INSERT INTO jobs (id, owner, endpoint, model, state, created_ms, seeds, warnings, \
-         idempotency_key, digest, request_bytes) VALUES (:id, :owner, :endpoint, :model, \
-         'queued', :now, :seeds, :warnings, :key, :digest, :bytes)",
+         idempotency_key, digest, request_bytes, is_patient) VALUES (:id, :owner, :endpoint, \
+         :model, 'queued', :now, :seeds, :warnings, :key, :digest, :bytes, :patient)",
         named_params! {
             ":id": id.to_string(),
             ":owner": job.owner.as_str(),
@@ -30,6 +30,7 @@ pub(super) fn insert(db: &Connection, id: JobId, job: &NewJob) -> Result<(), Job
             ":key": names.map(|names| &names.key),
             ":digest": names.map(|names| &names.digest),
             ":bytes": job.request.len() as u64,
+            ":patient": job.is_patient,
         },
     )?;
     Ok(())

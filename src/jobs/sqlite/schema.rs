@@ -8,13 +8,17 @@ use rusqlite::Connection;
 
 use crate::jobs::error::JobStoreError;
 
+/// What makes each version of the layout of the one before it. A step that was published
+/// never changes.
+pub(super) const STEPS: [&str; 2] = [JOBS, BATCHES];
+
 /// The version of the layout.
-const VERSION: i64 = 1;
+const VERSION: i64 = STEPS.len() as i64;
 
 /// How long a reader from outside, such as a backup, may hold the database.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const LAYOUT: &str = "
+const JOBS: &str = "
     CREATE TABLE jobs (
         id TEXT PRIMARY KEY,
         owner TEXT NOT NULL,
@@ -44,6 +48,60 @@ const LAYOUT: &str = "
     CREATE UNIQUE INDEX jobs_by_key ON jobs (owner, idempotency_key)
         WHERE idempotency_key IS NOT NULL;
     PRAGMA user_version = 1;
+";
+
+const BATCHES: &str = "
+    ALTER TABLE jobs ADD COLUMN is_patient INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE files (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        name TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        blob TEXT,
+        batch TEXT,
+        part TEXT
+    ) WITHOUT ROWID;
+    CREATE INDEX files_by_owner ON files (owner, id);
+    CREATE INDEX files_by_end ON files (expires_ms);
+    CREATE TABLE batches (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        endpoint TEXT NOT NULL,
+        input_file TEXT NOT NULL,
+        context TEXT NOT NULL,
+        metadata TEXT,
+        lifetime_ms INTEGER NOT NULL,
+        files_lifetime_ms INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        due_ms INTEGER NOT NULL,
+        in_progress_ms INTEGER,
+        finalizing_ms INTEGER,
+        cancelling_ms INTEGER,
+        ended_ms INTEGER,
+        total INTEGER NOT NULL DEFAULT 0,
+        completed INTEGER NOT NULL DEFAULT 0,
+        failed INTEGER NOT NULL DEFAULT 0,
+        line_bytes INTEGER NOT NULL DEFAULT 0,
+        faults TEXT NOT NULL DEFAULT '[]',
+        output_file TEXT,
+        error_file TEXT
+    ) WITHOUT ROWID;
+    CREATE INDEX batches_by_owner ON batches (owner, id);
+    CREATE INDEX batches_by_state ON batches (state, id);
+    CREATE TABLE batch_lines (
+        batch TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        part TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        content BLOB,
+        blob TEXT,
+        PRIMARY KEY (batch, number)
+    );
+    PRAGMA user_version = 2;
 ";
 
 /// Opens the database in `file`, for this process alone. The lock lasts as long as the file
@@ -79,9 +137,10 @@ fn prepared(mut connection: Connection) -> Result<Connection, JobStoreError> {
     if found > VERSION {
         return Err(JobStoreError::Newer { found, known: VERSION });
     }
-    if found < VERSION {
+    let done = usize::try_from(found).unwrap_or_default();
+    for step in STEPS.iter().skip(done) {
         let transaction = connection.transaction()?;
-        transaction.execute_batch(LAYOUT)?;
+        transaction.execute_batch(step)?;
         transaction.commit()?;
     }
     Ok(connection)

@@ -36,6 +36,7 @@ fn job_of(who: &str) -> NewJob {
         seeds: vec![1, 2],
         warnings: vec!["first".to_owned()],
         idempotency: None,
+        is_patient: false,
         request: Bytes::from_static(b"the request"),
     }
 }
@@ -314,10 +315,10 @@ async fn a_database_of_a_later_version_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let config = on_disk(folder.path());
     let store = EmbeddedStore::open(&config).unwrap();
-    store.0.database().execute_batch("PRAGMA user_version = 2").unwrap();
+    store.0.database().execute_batch("PRAGMA user_version = 3").unwrap();
     drop(store);
 
     let refused = EmbeddedStore::open(&config).unwrap_err();
 
-    assert!(matches!(refused, JobStoreError::Newer { found: 2, known: 1 }), "{refused}");
+    assert!(matches!(refused, JobStoreError::Newer { found: 3, known: 2 }), "{refused}");
 }
