@@ -23,6 +23,7 @@ use diffuser_api::domain::Picture;
 use diffuser_api::hub::{HubConfig, Progress, RepositoryId, fetch_files, fetch_snapshot};
 use diffuser_api::imaging::codec::{self, DecodeLimits};
 use diffuser_api::jobs::EmbeddedStore;
+use diffuser_api::jobs::batches::BatchStore;
 use diffuser_api::keys::{KeyHash, Place, random_key};
 use diffuser_api::model::{self, ModelFiles, benchmark};
 use diffuser_api::pictures::PictureStore;
@@ -122,7 +123,9 @@ async fn run(
         return Ok(serving.await??);
     };
     let service = models[0].images.clone();
-    let parts = ServerParts { models, store, jobs: Arc::new(jobs), access: access.clone() };
+    let jobs = Arc::new(jobs);
+    let batches: Option<Arc<dyn BatchStore>> = Some(Arc::<EmbeddedStore>::clone(&jobs));
+    let parts = ServerParts { models, store, jobs, batches, access: access.clone() };
     opening.open(parts, &config.api);
     supervisor::ready();
     tokio::spawn(supervisor::keep_watchdog());

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::batches::Driver;
 use super::error::{self, ApiError};
 use super::jobs::Runner;
 use super::request_log::{RequestLog, log_requests};
@@ -28,6 +29,7 @@ use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
 use super::{Access, ApiConfig, cors, router_of, security_headers, serve, unread};
 use crate::jobs::JobStore;
+use crate::jobs::batches::BatchStore;
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
 use crate::requests::ModelService;
@@ -79,6 +81,8 @@ pub struct ServerParts {
     pub store: PictureStore,
     /// The requests whose pictures are fetched later.
     pub jobs: Arc<dyn JobStore>,
+    /// Files of requests, and what they came to, if that can be stored.
+    pub batches: Option<Arc<dyn BatchStore>>,
     /// The keys and limits in force.
     pub access: Access,
 }
@@ -98,6 +102,8 @@ struct Opened {
     services: Vec<ImageService>,
     /// Runs the jobs, until it is told to end, or this is dropped.
     runner: Mutex<Option<Runner>>,
+    /// Sees to batches until this is dropped.
+    _driver: Driver,
 }
 
 impl Opened {
@@ -201,6 +207,7 @@ impl Opening {
         let metrics = state.metrics().clone();
         let metrics_router = super::metrics::router(state.clone());
         let runner = Mutex::new(Some(Runner::start(state.clone())));
+        let driver = Driver::start(state.clone());
         let router = router_of(state);
         self.opened.send_replace(Some(Opened {
             router,
@@ -208,6 +215,7 @@ impl Opening {
             metrics,
             services,
             runner,
+            _driver: driver,
         }));
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::batches::BatchDesk;
 use super::health::DeepChecks;
 use super::jobs::JobDesk;
 use super::{Access, ApiConfig, ServerParts};
@@ -22,6 +23,8 @@ pub(super) struct AppState {
     pub(super) store: Arc<PictureStore>,
     /// The jobs, and what of them lives in this process alone.
     pub(super) jobs: Arc<JobDesk>,
+    /// The batches, and what of them lives in this process alone.
+    pub(super) batches: Arc<BatchDesk>,
     pub(super) deep_checks: Arc<DeepChecks>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
@@ -29,7 +32,7 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(parts: ServerParts, config: &ApiConfig) -> Self {
-        let ServerParts { models, store, jobs, access } = parts;
+        let ServerParts { models, store, jobs, batches, access } = parts;
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
@@ -42,6 +45,7 @@ impl AppState {
             requests: RequestContext::new(models, memory, settings),
             store: Arc::new(store),
             jobs: Arc::new(JobDesk::new(jobs)),
+            batches: Arc::new(BatchDesk::new(batches, &config.batches)),
             deep_checks: Arc::default(),
             config: Arc::new(config.clone()),
             access,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::Layers;
 use super::keys;
+use crate::api::BatchesConfig;
 use crate::jobs::{JobStoreLocation, JobsConfig};
 
 impl Layers {
@@ -19,6 +20,16 @@ impl Layers {
             lifetime: self.seconds(keys::JOBS_LIFETIME),
             capacity: self.integer(keys::JOBS_CAPACITY, 1, 1_000_000).unwrap_or_default(),
             max_bytes: self.integer(keys::JOBS_BYTES, 1 << 20, 1 << 50).unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn batches(&mut self) -> BatchesConfig {
+        BatchesConfig {
+            max_file_bytes: self.integer(keys::BATCHES_FILE_BYTES, 1, 1 << 40).unwrap_or_default(),
+            max_requests: self.integer(keys::BATCHES_REQUESTS, 1, 10_000_000).unwrap_or_default(),
+            in_flight: self.integer(keys::BATCHES_IN_FLIGHT, 1, 10_000).unwrap_or_default(),
+            lifetime: self.seconds(keys::BATCHES_LIFETIME),
+            window: BatchesConfig::WINDOW,
         }
     }
 }

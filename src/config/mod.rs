@@ -264,6 +264,7 @@ impl Layers {
             metrics: self.metrics_address(),
             access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
             jobs: self.jobs(),
+            batches: self.batches(),
         }
     }
 

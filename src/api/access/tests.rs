@@ -8,9 +8,9 @@ use axum::extract::Request;
 use governor::clock::FakeRelativeClock;
 
 use super::*;
-use crate::api::MetricsAddress;
 use crate::api::cors::CorsOrigins;
 use crate::api::peer::{PeerAddress, PeerLimits};
+use crate::api::{BatchesConfig, MetricsAddress};
 use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
 use crate::requests::DefaultResponseFormat;
@@ -50,6 +50,13 @@ fn open() -> ApiConfig {
         png_compression: Default::default(),
         loading_wait: second,
         metrics: MetricsAddress { host: String::new(), port: None },
+        batches: BatchesConfig {
+            max_file_bytes: 1,
+            max_requests: 1,
+            in_flight: 1,
+            lifetime: second,
+            window: BatchesConfig::WINDOW,
+        },
         jobs: JobsConfig {
             location: JobStoreLocation::Memory,
             max_tries: 1,

@@ -86,6 +86,10 @@ impl ApiError {
             Self::Jobs(JobStoreError::TooManyJobs { capacity }) => format!(
                 "The server has as many jobs as it takes: {capacity} wait or run. Try again later."
             ),
+            Self::Jobs(JobStoreError::TooManyBatches { most }) => format!(
+                "Too many batches: {most} may be under way at a time. Wait until one has ended."
+            ),
+            Self::Batch(error) => error.message(),
             Self::Jobs(JobStoreError::NoRoom { .. }) => {
                 "The storage for jobs is full. Try again later.".to_owned()
             }

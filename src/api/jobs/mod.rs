@@ -57,7 +57,7 @@ impl JobDesk {
     }
 
     /// What the job's pictures were booked on; known once.
-    fn forget(&self, id: JobId) -> Option<Arc<Permit>> {
+    pub(super) fn forget(&self, id: JobId) -> Option<Arc<Permit>> {
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
     }
 }

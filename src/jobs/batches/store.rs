@@ -18,8 +18,11 @@ pub type Content<'a> = BoxStream<'a, Result<Bytes, JobStoreError>>;
 pub struct Received {
     name: String,
     bytes: u64,
-    discard: Option<Box<dyn FnOnce(&str) + Send + Sync>>,
+    discard: Option<Discard>,
 }
+
+/// What removes content by its name.
+type Discard = Box<dyn FnOnce(&str) + Send + Sync>;
 
 impl Received {
     /// Content that the store calls `name`, and what removes it.

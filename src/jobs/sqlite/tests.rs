@@ -238,6 +238,23 @@ async fn owners_take_turns() {
 }
 
 #[tokio::test]
+async fn patient_jobs_come_after_all_others() {
+    let store = in_memory();
+    let patient = || NewJob { is_patient: true, ..job_of("c") };
+    let first = accepted(&store, patient()).await;
+    let second = accepted(&store, patient()).await;
+    let usual = [accepted(&store, job_of("a")).await, accepted(&store, job_of("a")).await];
+
+    let mut order = Vec::new();
+    while let Some(claimed) = store.claim().await.unwrap() {
+        assert_eq!(claimed.record.is_patient, !usual.contains(&claimed.record.id));
+        order.push(claimed.record.id);
+    }
+
+    assert_eq!(order, [usual[0], usual[1], first, second]);
+}
+
+#[tokio::test]
 async fn a_name_stands_for_one_request_of_its_owner() {
     let store = in_memory();
     let named = |who: &str, digest: &str| {

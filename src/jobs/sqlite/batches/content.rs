@@ -38,9 +38,8 @@ pub(super) async fn receive(
         move |_| drop(std::fs::remove_file(part))
     });
     let bytes = write(&part, (content, room)).await.map_err(|error| error.of(&part))?;
-    let renaming = tokio::task::spawn_blocking(move || {
-        Files::complete(&part, &path).map_err(failed(&path))
-    });
+    let renaming =
+        tokio::task::spawn_blocking(move || Files::complete(&part, &path).map_err(failed(&path)));
     renaming.await??;
     unfinished.keep();
     Ok(Received::new(name, bytes, remover(inner)))
@@ -101,7 +100,10 @@ impl From<JobStoreError> for Unwritten {
 }
 
 /// Writes a file; gives how long it is.
-async fn write(path: &Path, (mut content, mut room): (Content<'_>, Room)) -> Result<u64, Unwritten> {
+async fn write(
+    path: &Path,
+    (mut content, mut room): (Content<'_>, Room),
+) -> Result<u64, Unwritten> {
     let mut file = File::create(path).await?;
     let mut bytes = 0;
     while let Some(piece) = content.try_next().await? {

@@ -114,9 +114,8 @@ impl Inner {
     /// The line as its row has it; a long one is on the disk by then.
     fn stored(&self, id: BatchId, line: SettledLine) -> Result<StoredLine, JobStoreError> {
         let is_short = line.content.len() <= LONGEST_IN_ROW;
-        let blob = (!is_short).then(|| {
-            format!("{id}.{}.{}.line", line.number, uuid::Uuid::new_v4().simple())
-        });
+        let blob = (!is_short)
+            .then(|| format!("{id}.{}.{}.line", line.number, uuid::Uuid::new_v4().simple()));
         if let Some(blob) = &blob {
             self.blobs.write(blob, &line.content)?;
         }

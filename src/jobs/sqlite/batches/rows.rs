@@ -68,7 +68,8 @@ fn file_of(row: &Row<'_>) -> Result<FileRecord, JobStoreError> {
     Ok(FileRecord {
         id: parsed(row, "id")?,
         owner: Owner::stored(row.get("owner")?),
-        purpose: purpose.ok_or_else(|| JobStoreError::Damaged("a file has no purpose".to_owned()))?,
+        purpose: purpose
+            .ok_or_else(|| JobStoreError::Damaged("a file has no purpose".to_owned()))?,
         name: row.get("name")?,
         bytes: row.get("bytes")?,
         created_ms: row.get("created_ms")?,
@@ -151,7 +152,8 @@ pub(super) fn lines(
 
 /// Whether a batch needs the file yet.
 pub(super) fn is_in_use(db: &Connection, id: FileId) -> Result<bool, JobStoreError> {
-    let sql = format!("SELECT EXISTS(SELECT 1 FROM batches WHERE {UNFINISHED} AND input_file = ?1)");
+    let sql =
+        format!("SELECT EXISTS(SELECT 1 FROM batches WHERE {UNFINISHED} AND input_file = ?1)");
     Ok(db.query_row(&sql, [id.to_string()], |row| row.get(0))?)
 }
 
@@ -255,5 +257,6 @@ fn batch_of(row: &Row<'_>) -> Result<BatchRecord, JobStoreError> {
 /// The name in a column.
 fn parsed<T: FromStr>(row: &Row<'_>, column: &str) -> Result<T, JobStoreError> {
     let text: String = row.get(column)?;
-    text.parse().map_err(|_| JobStoreError::Damaged(format!("a file or a batch is called '{text}'")))
+    text.parse()
+        .map_err(|_| JobStoreError::Damaged(format!("a file or a batch is called '{text}'")))
 }
