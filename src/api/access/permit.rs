@@ -99,11 +99,23 @@ impl Permit {
     /// # Errors
     /// If it may use no model at all, or no pictures are left for today.
     pub(crate) fn context(&self, requests: &RequestContext) -> Result<RequestContext, ApiError> {
+        let context = self.context_of_models(requests)?;
+        self.account.check_pictures(self.limits.pictures_per_day).map_err(refused)?;
+        Ok(context)
+    }
+
+    /// The same of what may have been asked for before: its pictures count already then.
+    ///
+    /// # Errors
+    /// If it may use no model at all.
+    pub(crate) fn context_of_models(
+        &self,
+        requests: &RequestContext,
+    ) -> Result<RequestContext, ApiError> {
         let models = self.models(&requests.models);
         if models.all().is_empty() {
             return Err(ApiError::NoModelAllowed);
         }
-        self.account.check_pictures(self.limits.pictures_per_day).map_err(refused)?;
         Ok(requests.with_models(models))
     }
 

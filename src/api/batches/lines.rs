@@ -1,4 +1,7 @@
 //! The lines of a batch: each becomes a job, and what that came to becomes a settled line.
+//!
+//! The job is removed then. If the process ends in between, it stays for as long as jobs are
+//! kept that have ended.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -123,7 +126,7 @@ async fn serve(work: Work, line: Line, _slot: OwnedSemaphorePermit) -> Result<()
         asked: Asked { deployment: None, accepted: Accepted::Json, client: permit.client() },
         idempotency_key: Some(name_of(&work, number)),
     };
-    let created = match permit.context(&work.state.requests) {
+    let created = match permit.context_of_models(&work.state.requests) {
         Ok(context) => {
             let asking = (&work.state, &permit, &context);
             jobs::store(asking, (fields, memory), sent, Haste::None).await
