@@ -427,12 +427,6 @@ impl From<JobStoreError> for ApiError {
     }
 }
 
-impl From<BatchError> for ApiError {
-    fn from(error: BatchError) -> Self {
-        Self::Batch(error)
-    }
-}
-
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         Self::StorageUnavailable(error)

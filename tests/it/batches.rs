@@ -571,6 +571,60 @@ async fn there_is_a_bound_on_bytes_and_a_file_is_refused_before_it_is_whole() {
 }
 
 #[tokio::test]
+async fn a_batch_ends_whose_file_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let adjust = |config: &mut ApiConfig| config.batches.in_flight = 1;
+    let setup = over(folder.path(), vec![Behaviour::Tint, Behaviour::EndlessStep]).await;
+    let server = Setup { adjust, ..setup }.start().await;
+    let id = begun(&server, edits(4)).await;
+    until(&server, &id, |batch| batch["request_counts"]["completed"] == 1).await;
+    server.serving.abort();
+    drop(server);
+    for entry in std::fs::read_dir(folder.path().join("jobs.batches")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "file") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    let server = over(folder.path(), Vec::new()).await.start().await;
+
+    let ended = until_status(&server, &id, "completed").await;
+    assert_eq!(ended["request_counts"], json!({"total": 4, "completed": 1, "failed": 3}));
+    let file = ended["error_file_id"].as_str().unwrap();
+    let text = get(&server, &format!("/v1/files/{file}/content")).await.text().await.unwrap();
+    assert_eq!(text.matches("\"code\":\"invalid_input_file\"").count(), 3, "{text}");
+    let other = begun(&server, edits(1)).await;
+    until_status(&server, &other, "completed").await;
+}
+
+#[tokio::test]
+async fn the_document_has_files_and_batches() {
+    let server = TestServer::start().await;
+
+    let document = json_of(get(&server, "/openapi.json").await).await;
+
+    let upload = &document["paths"]["/v1/files"]["post"]["requestBody"];
+    assert_eq!(upload["required"], true);
+    let schemas = &document["components"]["schemas"];
+    let fields = &schemas["UploadForm"];
+    assert_eq!(fields["required"], json!(["file", "purpose"]));
+    assert_eq!(fields["properties"]["file"]["format"], "binary");
+    assert!(fields["properties"]["expires_after[seconds]"].is_object());
+    let asked = &schemas["NewBatchBody"]["required"];
+    assert_eq!(*asked, json!(["input_file_id", "endpoint", "completion_window"]));
+    for (path, method) in [("/v1/batches/{id}/cancel", "post"), ("/v1/files/{id}/content", "get")] {
+        assert!(document["paths"][path][method].is_object(), "{path}");
+    }
+    // A batch as it comes has what is described, and no more.
+    let id = begun(&server, "x").await;
+    let batch = batch(&server, &id).await;
+    let described = schemas["Batch"]["properties"].as_object().unwrap();
+    let came: Vec<_> = batch.as_object().unwrap().keys().collect();
+    assert_eq!(came, described.keys().collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn without_a_place_for_them_there_are_none() {
     let server = Setup { batches: false, ..Setup::default() }.start().await;
 

@@ -5,6 +5,7 @@
 //! line's. So a line that was sent is found, and not sent again.
 
 use std::collections::HashSet;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -107,7 +108,21 @@ async fn seen_to(state: AppState, store: Arc<dyn BatchStore>, id: BatchId) -> Ba
 pub(super) enum Trouble {
     /// A request has no room or no time now.
     Later,
+    /// The file of the batch is lost.
+    InputGone,
     Store(JobStoreError),
+}
+
+impl Trouble {
+    /// Of a file of a batch that cannot be read.
+    pub(super) fn of_input(error: JobStoreError) -> Self {
+        if let JobStoreError::File { error: of_file, .. } = &error
+            && of_file.kind() == io::ErrorKind::NotFound
+        {
+            return Self::InputGone;
+        }
+        Self::Store(error)
+    }
 }
 
 impl From<JobStoreError> for Trouble {
@@ -134,7 +149,7 @@ async fn drive(state: &AppState, store: &Arc<dyn BatchStore>, id: BatchId) {
                 continue;
             }
             Ok(None) => return,
-            Err(Trouble::Later) => {}
+            Err(Trouble::Later | Trouble::InputGone) => {}
             Err(Trouble::Store(error)) => {
                 tracing::error!(cause = causes::one_line(&error), "a batch cannot go on");
             }
@@ -157,24 +172,43 @@ async fn step(
         return Ok(Some(was));
     }
     let work = Work::new(state, store, batch)?;
-    let has_moved = match was {
+    let has_moved = match move_on(&work).await {
+        Err(Trouble::InputGone) => without_input(&work).await?,
+        moved => moved?,
+    };
+    if has_moved { Ok(Some(was)) } else { Err(Trouble::Later) }
+}
+
+/// Ends what cannot be done any more, for nobody knows what was asked for.
+async fn without_input(work: &Work) -> Result<bool, Trouble> {
+    tracing::error!("the file of a batch is lost");
+    if work.batch.counts.total == 0 {
+        return Ok(work.store.fail_batch(work.batch.id, vec![validation::input_gone()]).await?);
+    }
+    lines::abandon(work).await?;
+    Ok(true)
+}
+
+/// Does what is next. `false`: it could not be done yet.
+async fn move_on(work: &Work) -> Result<bool, Trouble> {
+    let (store, id) = (&work.store, work.batch.id);
+    Ok(match work.batch.state {
         BatchState::Validating | BatchState::InProgress if work.is_overdue() => {
-            lines::close(&work, NotMade::Expired).await?;
+            lines::close(work, NotMade::Expired).await?;
             store.end_batch(id, BatchEnd::Expired).await?
         }
-        BatchState::Validating => work.unless_left(validation::validate(&work)).await?,
-        BatchState::InProgress => work.unless_left(lines::make(&work)).await?,
+        BatchState::Validating => work.unless_left(validation::validate(work)).await?,
+        BatchState::InProgress => work.unless_left(lines::make(work)).await?,
         BatchState::Finalizing => store.end_batch(id, BatchEnd::Completed).await?,
         BatchState::Cancelling => {
-            lines::close(&work, NotMade::Cancelled).await?;
+            lines::close(work, NotMade::Cancelled).await?;
             store.end_batch(id, BatchEnd::Cancelled).await?
         }
         BatchState::Failed
         | BatchState::Completed
         | BatchState::Expired
         | BatchState::Cancelled => true,
-    };
-    if has_moved { Ok(Some(was)) } else { Err(Trouble::Later) }
+    })
 }
 
 /// A batch, with what is needed to see to it.
@@ -200,8 +234,12 @@ impl Work {
     ) -> Result<Self, JobStoreError> {
         let outside: Outside = serde_json::from_str(&batch.context)
             .map_err(|error| JobStoreError::Damaged(error.to_string()))?;
-        let permit = state.batches.permit_of(batch.id);
-        let permit = permit.unwrap_or_else(|| Arc::new(state.access.permit_of(&batch.owner)));
+        let permit = state.batches.permit_of(batch.id).unwrap_or_else(|| {
+            let permit = Arc::new(state.access.permit_of(&batch.owner));
+            // What has been counted stays counted.
+            state.batches.remember(batch.id, &permit);
+            permit
+        });
         Ok(Self {
             addresses: Arc::new(addresses_of(outside.endpoint, state)),
             owner: owner_of_lines(&batch.owner),

@@ -76,6 +76,25 @@ pub(super) async fn close(work: &Work, why: NotMade) -> Result<(), Trouble> {
     Ok(work.store.settle(work.batch.id, settled).await?)
 }
 
+/// Settles all lines that are not, where nobody knows what was in them.
+pub(super) async fn abandon(work: &Work) -> Result<(), Trouble> {
+    let settled: HashSet<u64> = work.store.settled(work.batch.id).await?.into_iter().collect();
+    let missing = work.batch.counts.total.saturating_sub(settled.len() as u64);
+    let missing = usize::try_from(missing).unwrap_or(usize::MAX);
+    let mut numbers = (1..).filter(|number| !settled.contains(number)).take(missing);
+    loop {
+        let some: Vec<_> = numbers.by_ref().take(LINES_AT_ONCE).collect();
+        if some.is_empty() {
+            return Ok(());
+        }
+        let lost = |number| {
+            let answered = Answered { batch: work.batch.id, number, custom_id: None };
+            answered.not_made(NotMade::InputGone)
+        };
+        work.store.settle(work.batch.id, some.into_iter().map(lost).collect()).await?;
+    }
+}
+
 /// The lines of a batch that are not settled.
 struct Left {
     lines: InputLines,
@@ -85,13 +104,12 @@ struct Left {
 impl Left {
     async fn of(work: &Work) -> Result<Self, Trouble> {
         let settled = work.store.settled(work.batch.id).await?;
-        // The store keeps it for as long as the batch needs it.
-        let lines = work.input().await?.ok_or(Trouble::Later)?;
+        let lines = work.input().await?.ok_or(Trouble::InputGone)?;
         Ok(Self { lines, settled: settled.into_iter().collect() })
     }
 
     async fn next(&mut self) -> Result<Option<Line>, Trouble> {
-        while let Some(line) = self.lines.next().await? {
+        while let Some(line) = self.lines.next().await.map_err(Trouble::of_input)? {
             if !self.settled.contains(&line.number()) {
                 return Ok(Some(line));
             }

@@ -24,6 +24,8 @@ pub(super) struct Answered {
 pub(super) enum NotMade {
     Expired,
     Cancelled,
+    /// Nobody knows any more what it was.
+    InputGone,
 }
 
 impl Answered {
@@ -68,6 +70,7 @@ impl Answered {
                 "batch_expired",
                 "This request was not made before the completion window was over.",
             ),
+            NotMade::InputGone => ("invalid_input_file", "The file of the batch is lost."),
             NotMade::Cancelled => {
                 ("batch_cancelled", "This request was not made before the batch was cancelled.")
             }

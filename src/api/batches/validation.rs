@@ -35,7 +35,7 @@ struct Checked {
 
 async fn check(work: &Work) -> Result<Checked, Trouble> {
     let Some(mut lines) = work.input().await? else {
-        return Ok(alone("invalid_input_file", "The file of the batch is gone.".to_owned()));
+        return Err(Trouble::InputGone);
     };
     let (mut seen, mut checked) = (HashSet::new(), Checked::default());
     let most = work.state.config.batches.max_requests;
@@ -65,8 +65,16 @@ async fn check(work: &Work) -> Result<Checked, Trouble> {
 
 /// One fault, of the whole file.
 fn alone(code: &str, message: String) -> Checked {
-    let fault = BatchFault { code: code.to_owned(), message, param: None, line: None };
-    Checked { requests: 0, faults: vec![fault] }
+    Checked { requests: 0, faults: vec![of_file(code, message)] }
+}
+
+fn of_file(code: &str, message: String) -> BatchFault {
+    BatchFault { code: code.to_owned(), message, param: None, line: None }
+}
+
+/// What is wrong where there is no file any more.
+pub(super) fn input_gone() -> BatchFault {
+    of_file("invalid_input_file", "The file of the batch is lost.".to_owned())
 }
 
 /// What the next request is called, or what is wrong with it.
@@ -75,7 +83,8 @@ async fn next(
     work: &Work,
 ) -> Result<Option<(u64, Result<String, LineFault>)>, Trouble> {
     let max_bytes = work.state.config.max_upload_bytes;
-    let Some(line) = lines.next().await? else { return Ok(None) };
+    let line = lines.next().await.map_err(Trouble::of_input)?;
+    let Some(line) = line else { return Ok(None) };
     let number = line.number();
     Ok(Some((number, custom_id(work, line).await?.unwrap_or(Err(LineFault::too_long(max_bytes))))))
 }

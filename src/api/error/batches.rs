@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 
-use super::{Retry, Row};
+use super::{ApiError, Retry, Row};
 use crate::jobs::batches::BatchState;
 
 /// Why something cannot be done with a file or a batch.
@@ -67,5 +67,11 @@ impl BatchError {
                 format!("The batch is {}: it cannot be cancelled.", state.name())
             }
         }
+    }
+}
+
+impl From<BatchError> for ApiError {
+    fn from(error: BatchError) -> Self {
+        Self::Batch(error)
     }
 }

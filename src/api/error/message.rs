@@ -95,8 +95,8 @@ impl ApiError {
             }
             Self::Jobs(_) => "The storage for jobs is not available. Try again later.".to_owned(),
             Self::UnknownRoute { method, path, base_url, origin } => format!(
-                "Invalid URL ({method} {path}). This server has OpenAI's images API and nothing \
-                 else: {base_url}/images/edits, /images/generations, /images/variations. Clients \
+                "Invalid URL ({method} {path}). This server has OpenAI's images API, and files and \
+                 batches for it: {base_url}/images/edits, /images/generations, /images/variations. Clients \
                  take '{base_url}' as their base URL, those of Azure '{origin}' as their endpoint."
             ),
             Self::WrongMethod { method, path } => format!(
