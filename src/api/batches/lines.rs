@@ -31,6 +31,9 @@ const LINES_AT_ONCE: usize = 256;
 
 /// Makes all lines that are not settled. `false`: there is something left to be done.
 pub(super) async fn make(work: &Work) -> Result<bool, Trouble> {
+    if work.batch.counts.are_settled() {
+        return Ok(work.store.finalize(work.batch.id).await?);
+    }
     let mut left = Left::of(work).await?;
     let mut in_flight = JoinSet::new();
     let slots = &work.state.batches.slots;
@@ -54,8 +57,8 @@ pub(super) async fn make(work: &Work) -> Result<bool, Trouble> {
 
 /// Settles all lines that are not, with what their jobs came to, or as not made.
 pub(super) async fn close(work: &Work, why: NotMade) -> Result<(), Trouble> {
-    if work.batch.counts.total == 0 {
-        // Nobody knows what its lines are.
+    // None is, too, where nobody knows yet what its lines are.
+    if work.batch.counts.are_settled() {
         return Ok(());
     }
     let mut left = Left::of(work).await?;
