@@ -14,6 +14,7 @@ use diffuser_api::config::{
 use diffuser_api::domain::Picture;
 use diffuser_api::hub::HubConfig;
 use diffuser_api::imaging::codec::{self, DecodeLimits};
+use diffuser_api::jobs::batches::BatchStore;
 use diffuser_api::jobs::{
     DatabaseUrl, EmbeddedStore, Fleet, JobStore, JobStoreLocation, SharedStore,
 };
@@ -83,14 +84,15 @@ async fn run(
         ended = &mut serving => return Ok(ended??),
         () = signals.stop(|| ()) => None,
     };
-    let Some(Started { models, worker, jobs, fleet }) = started else {
+    let Some(Started { models, worker, jobs }) = started else {
         tokio::spawn(leave_at_once(signals));
         drop((opening, stop));
         return Ok(serving.await??);
     };
     let service = models[0].images.clone();
+    let Reached { jobs, batches, fleet } = jobs;
     let followed = fleet.clone().filter(|_| config.api.role == Role::Gateway);
-    let parts = ServerParts { models, store, jobs, fleet, access: access.clone() };
+    let parts = ServerParts { models, store, jobs, batches, fleet, access: access.clone() };
     let opened = opening.open(parts, &config.api);
     tokio::spawn(async move {
         if let Some(fleet) = followed {
@@ -147,25 +149,36 @@ impl Jobs {
         Ok(Self::Shared(url.clone(), objects))
     }
 
-    /// The jobs, and the same as what other processes share.
-    async fn reach(self, config: &Config) -> Result<(Arc<dyn JobStore>, Option<Arc<dyn Fleet>>)> {
+    async fn reach(self, config: &Config) -> Result<Reached> {
         match self {
-            Self::Own(own) => Ok((Arc::new(own), None)),
+            Self::Own(own) => {
+                let own = Arc::new(own);
+                let batches: Arc<dyn BatchStore> = Arc::<EmbeddedStore>::clone(&own);
+                Ok(Reached { jobs: own, batches: Some(batches), fleet: None })
+            }
             Self::Shared(url, objects) => {
                 let shared = SharedStore::open(&url, objects, &config.api.jobs).await;
                 let shared = Arc::new(shared.context("cannot open the jobs")?);
-                Ok((Arc::clone(&shared) as _, Some(shared)))
+                let jobs: Arc<dyn JobStore> = Arc::<SharedStore>::clone(&shared);
+                Ok(Reached { jobs, batches: None, fleet: Some(shared) })
             }
         }
     }
+}
+
+/// The jobs, and the same as what there is besides: batches, or other processes that share
+/// them.
+struct Reached {
+    jobs: Arc<dyn JobStore>,
+    batches: Option<Arc<dyn BatchStore>>,
+    fleet: Option<Arc<dyn Fleet>>,
 }
 
 /// What the API is made of, once it is there.
 struct Started {
     models: Vec<ModelService>,
     worker: WorkerHandle,
-    jobs: Arc<dyn JobStore>,
-    fleet: Option<Arc<dyn Fleet>>,
+    jobs: Reached,
 }
 
 /// Reaches the jobs, and loads the models, or hears of them.
@@ -174,8 +187,8 @@ async fn start(
     picture: Option<Picture>,
     (jobs, opening): (Jobs, &Opening),
 ) -> Result<Started> {
-    let (jobs, fleet) = jobs.reach(config).await?;
-    let (models, worker) = match &fleet {
+    let jobs = jobs.reach(config).await?;
+    let (models, worker) = match &jobs.fleet {
         Some(fleet) if config.api.role == Role::Gateway => {
             opening.reach(StartPhase::WaitingForWorkers);
             let metrics = if config.service.metrics { Metrics::new() } else { Metrics::off() };
@@ -183,7 +196,7 @@ async fn start(
         }
         _ => load(config, picture, opening).await?,
     };
-    Ok(Started { models, worker, jobs, fleet })
+    Ok(Started { models, worker, jobs })
 }
 
 /// Serves until `stopped` completes.

@@ -4,6 +4,7 @@
 //! Clients get texts of ours only. The causes of a 5xx go to the log, once,
 //! through [`Cause`] in the response's extensions.
 
+mod batches;
 mod examples;
 mod message;
 
@@ -13,6 +14,7 @@ use axum::extract::{OriginalUri, Request};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+pub(super) use batches::BatchError;
 use message::sentence;
 
 use super::wire::{ErrorBody, ErrorEnvelope, json_response};
@@ -86,6 +88,8 @@ pub(super) enum ApiError {
     IdempotencyKeyReused,
     /// Jobs cannot be stored, or looked up.
     Jobs(JobStoreError),
+    /// What is asked of a file or a batch cannot be done.
+    Batch(BatchError),
     UnknownRoute {
         method: Method,
         path: String,
@@ -295,9 +299,10 @@ impl ApiError {
                 param: Some("Idempotency-Key"),
                 ..Row::refused(StatusCode::UNPROCESSABLE_ENTITY, Some("idempotency_key_reused"))
             },
-            Self::Jobs(JobStoreError::TooManyJobs { .. }) => {
-                Row::too_often("rate_limit_error", "server_busy", Retry::After(JOBS_RETRY_S))
-            }
+            Self::Batch(error) => Row::of_batch(error),
+            Self::Jobs(
+                JobStoreError::TooManyJobs { .. } | JobStoreError::TooManyBatches { .. },
+            ) => Row::too_often("rate_limit_error", "server_busy", Retry::After(JOBS_RETRY_S)),
             Self::Jobs(_) => Row::unavailable("storage_unavailable", Retry::After(JOBS_RETRY_S)),
             Self::UnknownPicture | Self::UnknownJob | Self::UnknownRoute { .. } => {
                 Row::refused(StatusCode::NOT_FOUND, None)
@@ -324,7 +329,9 @@ impl ApiError {
                 | RequestError::LostPicture),
             ) => Some(Cause(causes::one_line(error))),
             Self::StorageUnavailable(error) => Some(Cause(causes::one_line(error))),
-            Self::Jobs(JobStoreError::TooManyJobs { .. }) => None,
+            Self::Jobs(
+                JobStoreError::TooManyJobs { .. } | JobStoreError::TooManyBatches { .. },
+            ) => None,
             Self::Jobs(error) => Some(Cause(causes::one_line(error))),
             Self::Internal(cause) => Some(Cause(cause.clone())),
             Self::Request(_)
@@ -346,6 +353,7 @@ impl ApiError {
             | Self::UnknownJob
             | Self::NoResult { .. }
             | Self::IdempotencyKeyReused
+            | Self::Batch(_)
             | Self::UnknownRoute { .. }
             | Self::WrongMethod { .. } => None,
         }
@@ -373,6 +381,14 @@ impl ApiError {
 
     pub(super) fn status(&self) -> StatusCode {
         self.row().status
+    }
+
+    /// Whether the same will be well later: nothing is wrong with the request.
+    pub(super) fn is_for_now(&self) -> bool {
+        match self.row().retry {
+            Retry::After(_) | Retry::AfterWait(_) | Retry::MuchLater(_) => true,
+            Retry::AsUsual | Retry::Never => false,
+        }
     }
 
     /// What the client reads.

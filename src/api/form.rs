@@ -80,8 +80,25 @@ pub(super) async fn read(
             _ => Err(ApiError::UnsupportedMediaType { accepted: encodings.describe() }),
         }
     };
+    let (mut fields, mut memory) = in_time(unread, state, reading).await?;
+    fields.resolve_aliases();
+    memory.shrink_to(fields.held_bytes());
+    Ok((fields, memory))
+}
+
+/// What `reading` makes of a body that arrives in time.
+///
+/// # Errors
+/// 408 if it does not, 503 if it is still on its way when the server stops; those of
+/// `reading`.
+pub(super) async fn in_time<T>(
+    unread: Option<UnreadBody>,
+    state: &AppState,
+    reading: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    let config = &state.config;
     let reading = reading.instrument(spans::stage(spans::READ_BODY));
-    let (mut fields, mut memory) = tokio::select! {
+    let read = tokio::select! {
         read = reading => read?,
         () = tokio::time::sleep(config.upload_timeout) => return Err(ApiError::UploadTooSlow),
         () = stalled(unread.as_ref(), config) => return Err(ApiError::UploadTooSlow),
@@ -91,9 +108,7 @@ pub(super) async fn read(
     if let Some(unread) = unread {
         unread.drain().await;
     }
-    fields.resolve_aliases();
-    memory.shrink_to(fields.held_bytes());
-    Ok((fields, memory))
+    Ok(read)
 }
 
 /// Completes once the client has sent nothing for longer than it may.
@@ -111,7 +126,7 @@ async fn too_late(state: &AppState) {
 }
 
 /// How long the body is to be, if the request says so.
-fn declared_length(request: &Request) -> Option<usize> {
+pub(super) fn declared_length(request: &Request) -> Option<usize> {
     let length = request.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>();
     Some(usize::try_from(length.ok()?).unwrap_or(usize::MAX))
 }
@@ -122,11 +137,22 @@ pub(super) fn is_form(request: &Request) -> bool {
 }
 
 /// The media type of a request, lower case and without parameters.
-fn media_type(request: &Request) -> String {
+pub(super) fn media_type(request: &Request) -> String {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let content_type = content_type.and_then(|value| value.to_str().ok());
     let media_type = content_type.and_then(|value| value.split(';').next());
     media_type.unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// What separates the parts of a form.
+///
+/// # Errors
+/// 400 if the request does not say.
+pub(super) fn boundary(request: &Request) -> Result<String, ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    multer::parse_boundary(content_type)
+        .map_err(|error| ApiError::Malformed(format!("Invalid multipart body: {error}.")))
 }
 
 async fn read_form(
@@ -134,10 +160,7 @@ async fn read_form(
     declared: Option<usize>,
     state: &AppState,
 ) -> Result<(Fields, MemoryShare), ApiError> {
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let boundary = multer::parse_boundary(content_type)
-        .map_err(|error| ApiError::Malformed(format!("Invalid multipart body: {error}.")))?;
+    let boundary = boundary(&request)?;
     let (memory, max_bytes) = (state.requests.memory.share(), state.config.max_upload_bytes);
     let incoming = Incoming::begin(request.into_body(), declared, max_bytes, 1, memory);
     let mut incoming = incoming.await?;

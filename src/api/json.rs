@@ -35,10 +35,19 @@ pub(super) fn parse(body: &[u8], max_fields: usize) -> Result<Fields, ApiError> 
 }
 
 /// The whole body.
-struct Object<'a> {
+pub(super) struct Object<'a> {
     /// Why it is not read on, if it is not for its grammar.
-    refusal: &'a mut Option<String>,
-    max_fields: usize,
+    pub(super) refusal: &'a mut Option<String>,
+    pub(super) max_fields: usize,
+}
+
+/// A body within something else.
+impl<'de> DeserializeSeed<'de> for Object<'_> {
+    type Value = Fields;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Fields, D::Error> {
+        json.deserialize_map(self)
+    }
 }
 
 impl<'de> Visitor<'de> for Object<'_> {
@@ -82,8 +91,8 @@ impl<'de> Visitor<'de> for Object<'_> {
 }
 
 /// A value of which no more parts are kept than are `left`; else it is `None`.
-struct Bounded<'a> {
-    left: &'a mut usize,
+pub(super) struct Bounded<'a> {
+    pub(super) left: &'a mut usize,
 }
 
 impl<'de> DeserializeSeed<'de> for Bounded<'_> {

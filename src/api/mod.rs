@@ -3,11 +3,13 @@
 //! [`router`] is the table of contents: each route names its handler; `address`
 //! brings other ways to write an address to these routes. A request for pictures goes
 //! through `form` (bytes → fields) and [`crate::requests`] (fields → what is to be done) to
-//! the service; `wire` is what comes back, and `error` the one table of what does not.
+//! the service; `wire` is what comes back, and `error` the one table of what does not. `jobs`
+//! and `batches` send requests the same way later.
 
 mod accept;
 mod access;
 mod address;
+mod batches;
 mod cors;
 mod deadline;
 mod docs;
@@ -56,6 +58,7 @@ pub use crate::imaging::codec::PngCompression;
 pub use access::{
     Access, ApiKeys, Expiry, KeyHash, KeyName, Limits, NamedKey, Network, Scope, Scopes,
 };
+pub use batches::BatchesConfig;
 pub use cors::CorsOrigins;
 pub use metrics::MetricsAddress;
 pub use peer::PeerLimits;
@@ -141,6 +144,8 @@ pub struct ApiConfig {
     pub jobs: JobsConfig,
     /// What this process does.
     pub role: Role,
+    /// Many of them in a file.
+    pub batches: BatchesConfig,
 }
 
 impl ApiConfig {
@@ -205,6 +210,12 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::job, jobs::delete))
         .routes(routes!(jobs::result))
         .routes(routes!(jobs::events))
+        .routes(routes!(batches::upload, batches::files))
+        .routes(routes!(batches::file, batches::delete))
+        .routes(routes!(batches::content))
+        .routes(routes!(batches::create, batches::list))
+        .routes(routes!(batches::batch))
+        .routes(routes!(batches::cancel))
         .routes(routes!(meta::models))
         .route("/models/{*id}", any(models::of_one))
         .merge(OpenApiRouter::with_openapi(models::OfOne::openapi()))

@@ -22,10 +22,28 @@ const HEAD_CHUNKS: usize = 3;
 /// While no head is read.
 const UNBOUNDED: usize = usize::MAX;
 
+/// How much of a head may still come.
+pub(super) struct HeadRoom(AtomicUsize);
+
+impl HeadRoom {
+    /// Of a form of which nothing was read.
+    pub(super) fn new() -> Self {
+        Self(AtomicUsize::new(UNBOUNDED))
+    }
+
+    fn set(&self, bytes: usize) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// What ends the reading of a form from within the stream of its chunks.
 #[derive(Debug, thiserror::Error)]
 #[error("the body was not read to its end")]
-struct BrokenOff;
+pub(super) struct BrokenOff;
 
 /// Reads a form of at most `max_parts` parts, which are separated by `boundary`. One that a
 /// client fills with a field per byte of a file (node's client does so with a bare `Buffer`)
@@ -38,7 +56,7 @@ pub(super) async fn read(
     boundary: &str,
     max_parts: usize,
 ) -> Result<Fields, ApiError> {
-    let head_room = AtomicUsize::new(UNBOUNDED);
+    let head_room = HeadRoom::new();
     let mut failure = None;
     let fields = {
         let chunks = pin!(chunks(incoming, &head_room, &mut failure));
@@ -50,16 +68,13 @@ pub(super) async fn read(
 
 async fn read_fields(
     mut form: Multipart<'_>,
-    head_room: &AtomicUsize,
+    head_room: &HeadRoom,
     max_parts: usize,
 ) -> Result<Fields, ApiError> {
     let mut fields = Fields::default();
     let mut count = 0;
     loop {
-        head_room.store(MAX_HEAD_BYTES, Ordering::Relaxed);
-        let field = form.next_field().await.map_err(explain)?;
-        head_room.store(UNBOUNDED, Ordering::Relaxed);
-        let Some(field) = field else {
+        let Some(field) = next_part(&mut form, head_room).await? else {
             return Ok(fields);
         };
         count += 1;
@@ -75,24 +90,38 @@ async fn read_fields(
     }
 }
 
+/// The next part, whose head is bounded.
+///
+/// # Errors
+/// 400 for what is no form.
+pub(super) async fn next_part<'a>(
+    form: &mut Multipart<'a>,
+    head_room: &HeadRoom,
+) -> Result<Option<Field<'a>>, ApiError> {
+    head_room.set(MAX_HEAD_BYTES);
+    let field = form.next_field().await.map_err(explain)?;
+    head_room.set(UNBOUNDED);
+    Ok(field)
+}
+
 /// The chunks of the body. The parser asks for all that has arrived before it looks for a
 /// head's end: it gets one at a time.
-fn chunks<'a>(
+pub(super) fn chunks<'a>(
     incoming: &'a mut Incoming,
-    head_room: &'a AtomicUsize,
+    head_room: &'a HeadRoom,
     failure: &'a mut Option<ApiError>,
 ) -> impl Stream<Item = Result<Bytes, BrokenOff>> + Send + 'a {
     stream::unfold((incoming, failure), move |(incoming, failure)| async move {
         tokio::task::yield_now().await;
-        let is_spent = head_room.load(Ordering::Relaxed) == 0;
+        let is_spent = head_room.bytes() == 0;
         let next = if is_spent { Err(head_too_long()) } else { incoming.next().await };
         let item = match next {
             Ok(Some(chunk)) => {
                 // Looked at anew: while the chunk was waited for, the head may have ended.
-                let room = head_room.load(Ordering::Relaxed);
+                let room = head_room.bytes();
                 if room != UNBOUNDED {
                     let counted = chunk.len().min(MAX_HEAD_BYTES.div_ceil(HEAD_CHUNKS));
-                    head_room.store(room.saturating_sub(counted), Ordering::Relaxed);
+                    head_room.set(room.saturating_sub(counted));
                 }
                 Ok(chunk)
             }
@@ -112,7 +141,7 @@ fn head_too_long() -> ApiError {
     ))
 }
 
-fn explain(error: multer::Error) -> ApiError {
+pub(super) fn explain(error: multer::Error) -> ApiError {
     ApiError::Malformed(format!("Invalid multipart body: {error}."))
 }
 

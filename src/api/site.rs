@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::batches::Driver;
 use super::error::{self, ApiError};
 use super::jobs::{Announcing, Runner, models_of};
 use super::request_log::{RequestLog, log_requests};
@@ -29,6 +30,7 @@ use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
 use super::{Access, ApiConfig, cors, router_of, security_headers, serve, unread};
 use crate::causes;
+use crate::jobs::batches::BatchStore;
 use crate::jobs::{Fleet, JobStore};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
@@ -86,6 +88,8 @@ pub struct ServerParts {
     pub jobs: Arc<dyn JobStore>,
     /// The same, if other processes share them.
     pub fleet: Option<Arc<dyn Fleet>>,
+    /// Files of requests, and what they came to, if that can be stored.
+    pub batches: Option<Arc<dyn BatchStore>>,
     /// The keys and limits in force.
     pub access: Access,
 }
@@ -107,12 +111,13 @@ struct Opened {
 }
 
 /// What goes on beside requests, until it is told to end, or this is dropped.
-#[derive(Default)]
 struct Working {
     /// Runs the jobs.
     runner: Mutex<Option<Runner>>,
     /// Tells gateways of the models.
     announcing: Option<Announcing>,
+    /// Sees to batches until this is dropped.
+    _driver: Driver,
 }
 
 impl Opened {
@@ -218,7 +223,8 @@ impl Opening {
         let state = AppState::new(parts, config);
         let runs = config.role != Role::Gateway;
         let runner = Mutex::new(runs.then(|| Runner::start(state.clone())));
-        let working = Arc::new(Working { runner, announcing: announced });
+        let driver = Driver::start(state.clone());
+        let working = Arc::new(Working { runner, announcing: announced, _driver: driver });
         let site = OpenedSite { state, working, opened: self.opened };
         site.answer_with(&site.state);
         site

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::batches::BatchDesk;
 use super::health::DeepChecks;
 use super::jobs::JobDesk;
 use super::role::Role;
@@ -23,6 +24,8 @@ pub(super) struct AppState {
     pub(super) store: Arc<PictureStore>,
     /// The jobs, and what of them lives in this process alone.
     pub(super) jobs: Arc<JobDesk>,
+    /// The batches, and what of them lives in this process alone.
+    pub(super) batches: Arc<BatchDesk>,
     pub(super) deep_checks: Arc<DeepChecks>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
@@ -30,7 +33,7 @@ pub(super) struct AppState {
 
 impl AppState {
     pub(super) fn new(parts: ServerParts, config: &ApiConfig) -> Self {
-        let ServerParts { models, store, jobs, fleet, access } = parts;
+        let ServerParts { models, store, jobs, fleet, batches, access } = parts;
         let memory = RequestMemory::new(config.request_memory_bytes, config.memory_timeout);
         let settings = RequestSettings {
             decode_limits: config.decode_limits(),
@@ -43,6 +46,7 @@ impl AppState {
             requests: RequestContext::new(models, memory, settings),
             store: Arc::new(store),
             jobs: Arc::new(JobDesk::new(jobs, fleet)),
+            batches: Arc::new(BatchDesk::new(batches, &config.batches)),
             deep_checks: Arc::default(),
             config: Arc::new(config.clone()),
             access,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::keys::{self, Key};
 use super::{Environment, Fault, Layers};
-use crate::api::Role;
+use crate::api::{BatchesConfig, Role};
 use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation};
 
@@ -77,5 +77,15 @@ impl Layers {
             expected: format!("expected {expected}"),
             origin: found.origin,
         });
+    }
+
+    pub(super) fn batches(&mut self) -> BatchesConfig {
+        BatchesConfig {
+            max_file_bytes: self.integer(keys::BATCHES_FILE_BYTES, 1, 1 << 40).unwrap_or_default(),
+            max_requests: self.integer(keys::BATCHES_REQUESTS, 1, 10_000_000).unwrap_or_default(),
+            in_flight: self.integer(keys::BATCHES_IN_FLIGHT, 1, 10_000).unwrap_or_default(),
+            lifetime: self.seconds(keys::BATCHES_LIFETIME),
+            window: BatchesConfig::WINDOW,
+        }
     }
 }

@@ -135,6 +135,11 @@ keys! {
     JOBS_CAPACITY: "jobs.capacity", "DIFFUSER_JOBS_CAPACITY", "jobs that may wait or run";
     JOBS_BYTES: "jobs.max_bytes", "DIFFUSER_JOBS_MAX_BYTES", "bytes of all requests and results of jobs";
 
+    BATCHES_FILE_BYTES: "batches.max_file_bytes", "DIFFUSER_BATCHES_MAX_FILE_BYTES", "largest file of requests";
+    BATCHES_REQUESTS: "batches.max_requests", "DIFFUSER_BATCHES_MAX_REQUESTS", "requests of a batch";
+    BATCHES_IN_FLIGHT: "batches.in_flight", "DIFFUSER_BATCHES_IN_FLIGHT", "requests of all batches that are under way";
+    BATCHES_LIFETIME: "batches.lifetime_s", "DIFFUSER_BATCHES_LIFETIME_S", "seconds that files are kept, and batches that have ended";
+
     WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
     WARMUP_IMAGE_PATH: "warmup.image_path", "DIFFUSER_WARMUP_IMAGE_PATH", "picture for it";
 

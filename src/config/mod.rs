@@ -278,6 +278,7 @@ impl Layers {
             access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
             role: self.role(&jobs),
             jobs,
+            batches: self.batches(),
         }
     }
 

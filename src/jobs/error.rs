@@ -18,6 +18,15 @@ pub enum JobStoreError {
         /// The most.
         max_bytes: u64,
     },
+    /// As many batches of an owner have not ended as may.
+    #[error("{most} batches of this owner have not ended yet")]
+    TooManyBatches {
+        /// The most.
+        most: usize,
+    },
+    /// A file was not sent to its end.
+    #[error("the content of a file broke off")]
+    BrokenOff,
     /// Another process has the store.
     #[error(
         "another process has the jobs of {}: a store belongs to one process at a time",
@@ -82,6 +91,8 @@ impl JobStoreError {
             Self::Object { error, .. } => matches!(error, object_store::Error::NotFound { .. }),
             Self::TooManyJobs { .. }
             | Self::NoRoom { .. }
+            | Self::TooManyBatches { .. }
+            | Self::BrokenOff
             | Self::InUse { .. }
             | Self::NotEmbedded
             | Self::Newer { .. }

@@ -17,7 +17,7 @@ pub(super) enum Files {
 }
 
 /// The end of names of files that are not whole.
-const UNFINISHED: &str = "part";
+pub(super) const UNFINISHED: &str = "part";
 
 impl Files {
     /// Those of `folder`, which is made if it is not there.
@@ -40,9 +40,29 @@ impl Files {
             }
             Self::Folder(folder) => {
                 let path = folder.join(name);
-                write_whole(&path, folder, content).map_err(of(&path))
+                write_whole(&path, content).map_err(of(&path))
             }
         }
+    }
+
+    /// Where a file is, unless in memory.
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Folder(folder) => Some(folder.join(name)),
+        }
+    }
+
+    /// Gives a file that was written under a name of its own the name of a whole one.
+    pub(super) fn complete(part: &Path, path: &Path) -> io::Result<()> {
+        fs::rename(part, path)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        // The name is in the folder, which has to be on the disk, too.
+        #[cfg(unix)]
+        File::open(folder)?.sync_all()?;
+        #[cfg(not(unix))]
+        let _ = folder;
+        Ok(())
     }
 
     pub(super) fn read(&self, name: &str) -> Result<Bytes, JobStoreError> {
@@ -88,22 +108,16 @@ impl Files {
     }
 }
 
-fn write_whole(path: &Path, folder: &Path, content: &[u8]) -> io::Result<()> {
+fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
     let part = path.with_extension(UNFINISHED);
     let mut file = File::create(&part)?;
     file.write_all(content)?;
     file.sync_all()?;
     drop(file);
-    fs::rename(&part, path)?;
-    // The name is in the folder, which has to be on the disk, too.
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
+    Files::complete(&part, path)
 }
 
-fn of(path: &Path) -> impl Fn(io::Error) -> JobStoreError {
+pub(super) fn of(path: &Path) -> impl Fn(io::Error) -> JobStoreError {
     let path = path.to_owned();
     move |error| JobStoreError::File { path: path.clone(), error }
 }

@@ -21,15 +21,20 @@ impl JobId {
     /// A new one, greater than all that this process made before.
     #[must_use]
     pub fn new() -> Self {
-        let now = now_ms();
-        let next = |last: u64| now.max(last + 1);
-        let before =
-            LAST_MS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
-        let ms = before.map_or(now, next);
-        let mut random = [0; 10];
-        random.copy_from_slice(&Uuid::new_v4().as_bytes()[..10]);
-        Self(Builder::from_unix_timestamp_millis(ms, &random).into_uuid())
+        Self(next())
     }
+}
+
+/// A UUID that is greater than all that this process made before.
+pub(super) fn next() -> Uuid {
+    let now = now_ms();
+    let next = |last: u64| now.max(last + 1);
+    let before =
+        LAST_MS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+    let ms = before.map_or(now, next);
+    let mut random = [0; 10];
+    random.copy_from_slice(&Uuid::new_v4().as_bytes()[..10]);
+    Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
 impl Default for JobId {

@@ -20,6 +20,7 @@
 //! Who may see a job is its [`Owner`]. What is in a request is no matter of this module, nor
 //! is HTTP: a request is bytes, and a result is bytes with a few words about them.
 
+pub mod batches;
 mod config;
 mod error;
 mod files;

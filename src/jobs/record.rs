@@ -35,6 +35,8 @@ pub struct JobRecord {
     pub claims: u64,
     /// Queued jobs that were accepted before it.
     pub ahead: u64,
+    /// Whether others go first, for nobody waits for it.
+    pub is_patient: bool,
     /// How far the model is, while it runs.
     pub progress: Option<JobProgress>,
     /// The seed of each picture.

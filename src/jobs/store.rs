@@ -23,6 +23,8 @@ pub struct NewJob {
     pub warnings: Vec<String>,
     /// What the client calls the request, if anything.
     pub idempotency: Option<Idempotency>,
+    /// Whether others go first, for nobody waits for it.
+    pub is_patient: bool,
     /// The request.
     pub request: Bytes,
     /// How much work it is, in seconds of whatever device: only relations count.
@@ -159,7 +161,8 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// Takes up the next job. A store of one process has the jobs of that alone, and its
     /// lines order them: of the owner who has fewest taken up, the oldest. One that is shared
-    /// looks at which jobs are `wanted`, and orders them as those lines do.
+    /// looks at which jobs are `wanted`, and orders them as those lines do. A patient one is
+    /// next if there is no other.
     async fn claim(&self, wanted: &Wanted) -> Result<Option<Claimed>, JobStoreError>;
 
     /// The request of a job that has not ended.

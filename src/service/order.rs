@@ -10,24 +10,44 @@
 //! later work, and by no more than `2 · c` of each other client's (its own share, and that
 //! of what passed it). What came before it, and what its client has been given already,
 //! counts as in any line.
+//!
+//! A client whose work nobody waits for has a small share of the device beside others, and
+//! all of it beside none: its jobs count as if they took [`PATIENT`] times as long.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Who asks: those of one key, or without keys of one address, share what is theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Client(u64);
+pub struct Client {
+    identity: u64,
+    is_patient: bool,
+}
+
+/// How many times the share of a patient client is that of another.
+const PATIENT: f64 = 8.0;
 
 impl Client {
     /// Whoever is not told from others.
-    pub const NOBODY: Self = Self(0);
+    pub const NOBODY: Self = Self { identity: 0, is_patient: false };
 
     /// The client that `identity` stands for, of which only a hash is kept.
     #[must_use]
     pub fn of(identity: &impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
         identity.hash(&mut hasher);
-        Self(hasher.finish())
+        Self { identity: hasher.finish(), is_patient: false }
+    }
+
+    /// The same, of whom nobody waits for the work.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { is_patient: true, ..self }
+    }
+
+    /// By how much its work counts for more than it is.
+    fn weight(self) -> f64 {
+        if self.is_patient { PATIENT } else { 1.0 }
     }
 }
 
@@ -80,7 +100,9 @@ impl Order {
             by_client.entry(ticket.client).or_default().push(candidate);
         }
         let heads = by_client.into_values().filter_map(|own| head_of(&own));
-        let ends = |head: &Candidate| self.start_of(head.ticket) + head.total_s;
+        let ends = |head: &Candidate| {
+            self.start_of(head.ticket) + head.total_s * head.ticket.client.weight()
+        };
         let earliest = |left: &Candidate, right: &Candidate| {
             let by_end = ends(left).total_cmp(&ends(right));
             by_end.then(left.ticket.number.cmp(&right.ticket.number))
@@ -96,9 +118,12 @@ impl Order {
         waiting: impl Iterator<Item = &'a mut Ticket>,
         busy: &BTreeSet<Client>,
     ) {
-        let until = self.start_of(job) + job.cost_s;
+        let until = self.start_of(job) + job.cost_s * job.client.weight();
         self.served_until.insert(job.client, until);
-        self.now += job.cost_s / busy.len().max(1) as f64;
+        let shares: f64 = busy.iter().map(|client| 1.0 / client.weight()).sum();
+        // Without anybody else it has the whole device.
+        let shares = if busy.is_empty() { 1.0 / job.client.weight() } else { shares };
+        self.now += job.cost_s / shares;
         let is_passed =
             |other: &&mut Ticket| other.client == job.client && other.number < job.number;
         for other in waiting.filter(is_passed) {
@@ -217,6 +242,26 @@ mod tests {
             }
             assert!(passed_s >= 50.0, "{clients} clients: small ones do go first: {passed_s}");
         }
+    }
+
+    #[test]
+    fn patient_work_goes_after_that_of_others_but_is_never_left_for_ever() {
+        let mut device = Device::default();
+        for _ in 0..20 {
+            let ticket = device.order.ticket(Client::of(&1).patient(), 10.0);
+            device.waiting.push(("patient", ticket));
+        }
+        assert_eq!(device.serve(), "patient", "there is nothing else");
+        let mut order = Vec::new();
+        for _ in 0..40 {
+            // Somebody always waits for something.
+            device.come("usual", 2, 10.0);
+            order.push(device.serve());
+        }
+
+        let patient = order.iter().filter(|name| **name == "patient").count();
+        assert!((1..=40 / 6).contains(&patient), "{patient} of {order:?}");
+        assert_eq!(order[0], "usual");
     }
 
     #[test]

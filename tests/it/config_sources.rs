@@ -823,6 +823,12 @@ fn jobs_are_in_memory_in_the_folder_for_data_or_where_the_settings_say() {
     assert_eq!(location(&[data, ("DIFFUSER_JOBS_STORE", "memory")]), JobStoreLocation::Memory);
     let jobs = load(&[]).unwrap().api.jobs;
     assert_eq!((jobs.max_tries, jobs.lifetime.as_secs(), jobs.capacity), (3, 86_400, 1000));
+    let batches = load(&[("DIFFUSER_BATCHES_IN_FLIGHT", "3")]).unwrap().api.batches;
+    assert_eq!((batches.in_flight, batches.max_requests), (3, 50_000));
+    assert_eq!((batches.max_file_bytes, batches.window.as_secs()), (200 << 20, 86_400));
+    assert_eq!(batches.lifetime.as_secs(), 30 * 86_400);
+    let found = faults(load(&[("DIFFUSER_BATCHES_IN_FLIGHT", "0")]));
+    assert_eq!(found[0].key, "batches.in_flight");
     let found = faults(load(&[("DIFFUSER_JOBS_STORE", "/srv/jobs.db")]));
     assert_eq!(found[0].key, "jobs.store");
     assert!(found[0].expected.contains("sqlite://FILE"), "{}", found[0].expected);

@@ -21,9 +21,11 @@ impl Bodies {
         Self { document: json_of(server.get("/openapi.json").send().await.unwrap()).await }
     }
 
+    /// What makes pictures.
     fn paths(&self) -> Vec<String> {
         let paths = self.document["paths"].as_object().unwrap();
-        let makes = |(_, item): &(&String, &Value)| !item["post"].is_null();
+        let makes =
+            |(path, item): &(&String, &Value)| path.contains("/images/") && !item["post"].is_null();
         paths.iter().filter(makes).map(|(path, _)| path.clone()).collect()
     }
 

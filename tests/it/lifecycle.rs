@@ -61,7 +61,7 @@ impl Starting {
         let store = PictureStore::open(&self.config.picture_store).unwrap();
         let access = Access::new(&self.config);
         let jobs = std::sync::Arc::new(EmbeddedStore::open(&self.config.jobs).unwrap());
-        let parts = ServerParts { models, store, jobs, fleet: None, access };
+        let parts = ServerParts { models, store, jobs, fleet: None, batches: None, access };
         self.opening.take().unwrap().open(parts, &self.config);
     }
 }

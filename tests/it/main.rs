@@ -9,6 +9,7 @@
 
 mod absurd_numbers;
 mod access;
+mod batches;
 mod bench;
 mod capabilities;
 mod checkpoint;

@@ -119,6 +119,19 @@ impl Access {
         self.check_expiry(key)
     }
 
+    /// What the owner of jobs may do that nobody is connected for: by its key, if that is in
+    /// force; else as an address that is not known yet.
+    pub(super) fn permit_of(&self, owner: &JobOwner) -> Permit {
+        let rules = self.rules();
+        match rules.keys.iter().find(|key| key.job_owner() == *owner) {
+            Some(key) => Permit::of_key(key),
+            None => {
+                let account = Account::new(self.0.time.clone());
+                Permit::of_unknown(owner.clone(), account, rules.limits)
+            }
+        }
+    }
+
     fn check_expiry(&self, key: &Key) -> Result<(), ApiError> {
         let is_past = key.expires.is_some_and(|expires| expires.is_past(self.0.time.utc()));
         if is_past { Err(ApiError::ExpiredKey) } else { Ok(()) }

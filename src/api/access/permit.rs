@@ -16,6 +16,8 @@ use crate::service::Client;
 pub(crate) struct Permit {
     key: Option<Arc<Key>>,
     owner: Owner,
+    /// The models that it may use, if not all.
+    models: Option<Vec<String>>,
     account: Arc<Account>,
     limits: Limits,
     /// The pictures that it has asked for.
@@ -25,8 +27,8 @@ pub(crate) struct Permit {
 impl Permit {
     pub(super) fn of_key(key: &Arc<Key>) -> Self {
         let (owner, account, limits) = (key.job_owner(), Arc::clone(&key.account), key.limits);
-        let key = Some(Arc::clone(key));
-        Self { key, owner, account, limits, booked: Mutex::default() }
+        let (key, models) = (Some(Arc::clone(key)), key.models.clone());
+        Self { key, owner, models, account, limits, booked: Mutex::default() }
     }
 
     pub(super) fn of_address(
@@ -34,8 +36,17 @@ impl Permit {
         account: Arc<Account>,
         limits: Limits,
     ) -> Self {
-        let owner = address.job_owner();
-        Self { key: None, owner, account, limits, booked: Mutex::default() }
+        Self::of_unknown(address.job_owner(), account, limits)
+    }
+
+    pub(super) fn of_unknown(owner: Owner, account: Arc<Account>, limits: Limits) -> Self {
+        Self { key: None, owner, models: None, account, limits, booked: Mutex::default() }
+    }
+
+    /// What a line of a batch may do: its jobs are `owner`'s, its pictures count as this one's.
+    pub(crate) fn of_line(&self, owner: Owner, models: Option<Vec<String>>) -> Self {
+        let (account, limits) = (Arc::clone(&self.account), self.limits);
+        Self { key: None, owner, models, account, limits, booked: Mutex::default() }
     }
 
     /// That of `request`.
@@ -59,7 +70,7 @@ impl Permit {
 
     /// The models that it may use, if not all.
     pub(crate) fn model_names(&self) -> Option<Vec<String>> {
-        self.key.as_ref()?.models.clone()
+        self.models.clone()
     }
 
     /// What logs call its key, if that has a name.
@@ -77,7 +88,7 @@ impl Permit {
 
     /// Those of `models` that it may use.
     pub(crate) fn models(&self, models: &Arc<Models>) -> Arc<Models> {
-        match self.key.as_ref().and_then(|key| key.models.as_ref()) {
+        match &self.models {
             Some(names) => Arc::new(models.restricted_to(names)),
             None => Arc::clone(models),
         }
@@ -88,11 +99,23 @@ impl Permit {
     /// # Errors
     /// If it may use no model at all, or no pictures are left for today.
     pub(crate) fn context(&self, requests: &RequestContext) -> Result<RequestContext, ApiError> {
+        let context = self.context_of_models(requests)?;
+        self.account.check_pictures(self.limits.pictures_per_day).map_err(refused)?;
+        Ok(context)
+    }
+
+    /// The same of what may have been asked for before: its pictures count already then.
+    ///
+    /// # Errors
+    /// If it may use no model at all.
+    pub(crate) fn context_of_models(
+        &self,
+        requests: &RequestContext,
+    ) -> Result<RequestContext, ApiError> {
         let models = self.models(&requests.models);
         if models.all().is_empty() {
             return Err(ApiError::NoModelAllowed);
         }
-        self.account.check_pictures(self.limits.pictures_per_day).map_err(refused)?;
         Ok(requests.with_models(models))
     }
 

@@ -10,7 +10,7 @@ use governor::clock::FakeRelativeClock;
 use super::*;
 use crate::api::cors::CorsOrigins;
 use crate::api::peer::{PeerAddress, PeerLimits};
-use crate::api::{MetricsAddress, Role};
+use crate::api::{BatchesConfig, MetricsAddress, Role};
 use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
 use crate::requests::DefaultResponseFormat;
@@ -51,6 +51,13 @@ fn open() -> ApiConfig {
         png_compression: Default::default(),
         loading_wait: second,
         metrics: MetricsAddress { host: String::new(), port: None },
+        batches: BatchesConfig {
+            max_file_bytes: 1,
+            max_requests: 1,
+            in_flight: 1,
+            lifetime: second,
+            window: BatchesConfig::WINDOW,
+        },
         jobs: JobsConfig {
             location: JobStoreLocation::Memory,
             max_tries: 1,

@@ -86,13 +86,17 @@ impl ApiError {
             Self::Jobs(JobStoreError::TooManyJobs { capacity }) => format!(
                 "The server has as many jobs as it takes: {capacity} wait or run. Try again later."
             ),
+            Self::Jobs(JobStoreError::TooManyBatches { most }) => format!(
+                "Too many batches: {most} may be under way at a time. Wait until one has ended."
+            ),
+            Self::Batch(error) => error.message(),
             Self::Jobs(JobStoreError::NoRoom { .. }) => {
                 "The storage for jobs is full. Try again later.".to_owned()
             }
             Self::Jobs(_) => "The storage for jobs is not available. Try again later.".to_owned(),
             Self::UnknownRoute { method, path, base_url, origin } => format!(
-                "Invalid URL ({method} {path}). This server has OpenAI's images API and nothing \
-                 else: {base_url}/images/edits, /images/generations, /images/variations. Clients \
+                "Invalid URL ({method} {path}). This server has OpenAI's images API, and files and \
+                 batches for it: {base_url}/images/edits, /images/generations, /images/variations. Clients \
                  take '{base_url}' as their base URL, those of Azure '{origin}' as their endpoint."
             ),
             Self::WrongMethod { method, path } => format!(

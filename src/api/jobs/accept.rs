@@ -46,43 +46,44 @@ pub(in crate::api) fn idempotency_key(
 
 /// Stores a job, once all is refused that can be: 202 with the job.
 pub(in crate::api) async fn accept(
-    (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
-    (fields, memory): (Fields, MemoryShare),
+    asking: (&AppState, &Arc<Permit>, &RequestContext),
+    read: (Fields, MemoryShare),
     sent: Sent,
 ) -> Result<Response, ApiError> {
-    let asking = (state, permit, context);
-    let Accepted { created, .. } = store(asking, (fields, memory), sent, Client::Leaves).await?;
-    answer(created, state)
+    let Accepted { created, .. } = store(asking, read, sent, Haste::Usual).await?;
+    answer(created, asking.0)
 }
 
-/// What the client of a job does.
+/// Whether somebody waits for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Client {
-    /// It comes back for the result.
-    Leaves,
-    /// It waits for it.
-    Waits,
+pub(in crate::api) enum Haste {
+    /// A client, for the reply.
+    Attached,
+    /// One that comes back for the result.
+    Usual,
+    /// Nobody does: others go first.
+    None,
 }
 
 /// A job that was stored, or one that was there by the same name.
-pub(super) struct Accepted {
-    pub(super) created: Created,
-    pub(super) delivery: Delivery,
+pub(in crate::api) struct Accepted {
+    pub(in crate::api) created: Created,
+    pub(in crate::api) delivery: Delivery,
 }
 
-/// Refuses what can be refused, and stores the rest.
-pub(super) async fn store(
+/// Stores a job, once all is refused that can be.
+pub(in crate::api) async fn store(
     (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
     (fields, mut memory): (Fields, MemoryShare),
     sent: Sent,
-    client: Client,
+    haste: Haste,
 ) -> Result<Accepted, ApiError> {
     if !state.service().status().accepting {
         return Err(ServiceError::ShuttingDown.into());
     }
     let Sent { endpoint, origin, asked, idempotency_key } = sent;
     // What waits for its reply is no job that others could ask for.
-    let idempotency_key = idempotency_key.filter(|_| client == Client::Leaves);
+    let idempotency_key = idempotency_key.filter(|_| haste != Haste::Attached);
     let copies = COPIES * fields.held_bytes();
     memory.grow_by(copies).await?;
     let copies = memory.split(copies);
@@ -97,7 +98,7 @@ pub(super) async fn store(
         return Ok(Accepted { created, delivery: Delivery::Base64 });
     }
     let prepared = prepare(context, (fields, memory), endpoint, asked).await?;
-    if client == Client::Leaves {
+    if haste != Haste::Attached {
         refuse_streams(&prepared)?;
     }
     let (pictures, delivery) = (prepared.request.count.get(), prepared.output.delivery);
@@ -114,9 +115,10 @@ pub(super) async fn store(
         seeds,
         warnings,
         idempotency,
+        is_patient: haste == Haste::None,
         request,
         cost_s: estimate.cost_s,
-        is_attached: client == Client::Waits,
+        is_attached: haste == Haste::Attached,
     };
     let created = store.create(job).await?;
     drop(copies);

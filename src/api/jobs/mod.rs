@@ -22,7 +22,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-pub(super) use accept::{accept, idempotency_key};
+pub(super) use accept::{Haste, accept, idempotency_key, store};
 pub(super) use events::{__path_events, events};
 pub(super) use fleet::{Announcing, models_of};
 pub(super) use relay::relay;
@@ -71,7 +71,7 @@ impl JobDesk {
     }
 
     /// What the job's pictures were booked on; known once.
-    fn forget(&self, id: JobId) -> Option<Arc<Permit>> {
+    pub(super) fn forget(&self, id: JobId) -> Option<Arc<Permit>> {
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
     }
 }

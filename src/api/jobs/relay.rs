@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::stream;
 use tokio::sync::watch;
 
-use super::accept::{self, Accepted, Client};
+use super::accept::{self, Accepted, Haste};
 use super::{envelope_of, failed, succeeded};
 use crate::api::access::Permit;
 use crate::api::deadline::Deadline;
@@ -39,7 +39,7 @@ pub(in crate::api) async fn relay(
     deadline: Deadline,
 ) -> Result<Response, ApiError> {
     let asking = (state, permit, context);
-    let Accepted { created, delivery } = accept::store(asking, read, sent, Client::Waits).await?;
+    let Accepted { created, delivery } = accept::store(asking, read, sent, Haste::Attached).await?;
     let (Created::New(record) | Created::Same(record) | Created::Other(record)) = created;
     let waiting = Waiting::new(state, record.id);
     match (delivery, &state.jobs.fleet) {

@@ -212,10 +212,11 @@ async fn attempt(state: &AppState, claimed: Claimed) -> Result<Outcome, Unfinish
     let StoredRequest { fields, outside } = read;
     memory.shrink_to(fields.held_bytes());
     let context = context_of(&state.requests, outside.models.as_deref());
+    let client = client_of(&record.owner);
     let asked = Asked {
         deployment: outside.deployment.clone(),
         accepted: outside.accepted(),
-        client: client_of(&record.owner),
+        client: if record.is_patient { client.patient() } else { client },
     };
     let endpoint = outside.endpoint;
     let prepared = prepare(&context, (fields, memory), endpoint, asked).await.map_err(failed)?;

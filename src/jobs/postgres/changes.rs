@@ -89,10 +89,10 @@ pub(super) async fn insert(
     sqlx::query(line).bind(&job.model).execute(pool).await?;
     let insert = concat!(
         "INSERT INTO diffuser_jobs (id, owner, endpoint, model, state, created_ms, seeds, \
-         warnings, idempotency_key, digest, request_bytes, cost_s, is_attached, attached_until, \
+         warnings, idempotency_key, digest, request_bytes, cost_s, is_patient, is_attached, attached_until, \
          came_s) SELECT $1, $2, $3, $4, 'queued', ",
         now_ms!(),
-        ", $5, $6, $7, $8, $9, $10, $11, CASE WHEN $11 THEN clock_timestamp() + make_interval(secs \
+        ", $5, $6, $7, $8, $9, $10, $13, $11, CASE WHEN $11 THEN clock_timestamp() + make_interval(secs \
          => $12) END, now_s FROM diffuser_lines WHERE model = $4 ON CONFLICT (owner, \
          idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
     );
@@ -110,7 +110,8 @@ pub(super) async fn insert(
         .bind(signed(job.request.len() as u64))
         .bind(job.cost_s)
         .bind(job.is_attached)
-        .bind(lease_s);
+        .bind(lease_s)
+        .bind(job.is_patient);
     Ok(query.fetch_optional(pool).await?.is_some())
 }
 

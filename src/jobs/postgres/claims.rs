@@ -57,16 +57,16 @@ async fn with_work(pool: &PgPool, wanted: &Wanted) -> Result<Vec<String>, JobSto
 }
 
 /// The job of each owner that would end earliest had it come alone, and of these the one that
-/// would end earliest had each owner its own share of the workers.
+/// would end earliest had each owner its own share of the workers; patient ones come last.
 const HEAD: &str = "
     SELECT head.id, head.owner, head.came_s, head.cost_s
     FROM (
-        SELECT DISTINCT ON (owner) id, owner, came_s, cost_s FROM diffuser_jobs
+        SELECT DISTINCT ON (owner) id, owner, is_patient, came_s, cost_s FROM diffuser_jobs
         WHERE model = $1 AND state = 'queued' AND NOT is_claimed
-        ORDER BY owner, came_s + cost_s, id
+        ORDER BY owner, is_patient, came_s + cost_s, id
     ) AS head
     LEFT JOIN diffuser_shares AS share ON share.model = $1 AND share.owner = head.owner
-    ORDER BY greatest(head.came_s, coalesce(share.served_until_s, 0)) + head.cost_s, head.id
+    ORDER BY head.is_patient, greatest(head.came_s, coalesce(share.served_until_s, 0)) + head.cost_s, head.id
     LIMIT 1";
 
 async fn next_of(

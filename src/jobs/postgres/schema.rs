@@ -29,6 +29,7 @@ const LAYOUT: &str = "
         is_claimed BOOLEAN NOT NULL DEFAULT FALSE,
         worker TEXT,
         leased_until TIMESTAMPTZ,
+        is_patient BOOLEAN NOT NULL,
         is_attached BOOLEAN NOT NULL,
         attached_until TIMESTAMPTZ,
         came_s DOUBLE PRECISION NOT NULL,

@@ -17,8 +17,8 @@ pub(super) fn insert(db: &Connection, id: JobId, job: &NewJob) -> Result<(), Job
     let names = job.idempotency.as_ref();
     db.execute(
         "INSERT INTO jobs (id, owner, endpoint, model, state, created_ms, seeds, warnings, \
-         idempotency_key, digest, request_bytes, cost_s) VALUES (:id, :owner, :endpoint, :model, \
-         'queued', :now, :seeds, :warnings, :key, :digest, :bytes, :cost)",
+         idempotency_key, digest, request_bytes, is_patient, cost_s) VALUES (:id, :owner, :endpoint, \
+         :model, 'queued', :now, :seeds, :warnings, :key, :digest, :bytes, :patient, :cost)",
         named_params! {
             ":id": id.to_string(),
             ":owner": job.owner.as_str(),
@@ -31,6 +31,7 @@ pub(super) fn insert(db: &Connection, id: JobId, job: &NewJob) -> Result<(), Job
             ":digest": names.map(|names| &names.digest),
             ":bytes": job.request.len() as u64,
             ":cost": job.cost_s,
+            ":patient": job.is_patient,
         },
     )?;
     Ok(())

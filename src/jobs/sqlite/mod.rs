@@ -4,6 +4,7 @@
 //! The database may be in memory, and the files with it; then jobs end with the process, and
 //! all else is the same. One process at a time has a database: a lock says so.
 
+mod batches;
 mod changes;
 mod rows;
 mod schema;
@@ -39,6 +40,8 @@ pub struct EmbeddedStore(Arc<Inner>);
 struct Inner {
     database: Mutex<Connection>,
     files: Files,
+    /// What is in files of clients and in lines of batches.
+    blobs: Files,
     config: JobsConfig,
     watchers: Watchers,
     /// Held as long as the store is.
@@ -60,18 +63,22 @@ impl EmbeddedStore {
     /// # Errors
     /// [`JobStoreError::InUse`] if another process has it; or the disk fails.
     pub fn open(config: &JobsConfig) -> Result<Self, JobStoreError> {
-        let (database, files, lock) = match &config.location {
-            JobStoreLocation::Memory => (schema::in_memory()?, Files::in_memory(), None),
+        let (database, files, blobs, lock) = match &config.location {
+            JobStoreLocation::Memory => {
+                (schema::in_memory()?, Files::in_memory(), Files::in_memory(), None)
+            }
             JobStoreLocation::Sqlite(file) => {
                 let (database, lock) = schema::open(file)?;
-                (database, Files::in_folder(file.with_extension("files"))?, Some(lock))
+                let folder = |extension| Files::in_folder(file.with_extension(extension));
+                (database, folder("files")?, folder("batches")?, Some(lock))
             }
             JobStoreLocation::Postgres(_) => return Err(JobStoreError::NotEmbedded),
         };
         let (database, config) = (Mutex::new(database), config.clone());
         let watchers = Watchers::default();
-        let inner = Inner { database, files, config, watchers, _lock: lock };
+        let inner = Inner { database, files, blobs, config, watchers, _lock: lock };
         inner.recover()?;
+        inner.sweep_blobs()?;
         Ok(Self(Arc::new(inner)))
     }
 
@@ -151,20 +158,36 @@ impl Inner {
     }
 
     fn check_room(&self, job: &NewJob) -> Result<(), JobStoreError> {
-        let (capacity, max_bytes) = (self.config.capacity, self.config.max_bytes);
-        let (unfinished, bytes): (u64, u64) = self.database().query_row(
-            "SELECT count(*) FILTER (WHERE state IN ('queued', 'running')), \
-             coalesce(sum(request_bytes + result_bytes), 0) FROM jobs",
+        let capacity = self.config.capacity;
+        let database = self.database();
+        let unfinished: u64 = database.query_row(
+            "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')",
             [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
+            |row| row.get(0),
         )?;
         if unfinished >= capacity as u64 {
             return Err(JobStoreError::TooManyJobs { capacity });
         }
-        if bytes.saturating_add(job.request.len() as u64) > max_bytes {
+        self.check_bytes(&database, job.request.len() as u64)
+    }
+
+    /// Whether there is room for so many bytes more.
+    fn check_bytes(&self, database: &Connection, more: u64) -> Result<(), JobStoreError> {
+        let max_bytes = self.config.max_bytes;
+        if Self::taken_bytes(database)?.saturating_add(more) > max_bytes {
             return Err(JobStoreError::NoRoom { max_bytes });
         }
         Ok(())
+    }
+
+    /// What requests, results, files and batches take.
+    fn taken_bytes(database: &Connection) -> Result<u64, JobStoreError> {
+        let of_jobs: u64 = database.query_row(
+            "SELECT coalesce(sum(request_bytes + result_bytes), 0) FROM jobs",
+            [],
+            |row| row.get(0),
+        )?;
+        Ok(of_jobs.saturating_add(batches::bytes(database)?))
     }
 
     fn claim(&self) -> Result<Option<Claimed>, JobStoreError> {

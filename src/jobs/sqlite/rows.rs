@@ -10,7 +10,7 @@ use crate::jobs::store::{JobLine, JobList, Page};
 
 const COLUMNS: &str = "id, owner, endpoint, model, state, created_ms, started_ms, ended_ms, \
      expires_ms, tries, claims, seeds, warnings, failure, request_bytes, \
-     result_bytes, CASE state WHEN 'queued' THEN \
+     result_bytes, is_patient, CASE state WHEN 'queued' THEN \
      (SELECT count(*) FROM jobs AS earlier WHERE earlier.state = 'queued' AND earlier.id < jobs.id) \
      ELSE 0 END AS ahead";
 
@@ -36,9 +36,10 @@ pub(super) fn named(
 }
 
 /// The job that is to be taken up next: of the owner who has fewest taken up, the oldest.
+/// Patient ones come after all others.
 pub(super) fn next(db: &Connection) -> Result<Option<JobRecord>, JobStoreError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND is_claimed = 0 ORDER BY \
+        "SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND is_claimed = 0 ORDER BY is_patient, \
          (SELECT count(*) FROM jobs AS taken WHERE taken.is_claimed = 1 AND taken.owner = \
          jobs.owner), id LIMIT 1"
     );
@@ -112,6 +113,7 @@ fn record(row: &Row<'_>) -> Result<JobRecord, JobStoreError> {
         tries: row.get("tries")?,
         claims: row.get("claims")?,
         ahead: row.get("ahead")?,
+        is_patient: row.get("is_patient")?,
         progress: None,
         seeds: read(&row.get::<_, String>("seeds")?)?,
         warnings: read(&row.get::<_, String>("warnings")?)?,

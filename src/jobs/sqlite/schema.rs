@@ -8,13 +8,17 @@ use rusqlite::Connection;
 
 use crate::jobs::error::JobStoreError;
 
+/// What makes each version of the layout of the one before it. A step that was published
+/// never changes.
+pub(super) const STEPS: [&str; 3] = [JOBS, BATCHES, COSTS];
+
 /// The version of the layout.
-const VERSION: i64 = LAYOUTS.len() as i64;
+const VERSION: i64 = STEPS.len() as i64;
 
 /// How long a reader from outside, such as a backup, may hold the database.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const LAYOUT: &str = "
+const JOBS: &str = "
     CREATE TABLE jobs (
         id TEXT PRIMARY KEY,
         owner TEXT NOT NULL,
@@ -46,14 +50,64 @@ const LAYOUT: &str = "
     PRAGMA user_version = 1;
 ";
 
-/// What came with version 2.
-const SECOND: &str = "
-    ALTER TABLE jobs ADD COLUMN cost_s REAL NOT NULL DEFAULT 0;
+const BATCHES: &str = "
+    ALTER TABLE jobs ADD COLUMN is_patient INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE files (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        name TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        blob TEXT,
+        batch TEXT,
+        part TEXT
+    ) WITHOUT ROWID;
+    CREATE INDEX files_by_owner ON files (owner, id);
+    CREATE INDEX files_by_end ON files (expires_ms);
+    CREATE TABLE batches (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        endpoint TEXT NOT NULL,
+        input_file TEXT NOT NULL,
+        context TEXT NOT NULL,
+        metadata TEXT,
+        lifetime_ms INTEGER NOT NULL,
+        files_lifetime_ms INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        due_ms INTEGER NOT NULL,
+        in_progress_ms INTEGER,
+        finalizing_ms INTEGER,
+        cancelling_ms INTEGER,
+        ended_ms INTEGER,
+        total INTEGER NOT NULL DEFAULT 0,
+        completed INTEGER NOT NULL DEFAULT 0,
+        failed INTEGER NOT NULL DEFAULT 0,
+        line_bytes INTEGER NOT NULL DEFAULT 0,
+        faults TEXT NOT NULL DEFAULT '[]',
+        output_file TEXT,
+        error_file TEXT
+    ) WITHOUT ROWID;
+    CREATE INDEX batches_by_owner ON batches (owner, id);
+    CREATE INDEX batches_by_state ON batches (state, id);
+    CREATE TABLE batch_lines (
+        batch TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        part TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        content BLOB,
+        blob TEXT,
+        PRIMARY KEY (batch, number)
+    );
     PRAGMA user_version = 2;
 ";
 
-/// What makes a database of each version from the one before.
-const LAYOUTS: [&str; 2] = [LAYOUT, SECOND];
+const COSTS: &str = "
+    ALTER TABLE jobs ADD COLUMN cost_s REAL NOT NULL DEFAULT 0;
+    PRAGMA user_version = 3;
+";
 
 /// Opens the database in `file`, for this process alone. The lock lasts as long as the file
 /// that is returned.
@@ -88,11 +142,10 @@ fn prepared(mut connection: Connection) -> Result<Connection, JobStoreError> {
     if found > VERSION {
         return Err(JobStoreError::Newer { found, known: VERSION });
     }
-    if found < VERSION {
+    let done = usize::try_from(found).unwrap_or_default();
+    for step in STEPS.iter().skip(done) {
         let transaction = connection.transaction()?;
-        for layout in LAYOUTS.iter().skip(usize::try_from(found).unwrap_or_default()) {
-            transaction.execute_batch(layout)?;
-        }
+        transaction.execute_batch(step)?;
         transaction.commit()?;
     }
     Ok(connection)
@@ -104,10 +157,10 @@ mod tests {
 
     #[test]
     fn a_database_of_each_earlier_version_keeps_its_jobs() {
-        for version in 1..LAYOUTS.len() {
+        for version in 1..STEPS.len() {
             let connection = Connection::open_in_memory().unwrap();
-            for layout in &LAYOUTS[..version] {
-                connection.execute_batch(layout).unwrap();
+            for step in &STEPS[..version] {
+                connection.execute_batch(step).unwrap();
             }
             let job = "INSERT INTO jobs (id, owner, endpoint, model, state, created_ms, seeds, \
                        warnings, request_bytes) VALUES ('a', '', '', '', 'queued', 1, '[]', '[]', 0)";

@@ -36,6 +36,7 @@ fn job_of(who: &str) -> NewJob {
         seeds: vec![1, 2],
         warnings: vec!["first".to_owned()],
         idempotency: None,
+        is_patient: false,
         request: Bytes::from_static(b"the request"),
         cost_s: 1.5,
         is_attached: false,
@@ -236,6 +237,23 @@ async fn owners_take_turns() {
     }
 
     assert_eq!(order, [first, others, second]);
+}
+
+#[tokio::test]
+async fn patient_jobs_come_after_all_others() {
+    let store = in_memory();
+    let patient = || NewJob { is_patient: true, ..job_of("c") };
+    let first = accepted(&store, patient()).await;
+    let second = accepted(&store, patient()).await;
+    let usual = [accepted(&store, job_of("a")).await, accepted(&store, job_of("a")).await];
+
+    let mut order = Vec::new();
+    while let Some(claimed) = store.claim(&Wanted::default()).await.unwrap() {
+        assert_eq!(claimed.record.is_patient, !usual.contains(&claimed.record.id));
+        order.push(claimed.record.id);
+    }
+
+    assert_eq!(order, [usual[0], usual[1], first, second]);
 }
 
 #[tokio::test]

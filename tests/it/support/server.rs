@@ -8,7 +8,8 @@ use base64::Engine;
 use diffuser_api::api::{Access, ApiConfig, ServerParts, serve};
 use diffuser_api::config::{Config, Sources};
 use diffuser_api::domain::ImageRequest;
-use diffuser_api::jobs::{EmbeddedStore, JobStore};
+use diffuser_api::jobs::EmbeddedStore;
+use diffuser_api::jobs::batches::BatchStore;
 use diffuser_api::model::{
     DeviceChoice, DiffusionModel, LoraNames, ModelCard, ModelConfig, ModelFiles,
 };
@@ -46,7 +47,9 @@ pub(crate) struct Setup {
     /// Where pictures are kept; what the settings say if absent.
     pub(crate) store: Option<PictureStore>,
     /// Where jobs are kept; what the settings say if absent.
-    pub(crate) jobs: Option<Arc<dyn JobStore>>,
+    pub(crate) jobs: Option<Arc<EmbeddedStore>>,
+    /// Whether files and batches have a place there.
+    pub(crate) batches: bool,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -66,6 +69,7 @@ impl Default for Setup {
             metrics: true,
             store: None,
             jobs: None,
+            batches: true,
             adjust: |_| {},
         }
     }
@@ -170,12 +174,12 @@ impl Setup {
         let store =
             self.store.unwrap_or_else(|| PictureStore::open(&api_config.picture_store).unwrap());
         let access = Access::new(&api_config);
-        let jobs = self.jobs.unwrap_or_else(|| {
-            let embedded: Arc<dyn JobStore> =
-                Arc::new(EmbeddedStore::open(&api_config.jobs).unwrap());
-            embedded
-        });
-        let parts = ServerParts { models, store, jobs, fleet: None, access: access.clone() };
+        let jobs =
+            self.jobs.unwrap_or_else(|| Arc::new(EmbeddedStore::open(&api_config.jobs).unwrap()));
+        let batches: Arc<dyn BatchStore> = Arc::<EmbeddedStore>::clone(&jobs);
+        let batches = self.batches.then_some(batches);
+        let parts =
+            ServerParts { models, store, jobs, fleet: None, batches, access: access.clone() };
         let serving = tokio::spawn(serve(listener, parts, api_config.clone(), shutdown));
         TestServer {
             service: services[0].clone(),
