@@ -23,6 +23,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{self, ApiError};
 use super::jobs::Runner;
+use super::playground::{self, Playground};
 use super::request_log::{RequestLog, log_requests};
 use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
@@ -143,7 +144,8 @@ impl Site {
     }
 
     async fn router_for(&self, path: &str) -> Router {
-        if self.opened.borrow().is_none() && !PROBES.contains(&path) {
+        let is_there = PROBES.contains(&path) || path.starts_with(playground::PATH);
+        if self.opened.borrow().is_none() && !is_there {
             let mut opened = self.opened.clone();
             // Whatever comes of it is looked at below.
             let _ = tokio::time::timeout(self.patience, opened.wait_for(Option::is_some)).await;
@@ -218,7 +220,10 @@ const PROBES: [&str; 2] = ["/health", "/ready"];
 /// What is answered while there are no models.
 fn starting(phase: watch::Receiver<StartPhase>, config: &ApiConfig) -> Router {
     let request_log = RequestLog { metrics: Metrics::off(), access: config.access_log };
+    let page = config.playground.then(Playground::new);
+    let page = page.as_ref().map(Playground::router).unwrap_or_default();
     Router::new()
+        .merge(page)
         .route("/health", get(health))
         .route("/ready", get(ready))
         .fallback(refuse)

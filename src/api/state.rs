@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::health::DeepChecks;
 use super::jobs::JobDesk;
+use super::playground::Playground;
 use super::{Access, ApiConfig, ServerParts};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
@@ -23,6 +24,8 @@ pub(super) struct AppState {
     /// The jobs, and what of them lives in this process alone.
     pub(super) jobs: Arc<JobDesk>,
     pub(super) deep_checks: Arc<DeepChecks>,
+    /// The page, if there is to be one.
+    pub(super) playground: Option<Playground>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
 }
@@ -43,6 +46,7 @@ impl AppState {
             store: Arc::new(store),
             jobs: Arc::new(JobDesk::new(jobs)),
             deep_checks: Arc::default(),
+            playground: config.playground.then(Playground::new),
             config: Arc::new(config.clone()),
             access,
             started: unix_seconds(),

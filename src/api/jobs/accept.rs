@@ -16,7 +16,7 @@ use crate::api::wire::json_response;
 use crate::domain::{FaultKind, Task, ValidationError};
 use crate::jobs::{Created, Idempotency, JobRecord, NewJob};
 use crate::requests::{
-    Endpoint, Fields, Prepared, RequestContext, StoredOutside, Writing, prepare,
+    Asked, Endpoint, Fields, Prepared, RequestContext, StoredOutside, Writing, prepare,
 };
 use crate::service::{MemoryShare, ServiceError};
 
@@ -67,6 +67,7 @@ pub(in crate::api) async fn accept(
     {
         return answer(found, state);
     }
+    let asked = Asked { is_background: true, ..asked };
     let prepared = prepare(context, (fields, memory), endpoint, asked).await?;
     refuse_streams(&prepared)?;
     let pictures = prepared.request.count.get();

@@ -7,6 +7,7 @@
 
 mod accept;
 mod events;
+mod previews;
 mod runner;
 mod wire;
 
@@ -31,6 +32,7 @@ use super::state::AppState;
 use super::wire::{ErrorBody, ErrorEnvelope, ImagesResponse, json_response};
 use crate::domain::{FaultKind, ValidationError};
 use crate::jobs::{Cancelled, JobFailure, JobId, JobRecord, JobResult, JobState, JobStore, Page};
+use previews::JobPreviews;
 use wire::DeletedJob;
 
 /// The jobs, and what of them lives in this process alone.
@@ -38,11 +40,12 @@ pub(super) struct JobDesk {
     pub(super) store: Arc<dyn JobStore>,
     /// What the pictures of jobs were booked on that were accepted here.
     permits: Mutex<HashMap<JobId, Arc<Permit>>>,
+    previews: JobPreviews,
 }
 
 impl JobDesk {
     pub(super) fn new(store: Arc<dyn JobStore>) -> Self {
-        Self { store, permits: Mutex::default() }
+        Self { store, permits: Mutex::default(), previews: JobPreviews::default() }
     }
 
     /// The job that is called `id`, which must be of whoever asks.

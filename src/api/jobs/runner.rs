@@ -26,6 +26,7 @@ use crate::api::origin::Origin;
 use crate::api::reply::ReplyWarnings;
 use crate::api::request_log::WorkDone;
 use crate::api::state::AppState;
+use crate::api::stream::PreviewEvents;
 use crate::causes;
 use crate::jobs::{
     Claim, Claimed, JobFailure, JobId, JobProgress, JobResult, JobState, JobStoreError, Outcome,
@@ -137,6 +138,7 @@ async fn serve(state: AppState, claimed: Claimed, mut over: watch::Receiver<bool
         biased;
         () = until_cancelled(&state, claim.id) => {
             tracing::info!("cancelled");
+            state.jobs.previews.forget(claim.id);
             return;
         }
         _ = over.wait_for(|is_over| *is_over) => Err(Unfinished::Later),
@@ -145,6 +147,7 @@ async fn serve(state: AppState, claimed: Claimed, mut over: watch::Receiver<bool
             ended.unwrap_or_else(|panic| Err(Unfinished::Failed(panicked(panic))))
         }
     };
+    state.jobs.previews.forget(claim.id);
     match ended {
         Ok(outcome) => finish(&state, claim, outcome).await,
         Err(Unfinished::Failed(error)) => {
@@ -193,16 +196,18 @@ async fn attempt(state: &AppState, claimed: Claimed) -> Result<Outcome, Unfinish
         deployment: outside.deployment.clone(),
         accepted: outside.accepted(),
         client: client_of(&record.owner),
+        is_background: true,
     };
     let endpoint = outside.endpoint;
     let prepared = prepare(&context, (fields, memory), endpoint, asked).await.map_err(failed)?;
     let origin = Origin::stored(outside.origin);
-    let ordered = images::order(state, prepared, origin).await.map_err(failed)?;
-    let progress = ordered.handle.progress();
+    let mut ordered = images::order(state, prepared, origin).await.map_err(failed)?;
+    let (progress, previews) = (ordered.handle.progress(), ordered.take_previews());
     let response = tokio::select! {
         biased;
         response = ordered.deliver(Deadline::NEVER) => response,
         never = follow(state, claim, progress) => match never {},
+        never = show(state, claim.id, previews) => match never {},
     };
     let response = match response {
         Ok(response) => response,
@@ -272,6 +277,25 @@ async fn follow(
         }
     }
     std::future::pending().await
+}
+
+/// Shows those who follow the job its unfinished pictures, for as long as there are any.
+async fn show(
+    state: &AppState,
+    id: JobId,
+    mut previews: PreviewEvents,
+) -> std::convert::Infallible {
+    loop {
+        match previews.next().await {
+            Ok(Some(event)) => state.jobs.previews.show(id, event),
+            Ok(None) => return std::future::pending().await,
+            Err(error) => {
+                let (_, cause, _) = error.into_parts();
+                let cause = cause.map(|cause| cause.0);
+                tracing::warn!(cause, "an unfinished picture is not shown");
+            }
+        }
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no job takes so long")]
