@@ -80,11 +80,11 @@ export function uniqueId(prefix) {
   return `${prefix}-${names}`;
 }
 
-/** Says something to those who do not see it, and shows it for a moment. */
-export function announce(key, values) {
+/** Says something to those who do not see it, and shows it for a moment, if it cannot be seen. */
+export function announce(key, values, { isSeen = false } = {}) {
   const toast = document.getElementById("toast");
   toast.textContent = t(key, values);
-  toast.classList.add("shown");
+  toast.classList.toggle("shown", !isSeen);
   clearTimeout(announce.timer);
   announce.timer = setTimeout(() => toast.classList.remove("shown"), 2600);
 }

@@ -125,7 +125,7 @@ export class Mask {
 export function createPainter(board, ondone) {
   const state = { mask: null, tool: "brush", diameter: 40, cursor: null, last: null, isOn: false };
   const ring = h("div", { class: "brush-ring", "aria-hidden": "true" });
-  const size = h("input", { type: "range", min: "1", max: "100", value: "30", label: "mask.size" });
+  const size = h("input", { type: "range", min: "1", max: "100", value: "42", label: "mask.size" });
   const tools = segmented("mask.tool", [["brush", "mask.brush"], ["eraser", "mask.eraser"]], "brush", (tool) => choose(tool));
   const undo = iconButton("undo", "mask.undo", () => state.mask.undo());
   const redo = iconButton("redo", "mask.redo", () => state.mask.redo());

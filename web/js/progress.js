@@ -1,7 +1,6 @@
-// How far a picture is: its place in the line, its step, the seconds that are left, and a way out.
-import { h, icon } from "./dom.js";
+// How far a picture is: its place in the line, its step, and the seconds that are left.
+import { h } from "./dom.js";
 import { number, t } from "./i18n.js";
-import { cancel } from "./run.js";
 import { store } from "./store.js";
 
 /** A bar with words, which follows the job. */
@@ -10,8 +9,7 @@ export function progressBar() {
   const bar = h("div", { class: "bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", label: "job.progress" }, filling);
   const words = h("span", { class: "progress-words", role: "status" });
   const left = h("span", { class: "progress-left" });
-  const stop = h("button", { type: "button", class: "button danger", onclick: () => cancel() }, icon("stop"), h("span", { t: "job.cancel" }));
-  const element = h("div", { class: "progress" }, h("div", { class: "progress-text" }, words, left, bar), stop);
+  const element = h("div", { class: "progress" }, words, left, bar);
 
   const tick = () => {
     const job = store.get("job");

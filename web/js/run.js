@@ -87,7 +87,7 @@ async function finish(id, order) {
   await show(entry);
   await database.keep(entry);
   store.set({ historyChanged: entry.id });
-  announce("job.done");
+  announce("job.done", {}, { isSeen: true });
 }
 
 /** What the history keeps of a reply. */

@@ -126,7 +126,7 @@ export default {
   "viewer.outputs": "Bilder dieses Ergebnisses",
   "viewer.ways": "Wie es zu sehen ist",
   "viewer.compare": "Vergleich",
-  "viewer.alone": "Ergebnis",
+  "viewer.alone": "Nachher",
   "viewer.difference": "Unterschied",
   "viewer.stack": "Ebenen",
   "viewer.before": "Vorher",

@@ -126,7 +126,7 @@ export default {
   "viewer.outputs": "Pictures of this result",
   "viewer.ways": "How to look at it",
   "viewer.compare": "Compare",
-  "viewer.alone": "Result",
+  "viewer.alone": "After",
   "viewer.difference": "Difference",
   "viewer.stack": "Layers",
   "viewer.before": "Before",

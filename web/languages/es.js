@@ -126,7 +126,7 @@ export default {
   "viewer.outputs": "Imágenes de este resultado",
   "viewer.ways": "Cómo mirarlo",
   "viewer.compare": "Comparar",
-  "viewer.alone": "Resultado",
+  "viewer.alone": "Después",
   "viewer.difference": "Diferencia",
   "viewer.stack": "Capas",
   "viewer.before": "Antes",

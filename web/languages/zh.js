@@ -124,7 +124,7 @@ export default {
   "viewer.outputs": "本次结果的图片",
   "viewer.ways": "查看方式",
   "viewer.compare": "对比",
-  "viewer.alone": "结果",
+  "viewer.alone": "之后",
   "viewer.difference": "差异",
   "viewer.stack": "图层",
   "viewer.before": "之前",
