@@ -126,7 +126,8 @@ async fn run(
     opening.open(parts, &config.api);
     supervisor::ready();
     tokio::spawn(supervisor::keep_watchdog());
-    info!("listening; open http://{address}/docs");
+    let page = if config.api.playground { "/" } else { "/docs" };
+    info!("listening; open http://{address}{page}");
     let memory = indicatif::BinaryBytes(config.api.request_memory_bytes as u64);
     info!(%memory, "what requests may hold together");
 

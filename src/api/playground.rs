@@ -89,9 +89,11 @@ impl Playground {
             .route(&format!("{PATH}/"), get(|| async { Redirect::permanent("../playground") }))
             .route(
                 &format!("{PATH}/{{version}}/{{*file}}"),
-                get(|Path((version, name)): Path<(String, String)>, headers: HeaderMap| async move {
-                    files.file(&version, &name, &headers)
-                }),
+                get(
+                    |Path((version, name)): Path<(String, String)>, headers: HeaderMap| async move {
+                        files.file(&version, &name, &headers)
+                    },
+                ),
             )
     }
 
@@ -181,7 +183,8 @@ fn takes_gzip(headers: &HeaderMap) -> bool {
 fn page_of<'a>(source: &str, version: &str, names: impl Iterator<Item = &'a String>) -> String {
     let folder = format!("{}/{version}", PATH.trim_start_matches('/'));
     let modules = names.filter(|name| name.starts_with("js/") && !name.ends_with("early.js"));
-    let links = modules.map(|name| format!("<link rel=\"modulepreload\" href=\"{folder}/{name}\">"));
+    let links =
+        modules.map(|name| format!("<link rel=\"modulepreload\" href=\"{folder}/{name}\">"));
     let links = links.collect::<Vec<_>>().join("\n    ");
     source.replace(MODULES_MARK, &links).replace(FOLDER_MARK, &folder)
 }

@@ -319,7 +319,8 @@ async fn those_who_follow_a_job_see_its_unfinished_pictures() {
         text.contains("\"partial_image_index\":1") && text.ends_with("\n\n")
     })
     .await;
-    let last = text.split("\n\n").find(|block| block.contains("\"partial_image_index\":1")).unwrap();
+    let last =
+        text.split("\n\n").find(|block| block.contains("\"partial_image_index\":1")).unwrap();
     assert!(last.starts_with("event: partial_image\n") && !last.contains("id:"), "{last}");
     let data = last.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
     let seen: Value = serde_json::from_str(data).unwrap();

@@ -1,10 +1,20 @@
 // The page as people use it: each test is something that somebody does.
 import assert from "node:assert/strict";
-import { createRequire } from "node:module";
 import { copyFileSync, mkdirSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { drop, dropBytes, launch, make, openPage, openWindow, PATIENCE_MS, pixelsOf, startServer } from "./browser.mjs";
+import {
+  drop,
+  dropBytes,
+  launch,
+  make,
+  openPage,
+  openWindow,
+  PATIENCE_MS,
+  pixelsOf,
+  startServer,
+} from "./browser.mjs";
 
 const { ROOT, PICTURES } = process.env;
 const PHOTO = join(ROOT, "tests/data/fixtures/golden/inputs/edit_cfg.image0.png");
@@ -56,96 +66,122 @@ async function violations(page) {
 
 const sample = (page, name) => page.click(`.sample >> nth=${["landscape", "shapes"].indexOf(name)}`);
 
-inWindow("the first paint is soon, the page small, and nothing is asked of anybody else", {}, async ({ context, requests }) => {
-  const page = await context.newPage();
-  let bytes = 0;
-  page.on("response", async (response) => {
-    const { responseBodySize } = await response.request().sizes().catch(() => ({ responseBodySize: 0 }));
-    if (!/openapi|\/v1\//.test(response.url())) bytes += responseBodySize;
-  });
-  await page.goto(server.url);
-  await page.waitForSelector("body[data-ready]");
-  const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0].startTime);
-  const shift = await page.evaluate(
-    () =>
-      new Promise((resolve) => {
-        new PerformanceObserver((list) => resolve(list.getEntries().reduce((sum, { value }) => sum + value, 0))).observe({
-          type: "layout-shift",
-          buffered: true,
-        });
-        setTimeout(() => resolve(0), 500);
-      }),
-  );
+inWindow(
+  "the first paint is soon, the page small, and nothing is asked of anybody else",
+  {},
+  async ({ context, requests }) => {
+    const page = await context.newPage();
+    let bytes = 0;
+    page.on("response", async (response) => {
+      const { responseBodySize } = await response
+        .request()
+        .sizes()
+        .catch(() => ({ responseBodySize: 0 }));
+      if (!/openapi|\/v1\//.test(response.url())) bytes += responseBodySize;
+    });
+    await page.goto(server.url);
+    await page.waitForSelector("body[data-ready]");
+    const paint = await page.evaluate(
+      () => performance.getEntriesByName("first-contentful-paint")[0].startTime,
+    );
+    const shift = await page.evaluate(
+      () =>
+        new Promise((resolve) => {
+          new PerformanceObserver((list) =>
+            resolve(list.getEntries().reduce((sum, { value }) => sum + value, 0)),
+          ).observe({
+            type: "layout-shift",
+            buffered: true,
+          });
+          setTimeout(() => resolve(0), 500);
+        }),
+    );
 
-  const others = requests.filter((url) => !url.startsWith(server.url) && !url.startsWith("blob:"));
-  assert.deepEqual(others, []);
-  assert.ok(bytes < 150_000, `${bytes} bytes`);
-  assert.ok(shift < 0.02, `layout shift ${shift}`);
-  console.log(`first paint ${Math.round(paint)} ms, ${requests.length} requests, ${bytes} bytes, layout shift ${shift}`);
-  requests.length = 0;
-  await page.reload();
-  await page.waitForSelector("body[data-ready]");
-});
+    const others = requests.filter((url) => !url.startsWith(server.url) && !url.startsWith("blob:"));
+    assert.deepEqual(others, []);
+    assert.ok(bytes < 150_000, `${bytes} bytes`);
+    assert.ok(shift < 0.02, `layout shift ${shift}`);
+    console.log(
+      `first paint ${Math.round(paint)} ms, ${requests.length} requests, ${bytes} bytes, layout shift ${shift}`,
+    );
+    requests.length = 0;
+    await page.reload();
+    await page.waitForSelector("body[data-ready]");
+  },
+);
 
-inWindow("a sample is edited with two clicks, and the picture sharpens meanwhile", {}, async ({ context }) => {
-  const page = await openPage(context, server.url);
-  await shot(page, "empty-light");
-  await sample(page, "landscape");
-  await page.click("#go");
-  await page.waitForFunction(() => window.previews.length >= 2);
-  await shot(page, "running-light");
-  assert.match(await page.textContent(".progress"), /Step \d of \d|Finishing/);
-  await page.waitForSelector(".stage[data-view=result] .after-image");
-  await page.waitForTimeout(300);
-  await shot(page, "compare-light");
+inWindow(
+  "a sample is edited with two clicks, and the picture sharpens meanwhile",
+  {},
+  async ({ context }) => {
+    const page = await openPage(context, server.url);
+    await shot(page, "empty-light");
+    await sample(page, "landscape");
+    await page.click("#go");
+    await page.waitForFunction(() => window.previews.length >= 2);
+    await shot(page, "running-light");
+    assert.match(await page.textContent(".progress"), /Step \d of \d|Finishing/);
+    await page.waitForSelector(".stage[data-view=result] .after-image");
+    await page.waitForTimeout(300);
+    await shot(page, "compare-light");
 
-  assert.ok((await page.evaluate(() => window.previews.length)) >= 2);
-  const boxes = await Promise.all([".before-image", ".after-image"].map((image) => page.locator(image).boundingBox()));
-  assert.deepEqual(boxes[0], boxes[1], "both lie over each other");
-  const [one, two] = [await pixelsOf(page, ".before-image"), await pixelsOf(page, ".after-image")];
-  assert.deepEqual([one.width, one.height], [two.width, two.height]);
-  assert.notDeepEqual(one.data, two.data);
-});
+    assert.ok((await page.evaluate(() => window.previews.length)) >= 2);
+    const boxes = await Promise.all(
+      [".before-image", ".after-image"].map((image) => page.locator(image).boundingBox()),
+    );
+    assert.deepEqual(boxes[0], boxes[1], "both lie over each other");
+    const [one, two] = [await pixelsOf(page, ".before-image"), await pixelsOf(page, ".after-image")];
+    assert.deepEqual([one.width, one.height], [two.width, two.height]);
+    assert.notDeepEqual(one.data, two.data);
+  },
+);
 
-inWindow("a dropped picture is edited, kept in the history, and made again from its file", {}, async ({ context }) => {
-  let page = await openPage(context, server.url);
-  await drop(page, PHOTO, "photo.png");
-  await page.waitForSelector(".stage[data-view=input]");
-  await page.click("text=make it sepia");
-  assert.equal(await page.inputValue("#prompt"), "make it sepia");
-  await make(page);
-  const made = await pixelsOf(page, ".after-image");
-  const [download] = await Promise.all([page.waitForEvent("download"), page.click("[aria-label=Download]")]);
-  assert.match(download.suggestedFilename(), /^make-it-sepia-\d+\.png$/);
-  const file = readFileSync(await download.path()).toString("base64");
-  const slider = page.locator(".split");
-  await slider.focus();
-  await page.keyboard.press("Home");
-  assert.equal(await slider.inputValue(), "0");
+inWindow(
+  "a dropped picture is edited, kept in the history, and made again from its file",
+  {},
+  async ({ context }) => {
+    let page = await openPage(context, server.url);
+    await drop(page, PHOTO, "photo.png");
+    await page.waitForSelector(".stage[data-view=input]");
+    await page.click("text=make it sepia");
+    assert.equal(await page.inputValue("#prompt"), "make it sepia");
+    await make(page);
+    const made = await pixelsOf(page, ".after-image");
+    const [download] = await Promise.all([
+      page.waitForEvent("download"),
+      page.click("[aria-label=Download]"),
+    ]);
+    assert.match(download.suggestedFilename(), /^make-it-sepia-\d+\.png$/);
+    const file = readFileSync(await download.path()).toString("base64");
+    const slider = page.locator(".split");
+    await slider.focus();
+    await page.keyboard.press("Home");
+    assert.equal(await slider.inputValue(), "0");
 
-  await page.reload();
-  await page.waitForSelector("body[data-ready]");
-  assert.equal(await page.locator(".history-list li").count(), 1);
-  await page.click(".thumbnail");
-  await page.waitForSelector(".after-image");
-  assert.deepEqual((await pixelsOf(page, ".after-image")).data, made.data);
-  await page.close();
+    await page.reload();
+    await page.waitForSelector("body[data-ready]");
+    assert.equal(await page.locator(".history-list li").count(), 1);
+    await page.click(".thumbnail");
+    await page.waitForSelector(".after-image");
+    assert.deepEqual((await pixelsOf(page, ".after-image")).data, made.data);
+    await page.close();
 
-  page = await openPage(context, server.url);
-  await dropBytes(page, file, "mine.png");
-  await page.waitForSelector("dialog[open]");
-  await shot(page, "replay-light");
-  assert.deepEqual(await violations(page), []);
-  await page.click("text=Take its recipe");
-  await page.waitForSelector(".picture img");
-  assert.equal(await page.inputValue("#prompt"), "make it sepia");
-  await make(page);
-  assert.deepEqual((await pixelsOf(page, ".after-image")).data, made.data, "the same pixels");
+    page = await openPage(context, server.url);
+    await dropBytes(page, file, "mine.png");
+    await page.waitForSelector("dialog[open]");
+    await shot(page, "replay-light");
+    assert.deepEqual(await violations(page), []);
+    await page.click("text=Take its recipe");
+    await page.waitForSelector(".picture img");
+    assert.equal(await page.inputValue("#prompt"), "make it sepia");
+    await make(page);
+    assert.deepEqual((await pixelsOf(page, ".after-image")).data, made.data, "the same pixels");
 
-  await page.click("text=Delete all");
-  await page.click("dialog >> text=Delete all");
-  await page.waitForSelector(".history-empty:not([hidden])");
-});
+    await page.click("text=Delete all");
+    await page.click("dialog >> text=Delete all");
+    await page.waitForSelector(".history-empty:not([hidden])");
+  },
+);
 
 inWindow("a painted mask is where the picture changes", {}, async ({ context }) => {
   const page = await openPage(context, server.url);
@@ -174,7 +210,8 @@ inWindow("a painted mask is where the picture changes", {}, async ({ context }) 
   await make(page);
 
   const [earlier, later] = [await pixelsOf(page, ".before-image"), await pixelsOf(page, ".after-image")];
-  const differs = (index) => [0, 1, 2].some((channel) => earlier.data[index * 4 + channel] !== later.data[index * 4 + channel]);
+  const differs = (index) =>
+    [0, 1, 2].some((channel) => earlier.data[index * 4 + channel] !== later.data[index * 4 + channel]);
   let inside = 0;
   for (let index = 0; index < 128 * 128; index += 1) {
     if (painted(index)) inside += differs(index) ? 1 : 0;
@@ -198,7 +235,8 @@ inWindow("a mask is painted with the keyboard alone", {}, async ({ context }) =>
   await page.focus("text=Paint a mask");
   await page.keyboard.press("Enter");
   for (const key of ["ArrowLeft", "ArrowUp", " ", "]", " "]) await page.keyboard.press(key);
-  const count = async () => (await pixelsOf(page, "canvas.mask")).data.filter((value, at) => at % 4 === 3 && value >= 128).length;
+  const count = async () =>
+    (await pixelsOf(page, "canvas.mask")).data.filter((value, at) => at % 4 === 3 && value >= 128).length;
   const dab = await count();
   assert.ok(dab > 10, `${dab}`);
   await page.keyboard.press("i");
@@ -241,7 +279,10 @@ test("what is wrong is said beside its field", { timeout: PATIENCE_MS }, async (
   await fault.waitFor();
   assert.match(await fault.textContent(), /expected a value <= 150, got 999/);
   assert.equal(await page.getAttribute("[data-field=num_inference_steps] input", "aria-invalid"), "true");
-  assert.equal(await page.evaluate(() => document.activeElement.closest("[data-field]").dataset.field), "num_inference_steps");
+  assert.equal(
+    await page.evaluate(() => document.activeElement.closest("[data-field]").dataset.field),
+    "num_inference_steps",
+  );
   await shot(page, "fault-light");
   assert.deepEqual(await violations(page), []);
   await page.fill("[data-field=num_inference_steps] input", "");
@@ -326,51 +367,63 @@ test("where a key is wanted it is asked for, and kept for the tab", { timeout: P
   }
 });
 
-inWindow("it works on a phone", { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true }, async ({ context }) => {
-  const page = await openPage(context, server.url);
-  await shot(page, "phone-empty");
-  await page.tap(".sample >> nth=0");
-  await page.tap("#go");
-  await page.waitForSelector(".stage[data-view=running]");
-  await page.waitForSelector(".stage[data-view=result] .after-image");
-  await page.waitForTimeout(300);
-  await shot(page, "phone-compare");
-  await page.screenshot({ path: join(SHOTS, "phone-whole.png"), fullPage: true, animations: "disabled" });
-  const { wide, shown } = await page.evaluate(() => ({ wide: document.documentElement.scrollWidth, shown: innerWidth }));
-  assert.ok(wide <= shown, `${wide} wide on ${shown}`);
-  const go = await page.locator("#go").boundingBox();
-  assert.ok(go.y + go.height <= 844 && go.height >= 44, JSON.stringify(go));
-  assert.deepEqual(await violations(page), []);
-});
+inWindow(
+  "it works on a phone",
+  { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true },
+  async ({ context }) => {
+    const page = await openPage(context, server.url);
+    await shot(page, "phone-empty");
+    await page.tap(".sample >> nth=0");
+    await page.tap("#go");
+    await page.waitForSelector(".stage[data-view=running]");
+    await page.waitForSelector(".stage[data-view=result] .after-image");
+    await page.waitForTimeout(300);
+    await shot(page, "phone-compare");
+    await page.screenshot({ path: join(SHOTS, "phone-whole.png"), fullPage: true, animations: "disabled" });
+    const { wide, shown } = await page.evaluate(() => ({
+      wide: document.documentElement.scrollWidth,
+      shown: innerWidth,
+    }));
+    assert.ok(wide <= shown, `${wide} wide on ${shown}`);
+    const go = await page.locator("#go").boundingBox();
+    assert.ok(go.y + go.height <= 844 && go.height >= 44, JSON.stringify(go));
+    assert.deepEqual(await violations(page), []);
+  },
+);
 
-inWindow("it is dark where that is wished for, and the choice is kept", { colorScheme: "dark" }, async ({ context }) => {
-  const page = await openPage(context, server.url);
-  await shot(page, "empty-dark");
-  assert.deepEqual(await violations(page), []);
-  await sample(page, "landscape");
-  await page.fill("#prompt", "add a blue tint");
-  await page.click("#go");
-  await page.waitForFunction(() => window.previews.length >= 2);
-  await shot(page, "running-dark");
-  assert.deepEqual(await violations(page), []);
-  await page.waitForSelector(".stage[data-view=result] .after-image");
-  await page.waitForTimeout(300);
-  await shot(page, "compare-dark");
-  assert.deepEqual(await violations(page), []);
-  await page.click("summary");
-  await shot(page, "parameters-dark");
-  assert.deepEqual(await violations(page), []);
-  await page.click("[aria-label^='Colours']");
-  await page.reload();
-  await page.waitForSelector("body[data-ready]");
-  assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), "light");
-  assert.deepEqual(await violations(page), []);
-});
+inWindow(
+  "it is dark where that is wished for, and the choice is kept",
+  { colorScheme: "dark" },
+  async ({ context }) => {
+    const page = await openPage(context, server.url);
+    await shot(page, "empty-dark");
+    assert.deepEqual(await violations(page), []);
+    await sample(page, "landscape");
+    await page.fill("#prompt", "add a blue tint");
+    await page.click("#go");
+    await page.waitForFunction(() => window.previews.length >= 2);
+    await shot(page, "running-dark");
+    assert.deepEqual(await violations(page), []);
+    await page.waitForSelector(".stage[data-view=result] .after-image");
+    await page.waitForTimeout(300);
+    await shot(page, "compare-dark");
+    assert.deepEqual(await violations(page), []);
+    await page.click("summary");
+    await shot(page, "parameters-dark");
+    assert.deepEqual(await violations(page), []);
+    await page.click("[aria-label^='Colours']");
+    await page.reload();
+    await page.waitForSelector("body[data-ready]");
+    assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), "light");
+    assert.deepEqual(await violations(page), []);
+  },
+);
 
 inWindow("the keyboard alone leads from the start to a picture", {}, async ({ context }) => {
   const page = await openPage(context, server.url);
   const focused = () => page.evaluate(() => document.activeElement.className);
-  for (let presses = 0; presses < 60 && (await focused()) !== "sample"; presses += 1) await page.keyboard.press("Tab");
+  for (let presses = 0; presses < 60 && (await focused()) !== "sample"; presses += 1)
+    await page.keyboard.press("Tab");
   await page.keyboard.press("Enter");
   await page.waitForFunction(() => document.activeElement.id === "go");
   await page.keyboard.press("Enter");
@@ -382,14 +435,15 @@ inWindow("every language has every word, and fits", {}, async ({ context }) => {
     LANGUAGES.map(async (code) => (await import(join(ROOT, `web/languages/${code}.js`))).default),
   );
   const forms = /\.(one|other)$/;
-  const keysOf = (language) => [...new Set(Object.keys(language).map((key) => key.replace(forms, "")))].sort();
+  const keysOf = (language) =>
+    [...new Set(Object.keys(language).map((key) => key.replace(forms, "")))].sort();
   for (const language of words) assert.deepEqual(keysOf(language), keysOf(words[0]));
   const page = await openPage(context, server.url);
   await page.click("summary");
   for (const code of LANGUAGES) {
     await page.selectOption(".language", code);
     await page.waitForFunction((lang) => document.documentElement.lang.startsWith(lang), code);
-    const texts = await page.evaluate(() => document.body.innerText);
+    const texts = await page.evaluate(() => document.body.textContent);
     assert.doesNotMatch(texts, /\b(parameter|prompt|quality|size|seed|empty|history|stage)\.[a-z]+/i);
     assert.deepEqual(await violations(page), []);
     await shot(page, `language-${code}`);
@@ -399,8 +453,12 @@ inWindow("every language has every word, and fits", {}, async ({ context }) => {
   assert.equal(await page.evaluate(() => document.documentElement.lang), "zh-Hans");
 });
 
-test("pictures come from words, vary, and come apart into layers, where models can do that", { timeout: 2 * PATIENCE_MS }, async () => {
-  const checkpoints = ["qwen-image", "qwen-image-layered"].map((name) => join(ROOT, "tests/data/fixtures/ckpt", name));
+test("pictures come from words, vary, and come apart into layers, where models can do that", {
+  timeout: 2 * PATIENCE_MS,
+}, async () => {
+  const checkpoints = ["qwen-image", "qwen-image-layered"].map((name) =>
+    join(ROOT, "tests/data/fixtures/ckpt", name),
+  );
   const able = await startServer({ models: checkpoints });
   const { context, faults } = await openWindow(browser);
   try {

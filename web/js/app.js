@@ -2,7 +2,15 @@
 import { address, describeServer, Fault, keys } from "./api.js";
 import { fill, h, icon } from "./dom.js";
 import { historyRow } from "./history.js";
-import { chooseLanguage, language, languages, onLanguage, preferredLanguage, t, useLanguage } from "./i18n.js";
+import {
+  chooseLanguage,
+  language,
+  languages,
+  onLanguage,
+  preferredLanguage,
+  t,
+  useLanguage,
+} from "./i18n.js";
 import { askForKey } from "./key.js";
 import { panel } from "./panel.js";
 import { listenForFiles } from "./pictures.js";
@@ -27,7 +35,12 @@ function header() {
     "header",
     { class: "header" },
     skip,
-    h("h1", { class: "brand" }, h("img", { src: new URL("../icon.svg", import.meta.url).href, alt: "", width: "26", height: "26" }), name),
+    h(
+      "h1",
+      { class: "brand" },
+      h("img", { src: new URL("../icon.svg", import.meta.url).href, alt: "", width: "26", height: "26" }),
+      name,
+    ),
     modelChooser(),
     h("div", { class: "header-side" }, documentation, languageChooser(), themeButton()),
   );
@@ -44,7 +57,10 @@ function modelChooser() {
     single.hidden = !select.hidden;
     fill(single, h("span", { class: "dot" }), models[0].id);
     single.title = models[0].description;
-    fill(select, models.map((model) => h("option", { value: model.id, disabled: !can(model, mode) }, model.id)));
+    fill(
+      select,
+      models.map((model) => h("option", { value: model.id, disabled: !can(model, mode) }, model.id)),
+    );
     select.value = currentModel().id;
   });
   select.addEventListener("change", () => store.set({ model: select.value }));
@@ -62,7 +78,12 @@ function languageChooser() {
 /** What stands over the page until the server has told what it can do. */
 function curtain() {
   const words = h("p", { role: "status" });
-  const element = h("div", { class: "curtain" }, h("div", { class: "spinner", "aria-hidden": "true" }), words);
+  const element = h(
+    "div",
+    { class: "curtain" },
+    h("div", { class: "spinner", "aria-hidden": "true" }),
+    words,
+  );
   element.say = (text) => {
     if (words.textContent !== text) words.textContent = text;
     element.classList.add("late");
@@ -91,7 +112,12 @@ async function start() {
   await useLanguage(preferredLanguage());
   const cover = curtain();
   const toast = h("div", { id: "toast", class: "toast", role: "status" });
-  const main = h("main", { class: "main", inert: true }, panel(), h("div", { class: "right" }, stage(), historyRow()));
+  const main = h(
+    "main",
+    { class: "main", inert: true },
+    panel(),
+    h("div", { class: "right" }, stage(), historyRow()),
+  );
   document.body.append(header(), main, cover, toast);
   listenForFiles(document.body);
   const server = await meet(cover);

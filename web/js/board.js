@@ -36,7 +36,14 @@ export function createBoard() {
 
   /** Keeps the picture within reach. */
   function bounded() {
-    const spare = (side) => Math.max(0, (view[side] * view.fit * view.zoom - (side === "width" ? element.clientWidth : element.clientHeight)) / 2 + 40);
+    const spare = (side) =>
+      Math.max(
+        0,
+        (view[side] * view.fit * view.zoom -
+          (side === "width" ? element.clientWidth : element.clientHeight)) /
+          2 +
+          40,
+      );
     const limit = (value, most) => (view.zoom <= 1 ? 0 : Math.max(-most, Math.min(most, value)));
     view.x = limit(view.x, spare("width"));
     view.y = limit(view.y, spare("height"));
@@ -103,11 +110,21 @@ function zoomByWheel(board, event) {
   if (!event.ctrlKey && document.documentElement.scrollHeight > innerHeight + 4) return;
   event.preventDefault();
   const lines = event.deltaMode === 1 ? 16 : 1;
-  board.zoomBy(Math.exp(-event.deltaY * lines * (event.ctrlKey ? 0.01 : 0.002)), { x: event.clientX, y: event.clientY });
+  board.zoomBy(Math.exp(-event.deltaY * lines * (event.ctrlKey ? 0.01 : 0.002)), {
+    x: event.clientX,
+    y: event.clientY,
+  });
 }
 
 function zoomByKey(board, event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target !== board.element || event.defaultPrevented) return;
+  if (
+    event.ctrlKey ||
+    event.metaKey ||
+    event.altKey ||
+    event.target !== board.element ||
+    event.defaultPrevented
+  )
+    return;
   const steps = {
     "+": () => board.zoomBy(1.25),
     "=": () => board.zoomBy(1.25),
@@ -127,7 +144,11 @@ function pinch(board) {
   const fingers = new Map();
   const state = () => {
     const [one, two] = [...fingers.values()];
-    return { x: (one.x + two.x) / 2, y: (one.y + two.y) / 2, apart: Math.hypot(one.x - two.x, one.y - two.y) };
+    return {
+      x: (one.x + two.x) / 2,
+      y: (one.y + two.y) / 2,
+      apart: Math.hypot(one.x - two.x, one.y - two.y),
+    };
   };
   const element = board.element;
   element.addEventListener("pointerdown", (event) => {

@@ -3,13 +3,17 @@ import { address } from "./api.js";
 import { announce, button, h, iconButton, segmented } from "./dom.js";
 import { save } from "./files.js";
 import { t } from "./i18n.js";
-import { fieldsOf, valueOf } from "./request.js";
+import { fieldsOf, typedValue } from "./request.js";
 import { ENDPOINTS } from "./schema.js";
 import { store } from "./store.js";
 
 /** Shows the calls for the picture of number `index` of an entry. */
 export function showCode(entry, index) {
-  const order = { ...entry, seed: index === 0 ? entry.seed : entry.outputs[index].seed, values: valuesFor(entry, index) };
+  const order = {
+    ...entry,
+    seed: index === 0 ? entry.seed : entry.outputs[index].seed,
+    values: valuesFor(entry, index),
+  };
   const files = filesOf(order);
   const texts = { curl: curlOf(order), python: pythonOf(order) };
   const code = h("code", {});
@@ -24,20 +28,41 @@ export function showCode(entry, index) {
       () => announce("result.notCopied"),
     );
   };
-  const tabs = segmented("code.language", [["curl", "curl"], ["python", "Python"]], "curl", show);
-  const needed = files.length === 0 ? null : h(
-    "div",
-    { class: "code-files" },
-    h("p", { t: "code.files" }),
-    files.map(({ name, blob }) => button("download", "", () => save(blob, name), { class: "button quiet", "aria-label": t("code.save", { name }) })),
+  const tabs = segmented(
+    "code.language",
+    [
+      ["curl", "curl"],
+      ["python", "Python"],
+    ],
+    "curl",
+    show,
   );
+  const needed =
+    files.length === 0
+      ? null
+      : h(
+          "div",
+          { class: "code-files" },
+          h("p", { t: "code.files" }),
+          files.map(({ name, blob }) =>
+            button("download", "", () => save(blob, name), {
+              class: "button quiet",
+              "aria-label": t("code.save", { name }),
+            }),
+          ),
+        );
   needed?.querySelectorAll("button span").forEach((word, at) => {
     word.textContent = files[at].name;
   });
   const dialog = h(
     "dialog",
     { class: "dialog wide", "aria-labelledby": "code-title" },
-    h("div", { class: "dialog-head" }, h("h2", { id: "code-title", t: "code.title" }), iconButton("close", "close", () => dialog.close())),
+    h(
+      "div",
+      { class: "dialog-head" },
+      h("h2", { id: "code-title", t: "code.title" }),
+      iconButton("close", "close", () => dialog.close()),
+    ),
     h("p", { t: "code.text" }),
     h("div", { class: "dialog-row" }, tabs, button("copy", "code.copy", copy)),
     h("pre", { tabindex: "0", label: "code.title", role: "region" }, code),
@@ -75,10 +100,15 @@ function curlOf(order) {
   const lines = [`curl ${quoted(url.href)}`];
   if (keyIsNeeded()) lines.push('-H "Authorization: Bearer $DIFFUSER_API_KEY"');
   if (order.mode === "generate") {
-    lines.push("-H 'Content-Type: application/json'", "-H 'Accept: image/png'", `-d ${quoted(JSON.stringify(jsonOf(order)))}`);
+    lines.push(
+      "-H 'Content-Type: application/json'",
+      "-H 'Accept: image/png'",
+      `-d ${quoted(JSON.stringify(jsonOf(order)))}`,
+    );
   } else {
     lines.push("-H 'Accept: image/png'");
-    for (const { name, isMask } of filesOf(order)) lines.push(`-F ${quoted(`${isMask ? "mask" : "image"}=@${name}`)}`);
+    for (const { name, isMask } of filesOf(order))
+      lines.push(`-F ${quoted(`${isMask ? "mask" : "image"}=@${name}`)}`);
     // What begins with @ or < would be a file to curl.
     for (const [name, text] of fieldsOf(order)) lines.push(`--form-string ${quoted(`${name}=${text}`)}`);
   }
@@ -86,12 +116,22 @@ function curlOf(order) {
   return lines.join(" \\\n  ");
 }
 
-const jsonOf = (order) => Object.fromEntries(fieldsOf(order).map(([name, text]) => [name, valueOf(name, text)]));
+const jsonOf = (order) =>
+  Object.fromEntries(fieldsOf(order).map(([name, text]) => [name, typedValue(name, text)]));
 
 const keyIsNeeded = () => Boolean(store.get("server").document.security);
 
 /** Parameters that OpenAI's library knows; the others go into `extra_body`. */
-const OPENAIS = new Set(["prompt", "model", "n", "size", "quality", "output_format", "output_compression", "background"]);
+const OPENAIS = new Set([
+  "prompt",
+  "model",
+  "n",
+  "size",
+  "quality",
+  "output_format",
+  "output_compression",
+  "background",
+]);
 const CALLS = { edit: "edit", generate: "generate", vary: "create_variation" };
 
 function pythonOf(order) {
@@ -131,7 +171,9 @@ function literal(value) {
   if (value === false) return "False";
   if (value === null) return "None";
   if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
-  if (typeof value === "object") return `{${Object.entries(value).map(([name, one]) => `${literal(name)}: ${literal(one)}`).join(", ")}}`;
+  if (typeof value === "object")
+    return `{${Object.entries(value)
+      .map(([name, one]) => `${literal(name)}: ${literal(one)}`)
+      .join(", ")}}`;
   return JSON.stringify(value);
 }
-

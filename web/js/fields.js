@@ -10,7 +10,8 @@ export const hasField = (name) => document.querySelector(`[data-field~="${CSS.es
  * element that is labelled; `around`: what is shown in its place, if it is a part of that.
  */
 export function field({ names, control, label, hint, around = control, extra }) {
-  const id = (control.id ||= uniqueId("control"));
+  control.id ||= uniqueId("control");
+  const { id } = control;
   const notes = h("div", { class: "notes", id: `${id}-notes` });
   const caption = label ? h("label", { for: id, ...label }) : null;
   const head = caption || extra ? h("div", { class: "field-head" }, caption, extra ?? null) : null;

@@ -71,7 +71,8 @@ export function save(blob, name) {
 }
 
 /** The ending of files of this type. */
-export const endingOf = (blob) => ({ "image/jpeg": "jpg", "image/webp": "webp", "image/png": "png" })[blob.type] ?? "png";
+export const endingOf = (blob) =>
+  ({ "image/jpeg": "jpg", "image/webp": "webp", "image/png": "png" })[blob.type] ?? "png";
 
 const PNG_SIGNATURE = [137, 80, 78, 71, 13, 10, 26, 10];
 const RECIPE_KEYWORD = "diffuser-api";
@@ -86,7 +87,10 @@ export async function recipeIn(blob) {
     const length = view.getUint32(at);
     const type = latin.decode(bytes.subarray(at + 4, at + 8));
     const content = bytes.subarray(at + 8, at + 8 + length);
-    if (type === "iTXt" && latin.decode(content.subarray(0, RECIPE_KEYWORD.length + 1)) === `${RECIPE_KEYWORD}\0`) {
+    if (
+      type === "iTXt" &&
+      latin.decode(content.subarray(0, RECIPE_KEYWORD.length + 1)) === `${RECIPE_KEYWORD}\0`
+    ) {
       return parseRecipe(new TextDecoder().decode(content.subarray(RECIPE_KEYWORD.length + 5)));
     }
     if (type === "IDAT") return null;

@@ -8,7 +8,12 @@ import { store } from "./store.js";
 /** A row of thumbnails. */
 export function historyRow() {
   const list = h("ol", { class: "history-list", label: "history.title", tabindex: "0" });
-  const clear = h("button", { type: "button", class: "button quiet small", t: "history.clear", onclick: () => confirmClear(refresh) });
+  const clear = h("button", {
+    type: "button",
+    class: "button quiet small",
+    t: "history.clear",
+    onclick: () => confirmClear(refresh),
+  });
   const none = h("p", { class: "history-empty", t: "history.empty" });
   const head = h("div", { class: "history-head" }, h("h2", { class: "caption", t: "history.title" }), clear);
   const element = h("section", { class: "history", label: "history.title" }, head, none, list);
@@ -22,7 +27,10 @@ export function historyRow() {
     if (mine !== latest) return;
     const old = urls;
     urls = [];
-    fill(list, entries.map((entry) => item(entry)));
+    fill(
+      list,
+      entries.map((entry) => item(entry)),
+    );
     for (const url of old) URL.revokeObjectURL(url);
     none.hidden = entries.length > 0;
     list.hidden = clear.hidden = entries.length === 0;
@@ -32,7 +40,9 @@ export function historyRow() {
   function item(entry) {
     const url = URL.createObjectURL(entry.thumbnail);
     urls.push(url);
-    const when = new Intl.DateTimeFormat(language(), { dateStyle: "medium", timeStyle: "short" }).format(entry.created);
+    const when = new Intl.DateTimeFormat(language(), { dateStyle: "medium", timeStyle: "short" }).format(
+      entry.created,
+    );
     const name = `${entry.prompt || t(`mode.${entry.mode}`)} · ${t("seed.title")} ${entry.seed} · ${when}`;
     const open = async () => {
       await restore(entry);
@@ -42,8 +52,17 @@ export function historyRow() {
       await database.remove(entry.id);
       await refresh();
     };
-    const picture = h("button", { type: "button", class: "thumbnail", "aria-label": name, title: name, onclick: open }, h("img", { src: url, alt: "", loading: "lazy" }));
-    return h("li", { "data-id": entry.id }, picture, iconButton("close", "history.remove", remove, { class: "icon-button small" }));
+    const picture = h(
+      "button",
+      { type: "button", class: "thumbnail", "aria-label": name, title: name, onclick: open },
+      h("img", { src: url, alt: "", loading: "lazy" }),
+    );
+    return h(
+      "li",
+      { "data-id": entry.id },
+      picture,
+      iconButton("close", "history.remove", remove, { class: "icon-button small" }),
+    );
   }
 
   function mark() {

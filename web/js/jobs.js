@@ -64,7 +64,9 @@ function heed({ name, data }) {
   if (name === "completed" || name === "failed" || name === "cancelled") return told;
   const { status, position, picture, step, total, eta_ms: leftMs, seeds, warnings } = told;
   const toldAt = performance.now();
-  store.set({ job: { ...job, status, position, picture, step, total, leftMs, toldAt, count: seeds.length, warnings } });
+  store.set({
+    job: { ...job, status, position, picture, step, total, leftMs, toldAt, count: seeds.length, warnings },
+  });
   return null;
 }
 

@@ -14,7 +14,14 @@ export function askForKey(wasRefused, message) {
 
 function ask(wasRefused, message) {
   return new Promise((resolve) => {
-    const input = h("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false", "aria-describedby": "key-notes" });
+    const input = h("input", {
+      type: "password",
+      id: "key",
+      autocomplete: "off",
+      required: true,
+      spellcheck: "false",
+      "aria-describedby": "key-notes",
+    });
     const fault = wasRefused ? h("p", { class: "fault", role: "alert" }, message) : null;
     if (wasRefused) input.setAttribute("aria-invalid", "true");
     const form = h(
@@ -22,8 +29,18 @@ function ask(wasRefused, message) {
       { method: "dialog" },
       h("h2", { id: "key-title", t: "key.title" }),
       h("p", { t: "key.text" }),
-      h("div", { class: "field" }, h("label", { for: "key", t: "key.label" }), input, h("div", { class: "notes", id: "key-notes" }, fault)),
-      h("div", { class: "dialog-actions" }, h("button", { class: "button primary", type: "submit", t: "key.use" })),
+      h(
+        "div",
+        { class: "field" },
+        h("label", { for: "key", t: "key.label" }),
+        input,
+        h("div", { class: "notes", id: "key-notes" }, fault),
+      ),
+      h(
+        "div",
+        { class: "dialog-actions" },
+        h("button", { class: "button primary", type: "submit", t: "key.use" }),
+      ),
     );
     const dialog = h("dialog", { class: "dialog", "aria-labelledby": "key-title" }, form);
     form.addEventListener("submit", () => {

@@ -1,7 +1,8 @@
 // A mask, painted over a picture: where it is painted, the model works.
+
+import { isPinching } from "./board.js";
 import { h, icon, iconButton, segmented } from "./dom.js";
 import { canvasOf, fileOf, imageAt } from "./files.js";
-import { isPinching } from "./board.js";
 
 /** The longer side of the canvas that is painted on; the file has the picture's own size. */
 const LARGEST_SIDE = 2048;
@@ -126,7 +127,15 @@ export function createPainter(board, ondone) {
   const state = { mask: null, tool: "brush", diameter: 40, cursor: null, last: null, isOn: false };
   const ring = h("div", { class: "brush-ring", "aria-hidden": "true" });
   const size = h("input", { type: "range", min: "1", max: "100", value: "42", label: "mask.size" });
-  const tools = segmented("mask.tool", [["brush", "mask.brush"], ["eraser", "mask.eraser"]], "brush", (tool) => choose(tool));
+  const tools = segmented(
+    "mask.tool",
+    [
+      ["brush", "mask.brush"],
+      ["eraser", "mask.eraser"],
+    ],
+    "brush",
+    (tool) => choose(tool),
+  );
   const undo = iconButton("undo", "mask.undo", () => state.mask.undo());
   const redo = iconButton("redo", "mask.redo", () => state.mask.redo());
   const bar = h(
@@ -138,7 +147,12 @@ export function createPainter(board, ondone) {
     redo,
     iconButton("invert", "mask.invert", () => state.mask.invert()),
     iconButton("trash", "mask.clear", () => state.mask.clear()),
-    h("button", { type: "button", class: "button primary", onclick: ondone }, icon("check"), h("span", { t: "mask.done" })),
+    h(
+      "button",
+      { type: "button", class: "button primary", onclick: ondone },
+      icon("check"),
+      h("span", { t: "mask.done" }),
+    ),
   );
 
   function choose(tool) {
@@ -182,7 +196,8 @@ export function createPainter(board, ondone) {
     redo.disabled = state.mask.undone.length === 0;
   }
 
-  const on = (name, listener) => board.element.addEventListener(name, (event) => state.isOn && listener(event));
+  const on = (name, listener) =>
+    board.element.addEventListener(name, (event) => state.isOn && listener(event));
   on("pointerdown", (event) => {
     if (event.button !== 0 || isPinching(board)) return;
     board.element.setPointerCapture(event.pointerId);
@@ -241,7 +256,10 @@ export function createPainter(board, ondone) {
     const step = Math.max(width, height) * (event.shiftKey ? 0.08 : 0.02);
     const [x, y] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     const from = state.cursor ?? { x: width / 2, y: height / 2 };
-    state.cursor = { x: Math.max(0, Math.min(width, from.x + x * step)), y: Math.max(0, Math.min(height, from.y + y * step)) };
+    state.cursor = {
+      x: Math.max(0, Math.min(width, from.x + x * step)),
+      y: Math.max(0, Math.min(height, from.y + y * step)),
+    };
     if (state.last) paintTo(state.cursor);
     showRing();
   }

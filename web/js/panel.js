@@ -10,14 +10,23 @@ import { currentModel, store } from "./store.js";
 
 /** The controls, as an element. */
 export function panel() {
-  const controls = h("div", { class: "controls" }, modeChooser(), pictureList(), promptField(), usualParameters(), advancedParameters());
+  const controls = h(
+    "div",
+    { class: "controls" },
+    modeChooser(),
+    pictureList(),
+    promptField(),
+    usualParameters(),
+    advancedParameters(),
+  );
   const form = h("form", { class: "panel", label: "panel.title", novalidate: true }, controls, goBar());
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     go();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) go();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]"))
+      go();
   });
   return form;
 }
@@ -29,7 +38,12 @@ function modeChooser() {
     const offered = modes();
     place.hidden = offered.length < 2;
     if (!offered.includes(mode)) store.set({ mode: offered[0] ?? "edit" });
-    const chooser = segmented("mode.title", offered.map((one) => [one, `mode.${one}`]), mode, (chosen) => choose(chosen));
+    const chooser = segmented(
+      "mode.title",
+      offered.map((one) => [one, `mode.${one}`]),
+      mode,
+      (chosen) => choose(chosen),
+    );
     fill(place, chooser);
   });
   return place;
@@ -55,7 +69,17 @@ function promptField() {
     const shown = isOpen ? known : known.slice(0, 6);
     const items = shown.map((text) => {
       const use = () => store.set({ prompt: text });
-      return h("button", { type: "button", class: "chip", lang: "en", "aria-pressed": text === store.get("prompt"), onclick: use }, text);
+      return h(
+        "button",
+        {
+          type: "button",
+          class: "chip",
+          lang: "en",
+          "aria-pressed": text === store.get("prompt"),
+          onclick: use,
+        },
+        text,
+      );
     });
     more.textContent = isOpen ? t("prompt.fewer") : t("prompt.more", { count: known.length - shown.length });
     more.setAttribute("aria-expanded", isOpen);
@@ -71,11 +95,22 @@ function promptField() {
     refresh();
   });
   onLanguage(refresh);
-  return field({ names: ["prompt"], control: input, around: h("div", { class: "prompt" }, input, chips), label: { t: "prompt.title" } });
+  return field({
+    names: ["prompt"],
+    control: input,
+    around: h("div", { class: "prompt" }, input, chips),
+    label: { t: "prompt.title" },
+  });
 }
 
 function goBar() {
-  const start = h("button", { type: "submit", class: "button primary go", id: "go" }, icon("spark"), h("span", { t: "go" }), h("kbd", { "aria-hidden": "true" }, "Ctrl ↵"));
+  const start = h(
+    "button",
+    { type: "submit", class: "button primary go", id: "go" },
+    icon("spark"),
+    h("span", { t: "go" }),
+    h("kbd", { "aria-hidden": "true" }, "Ctrl ↵"),
+  );
   const stop = button("stop", "job.cancel", () => cancel(), { class: "button danger go" });
   store.on(["job"], ({ job }) => {
     const hadFocus = [start, stop].includes(document.activeElement);

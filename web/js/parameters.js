@@ -15,13 +15,22 @@ export function setValue(name, text) {
 
 /** Size, quality, number and seed. */
 export function usualParameters() {
-  return h("div", { class: "group" }, qualityField(), h("div", { class: "pair" }, sizeField(), countField()), seedField());
+  return h(
+    "div",
+    { class: "group" },
+    qualityField(),
+    h("div", { class: "pair" }, sizeField(), countField()),
+    seedField(),
+  );
 }
 
 function qualityField() {
   const words = ["auto", "low", "medium", "high"];
-  const control = segmented("quality.title", words.map((word) => [word, `quality.${word}`]), "auto", (word) =>
-    setValue("quality", word === "auto" ? "" : word),
+  const control = segmented(
+    "quality.title",
+    words.map((word) => [word, `quality.${word}`]),
+    "auto",
+    (word) => setValue("quality", word === "auto" ? "" : word),
   );
   const steps = h("span", { class: "aside" });
   store.on(["values", "server", "model"], ({ values }) => {
@@ -29,10 +38,16 @@ function qualityField() {
     const model = currentModel();
     if (!model) return;
     const preset = model.qualities.find(({ quality }) => quality === values.quality);
-    const count = Number(values.num_inference_steps ?? preset?.num_inference_steps ?? model.defaults.num_inference_steps);
+    const count = Number(
+      values.num_inference_steps ?? preset?.num_inference_steps ?? model.defaults.num_inference_steps,
+    );
     steps.textContent = t("quality.steps", { count });
   });
-  return field({ names: ["quality"], control, extra: h("div", { class: "field-title" }, h("span", { t: "quality.title" }), steps) });
+  return field({
+    names: ["quality"],
+    control,
+    extra: h("div", { class: "field-title" }, h("span", { t: "quality.title" }), steps),
+  });
 }
 
 const SHAPES = { square: [1, 1], landscape: [3, 2], portrait: [2, 3], wide: [16, 9] };
@@ -46,11 +61,21 @@ function sizeOf([across, down], model) {
 
 function sizeField() {
   const select = h("select", {});
-  const custom = h("input", { type: "text", inputmode: "numeric", placeholder: "1024x768", spellcheck: "false", label: "size.custom", autocomplete: "off" });
+  const custom = h("input", {
+    type: "text",
+    inputmode: "numeric",
+    placeholder: "1024x768",
+    spellcheck: "false",
+    label: "size.custom",
+    autocomplete: "off",
+  });
   const around = h("div", { class: "size" }, select, custom);
   const options = (model, mode) => [
     ["", t(mode === "generate" ? "size.model" : "size.auto")],
-    ...Object.entries(SHAPES).map(([name, shape]) => [sizeOf(shape, model), `${t(`size.${name}`)} · ${sizeOf(shape, model).replace("x", " × ")}`]),
+    ...Object.entries(SHAPES).map(([name, shape]) => [
+      sizeOf(shape, model),
+      `${t(`size.${name}`)} · ${sizeOf(shape, model).replace("x", " × ")}`,
+    ]),
     ["custom", t("size.custom")],
   ];
   let isCustom = false;
@@ -61,7 +86,10 @@ function sizeField() {
     const choices = options(model, store.get("mode"));
     const isListed = choices.some(([value]) => value === size);
     if (size !== "" && !isListed) isCustom = true;
-    fill(select, choices.map(([value, name]) => h("option", { value }, name)));
+    fill(
+      select,
+      choices.map(([value, name]) => h("option", { value }, name)),
+    );
     select.value = isCustom ? "custom" : size;
     custom.hidden = !isCustom;
     if (document.activeElement !== custom) custom.value = isCustom ? size : "";
@@ -100,8 +128,16 @@ function countField() {
 }
 
 function seedField() {
-  const input = h("input", { type: "text", inputmode: "numeric", placeholder: "seed.any", autocomplete: "off", spellcheck: "false" });
-  input.addEventListener("input", () => store.set({ seed: input.value.trim(), isSeedLocked: input.value.trim() !== "" }));
+  const input = h("input", {
+    type: "text",
+    inputmode: "numeric",
+    placeholder: "seed.any",
+    autocomplete: "off",
+    spellcheck: "false",
+  });
+  input.addEventListener("input", () =>
+    store.set({ seed: input.value.trim(), isSeedLocked: input.value.trim() !== "" }),
+  );
   const dice = iconButton("dice", "seed.dice", () => store.set({ seed: anySeed() }));
   const lock = h("button", { type: "button", class: "icon-button", label: "seed.lock" });
   lock.addEventListener("click", () => store.set({ isSeedLocked: !store.get("isSeedLocked") }));
@@ -111,7 +147,13 @@ function seedField() {
     fill(lock, icon(isSeedLocked ? "lock" : "unlock"));
   });
   const around = h("div", { class: "seed" }, input, dice, lock);
-  return field({ names: ["seed"], control: input, around, label: { t: "seed.title" }, hint: { t: "seed.hint" } });
+  return field({
+    names: ["seed"],
+    control: input,
+    around,
+    label: { t: "seed.title" },
+    hint: { t: "seed.hint" },
+  });
 }
 
 /** All other parameters, behind a fold. */
@@ -122,7 +164,10 @@ export function advancedParameters() {
   const element = h("details", { class: "fold" }, summary, list);
   const refresh = () => {
     if (!store.get("server")) return;
-    fill(list, advanced().map(([name, schema]) => parameter(name, schema)));
+    fill(
+      list,
+      advanced().map(([name, schema]) => parameter(name, schema)),
+    );
   };
   store.on(["server", "model", "mode"], refresh);
   onLanguage(refresh);
@@ -143,12 +188,22 @@ function hintOf(name, schema) {
 }
 
 function parameter(name, schema) {
-  const make = { integer: numeric, number: numeric, boolean: flag, array: name === "loras" ? loraList : words }[typeOf(schema)];
+  const make = {
+    integer: numeric,
+    number: numeric,
+    boolean: flag,
+    array: name === "loras" ? loraList : words,
+  }[typeOf(schema)];
   const control = schema.enum ? choice(name, schema) : (make ?? words)(name, schema);
   const label = h("span", {}, titleOf(name));
   const title = h("label", { class: "parameter-name" }, label, h("code", {}, name));
   const hint = h("p", { class: "hint" }, hintOf(name, schema));
-  const element = field({ names: [name], control: control.input, around: control.around ?? control.input, extra: title });
+  const element = field({
+    names: [name],
+    control: control.input,
+    around: control.around ?? control.input,
+    extra: title,
+  });
   title.setAttribute("for", control.input.id);
   element.append(hint);
   return element;
@@ -185,7 +240,11 @@ function bound(name, schema, input) {
 function choice(name, schema) {
   const usual = schema.default;
   const options = schema.enum.filter((value) => typeof value === "string");
-  const select = h("select", {}, options.map((value) => h("option", { value: value === usual ? "" : value }, value)));
+  const select = h(
+    "select",
+    {},
+    options.map((value) => h("option", { value: value === usual ? "" : value }, value)),
+  );
   if (usual === undefined) select.prepend(h("option", { value: "" }, t("advanced.unset")));
   select.value = store.get("values")[name] ?? "";
   select.addEventListener("change", () => setValue(name, select.value));
@@ -196,7 +255,9 @@ function flag(name, schema) {
   const usual = schema.default === true;
   const input = h("input", { type: "checkbox", role: "switch", class: "switch" });
   input.checked = (store.get("values")[name] ?? String(usual)) === "true";
-  input.addEventListener("change", () => setValue(name, input.checked === usual ? "" : String(input.checked)));
+  input.addEventListener("change", () =>
+    setValue(name, input.checked === usual ? "" : String(input.checked)),
+  );
   return { input };
 }
 
@@ -212,9 +273,18 @@ function loraList() {
     }
   };
   const write = (chosen) => setValue("loras", chosen.length === 0 ? "" : JSON.stringify(chosen));
-  const adder = h("select", {}, h("option", { value: "" }, t("loras.add")), known.map(({ id }) => h("option", { value: id }, id)));
+  const adder = h(
+    "select",
+    {},
+    h("option", { value: "" }, t("loras.add")),
+    known.map(({ id }) => h("option", { value: id }, id)),
+  );
   const list = h("ul", { class: "lora-list" });
-  const refresh = () => fill(list, read().map((lora) => loraItem(lora, read, write, refresh)));
+  const refresh = () =>
+    fill(
+      list,
+      read().map((lora) => loraItem(lora, read, write, refresh)),
+    );
   adder.addEventListener("change", () => {
     write([...read().filter(({ name }) => name !== adder.value), { name: adder.value, scale: 1 }]);
     adder.value = "";
@@ -225,11 +295,24 @@ function loraList() {
 }
 
 function loraItem(lora, read, write, refresh) {
-  const scale = h("input", { type: "number", step: "0.05", value: String(lora.scale), "aria-label": t("loras.strength", { name: lora.name }) });
-  scale.addEventListener("input", () => write(read().map((one) => (one.name === lora.name ? { ...one, scale: Number(scale.value) } : one))));
+  const scale = h("input", {
+    type: "number",
+    step: "0.05",
+    value: String(lora.scale),
+    "aria-label": t("loras.strength", { name: lora.name }),
+  });
+  scale.addEventListener("input", () =>
+    write(read().map((one) => (one.name === lora.name ? { ...one, scale: Number(scale.value) } : one))),
+  );
   const remove = () => {
     write(read().filter(({ name }) => name !== lora.name));
     refresh();
   };
-  return h("li", {}, h("span", {}, lora.name), scale, iconButton("close", "loras.remove", remove, { class: "icon-button small" }));
+  return h(
+    "li",
+    {},
+    h("span", {}, lora.name),
+    scale,
+    iconButton("close", "loras.remove", remove, { class: "icon-button small" }),
+  );
 }

@@ -34,7 +34,12 @@ export function add(pictures) {
 
 /** Has one picture alone as the input. */
 export function useAlone(picture) {
-  store.set({ pictures: [picture], shown: 0, view: "input", mode: store.get("mode") === "vary" ? "vary" : "edit" });
+  store.set({
+    pictures: [picture],
+    shown: 0,
+    view: "input",
+    mode: store.get("mode") === "vary" ? "vary" : "edit",
+  });
 }
 
 /** Opens the dialog in which files are chosen. */
@@ -72,9 +77,19 @@ export function listenForFiles(root) {
 /** The list, with a button that adds to it. */
 export function pictureList() {
   const list = h("ol", { class: "picture-list", label: "pictures.list" });
-  const adder = h("button", { type: "button", class: "add-picture", label: "pictures.add", onclick: choose }, icon("plus"));
+  const adder = h(
+    "button",
+    { type: "button", class: "add-picture", label: "pictures.add", onclick: choose },
+    icon("plus"),
+  );
   const notes = h("div", { class: "notes" });
-  const element = h("div", { class: "field", "data-field": "image mask" }, h("h2", { class: "caption", t: "pictures.title" }), list, notes);
+  const element = h(
+    "div",
+    { class: "field", "data-field": "image mask" },
+    h("h2", { class: "caption", t: "pictures.title" }),
+    list,
+    notes,
+  );
   follow(["image", "mask"], adder, notes);
   store.on(["pictures", "shown", "mode", "model", "server"], ({ pictures, shown, mode }) => {
     element.hidden = mode === "generate";
@@ -89,8 +104,24 @@ function itemOf(picture, index, count, isShown) {
   const show = () => store.set({ shown: index, view: "input" });
   const image = h("img", { src: picture.url, alt: "", draggable: "false" });
   const name = t("pictures.show", { name: picture.name, number: index + 1 });
-  const shower = h("button", { type: "button", class: "picture", "aria-label": name, title: picture.name, "aria-pressed": isShown, onclick: show }, image);
-  const item = h("li", { draggable: "true" }, shower, iconButton("close", "pictures.remove", () => removeAt(index), { class: "icon-button small" }));
+  const shower = h(
+    "button",
+    {
+      type: "button",
+      class: "picture",
+      "aria-label": name,
+      title: picture.name,
+      "aria-pressed": isShown,
+      onclick: show,
+    },
+    image,
+  );
+  const item = h(
+    "li",
+    { draggable: "true" },
+    shower,
+    iconButton("close", "pictures.remove", () => removeAt(index), { class: "icon-button small" }),
+  );
   if (count > 1) item.append(h("span", { class: "number" }, String(index + 1)), movers(index, count));
   dragToMove(item, index);
   return item;
@@ -98,12 +129,22 @@ function itemOf(picture, index, count, isShown) {
 
 function movers(index, count) {
   const mover = (name, label, to) =>
-    iconButton(name, label, () => move(index, to), { class: "icon-button small", disabled: to < 0 || to >= count });
-  return h("span", { class: "movers" }, mover("left", "pictures.forward", index - 1), mover("right", "pictures.back", index + 1));
+    iconButton(name, label, () => move(index, to), {
+      class: "icon-button small",
+      disabled: to < 0 || to >= count,
+    });
+  return h(
+    "span",
+    { class: "movers" },
+    mover("left", "pictures.forward", index - 1),
+    mover("right", "pictures.back", index + 1),
+  );
 }
 
 function dragToMove(item, index) {
-  item.addEventListener("dragstart", (event) => event.dataTransfer.setData("application/x-position", String(index)));
+  item.addEventListener("dragstart", (event) =>
+    event.dataTransfer.setData("application/x-position", String(index)),
+  );
   item.addEventListener("dragover", (event) => event.preventDefault());
   item.addEventListener("drop", (event) => {
     const from = event.dataTransfer.getData("application/x-position");

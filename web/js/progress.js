@@ -6,7 +6,17 @@ import { store } from "./store.js";
 /** A bar with words, which follows the job. */
 export function progressBar() {
   const filling = h("div", { class: "bar-fill" });
-  const bar = h("div", { class: "bar", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", label: "job.progress" }, filling);
+  const bar = h(
+    "div",
+    {
+      class: "bar",
+      role: "progressbar",
+      "aria-valuemin": "0",
+      "aria-valuemax": "100",
+      label: "job.progress",
+    },
+    filling,
+  );
   const words = h("span", { class: "progress-words", role: "status" });
   const left = h("span", { class: "progress-left" });
   const element = h("div", { class: "progress" }, words, left, bar);
@@ -43,7 +53,8 @@ function shareOf({ status, step, total, picture = 1, count = 1 }) {
 
 function wordsOf({ status, position, step, total, picture, count, isFoundAgain }) {
   if (status === "sending") return t("job.sending");
-  if (status === "queued") return isFoundAgain && position == null ? t("job.found") : t("job.queued", { count: position ?? 0 });
+  if (status === "queued")
+    return isFoundAgain && position == null ? t("job.found") : t("job.queued", { count: position ?? 0 });
   if (!total) return t("job.starting");
   if (step >= total) return t("job.finishing");
   const words = t("job.step", { step: step + 1, total });
@@ -54,5 +65,7 @@ function leftOf({ leftMs, toldAt }) {
   if (leftMs === null || leftMs === undefined) return "";
   const seconds = Math.max(0, (leftMs - (performance.now() - toldAt)) / 1000);
   if (seconds < 1) return t("job.almost");
-  return seconds < 90 ? t("job.seconds", { count: Math.round(seconds) }) : t("job.minutes", { minutes: number(seconds / 60, 0) });
+  return seconds < 90
+    ? t("job.seconds", { count: Math.round(seconds) })
+    : t("job.minutes", { minutes: number(seconds / 60, 0) });
 }

@@ -10,7 +10,8 @@ import { store } from "./store.js";
 /** Asks whether to take the recipe or the picture. */
 export function offerRecipe(recipe, picture, usePicture) {
   const words = Object.entries(recipe.parameters).map(([name, value]) => {
-    const text = name === "seed" ? recipe.seed : String(typeof value === "object" ? JSON.stringify(value) : value);
+    const text =
+      name === "seed" ? recipe.seed : String(typeof value === "object" ? JSON.stringify(value) : value);
     return h("div", {}, h("dt", {}, name), h("dd", {}, text));
   });
   const choose = (action) => () => {
@@ -22,12 +23,22 @@ export function offerRecipe(recipe, picture, usePicture) {
     { class: "dialog", "aria-labelledby": "recipe-title" },
     h("h2", { id: "recipe-title", t: "recipe.title" }),
     h("p", { t: "recipe.text" }),
-    h("div", { class: "recipe" }, h("img", { src: picture.url, alt: "" }), h("dl", {}, h("div", {}, h("dt", {}, "model"), h("dd", {}, recipe.model)), words)),
+    h(
+      "div",
+      { class: "recipe" },
+      h("img", { src: picture.url, alt: "" }),
+      h("dl", {}, h("div", {}, h("dt", {}, "model"), h("dd", {}, recipe.model)), words),
+    ),
     h(
       "div",
       { class: "dialog-actions" },
       h("button", { type: "button", class: "button", t: "recipe.asInput", onclick: choose(usePicture) }),
-      h("button", { type: "button", class: "button primary", t: "recipe.fill", onclick: choose(() => take(recipe)) }),
+      h("button", {
+        type: "button",
+        class: "button primary",
+        t: "recipe.fill",
+        onclick: choose(() => take(recipe)),
+      }),
     ),
   );
   dialog.addEventListener("close", () => dialog.remove());
@@ -40,7 +51,10 @@ async function take(recipe) {
   const mode = Object.keys(ENDPOINTS).find((name) => ENDPOINTS[name] === recipe.endpoint) ?? "edit";
   const { prompt, seed: _, ...rest } = recipe.parameters;
   const known = await inHistory(recipe);
-  const texts = Object.entries(rest).map(([name, value]) => [name, typeof value === "object" ? JSON.stringify(value) : String(value)]);
+  const texts = Object.entries(rest).map(([name, value]) => [
+    name,
+    typeof value === "object" ? JSON.stringify(value) : String(value),
+  ]);
   await restore({
     mode,
     model: recipe.model,
@@ -52,13 +66,16 @@ async function take(recipe) {
   });
   store.set({ isSeedLocked: true });
   const lacks = !prompt && !known;
-  store.set({ warnings: { [lacks ? "prompt" : "seed"]: t(lacks ? "recipe.incomplete" : "recipe.complete") } });
+  store.set({
+    warnings: { [lacks ? "prompt" : "seed"]: t(lacks ? "recipe.incomplete" : "recipe.complete") },
+  });
 }
 
 async function inHistory(recipe) {
   const entries = await database.entries();
   return entries.find(
-    ({ model, outputs, size }) => model === recipe.model && size === recipe.picture && outputs.some(({ seed }) => seed === recipe.seed),
+    ({ model, outputs, size }) =>
+      model === recipe.model && size === recipe.picture && outputs.some(({ seed }) => seed === recipe.seed),
   );
 }
 

@@ -1,7 +1,8 @@
 // What is asked for, as the page has it, and as it is sent.
+
+import { PREVIEWS } from "./jobs.js";
 import { ENDPOINTS, fieldOf, mostPictures, takesMask, typeOf } from "./schema.js";
 import { currentModel, store } from "./store.js";
-import { PREVIEWS } from "./jobs.js";
 
 /** What the controls say now: an order, which the history keeps as it is. */
 export async function orderOf() {
@@ -40,7 +41,9 @@ export function requestOf(order) {
   const path = store.get("server").endpoints[ENDPOINTS[order.mode]];
   const fields = [...fieldsOf(order), ["background", "true"], ["partial_images", String(PREVIEWS)]];
   if (order.mode === "generate") {
-    const body = JSON.stringify(Object.fromEntries(fields.map(([name, text]) => [name, valueOf(name, text)])));
+    const body = JSON.stringify(
+      Object.fromEntries(fields.map(([name, text]) => [name, typedValue(name, text)])),
+    );
     return { path, body, headers: { "Content-Type": "application/json" } };
   }
   const body = new FormData();
@@ -51,7 +54,7 @@ export function requestOf(order) {
 }
 
 /** The value in JSON that a text stands for. */
-export function valueOf(name, text) {
+export function typedValue(name, text) {
   if (name === "background") return true;
   const type = typeOf(fieldOf(name) ?? {});
   if (type === "array" || type === "object") return JSON.parse(text);

@@ -6,8 +6,16 @@ import { useAlone } from "./pictures.js";
 import { currentModel, store } from "./store.js";
 
 const SAMPLES = [
-  { name: "landscape", prompts: ["give it a vintage look", "make it sepia"], otherwise: "sample.landscapePrompt" },
-  { name: "shapes", prompts: ["change the background to green", "turn the red circle blue"], otherwise: "sample.shapesPrompt" },
+  {
+    name: "landscape",
+    prompts: ["give it a vintage look", "make it sepia"],
+    otherwise: "sample.landscapePrompt",
+  },
+  {
+    name: "shapes",
+    prompts: ["change the background to green", "turn the red circle blue"],
+    otherwise: "sample.shapesPrompt",
+  },
 ];
 /** The largest that a drawing is made, in pixels. */
 const LARGEST_AREA = 1024 * 1024;

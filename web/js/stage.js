@@ -66,7 +66,8 @@ export function stage() {
   return element;
 }
 
-const all = () => Object.fromEntries(["job", "result", "view", "pictures", "shown"].map((name) => [name, store.get(name)]));
+const all = () =>
+  Object.fromEntries(["job", "result", "view", "pictures", "shown"].map((name) => [name, store.get(name)]));
 
 /** What is to be done first: a place to drop a picture, and samples. */
 function emptyStage() {
@@ -78,7 +79,13 @@ function emptyStage() {
     h("span", { t: "empty.text" }),
   );
   const samples = h("div", { class: "samples" }, h("p", { t: "empty.samples" }), sampleButtons());
-  const words = h("div", { class: "words-only" }, icon("spark"), h("strong", { t: "empty.generate" }), h("span", { t: "empty.generateText" }));
+  const words = h(
+    "div",
+    { class: "words-only" },
+    icon("spark"),
+    h("strong", { t: "empty.generate" }),
+    h("span", { t: "empty.generateText" }),
+  );
   const element = h("div", { class: "empty" }, drop, samples, words);
   store.on(["mode"], ({ mode }) => {
     drop.hidden = samples.hidden = mode === "generate";
@@ -92,12 +99,22 @@ function heading(result, current) {
   const isIdle = !store.get("job");
   const hasInput = store.get("pictures").length > 0;
   if (!result || !isIdle || (!hasInput && current === "result")) return h("span", { class: "spacer" });
-  const choices = [["input", "stage.input"], ["result", "stage.result"]];
-  return segmented("stage.which", choices, current, (view) => store.set({ view }), { class: "segmented spacer" });
+  const choices = [
+    ["input", "stage.input"],
+    ["result", "stage.result"],
+  ];
+  return segmented("stage.which", choices, current, (view) => store.set({ view }), {
+    class: "segmented spacer",
+  });
 }
 
 function zoomControls(board) {
-  const percent = h("button", { type: "button", class: "percent", label: "zoom.actual", onclick: () => board.actualSize() });
+  const percent = h("button", {
+    type: "button",
+    class: "percent",
+    label: "zoom.actual",
+    onclick: () => board.actualSize(),
+  });
   board.onView(({ fit, zoom }) => {
     percent.textContent = `${Math.round(100 * fit * zoom * devicePixelRatio)} %`;
   });
@@ -133,10 +150,12 @@ function maskControl(board) {
     if (first?.id === state.of) return;
     if (isOn) set(false);
     state.of = first?.id ?? null;
-    state.mask = first && new Mask(first.width, first.height, (mask) => {
-      painter.refresh();
-      store.set({ mask: mask.isEmpty ? null : mask, maskChanges: (store.get("maskChanges") ?? 0) + 1 });
-    });
+    state.mask =
+      first &&
+      new Mask(first.width, first.height, (mask) => {
+        painter.refresh();
+        store.set({ mask: mask.isEmpty ? null : mask, maskChanges: (store.get("maskChanges") ?? 0) + 1 });
+      });
     store.set({ mask: null, maskFile: null });
     if (maskFile && first) await state.mask.load(maskFile);
   }
@@ -159,8 +178,15 @@ function maskControl(board) {
       const isFirst = store.get("shown") === 0 && takesMask();
       if (!isFirst) return null;
       if (isOn) return painter.bar;
-      const paint = button("brush", store.get("mask") ? "mask.edit" : "mask.paint", () => set(true), { class: "button quiet" });
-      const drop = store.get("mask") ? iconButton("trash", "mask.clear", () => { state.mask.clear(); changed(); }) : null;
+      const paint = button("brush", store.get("mask") ? "mask.edit" : "mask.paint", () => set(true), {
+        class: "button quiet",
+      });
+      const drop = store.get("mask")
+        ? iconButton("trash", "mask.clear", () => {
+            state.mask.clear();
+            changed();
+          })
+        : null;
       return h("div", { class: "tools" }, paint, drop);
     },
   };
@@ -180,7 +206,9 @@ function runningView(board) {
         const { width, height } = input ?? sizeAsked();
         board.setSize(width, height);
         board.frame.className = "frame running";
-        const base = input ? h("img", { src: input.url, alt: "", class: "whole base", draggable: "false" }) : null;
+        const base = input
+          ? h("img", { src: input.url, alt: "", class: "whole base", draggable: "false" })
+          : null;
         fill(board.frame, base, veil);
       }
       if (!job.preview || job.preview === current) return;
@@ -228,7 +256,9 @@ function resultActions(result) {
   const copy = async () => {
     try {
       const png = output().blob.type === "image/png" ? output().blob : null;
-      await navigator.clipboard.write([new ClipboardItem({ "image/png": png ?? (await asPng(output().url)) })]);
+      await navigator.clipboard.write([
+        new ClipboardItem({ "image/png": png ?? (await asPng(output().url)) }),
+      ]);
       announce("result.copied");
     } catch {
       announce("result.notCopied");
@@ -241,7 +271,11 @@ function resultActions(result) {
     iconButton("copy", "result.copy", copy),
     iconButton("code", "result.code", () => showCode(result.entry, result.index)),
   );
-  const about = h("p", { class: "facts" }, `${output().width} × ${output().height} · ${t("seed.title")} ${output().seed}`);
+  const about = h(
+    "p",
+    { class: "facts" },
+    `${output().width} × ${output().height} · ${t("seed.title")} ${output().seed}`,
+  );
   const next = h(
     "div",
     { class: "actions" },
@@ -275,8 +309,14 @@ function outputs(strip, viewer, result) {
       press();
       if (!isStack()) store.set({ result: { ...result } });
     };
-    const name = result.isLayered ? t("viewer.layer", { number: index + 1 }) : t("viewer.output", { number: index + 1, seed });
-    return h("button", { type: "button", "aria-label": name, title: name, onclick: choose }, h("img", { src: url, alt: "", draggable: "false" }));
+    const name = result.isLayered
+      ? t("viewer.layer", { number: index + 1 })
+      : t("viewer.output", { number: index + 1, seed });
+    return h(
+      "button",
+      { type: "button", "aria-label": name, title: name, onclick: choose },
+      h("img", { src: url, alt: "", draggable: "false" }),
+    );
   });
   fill(strip, items);
   press();
@@ -294,8 +334,22 @@ function generalNotes() {
     const close = (name) => () => store.set({ [name]: {} });
     fill(
       element,
-      general(faults).map(([, text]) => h("p", { class: "fault", role: "alert" }, text, iconButton("close", "close", close("faults"), { class: "icon-button small" }))),
-      general(warnings).map(([, text]) => h("p", { class: "warning" }, text, iconButton("close", "close", close("warnings"), { class: "icon-button small" }))),
+      general(faults).map(([, text]) =>
+        h(
+          "p",
+          { class: "fault", role: "alert" },
+          text,
+          iconButton("close", "close", close("faults"), { class: "icon-button small" }),
+        ),
+      ),
+      general(warnings).map(([, text]) =>
+        h(
+          "p",
+          { class: "warning" },
+          text,
+          iconButton("close", "close", close("warnings"), { class: "icon-button small" }),
+        ),
+      ),
     );
   });
   return element;

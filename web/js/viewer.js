@@ -1,9 +1,10 @@
 // A finished picture beside the one that it was made from: a slider between them, what differs,
 // and layers as a stack.
+
+import { isPinching } from "./board.js";
 import { h } from "./dom.js";
 import { canvasOf, imageAt } from "./files.js";
 import { number, t } from "./i18n.js";
-import { isPinching } from "./board.js";
 
 /** Differences are shown so many times as strong. */
 const AMPLIFIED = 4;
@@ -13,9 +14,20 @@ const NOTICED = 3;
 /** Shows results on `board`, in the way that `setWay` says: `compare`, `result` or `difference`. */
 export function createViewer(board) {
   const state = { result: null, way: "compare", share: 50, hidden: new Set() };
-  const slider = h("input", { type: "range", min: "0", max: "100", step: "0.5", value: "50", class: "split", label: "viewer.split" });
+  const slider = h("input", {
+    type: "range",
+    min: "0",
+    max: "100",
+    step: "0.5",
+    value: "50",
+    class: "split",
+    label: "viewer.split",
+  });
   const handle = h("div", { class: "split-handle", "aria-hidden": "true" }, h("span", {}));
-  const names = { before: h("span", { class: "name before", t: "viewer.before" }), after: h("span", { class: "name after", t: "viewer.after" }) };
+  const names = {
+    before: h("span", { class: "name before", t: "viewer.before" }),
+    after: h("span", { class: "name after", t: "viewer.after" }),
+  };
   const note = h("p", { class: "difference-note", role: "status" });
 
   slider.addEventListener("input", () => split(Number(slider.value)));
@@ -53,7 +65,15 @@ export function createViewer(board) {
 
   function layers({ outputs }) {
     return outputs
-      .map((output, index) => h("img", { src: output.url, alt: t("viewer.layer", { number: index + 1 }), class: "whole layer", draggable: "false", "data-index": index }))
+      .map((output, index) =>
+        h("img", {
+          src: output.url,
+          alt: t("viewer.layer", { number: index + 1 }),
+          class: "whole layer",
+          draggable: "false",
+          "data-index": index,
+        }),
+      )
       .filter((_, index) => !state.hidden.has(index));
   }
 
@@ -66,13 +86,23 @@ export function createViewer(board) {
       board.frame.replaceChildren(...layers(result));
       return;
     }
-    const after = h("img", { src: output.url, alt: t("viewer.alt", { prompt: result.entry.prompt }), class: "whole after-image", draggable: "false" });
+    const after = h("img", {
+      src: output.url,
+      alt: t("viewer.alt", { prompt: result.entry.prompt }),
+      class: "whole after-image",
+      draggable: "false",
+    });
     const { before } = result;
     if (!before || state.way === "result" || state.way === "stack") {
       board.frame.replaceChildren(after);
       return;
     }
-    const earlier = h("img", { src: before.url, alt: t("viewer.altBefore"), class: "whole before-image", draggable: "false" });
+    const earlier = h("img", {
+      src: before.url,
+      alt: t("viewer.altBefore"),
+      class: "whole before-image",
+      draggable: "false",
+    });
     earlier.classList.add(await lyingOver(before, output));
     if (state.way === "difference") {
       const canvas = await difference(earlier, after, output, note);
@@ -118,7 +148,10 @@ async function difference(before, after, { width, height }, note) {
     const { canvas, context } = canvasOf(width, height, { willReadFrequently: true });
     const whole = await imageAt(image.src);
     const scale = image.classList.contains("within") ? Math.min : Math.max;
-    const by = image.classList.contains("before-image") && !image.classList.contains("stretched") ? scale(width / whole.naturalWidth, height / whole.naturalHeight) : null;
+    const by =
+      image.classList.contains("before-image") && !image.classList.contains("stretched")
+        ? scale(width / whole.naturalWidth, height / whole.naturalHeight)
+        : null;
     const size = by ? [whole.naturalWidth * by, whole.naturalHeight * by] : [width, height];
     context.drawImage(whole, (width - size[0]) / 2, (height - size[1]) / 2, ...size);
     return { canvas, context, image: context.getImageData(0, 0, width, height) };

@@ -67,7 +67,8 @@ export default {
   "parameter.num_inference_steps": "Schritte",
   "parameter.num_inference_steps.hint": "Mehr Schritte dauern länger und sehen vielleicht besser aus.",
   "parameter.true_cfg_scale": "Führung",
-  "parameter.true_cfg_scale.hint": "Wie streng den Worten gefolgt wird; über 1 dauert jeder Schritt doppelt so lange.",
+  "parameter.true_cfg_scale.hint":
+    "Wie streng den Worten gefolgt wird; über 1 dauert jeder Schritt doppelt so lange.",
   "parameter.guidance_scale": "Führung",
   "parameter.guidance_scale.hint": "Wie streng den Worten gefolgt wird.",
   "parameter.strength": "Stärke",
@@ -75,7 +76,8 @@ export default {
   "parameter.loras": "LoRAs",
   "parameter.loras.hint": "Sie ändern das Modell nur für dieses Bild.",
   "parameter.cache_threshold": "Schritte überspringen",
-  "parameter.cache_threshold.hint": "Überspringt, was sich um weniger als diesen Anteil ändert: schneller, und ein anderes Bild. Üblich ist 0,12.",
+  "parameter.cache_threshold.hint":
+    "Überspringt, was sich um weniger als diesen Anteil ändert: schneller, und ein anderes Bild. Üblich ist 0,12.",
   "parameter.schedule_shift": "Verschiebung der Rauschstufen",
   "parameter.schedule_shift.hint": "Modelle für wenige Schritte wollen oft 3.",
   "parameter.preserve_unmasked": "Nicht Übermaltes behalten",
@@ -188,7 +190,8 @@ export default {
   "recipe.fill": "Rezept übernehmen",
   "recipe.asInput": "Als Eingabe nehmen",
   "recipe.complete": "Alles ist gesetzt, wie es war: Los macht dasselbe Bild noch einmal.",
-  "recipe.incomplete": "Die Datei nennt die Worte nicht, und der Verlauf kennt sie nicht: Gib sie ein, und füge das Bild hinzu, das bearbeitet wurde.",
+  "recipe.incomplete":
+    "Die Datei nennt die Worte nicht, und der Verlauf kennt sie nicht: Gib sie ein, und füge das Bild hinzu, das bearbeitet wurde.",
 
   "key.title": "Dieser Server will einen Schlüssel",
   "key.text": "Er bleibt, solange dieser Tab offen ist.",

@@ -67,7 +67,8 @@ export default {
   "parameter.num_inference_steps": "Steps",
   "parameter.num_inference_steps.hint": "More steps take longer, and may look better.",
   "parameter.true_cfg_scale": "Guidance",
-  "parameter.true_cfg_scale.hint": "How strongly the words are followed; above 1 each step takes twice as long.",
+  "parameter.true_cfg_scale.hint":
+    "How strongly the words are followed; above 1 each step takes twice as long.",
   "parameter.guidance_scale": "Guidance",
   "parameter.guidance_scale.hint": "How strongly the words are followed.",
   "parameter.strength": "Strength",
@@ -75,7 +76,8 @@ export default {
   "parameter.loras": "LoRAs",
   "parameter.loras.hint": "They change the model for this picture alone.",
   "parameter.cache_threshold": "Skip steps",
-  "parameter.cache_threshold.hint": "Skips what changes by less than this share: faster, and another picture. 0.12 is usual.",
+  "parameter.cache_threshold.hint":
+    "Skips what changes by less than this share: faster, and another picture. 0.12 is usual.",
   "parameter.schedule_shift": "Schedule shift",
   "parameter.schedule_shift.hint": "Moves the noise levels; models for few steps often want 3.",
   "parameter.preserve_unmasked": "Keep what is not painted over",
@@ -188,7 +190,8 @@ export default {
   "recipe.fill": "Take its recipe",
   "recipe.asInput": "Use as input",
   "recipe.complete": "All is set as it was: Go makes the same picture again.",
-  "recipe.incomplete": "The file does not say the words, and the history does not know them: type them, and add the picture that was edited.",
+  "recipe.incomplete":
+    "The file does not say the words, and the history does not know them: type them, and add the picture that was edited.",
 
   "key.title": "This server wants a key",
   "key.text": "It is kept for as long as this tab is open.",

@@ -67,7 +67,8 @@ export default {
   "parameter.num_inference_steps": "Pasos",
   "parameter.num_inference_steps.hint": "Más pasos tardan más, y quizá se vean mejor.",
   "parameter.true_cfg_scale": "Guía",
-  "parameter.true_cfg_scale.hint": "Con cuánta fuerza se siguen las palabras; por encima de 1 cada paso tarda el doble.",
+  "parameter.true_cfg_scale.hint":
+    "Con cuánta fuerza se siguen las palabras; por encima de 1 cada paso tarda el doble.",
   "parameter.guidance_scale": "Guía",
   "parameter.guidance_scale.hint": "Con cuánta fuerza se siguen las palabras.",
   "parameter.strength": "Fuerza",
@@ -75,7 +76,8 @@ export default {
   "parameter.loras": "LoRA",
   "parameter.loras.hint": "Cambian el modelo solo para esta imagen.",
   "parameter.cache_threshold": "Saltar pasos",
-  "parameter.cache_threshold.hint": "Salta lo que cambia menos que esta parte: más rápido, y otra imagen. Lo usual es 0,12.",
+  "parameter.cache_threshold.hint":
+    "Salta lo que cambia menos que esta parte: más rápido, y otra imagen. Lo usual es 0,12.",
   "parameter.schedule_shift": "Desplazamiento del ruido",
   "parameter.schedule_shift.hint": "Los modelos de pocos pasos suelen querer 3.",
   "parameter.preserve_unmasked": "Conservar lo que no se pinta",
@@ -188,7 +190,8 @@ export default {
   "recipe.fill": "Tomar su receta",
   "recipe.asInput": "Usar como entrada",
   "recipe.complete": "Todo está como estaba: Crear hace otra vez la misma imagen.",
-  "recipe.incomplete": "El archivo no dice las palabras y el historial no las conoce: escríbelas, y añade la imagen que se editó.",
+  "recipe.incomplete":
+    "El archivo no dice las palabras y el historial no las conoce: escríbelas, y añade la imagen que se editó.",
 
   "key.title": "Este servidor quiere una clave",
   "key.text": "Se conserva mientras esta pestaña esté abierta.",

@@ -43,7 +43,11 @@ impl JobPreviews {
 
 /// What of it has not been looked at.
 pub(super) fn unseen(previews: &mut watch::Receiver<Preview>) -> Preview {
-    if previews.has_changed().unwrap_or_default() { previews.borrow_and_update().clone() } else { None }
+    if previews.has_changed().unwrap_or_default() {
+        previews.borrow_and_update().clone()
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
