@@ -232,7 +232,7 @@ inWindow("a painted mask is where the picture changes", {}, async ({ context }) 
 inWindow("a mask is painted with the keyboard alone", {}, async ({ context }) => {
   const page = await openPage(context, server.url);
   await sample(page, "shapes");
-  await page.focus("text=Paint a mask");
+  await page.focus("button:has-text('Paint a mask')");
   await page.keyboard.press("Enter");
   for (const key of ["ArrowLeft", "ArrowUp", " ", "]", " "]) await page.keyboard.press(key);
   const count = async () =>
@@ -242,7 +242,7 @@ inWindow("a mask is painted with the keyboard alone", {}, async ({ context }) =>
   await page.keyboard.press("i");
   assert.equal(await count(), 128 * 128 - dab);
   await page.keyboard.press("Control+z");
-  await page.keyboard.press("e");
+  for (const key of ["[", "[", "[", "[", "e"]) await page.keyboard.press(key);
   await page.keyboard.press(" ");
   assert.ok((await count()) < dab);
   await page.keyboard.press("Escape");
@@ -253,7 +253,7 @@ inWindow("cancelling frees the line", {}, async ({ context }) => {
   const page = await openPage(context, server.url);
   await sample(page, "shapes");
   await page.click("#go");
-  await page.waitForFunction(() => window.previews.length >= 1);
+  await page.waitForSelector("text=/^Step/");
   await page.click("text=Cancel");
   await page.waitForSelector(".stage[data-view=input]");
   await page.waitForSelector("#go:not([hidden])");
@@ -298,7 +298,7 @@ inWindow("a tab that was closed finds its picture again", {}, async ({ context }
   const sent = first.waitForResponse((response) => response.status() === 202);
   await first.click("#go");
   await sent;
-  await first.waitForFunction(() => window.previews.length >= 1);
+  await first.waitForSelector("text=/^Step/");
   await first.close();
 
   const second = await openPage(context, server.url);

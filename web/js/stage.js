@@ -112,11 +112,13 @@ function zoomControls(board) {
   const percent = h("button", {
     type: "button",
     class: "percent",
-    label: "zoom.actual",
     onclick: () => board.actualSize(),
   });
   board.onView(({ fit, zoom }) => {
-    percent.textContent = `${Math.round(100 * fit * zoom * devicePixelRatio)} %`;
+    const text = `${Math.round(100 * fit * zoom * devicePixelRatio)} %`;
+    percent.textContent = text;
+    percent.setAttribute("aria-label", `${text}. ${t("zoom.actual")}`);
+    percent.title = t("zoom.actual");
   });
   return h(
     "div",
