@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { chromium } from "playwright-core";
 
 /** How long anything may take, in milliseconds: a debug build on a busy machine is slow. */
-export const PATIENCE_MS = 240_000;
+export const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 240_000);
 
 const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const FLAGS = [

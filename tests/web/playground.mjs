@@ -253,7 +253,7 @@ inWindow("cancelling frees the line", {}, async ({ context }) => {
   const page = await openPage(context, server.url);
   await sample(page, "shapes");
   await page.click("#go");
-  await page.waitForSelector("text=/^Step/");
+  await page.waitForSelector(".progress-words:has-text('Step')");
   await page.click("text=Cancel");
   await page.waitForSelector(".stage[data-view=input]");
   await page.waitForSelector("#go:not([hidden])");
@@ -298,7 +298,7 @@ inWindow("a tab that was closed finds its picture again", {}, async ({ context }
   const sent = first.waitForResponse((response) => response.status() === 202);
   await first.click("#go");
   await sent;
-  await first.waitForSelector("text=/^Step/");
+  await first.waitForSelector(".progress-words:has-text('Step')");
   await first.close();
 
   const second = await openPage(context, server.url);
