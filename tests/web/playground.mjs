@@ -100,7 +100,7 @@ inWindow(
     const others = requests.filter((url) => !url.startsWith(server.url) && !url.startsWith("blob:"));
     assert.deepEqual(others, []);
     assert.ok(bytes < 150_000, `${bytes} bytes`);
-    assert.ok(shift < 0.02, `layout shift ${shift}`);
+    assert.ok(shift < 0.001, `layout shift ${shift}`);
     console.log(
       `first paint ${Math.round(paint)} ms, ${requests.length} requests, ${bytes} bytes, layout shift ${shift}`,
     );

@@ -125,8 +125,8 @@ export class Mask {
 /** The tools, and what the pointer and the keys do on the board while one paints. */
 export function createPainter(board, ondone) {
   const state = { mask: null, tool: "brush", diameter: 40, cursor: null, last: null, isOn: false };
-  const ring = h("div", { class: "brush-ring", "aria-hidden": "true" });
-  const size = h("input", { type: "range", min: "1", max: "100", value: "42", label: "mask.size" });
+  const ring = h("div", { class: "brush-ring", "aria-hidden": "true", hidden: true });
+  const size = h("input", { type: "range", min: "1", max: "100", value: "55", label: "mask.size" });
   const tools = segmented(
     "mask.tool",
     [
