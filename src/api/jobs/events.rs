@@ -117,8 +117,9 @@ impl Following {
             let is_running = record.state == JobState::Running;
             tokio::select! {
                 changed = self.changes.changed() => changed.ok()?,
-                // The desk has the other end for as long as this one is there.
-                _ = self.previews.changed() => continue,
+                // The desk has the other end for as long as this one is there. That it has
+                // changed is not yet that it was looked at.
+                _ = self.previews.changed() => self.previews.mark_changed(),
                 () = self.state.service().until_shut_down(), if !is_running => return None,
             }
         }
