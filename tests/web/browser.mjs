@@ -1,6 +1,7 @@
 // A server of our own, and Chromium on its page.
 import { spawn } from "node:child_process";
 import { mkdtempSync, readFileSync } from "node:fs";
+import { createServer as createHttpServer, request } from "node:http";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -50,6 +51,22 @@ export async function startServer({ models = ["demo"], variables = {} } = {}) {
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
   return { url, stop: () => child.kill("SIGKILL") };
+}
+
+/** A proxy that has the server behind a path. */
+export async function startProxy(server, path) {
+  const port = await freePort();
+  const proxy = createHttpServer((incoming, outgoing) => {
+    if (!incoming.url.startsWith(`${path}/`)) return outgoing.writeHead(404).end();
+    const { method, headers } = incoming;
+    const asked = request(server.url + incoming.url.slice(path.length), { method, headers }, (answer) => {
+      outgoing.writeHead(answer.statusCode, answer.headers);
+      answer.pipe(outgoing);
+    });
+    incoming.pipe(asked);
+  });
+  await new Promise((resolve) => proxy.listen(port, "127.0.0.1", resolve));
+  return { url: `http://127.0.0.1:${port}${path}/`, stop: () => proxy.close() };
 }
 
 export const launch = () => chromium.launch({ executablePath: CHROMIUM, args: FLAGS });

@@ -13,6 +13,7 @@ import {
   openWindow,
   PATIENCE_MS,
   pixelsOf,
+  startProxy,
   startServer,
 } from "./browser.mjs";
 
@@ -364,6 +365,19 @@ test("where a key is wanted it is asked for, and kept for the tab", { timeout: P
   } finally {
     await context.close();
     guarded.stop();
+  }
+});
+
+inWindow("it works behind a path of a proxy", {}, async ({ context }) => {
+  const proxy = await startProxy(server, "/images/here");
+  try {
+    const page = await openPage(context, proxy.url);
+    await sample(page, "shapes");
+    await make(page);
+    await page.goto(`${proxy.url}playground`);
+    await page.waitForSelector("body[data-ready]");
+  } finally {
+    proxy.stop();
   }
 });
 

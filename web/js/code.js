@@ -23,10 +23,12 @@ export function showCode(entry, index) {
     code.textContent = texts[language];
   };
   const copy = async () => {
-    await navigator.clipboard.writeText(texts[current]).then(
-      () => announce("code.copied"),
-      () => announce("result.notCopied"),
-    );
+    try {
+      await navigator.clipboard.writeText(texts[current]);
+      announce("code.copied");
+    } catch {
+      announce("result.notCopied");
+    }
   };
   const tabs = segmented(
     "code.language",

@@ -57,8 +57,10 @@ function heed({ name, data }) {
   const job = store.get("job");
   if (name === "partial_image") {
     const preview = URL.createObjectURL(fromBase64(told.b64_json, `image/${told.output_format}`));
-    const previews = (job.previews ?? 0) + 1;
-    store.set({ job: { ...job, preview, previews } });
+    // The last one is seen until this one has been read.
+    const { preview: last } = job;
+    if (last) setTimeout(() => URL.revokeObjectURL(last), 5000);
+    store.set({ job: { ...job, preview } });
     return null;
   }
   if (name === "completed" || name === "failed" || name === "cancelled") return told;

@@ -29,7 +29,7 @@ export async function go() {
     sending = null;
     await database.rememberJob({ id: job.id, created: Date.now(), order });
     store.set({ job: { ...store.get("job"), id: job.id, status: job.status, position: job.position } });
-    await finish(job.id, order);
+    await alone(job.id, () => finish(job.id, order));
   } catch (error) {
     report(error);
   } finally {
@@ -54,31 +54,34 @@ export async function cancel() {
   await cancelJob();
 }
 
-/** Finds again what was being made when the page was closed. */
+/** Finds again what was being made when the page was closed; not what another tab follows. */
 export async function resume() {
   for (const { id, order, created } of await database.rememberedJobs()) {
-    store.set({ job: { id, status: "queued", startedAt: created, isFoundAgain: true } });
-    try {
-      await restore(order);
-      await finish(id, order);
-    } catch (error) {
-      await database.forgetJob(id);
-      // A server that was started anew knows it no more.
-      if (!(error instanceof Fault && error.status === 404)) report(error);
-    } finally {
-      store.set({ job: null });
-    }
+    await alone(id, async () => {
+      store.set({ job: { id, status: "queued", startedAt: created, isFoundAgain: true } });
+      try {
+        await restore(order);
+        await finish(id, order);
+      } catch (error) {
+        // A server that was started anew knows it no more.
+        if (!(error instanceof Fault && error.status === 404)) report(error);
+      } finally {
+        store.set({ job: null });
+      }
+    });
   }
+}
+
+/** Does `action` if no other tab follows the job. Without locks (a page that did not come by TLS)
+ * tabs do not know of each other. */
+async function alone(id, action) {
+  if (!navigator.locks) return action();
+  return navigator.locks.request(`job ${id}`, { ifAvailable: true }, (lock) => lock && action());
 }
 
 /** Waits for a job, and shows and keeps what it came to. */
 async function finish(id, order) {
-  let reply;
-  try {
-    reply = await follow(id);
-  } finally {
-    if (!document.hidden || reply) await database.forgetJob(id);
-  }
+  const reply = await follow(id).finally(() => database.forgetJob(id));
   if (!reply) {
     announce("job.cancelled");
     return;
@@ -120,7 +123,9 @@ export async function show(entry) {
   const first = entry.inputs[0];
   const before = first ? await pictureOf(first.blob, first.name) : null;
   const result = { entry, outputs, before, index: 0, isLayered: isLayered(entry) };
+  const last = store.get("result");
   store.set({ result, view: "result", warnings: byField(entry.warnings) });
+  for (const { url } of [...(last?.outputs ?? []), last?.before ?? {}]) if (url) URL.revokeObjectURL(url);
 }
 
 function nameOf(entry, seed, blob) {
