@@ -47,8 +47,8 @@ function header() {
 }
 
 function modelChooser() {
-  const select = h("select", { label: "model.title", class: "model-select" });
-  const single = h("span", { class: "model-name" });
+  const select = h("select", { label: "model.title", class: "model-select", hidden: true });
+  const single = h("span", { class: "model-name", hidden: true });
   const element = h("div", { class: "model" }, select, single);
   store.on(["server", "model", "mode"], ({ server, mode }) => {
     if (!server) return;

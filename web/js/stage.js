@@ -71,12 +71,14 @@ const all = () =>
 
 /** What is to be done first: a place to drop a picture, and samples. */
 function emptyStage() {
+  // Where there is a finger in place of a pointer, nothing can be dropped.
+  const isTouch = matchMedia("(hover: none)").matches;
   const drop = h(
     "button",
     { type: "button", class: "drop", onclick: choose },
     icon("image"),
-    h("strong", { t: "empty.title" }),
-    h("span", { t: "empty.text" }),
+    h("strong", { t: isTouch ? "empty.choose" : "empty.title" }),
+    h("span", { t: isTouch ? "empty.chooseText" : "empty.text" }),
   );
   const samples = h("div", { class: "samples" }, h("p", { t: "empty.samples" }), sampleButtons());
   const words = h(

@@ -99,6 +99,8 @@ export default {
   "stage.hint": "Nichts verlässt diesen Server.",
   "empty.title": "Ein Bild hierher ziehen",
   "empty.text": "oder einfügen, oder klicken und auswählen",
+  "empty.choose": "Ein Bild auswählen",
+  "empty.chooseText": "von diesem Gerät",
   "empty.samples": "oder mit einem von diesen beginnen",
   "empty.generate": "Bilder aus Worten",
   "empty.generateText": "Sag, was zu sehen sein soll, und drücke Los.",

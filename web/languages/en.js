@@ -99,6 +99,8 @@ export default {
   "stage.hint": "Nothing leaves this server.",
   "empty.title": "Drop a picture here",
   "empty.text": "or paste one, or click to choose",
+  "empty.choose": "Choose a picture",
+  "empty.chooseText": "from this device",
   "empty.samples": "or begin with one of these",
   "empty.generate": "Pictures from words",
   "empty.generateText": "Say what to show, and press Go.",

@@ -99,6 +99,8 @@ export default {
   "stage.hint": "Nada sale de este servidor.",
   "empty.title": "Suelta una imagen aquí",
   "empty.text": "o pégala, o haz clic para elegirla",
+  "empty.choose": "Elige una imagen",
+  "empty.chooseText": "de este dispositivo",
   "empty.samples": "o empieza con una de estas",
   "empty.generate": "Imágenes a partir de palabras",
   "empty.generateText": "Di qué mostrar y pulsa Crear.",

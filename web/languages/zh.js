@@ -95,6 +95,8 @@ export default {
   "stage.hint": "所有内容都留在这台服务器上。",
   "empty.title": "把图片拖到这里",
   "empty.text": "或粘贴，或点击选择",
+  "empty.choose": "选择一张图片",
+  "empty.chooseText": "从本设备",
   "empty.samples": "或从下面的图片开始",
   "empty.generate": "用文字生成图片",
   "empty.generateText": "说明要画什么，然后点“开始”。",
