@@ -253,6 +253,9 @@ inWindow("a mask is painted with the keyboard alone", {}, async ({ context }) =>
 inWindow("cancelling frees the line", {}, async ({ context }) => {
   const page = await openPage(context, server.url);
   await sample(page, "shapes");
+  // Long enough that it is not done by itself within what is waited for below.
+  await page.click("summary");
+  await page.fill("[data-field=num_inference_steps] input", "150");
   await page.click("#go");
   await page.waitForSelector(".progress-words:has-text('Step')");
   await page.click("text=Cancel");
