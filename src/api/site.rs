@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::response::Response;
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -221,9 +221,16 @@ const PROBES: [&str; 2] = ["/health", "/ready"];
 fn starting(phase: watch::Receiver<StartPhase>, config: &ApiConfig) -> Router {
     let request_log = RequestLog { metrics: Metrics::off(), access: config.access_log };
     let page = config.playground.then(Playground::new);
-    let page = page.as_ref().map(Playground::router).unwrap_or_default();
+    let pages = page.as_ref().map(Playground::router).unwrap_or_default();
+    let root = move |headers: HeaderMap| async move {
+        match page {
+            Some(page) if playground::is_wished_for(&headers) => page.page(&headers),
+            Some(_) | None => ApiError::Starting.into_response(),
+        }
+    };
     Router::new()
-        .merge(page)
+        .merge(pages)
+        .route("/", any(root))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .fallback(refuse)
