@@ -24,7 +24,7 @@ pub use keys::{KeysArgs, KeysCommand, NewKeyArgs};
     name = "diffuser-api",
     version,
     about = "Serves Qwen-Image-Edit behind OpenAI's images API",
-    after_help = "Try `diffuser-api`, then open http://127.0.0.1:8000/docs. \
+    after_help = "Try `diffuser-api`, then open http://127.0.0.1:8000. \
                   --help shows examples and every setting.",
     after_long_help = long_help(),
     args_conflicts_with_subcommands = true

@@ -120,7 +120,10 @@ async fn run(
 
 fn tell_where(config: &Config, address: SocketAddr) {
     match config.api.role {
-        Role::All | Role::Gateway => info!("listening; open http://{address}/docs"),
+        Role::All | Role::Gateway => {
+            let page = if config.api.playground { "/" } else { "/docs" };
+            info!("listening; open http://{address}{page}");
+        }
         Role::Worker => info!("working; http://{address}/ready answers"),
     }
     let memory = indicatif::BinaryBytes(config.api.request_memory_bytes as u64);

@@ -22,7 +22,7 @@ use super::origin::Origin;
 use super::reply::{self, ReplyFacts};
 use super::role::Role;
 use super::state::AppState;
-use super::stream;
+use super::stream::{self, PreviewEvents};
 use crate::domain::{Seed, Task};
 use crate::metrics::Operation;
 use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
@@ -189,6 +189,7 @@ pub(super) fn outside_of(request: &Request, state: &AppState, permit: &Permit) -
         deployment: deployment.map(|Deployment(name)| name.clone()),
         accepted: accept::accepted_by(request.headers()),
         client: permit.client(),
+        is_background: false,
     };
     (Origin::of(request.headers(), &state.config), asked)
 }
@@ -234,22 +235,30 @@ pub(super) async fn order(
         metrics: state.metrics().clone(),
     };
     facts.describe(&tracing::Span::current(), request.count.get());
-    let previews = match output.delivery {
-        Delivery::Events { partial_images } => partial_images,
-        Delivery::Base64 | Delivery::Url | Delivery::File => 0,
-    };
-    let submission = Submission { request, previews, client };
+    let submission = Submission { request, previews: output.previews, client };
     let handle = model.images.submit(submission, memory).await?;
     let keeper = Keeper { state: state.clone(), origin };
     Ok(Ordered { handle, facts, output, keeper, endpoint, seed })
 }
 
 impl Ordered {
+    /// Whether the reply is events.
+    pub(super) fn is_streamed(&self) -> bool {
+        self.output.delivery.is_streamed()
+    }
+
+    /// What is seen of the picture while it is made: by others than those who get the reply,
+    /// which has none of it then.
+    pub(super) fn take_previews(&mut self) -> PreviewEvents {
+        let previews = self.handle.take_previews();
+        PreviewEvents::new(previews, self.facts.clone(), (self.endpoint, self.seed))
+    }
+
     /// The reply; dropped, the work is called off.
     pub(super) async fn deliver(self, deadline: Deadline) -> Result<Response, ApiError> {
         let Self { handle, facts, output, keeper, endpoint, seed } = self;
         match output.delivery {
-            Delivery::Events { .. } => {
+            Delivery::Events => {
                 let keeper = output.store.then_some(keeper);
                 Ok(stream::respond((handle, deadline), (facts, keeper), endpoint, seed))
             }

@@ -1,12 +1,13 @@
 //! What the server is and how it is doing.
 
 use axum::extract::{OriginalUri, Path, Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 
 use super::access::Permit;
 use super::error::ApiError;
 use super::origin::Origin;
+use super::playground;
 use super::state::AppState;
 use super::wire::{
     Endpoints, ErrorEnvelope, ModelDetails, ModelFacts, ModelList, ModelObject, QualityFacts,
@@ -16,13 +17,22 @@ use crate::domain::{TaskKind, TaskKinds};
 use crate::requests::{Models, ServedModel, quote};
 
 /// What the server is and what it can do
+///
+/// Browsers (`Accept: text/html`) get a page to play with.
 #[utoipa::path(
     get,
     path = "/",
     tag = "server",
     responses((status = 200, description = "Facts", body = ServiceInfo))
 )]
-pub(super) async fn service_info(State(state): State<AppState>) -> Response {
+pub(super) async fn service_info(State(state): State<AppState>, headers: HeaderMap) -> Response {
+    match &state.playground {
+        Some(page) if playground::is_wished_for(&headers) => page.page(&headers),
+        Some(_) | None => facts(&state),
+    }
+}
+
+fn facts(state: &AppState) -> Response {
     let models = &state.requests.models;
     let prefix = super::path_prefix(&state.config);
     let at = |path: &str| format!("{prefix}{path}");
@@ -41,10 +51,13 @@ pub(super) async fn service_info(State(state): State<AppState>) -> Response {
         models: models.all().iter().map(|model| model.images.card().id.clone()).collect(),
         capabilities: all_tasks(models).into(),
         endpoints,
+        playground: state.playground.is_some().then_some(playground::PATH),
         docs: super::docs::UI_PATH,
         openapi: super::docs::DOCUMENT_PATH,
     };
-    json_response(StatusCode::OK, &info)
+    let mut response = json_response(StatusCode::OK, &info);
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    response
 }
 
 /// The models, as OpenAI lists them

@@ -30,6 +30,7 @@ mod models;
 mod multipart;
 mod origin;
 mod peer;
+mod playground;
 mod reply;
 mod request_log;
 mod role;
@@ -72,6 +73,7 @@ use crate::jobs::JobsConfig;
 use crate::pictures::StoreConfig;
 use crate::requests::DefaultResponseFormat;
 use address::Addresses;
+use playground::Playground;
 use request_log::{RequestLog, log_requests};
 use state::AppState;
 
@@ -136,6 +138,8 @@ pub struct ApiConfig {
     pub trust_forwarded_headers: bool,
     /// Whether pictures carry the words that they were made from.
     pub write_prompts: bool,
+    /// Whether there is a page to play with, for browsers at `/`.
+    pub playground: bool,
     /// Whether each request is logged that was answered well.
     pub access_log: bool,
     /// Where `/metrics` is.
@@ -173,6 +177,8 @@ fn router_of(state: AppState) -> Router {
     let prefix = path_prefix(&config);
     let request_log = RequestLog { metrics: state.metrics().clone(), access: config.access_log };
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
+    let page = state.playground.as_ref().filter(|_| config.role != Role::Worker);
+    let page = page.map(Playground::router).unwrap_or_default();
     let endpoints = match config.role {
         Role::Worker => endpoints,
         Role::All | Role::Gateway => {
@@ -180,6 +186,7 @@ fn router_of(state: AppState) -> Router {
         }
     };
     let routes = endpoints
+        .merge(page)
         .fallback(meta::unknown_route)
         .method_not_allowed_fallback(meta::wrong_method)
         .layer(DefaultBodyLimit::max(config.max_upload_bytes))

@@ -3,7 +3,7 @@
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 
-/// What a page of ours may load and who may show it. Scripts are files of this server; of the
+/// What a page may load, if it does not say so itself, and who may show it. Scripts are files of this server; of the
 /// page's styles some stand in its elements. Pictures are shown from data URLs and from the
 /// addresses in replies, which may be another host's.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
@@ -20,7 +20,7 @@ pub(super) async fn add(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if is_page {
-        headers.insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
+        headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(PAGE_POLICY);
         headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
         // For browsers that do not know frame-ancestors.
         headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));

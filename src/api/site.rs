@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::response::Response;
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -24,6 +24,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use super::batches::Driver;
 use super::error::{self, ApiError};
 use super::jobs::{Announcing, Runner, models_of};
+use super::playground::{self, Playground};
 use super::request_log::{RequestLog, log_requests};
 use super::role::Role;
 use super::state::AppState;
@@ -163,7 +164,8 @@ impl Site {
     }
 
     async fn router_for(&self, path: &str) -> Router {
-        if self.opened.borrow().is_none() && !PROBES.contains(&path) {
+        let is_there = PROBES.contains(&path) || path.starts_with(playground::PATH);
+        if self.opened.borrow().is_none() && !is_there {
             let mut opened = self.opened.clone();
             // Whatever comes of it is looked at below.
             let _ = tokio::time::timeout(self.patience, opened.wait_for(Option::is_some)).await;
@@ -287,7 +289,17 @@ const PROBES: [&str; 2] = ["/health", "/ready"];
 /// What is answered while there are no models.
 fn starting(phase: watch::Receiver<StartPhase>, config: &ApiConfig) -> Router {
     let request_log = RequestLog { metrics: Metrics::off(), access: config.access_log };
+    let page = config.playground.then(Playground::new);
+    let pages = page.as_ref().map(Playground::router).unwrap_or_default();
+    let root = move |headers: HeaderMap| async move {
+        match page {
+            Some(page) if playground::is_wished_for(&headers) => page.page(&headers),
+            Some(_) | None => ApiError::Starting.into_response(),
+        }
+    };
     Router::new()
+        .merge(pages)
+        .route("/", any(root))
         .route("/health", get(health))
         .route("/ready", get(ready))
         .fallback(refuse)

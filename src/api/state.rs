@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::batches::BatchDesk;
 use super::health::DeepChecks;
 use super::jobs::JobDesk;
+use super::playground::Playground;
 use super::role::Role;
 use super::{Access, ApiConfig, ServerParts};
 use crate::metrics::Metrics;
@@ -27,6 +28,8 @@ pub(super) struct AppState {
     /// The batches, and what of them lives in this process alone.
     pub(super) batches: Arc<BatchDesk>,
     pub(super) deep_checks: Arc<DeepChecks>,
+    /// The page, if there is to be one.
+    pub(super) playground: Option<Playground>,
     /// When the server started, in seconds since 1970.
     pub(super) started: u64,
 }
@@ -48,6 +51,7 @@ impl AppState {
             jobs: Arc::new(JobDesk::new(jobs, fleet)),
             batches: Arc::new(BatchDesk::new(batches, &config.batches)),
             deep_checks: Arc::default(),
+            playground: config.playground.then(Playground::new),
             config: Arc::new(config.clone()),
             access,
             started: unix_seconds(),

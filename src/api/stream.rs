@@ -23,7 +23,7 @@ use super::wire::{Background, ImageEvent};
 use crate::domain::{Picture, Seed};
 use crate::model::TokenUsage;
 use crate::requests::Endpoint;
-use crate::service::{Finished, JobHandle};
+use crate::service::{Finished, JobHandle, Unfinished};
 use crate::telemetry::spans;
 
 /// How often a silent stream says that it is alive: proxies give up after 60 s.
@@ -106,8 +106,7 @@ impl Streaming {
         self.sent += 1;
         let (facts, seed) = (Arc::clone(&self.facts), self.seed);
         encoded(move || {
-            let mut event = Shown::of(&facts, &preview, seed)?.event(&facts, kind, seed);
-            event.partial_image_index = Some(index);
+            let event = partial_image(&facts, &preview, (kind, index, seed))?;
             sse(&event.kind, &event)
         })
         .await
@@ -165,6 +164,52 @@ fn failed(error: ApiError, outcome: &OnceLock<Outcome>) -> Event {
     // An envelope is always JSON, and JSON has no line breaks.
     let data = serde_json::to_string(&envelope).unwrap_or_default();
     Event::default().event("error").data(data)
+}
+
+/// What is told of an unfinished picture. Takes long: not for the async runtime.
+fn partial_image(
+    facts: &ReplyFacts,
+    preview: &Picture,
+    (kind, index, seed): (String, usize, Seed),
+) -> Result<ImageEvent, ApiError> {
+    let mut event = Shown::of(facts, preview, seed)?.event(facts, kind, seed);
+    event.partial_image_index = Some(index);
+    Ok(event)
+}
+
+/// The unfinished pictures of an order, as events tell of them, for whoever follows it by
+/// other means than its reply.
+pub(super) struct PreviewEvents {
+    previews: Unfinished,
+    facts: Arc<ReplyFacts>,
+    prefix: &'static str,
+    seed: Seed,
+    /// Unfinished pictures so far.
+    seen: usize,
+}
+
+impl PreviewEvents {
+    pub(super) fn new(
+        previews: Unfinished,
+        facts: ReplyFacts,
+        (endpoint, seed): (Endpoint, Seed),
+    ) -> Self {
+        let prefix = event_prefix(endpoint);
+        Self { previews, facts: Arc::new(facts), prefix, seed, seen: 0 }
+    }
+
+    /// The next one, as JSON; `None` once there are no more.
+    pub(super) async fn next(&mut self) -> Result<Option<String>, ApiError> {
+        let Some(preview) = self.previews.next().await? else { return Ok(None) };
+        let kind = format!("{}.partial_image", self.prefix);
+        let (facts, index, seed) = (Arc::clone(&self.facts), self.seen, self.seed);
+        self.seen += 1;
+        let written = tokio::task::spawn_blocking(spans::carried(move || {
+            let event = partial_image(&facts, &preview, (kind, index, seed))?;
+            serde_json::to_string(&event).map_err(|error| ApiError::internal(&error))
+        }));
+        written.await?.map(Some)
+    }
 }
 
 /// A picture as events show it.

@@ -329,6 +329,9 @@ pub(super) struct ServiceInfo {
     pub(super) capabilities: CapabilityFacts,
     /// Paths; `capabilities` says which of them are served.
     pub(super) endpoints: Endpoints,
+    /// Path of the page to play with; null if there is none.
+    #[schema(required = true)]
+    pub(super) playground: Option<&'static str>,
     /// Path of the documentation that can be tried out.
     pub(super) docs: &'static str,
     /// Path of the OpenAPI document.

@@ -61,6 +61,7 @@ keys! {
     TRUSTED_PROXIES: "server.trusted_proxies", "DIFFUSER_TRUSTED_PROXIES", "proxies whose X-Forwarded-For is believed";
     CORS_ORIGINS: "server.cors_origins", "DIFFUSER_CORS_ORIGINS", "origins whose pages may call";
     DATA_DIR: "server.data_dir", "DIFFUSER_DATA_DIR", "folder of what outlives the process";
+    PLAYGROUND: "server.playground", "DIFFUSER_PLAYGROUND", "a page to play with, for browsers at /";
     WRITE_PROMPTS: "server.write_prompts", "DIFFUSER_WRITE_PROMPTS", "pictures carry their prompt, too";
 
     KEYS_FILE: "keys.file", "DIFFUSER_KEYS_FILE", "file of keys with names";

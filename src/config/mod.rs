@@ -274,6 +274,7 @@ impl Layers {
             public_url: self.web_origin(keys::PUBLIC_URL),
             trust_forwarded_headers: self.boolean(keys::TRUST_FORWARDED).unwrap_or_default(),
             write_prompts: self.boolean(keys::WRITE_PROMPTS).unwrap_or_default(),
+            playground: self.boolean(keys::PLAYGROUND).unwrap_or_default(),
             metrics: self.metrics_address(),
             access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
             role: self.role(&jobs),

@@ -199,8 +199,10 @@ impl ImageService {
         self.check_room(&request)?;
         let waiting = held::held_by(&request.task);
         memory.shrink_to(waiting + size_plan.held_bytes());
-        let submitted = self.enqueue(request, (previews, client), memory.split(waiting))?;
-        Ok(JobHandle { submitted, size_plan, memory })
+        let (submitted, arriving) =
+            self.enqueue(request, (previews, client), memory.split(waiting))?;
+        let previews = Unfinished { arriving, size_plan: Arc::clone(&size_plan) };
+        Ok(JobHandle { submitted, previews, size_plan, memory })
     }
 
     /// `request` with its pictures and its size as the model takes them, and the way back.
@@ -285,7 +287,7 @@ impl ImageService {
         request: ImageRequest,
         (previews, client): (usize, Client),
         memory: MemoryShare,
-    ) -> Result<Submitted, ServiceError> {
+    ) -> Result<(Submitted, mpsc::UnboundedReceiver<Picture>), ServiceError> {
         let (reply, answer) = oneshot::channel();
         let (to, arriving) = mpsc::unbounded_channel();
         let previews = Previews { count: previews, to };
@@ -296,7 +298,7 @@ impl ImageService {
         let place = self.shared.queue.join(job, client, work)?;
         let (metrics, model) = (self.metrics().clone(), self.card().id.clone());
         let unanswered = Unanswered { metrics, model, is_answered: false };
-        Ok(Submitted { answer, previews: arriving, progress, unanswered, _place: place })
+        Ok((Submitted { answer, progress, unanswered, _place: place }, arriving))
     }
 
     /// Takes no more requests, of any model, and refuses those that wait. The running ones
@@ -375,7 +377,7 @@ impl ImageService {
     /// What a request comes to that no client sent.
     async fn make_unasked(&self, request: ImageRequest) -> Result<Generation, ServiceError> {
         let nobody_elses = RequestMemory::new(0, Duration::ZERO).share();
-        let submitted = self.enqueue(request, (0, Client::NOBODY), nobody_elses)?;
+        let (submitted, _) = self.enqueue(request, (0, Client::NOBODY), nobody_elses)?;
         Ok(submitted.answered().await?.generation)
     }
 }
@@ -387,7 +389,6 @@ const REPLY_COPIES: usize = 4;
 /// A request on its way. Dropped, it is called off.
 struct Submitted {
     answer: Answer,
-    previews: mpsc::UnboundedReceiver<Picture>,
     progress: watch::Receiver<Option<RunningJob>>,
     unanswered: Unanswered,
     _place: Place,
@@ -427,9 +428,30 @@ pub struct Finished {
     pub loading: Option<Duration>,
 }
 
+/// Looks at the unfinished picture of an order.
+pub struct Unfinished {
+    arriving: mpsc::UnboundedReceiver<Picture>,
+    size_plan: Arc<SizePlan>,
+}
+
+impl Unfinished {
+    /// The next one; `None` once there are no more.
+    ///
+    /// # Errors
+    /// [`ServiceError::Panicked`] if it cannot be brought to its size.
+    pub async fn next(&mut self) -> Result<Option<Picture>, ServiceError> {
+        let Some(preview) = self.arriving.recv().await else {
+            return Ok(None);
+        };
+        let size_plan = Arc::clone(&self.size_plan);
+        off_the_runtime(move || size_plan.finish(preview)).await.map(Some)
+    }
+}
+
 /// An order on its way. Dropped, it is called off.
 pub struct JobHandle {
     submitted: Submitted,
+    previews: Unfinished,
     size_plan: Arc<SizePlan>,
     /// That of the size_plan; in the end that of the reply, too.
     memory: MemoryShare,
@@ -441,11 +463,16 @@ impl JobHandle {
     /// # Errors
     /// [`ServiceError::Panicked`] if it cannot be brought to its size.
     pub async fn next_preview(&mut self) -> Result<Option<Picture>, ServiceError> {
-        let Some(preview) = self.submitted.previews.recv().await else {
-            return Ok(None);
+        self.previews.next().await
+    }
+
+    /// The looks at the unfinished picture, for somebody else; the handle has none any more.
+    pub fn take_previews(&mut self) -> Unfinished {
+        let none = Unfinished {
+            arriving: mpsc::unbounded_channel().1,
+            size_plan: Arc::clone(&self.size_plan),
         };
-        let size_plan = Arc::clone(&self.size_plan);
-        off_the_runtime(move || size_plan.finish(preview)).await.map(Some)
+        std::mem::replace(&mut self.previews, none)
     }
 
     /// How far the work is; nothing until it begins.
@@ -460,7 +487,7 @@ impl JobHandle {
     /// # Errors
     /// [`ServiceError`] says why there are none.
     pub async fn finish(self) -> Result<Finished, ServiceError> {
-        let Self { submitted, size_plan, mut memory } = self;
+        let Self { submitted, size_plan, mut memory, .. } = self;
         let Made { generation, loading } = submitted.answered().await?;
         let Generation { images, usage, mut warnings, skipped_blocks } = generation;
         let pixels = images.iter().map(|generated| generated.image.bytes());

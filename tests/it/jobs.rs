@@ -307,6 +307,43 @@ async fn events_are_numbered_and_go_on_where_a_client_left() {
 }
 
 #[tokio::test]
+async fn those_who_follow_a_job_see_its_unfinished_pictures() {
+    let mut server = Setup::script([Behaviour::StepOnRelease]).start().await;
+    let job = accepted(server.edit(job_form().text("partial_images", "3")).await).await;
+    assert_eq!(job["warnings"], json!([]));
+    let path = format!("/v1/jobs/{}/events", id_of(&job));
+    server.next_request().await;
+    let mut stream = get(&server, &path).await;
+    let mut text = String::new();
+    for index in 0..2 {
+        // Each by itself: nothing else happens that would have it sent.
+        server.release(1);
+        let shown = format!("\"partial_image_index\":{index}");
+        let is_shown = |text: &str| text.contains(&shown) && text.ends_with("\n\n");
+        text = read_until(&mut stream, is_shown).await;
+    }
+    let last =
+        text.split("\n\n").find(|block| block.contains("\"partial_image_index\":1")).unwrap();
+    assert!(last.starts_with("event: partial_image\n") && !last.contains("id:"), "{last}");
+    let data = last.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    let seen: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(seen["type"], "image_edit.partial_image");
+    assert_eq!(seen["seed"], job["seeds"][0]);
+    drop(stream);
+
+    let mut late = get(&server, &path).await;
+    let again = read_until(&mut late, |text| text.contains("partial_image_index")).await;
+    assert!(again.contains("\"partial_image_index\":1"), "{again}");
+
+    server.release(2);
+    until(&server, &id_of(&job), "succeeded").await;
+    let after = get(&server, &path).await.text().await.unwrap();
+    assert!(!after.contains("partial_image"), "{after}");
+    let direct = json_of(server.edit(edit_form().text("partial_images", "2")).await).await;
+    assert!(direct["warnings"][0].as_str().unwrap().contains("'partial_images'"), "{direct}");
+}
+
+#[tokio::test]
 async fn a_name_stands_for_one_request() {
     let server = Setup::script([Behaviour::StepOnRelease]).start().await;
     let named = async |key: &str, form: Form| {

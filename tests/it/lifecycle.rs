@@ -91,6 +91,19 @@ async fn while_models_are_loaded_the_server_lives_and_is_not_ready_and_refuses_t
 }
 
 #[tokio::test]
+async fn while_models_are_loaded_browsers_get_the_page_which_waits_for_them() {
+    let server = Starting::with_patience(Duration::from_millis(50)).await;
+
+    for path in ["/", "/playground"] {
+        let url = format!("{}{path}", server.base_url);
+        let request = reqwest::Client::new().get(url).header("accept", "text/html");
+        let page = within_patience(request.send()).await.unwrap();
+        assert_eq!(page.status(), 200, "{path}");
+        assert!(page.text().await.unwrap().contains("<title>Playground</title>"), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_comes_while_models_are_loaded_waits_a_moment_for_them() {
     let mut server = Starting::with_patience(Duration::from_secs(20)).await;
     let url = format!("{}/v1/models", server.base_url);

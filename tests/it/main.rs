@@ -48,6 +48,7 @@ mod lora_requests;
 mod metrics;
 mod pictures;
 mod plan;
+mod playground;
 mod pool;
 mod progress;
 mod queue;

@@ -127,8 +127,7 @@ impl Program {
             let mut log = Vec::new();
             for line in lines.by_ref().map_while(Result::ok) {
                 let listening = line.split_once("listening; open http://");
-                if let Some((address, _)) = listening.and_then(|(_, rest)| rest.split_once("/docs"))
-                {
+                if let Some((address, _)) = listening.and_then(|(_, rest)| rest.split_once('/')) {
                     tell.send(address.to_owned()).unwrap();
                 }
                 log.push(line);

@@ -76,6 +76,7 @@ fn open() -> ApiConfig {
         public_url: None,
         trust_forwarded_headers: false,
         write_prompts: false,
+        playground: false,
         access_log: true,
     }
 }

@@ -144,7 +144,12 @@ async fn serve(work: Work, line: Line, _slot: OwnedSemaphorePermit) -> Result<()
     let sent = Sent {
         endpoint: work.outside.endpoint,
         origin: Origin::stored(work.outside.origin.clone()),
-        asked: Asked { deployment: None, accepted: Accepted::Json, client: permit.client() },
+        asked: Asked {
+            deployment: None,
+            accepted: Accepted::Json,
+            client: permit.client(),
+            is_background: true,
+        },
         idempotency_key: Some(name_of(&work, number)),
     };
     let created = match permit.context_of_models(&work.state.requests) {

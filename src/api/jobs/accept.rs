@@ -16,7 +16,7 @@ use crate::api::wire::json_response;
 use crate::domain::{FaultKind, Task, ValidationError};
 use crate::jobs::{Created, Idempotency, JobRecord, NewJob};
 use crate::requests::{
-    Delivery, Endpoint, Fields, Prepared, RequestContext, StoredOutside, Writing, prepare,
+    Asked, Delivery, Endpoint, Fields, Prepared, RequestContext, StoredOutside, Writing, prepare,
 };
 use crate::service::{MemoryShare, ServiceError};
 
@@ -97,6 +97,7 @@ pub(in crate::api) async fn store(
     {
         return Ok(Accepted { created, delivery: Delivery::Base64 });
     }
+    let asked = Asked { is_background: haste != Haste::Attached, ..asked };
     let prepared = prepare(context, (fields, memory), endpoint, asked).await?;
     if haste != Haste::Attached {
         refuse_streams(&prepared)?;

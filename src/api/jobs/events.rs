@@ -2,7 +2,8 @@
 //!
 //! An event tells of a state, not of a change: whoever comes late, or comes back with the
 //! number of the last event, gets what is the case now, and never twice. Steps that pass while
-//! a client reads slowly are left out; the end is always told.
+//! a client reads slowly are left out; the end is always told. Unfinished pictures have no
+//! numbers: whoever comes back sees the last one again.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
 use tokio::sync::watch;
 
+use super::previews::{Preview, unseen};
 use super::wire::ImageJob;
 use crate::api::access::Permit;
 use crate::api::docs::JobEvent;
@@ -32,7 +34,8 @@ const LAST_EVENT_ID: &str = "last-event-id";
 ///
 /// `queued`, `progress`, then `completed`, `failed` or `cancelled`, each with the job as
 /// JSON. They are numbered: with `Last-Event-ID`, those after that one are sent, also by a
-/// server that was started again.
+/// server that was started again. With `partial_images` in the request there are
+/// `partial_image` in between, without a number: each an `ImageEvent` as JSON.
 #[utoipa::path(
     get,
     path = "/jobs/{id}/events",
@@ -54,7 +57,8 @@ pub(in crate::api) async fn events(
     let (permit, last) = (Permit::of(&request)?, last_event(request.headers()));
     let record = state.jobs.own(&permit, &id).await?;
     let changes = state.jobs.store.watch(record.id);
-    let following = Following { id: record.id, state, changes, last };
+    let previews = state.jobs.previews.watch(record.id);
+    let following = Following { id: record.id, state, changes, previews, last };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(told(following)).keep_alive(keep_alive).into_response();
     // Proxies shall pass each event on at once.
@@ -74,6 +78,7 @@ struct Following {
     id: JobId,
     state: AppState,
     changes: watch::Receiver<()>,
+    previews: watch::Receiver<Preview>,
     /// The number of the last event that it has.
     last: u64,
 }
@@ -107,9 +112,15 @@ impl Following {
             if is_over {
                 return None;
             }
+            if let Some(preview) = unseen(&mut self.previews) {
+                return Some((Event::default().event("partial_image").data(preview), Some(self)));
+            }
             let is_running = record.state == JobState::Running;
             tokio::select! {
                 changed = self.changes.changed() => changed.ok()?,
+                // The desk has the other end for as long as this one is there. That it has
+                // changed is not yet that it was looked at.
+                _ = self.previews.changed() => self.previews.mark_changed(),
                 () = self.state.service().until_shut_down(), if !is_running => return None,
             }
         }

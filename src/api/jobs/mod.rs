@@ -8,6 +8,7 @@
 mod accept;
 mod events;
 mod fleet;
+mod previews;
 mod relay;
 mod runner;
 mod wire;
@@ -38,6 +39,7 @@ use crate::domain::{FaultKind, ValidationError};
 use crate::jobs::{
     Cancelled, Fleet, JobFailure, JobId, JobRecord, JobResult, JobState, JobStore, Page,
 };
+use previews::JobPreviews;
 use wire::DeletedJob;
 
 /// The jobs, and what of them lives in this process alone.
@@ -47,11 +49,12 @@ pub(super) struct JobDesk {
     pub(super) fleet: Option<Arc<dyn Fleet>>,
     /// What the pictures of jobs were booked on that were accepted here.
     permits: Mutex<HashMap<JobId, Arc<Permit>>>,
+    previews: JobPreviews,
 }
 
 impl JobDesk {
     pub(super) fn new(store: Arc<dyn JobStore>, fleet: Option<Arc<dyn Fleet>>) -> Self {
-        Self { store, fleet, permits: Mutex::default() }
+        Self { store, fleet, permits: Mutex::default(), previews: JobPreviews::default() }
     }
 
     /// The job that is called `id`, which must be of whoever asks.

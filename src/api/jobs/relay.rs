@@ -43,7 +43,7 @@ pub(in crate::api) async fn relay(
     let (Created::New(record) | Created::Same(record) | Created::Other(record)) = created;
     let waiting = Waiting::new(state, record.id);
     match (delivery, &state.jobs.fleet) {
-        (Delivery::Events { .. }, Some(fleet)) => {
+        (Delivery::Events, Some(fleet)) => {
             Ok(streamed(Relayed { waiting, fleet: Arc::clone(fleet), sent: 0, deadline }))
         }
         _ => waiting.reply().await,

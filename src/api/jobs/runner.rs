@@ -26,10 +26,11 @@ use crate::api::origin::Origin;
 use crate::api::reply::ReplyWarnings;
 use crate::api::request_log::{Afterwards, Outcome as StreamOutcome, WorkDone};
 use crate::api::state::AppState;
+use crate::api::stream::PreviewEvents;
 use crate::causes;
 use crate::jobs::{
-    Claim, Claimed, Fleet, JobFailure, JobProgress, JobResult, JobState, JobStoreError, Outcome,
-    Releasing, Wanted,
+    Claim, Claimed, Fleet, JobFailure, JobId, JobProgress, JobResult, JobState, JobStoreError,
+    Outcome, Releasing, Wanted,
 };
 use crate::requests::{Asked, RequestContext, RequestError, StoredRequest, prepare};
 use crate::service::{ErrorKind, ReplicaState, RunningJob};
@@ -159,6 +160,7 @@ async fn serve(state: AppState, claimed: Claimed, mut over: watch::Receiver<bool
         biased;
         () = until_lost(&state, claim) => {
             tracing::info!("the job is called off, or somebody else's");
+            state.jobs.previews.forget(claim.id);
             return;
         }
         _ = over.wait_for(|is_over| *is_over) => Err(Unfinished::Later),
@@ -167,6 +169,7 @@ async fn serve(state: AppState, claimed: Claimed, mut over: watch::Receiver<bool
             ended.unwrap_or_else(|panic| Err(Unfinished::Failed(panicked(panic))))
         }
     };
+    state.jobs.previews.forget(claim.id);
     match ended {
         Ok(outcome) => finish(&state, claim, outcome).await,
         Err(Unfinished::Failed(error)) => {
@@ -217,16 +220,20 @@ async fn attempt(state: &AppState, claimed: Claimed) -> Result<Outcome, Unfinish
         deployment: outside.deployment.clone(),
         accepted: outside.accepted(),
         client: if record.is_patient { client.patient() } else { client },
+        is_background: true,
     };
     let endpoint = outside.endpoint;
     let prepared = prepare(&context, (fields, memory), endpoint, asked).await.map_err(failed)?;
     let origin = Origin::stored(outside.origin);
-    let ordered = images::order(state, prepared, origin).await.map_err(failed)?;
+    let mut ordered = images::order(state, prepared, origin).await.map_err(failed)?;
     let progress = ordered.handle.progress();
+    // A stream has its unfinished pictures in itself.
+    let previews = (!ordered.is_streamed()).then(|| ordered.take_previews());
     tokio::select! {
         biased;
         outcome = delivered(state, claim, ordered) => outcome,
         never = follow(state, claim, progress) => match never {},
+        never = show(state, claim.id, previews) => match never {},
     }
 }
 
@@ -341,6 +348,26 @@ async fn follow(
         }
     }
     std::future::pending().await
+}
+
+/// Shows those who follow the job its unfinished pictures, for as long as there are any.
+async fn show(
+    state: &AppState,
+    id: JobId,
+    previews: Option<PreviewEvents>,
+) -> std::convert::Infallible {
+    let Some(mut previews) = previews else { return std::future::pending().await };
+    loop {
+        match previews.next().await {
+            Ok(Some(event)) => state.jobs.previews.show(id, event),
+            Ok(None) => return std::future::pending().await,
+            Err(error) => {
+                let (_, cause, _) = error.into_parts();
+                let cause = cause.map(|cause| cause.0);
+                tracing::warn!(cause, "an unfinished picture is not shown");
+            }
+        }
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no job takes so long")]

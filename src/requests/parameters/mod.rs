@@ -77,14 +77,14 @@ impl Parameters {
         fields: &mut Fields,
         endpoint: Endpoint,
         route: Route,
-        (settings, accepted): (RequestSettings, Accepted),
+        (settings, asked): (RequestSettings, (Accepted, bool)),
     ) -> Result<Self, RequestError> {
         let Route { model: served, name, mut warnings } = route;
         let model = served.images.card();
         refuse_foreign(fields, endpoint, &mut warnings)?;
         inert::take(fields, &mut warnings)?;
         let unless_told = settings.response_format.for_model(name.as_deref());
-        let output = Output::take(fields, model, (accepted, unless_told), &mut warnings)?;
+        let output = Output::take(fields, model, (asked, unless_told), &mut warnings)?;
         let (quality, preset) = take_quality(fields, &served.qualities, &mut warnings)?;
         let guidance = take_guidance(fields, model, &mut warnings)?;
         let negative_prompt = fields.text_or_empty(table::NEGATIVE_PROMPT.name)?;

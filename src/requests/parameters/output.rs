@@ -26,6 +26,8 @@ pub(crate) struct Output {
     pub(crate) delivery: Delivery,
     /// Whether the pictures are kept, too, where the reply has them.
     pub(crate) store: bool,
+    /// Unfinished pictures to show meanwhile: in the reply's events, or in the job's.
+    pub(crate) previews: usize,
 }
 
 /// The way of finished pictures to the client.
@@ -37,8 +39,8 @@ pub(crate) enum Delivery {
     Url,
     /// The file itself, of one picture.
     File,
-    /// Server-sent events, with up to so many unfinished pictures.
-    Events { partial_images: usize },
+    /// Server-sent events.
+    Events,
 }
 
 /// How pictures come back whose request names no `response_format`.
@@ -85,17 +87,18 @@ impl DefaultResponseFormat {
 
 impl Delivery {
     pub(crate) fn is_streamed(self) -> bool {
-        matches!(self, Self::Events { .. })
+        matches!(self, Self::Events)
     }
 }
 
 impl Output {
-    /// `unless_told`: the way back if the request names none. Who asks for the file
-    /// itself gets it, whatever the `response_format`.
+    /// `is_background`: whether the pictures are those of a job. `unless_told`: the way back
+    /// if the request names none. Who asks for the file itself gets it, whatever the
+    /// `response_format`.
     pub(super) fn take(
         fields: &mut Fields,
         model: &ModelCard,
-        (accepted, unless_told): (Accepted, Delivery),
+        ((accepted, is_background), unless_told): ((Accepted, bool), Delivery),
         warnings: &mut Vec<String>,
     ) -> Result<Self, RequestError> {
         let wanted = match accepted {
@@ -104,14 +107,17 @@ impl Output {
         };
         let format = take_format(fields, wanted, warnings)?;
         refuse_transparency(fields, model, format)?;
-        let delivery = take_delivery(fields, unless_told, warnings)?;
+        let delivery = take_delivery(fields, unless_told)?;
+        let previews = take_previews(fields, is_background || delivery.is_streamed(), warnings)?;
         let store = fields.boolean(&table::STORE)?.unwrap_or(false);
         match (accepted, delivery) {
-            (Accepted::Json, delivery) => Ok(Self { format, delivery, store }),
-            (Accepted::File(_), Delivery::Events { .. }) => {
+            (Accepted::Json, delivery) => Ok(Self { format, delivery, store, previews }),
+            (Accepted::File(_), Delivery::Events) => {
                 Err(RequestError::NotOneFile { field: "stream", what: "events" })
             }
-            (Accepted::File(_), _) => Ok(Self { format, delivery: Delivery::File, store }),
+            (Accepted::File(_), _) => {
+                Ok(Self { format, delivery: Delivery::File, store, previews })
+            }
         }
     }
 
@@ -177,31 +183,34 @@ fn refuse_transparency(
     Err(ValidationError::new("background", FaultKind::Invalid, message))
 }
 
-fn take_delivery(
-    fields: &mut Fields,
-    unless_told: Delivery,
-    warnings: &mut Vec<String>,
-) -> Result<Delivery, ValidationError> {
+fn take_delivery(fields: &mut Fields, unless_told: Delivery) -> Result<Delivery, ValidationError> {
     let response_format = fields.choice(&table::RESPONSE_FORMAT)?;
     let is_streamed = fields.boolean(&table::STREAM)?.unwrap_or(false);
-    let partial_images = fields.integer(&table::PARTIAL_IMAGES)?.unwrap_or(0);
-    let partial_images = usize::try_from(partial_images).unwrap_or(0);
     match (is_streamed, response_format) {
         (true, Some("url")) => {
             let message = "Invalid value for 'response_format': with 'stream' pictures come as \
                            base64 in the events; use 'b64_json'.";
             Err(ValidationError::new("response_format", FaultKind::Invalid, message))
         }
-        (true, _) => Ok(Delivery::Events { partial_images }),
-        (false, response_format) => {
-            if partial_images > 0 {
-                warnings.push("'partial_images' has no effect without 'stream'.".to_owned());
-            }
-            Ok(match response_format {
-                Some("url") => Delivery::Url,
-                Some(_) => Delivery::Base64,
-                None => unless_told,
-            })
-        }
+        (true, _) => Ok(Delivery::Events),
+        (false, Some("url")) => Ok(Delivery::Url),
+        (false, Some(_)) => Ok(Delivery::Base64),
+        (false, None) => Ok(unless_told),
     }
+}
+
+/// How many unfinished pictures to show, where there are events that have them.
+fn take_previews(
+    fields: &mut Fields,
+    has_events: bool,
+    warnings: &mut Vec<String>,
+) -> Result<usize, ValidationError> {
+    let wanted = fields.integer(&table::PARTIAL_IMAGES)?.unwrap_or(0);
+    let wanted = usize::try_from(wanted).unwrap_or(0);
+    if wanted > 0 && !has_events {
+        let warning = "'partial_images' has no effect without 'stream' or 'background'.";
+        warnings.push(warning.to_owned());
+        return Ok(0);
+    }
+    Ok(wanted)
 }
