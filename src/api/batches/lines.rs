@@ -36,9 +36,8 @@ pub(super) async fn make(work: &Work) -> Result<bool, Trouble> {
     }
     let mut left = Left::of(work).await?;
     let mut in_flight = JoinSet::new();
-    let sent = send(work, &mut left, &mut in_flight).await;
+    let mut outcome = send(work, &mut left, &mut in_flight).await;
     // Those under way go on, whatever kept the next one from being sent.
-    let mut outcome = sent;
     while let Some(done) = in_flight.join_next().await {
         outcome = outcome.and(flattened(done));
     }
