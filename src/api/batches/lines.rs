@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::driver::{Trouble, Work};
 use super::input::{InputLines, Line, WholeLine};
@@ -36,23 +36,37 @@ pub(super) async fn make(work: &Work) -> Result<bool, Trouble> {
     }
     let mut left = Left::of(work).await?;
     let mut in_flight = JoinSet::new();
-    let slots = &work.state.batches.slots;
+    let mut outcome = send(work, &mut left, &mut in_flight).await;
+    // Those under way go on, whatever kept the next one from being sent.
+    while let Some(done) = in_flight.join_next().await {
+        outcome = outcome.and(flattened(done));
+    }
+    outcome?;
+    Ok(work.store.finalize(work.batch.id).await?)
+}
+
+/// Sends line after line, as there are places for them, until there are none or one is in
+/// trouble.
+async fn send(work: &Work, left: &mut Left, in_flight: &mut Lines) -> Result<(), Trouble> {
     loop {
         let slot = tokio::select! {
             Some(done) = in_flight.join_next() => {
-                done??;
+                flattened(done)?;
                 continue;
             }
-            slot = Arc::clone(slots).acquire_owned() => slot,
+            slot = Arc::clone(&work.state.batches.slots).acquire_owned() => slot,
         };
         // The semaphore is never closed.
-        let (Ok(slot), Some(line)) = (slot, left.next().await?) else { break };
+        let (Ok(slot), Some(line)) = (slot, left.next().await?) else { return Ok(()) };
         in_flight.spawn(serve(work.clone(), line, slot));
     }
-    while let Some(done) = in_flight.join_next().await {
-        done??;
-    }
-    Ok(work.store.finalize(work.batch.id).await?)
+}
+
+/// Lines under way.
+type Lines = JoinSet<Result<(), Trouble>>;
+
+fn flattened(done: Result<Result<(), Trouble>, JoinError>) -> Result<(), Trouble> {
+    done?
 }
 
 /// Settles all lines that are not, with what their jobs came to, or as not made.
