@@ -68,6 +68,10 @@ pub(super) enum ApiError {
     NotForAll {
         there_are_keys: bool,
     },
+    /// The page of another origin, which may not call.
+    ForeignOrigin,
+    /// What is no opening of a WebSocket, at an address that has nothing else.
+    NotWebSocket,
     /// The client took too long to send its request.
     UploadTooSlow,
     /// The answer would come too late for whoever asked.
@@ -260,7 +264,7 @@ impl ApiError {
             Self::Unauthorised | Self::ExpiredKey => {
                 Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key"))
             }
-            Self::NotForAll { .. } | Self::MissingScope { .. } => {
+            Self::NotForAll { .. } | Self::MissingScope { .. } | Self::ForeignOrigin => {
                 Row::refused(StatusCode::FORBIDDEN, Some("not_allowed"))
             }
             Self::NoModelAllowed => Row {
@@ -276,6 +280,9 @@ impl ApiError {
             Self::PicturesSpent { wait, .. } => {
                 let retry = Retry::MuchLater(*wait);
                 Row::too_often("insufficient_quota", "insufficient_quota", retry)
+            }
+            Self::NotWebSocket => {
+                Row::refused(StatusCode::UPGRADE_REQUIRED, Some("upgrade_required"))
             }
             // Trying again would take as long.
             Self::UploadTooSlow => Row {
@@ -340,6 +347,8 @@ impl ApiError {
             | Self::TooManyAtOnce { .. }
             | Self::PicturesSpent { .. }
             | Self::NotForAll { .. }
+            | Self::ForeignOrigin
+            | Self::NotWebSocket
             | Self::UploadTooSlow
             | Self::DeadlineExceeded
             | Self::UnknownPicture
@@ -452,6 +461,9 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         let headers = response.headers_mut();
+        if row.status == StatusCode::UPGRADE_REQUIRED {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
         match row.retry {
             Retry::AsUsual => {}
             Retry::Never => {

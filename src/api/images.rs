@@ -21,7 +21,7 @@ use super::kept::Keeper;
 use super::origin::Origin;
 use super::reply::{self, ReplyFacts};
 use super::state::AppState;
-use super::stream;
+use super::stream::{self, Unfinished};
 use crate::domain::{Seed, Task};
 use crate::metrics::Operation;
 use crate::requests::schema::{EditForm, EditJson, GenerationJson, ReplayForm, VariationForm};
@@ -164,17 +164,38 @@ pub(super) struct Sent {
 
 /// Makes what the fields ask for, now or, `background`, later.
 async fn make(
-    (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
-    (mut fields, memory): (Fields, MemoryShare),
+    with: (&AppState, &Arc<Permit>, &RequestContext),
+    read: (Fields, MemoryShare),
     sent: Sent,
     deadline: Deadline,
 ) -> Result<Response, ApiError> {
+    match begin(with, read, sent).await? {
+        Begun::Accepted(response) => Ok(response),
+        Begun::Ordered(ordered) => ordered.deliver(deadline).await,
+    }
+}
+
+/// A request that was understood.
+pub(super) enum Begun {
+    /// It is a job: 202 with it.
+    Accepted(Response),
+    /// It is in the line of its model.
+    Ordered(Box<Ordered>),
+}
+
+/// Has what the fields ask for stored, or puts it into the line of its model.
+pub(super) async fn begin(
+    (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
+    (mut fields, memory): (Fields, MemoryShare),
+    sent: Sent,
+) -> Result<Begun, ApiError> {
     if fields.take_in_background() {
-        return jobs::accept((state, permit, context), (fields, memory), sent).await;
+        let accepted = jobs::accept((state, permit, context), (fields, memory), sent).await?;
+        return Ok(Begun::Accepted(accepted));
     }
     let prepared = prepare(context, (fields, memory), sent.endpoint, sent.asked).await?;
     permit.book(prepared.request.count.get())?;
-    order(state, prepared, sent.origin).await?.deliver(deadline).await
+    Ok(Begun::Ordered(Box::new(order(state, prepared, sent.origin).await?)))
 }
 
 /// What a request says outside its body.
@@ -252,5 +273,19 @@ impl Ordered {
                 reply::respond(handle, facts, (output, keeper)).await
             }
         }
+    }
+
+    /// What shows the unfinished pictures meanwhile.
+    pub(super) fn unfinished(&self) -> Unfinished {
+        Unfinished::new(Arc::new(self.facts.clone()), self.seed)
+    }
+
+    /// The reply in one object, also where unfinished pictures were shown before it.
+    pub(super) async fn deliver_whole(self) -> Result<Response, ApiError> {
+        let Self { handle, facts, mut output, keeper, .. } = self;
+        if output.delivery.is_streamed() {
+            output.delivery = Delivery::Base64;
+        }
+        reply::respond(handle, facts, (output, keeper)).await
     }
 }

@@ -28,6 +28,7 @@ mod models;
 mod multipart;
 mod origin;
 mod peer;
+mod realtime;
 mod reply;
 mod request_log;
 mod security_headers;
@@ -160,7 +161,7 @@ pub fn router(parts: ServerParts, config: &ApiConfig) -> Router {
 fn router_of(state: AppState) -> Router {
     let config = Arc::clone(&state.config);
     let prefix = path_prefix(&config);
-    let request_log = RequestLog { metrics: state.metrics().clone(), access: config.access_log };
+    let request_log = RequestLog::of(state.metrics(), &config);
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
     let routes = endpoints
         .merge(docs::router(document, &config, &state.requests.models))
@@ -194,6 +195,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(jobs::job, jobs::delete))
         .routes(routes!(jobs::result))
         .routes(routes!(jobs::events))
+        .routes(routes!(realtime::images))
         .routes(routes!(meta::models))
         .routes(routes!(meta::model, models::change))
         .routes(routes!(models::loras))

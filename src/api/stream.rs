@@ -33,13 +33,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 struct Streaming {
     handle: JobHandle,
     deadline: Deadline,
-    facts: Arc<ReplyFacts>,
+    unfinished: Unfinished,
     /// Stores the finished picture, where that is wished for.
     keeper: Option<Keeper>,
-    seed: Seed,
     prefix: &'static str,
-    /// Unfinished pictures sent so far.
-    sent: usize,
     /// For the log, once all is done.
     outcome: Arc<OnceLock<Outcome>>,
 }
@@ -54,8 +51,8 @@ pub(super) fn respond(
     let outcome = Arc::default();
     let afterwards = Afterwards(Arc::clone(&outcome));
     let prefix = event_prefix(endpoint);
-    let facts = Arc::new(facts);
-    let job = Streaming { handle, deadline, facts, keeper, seed, prefix, sent: 0, outcome };
+    let unfinished = Unfinished::new(Arc::new(facts), seed);
+    let job = Streaming { handle, deadline, unfinished, keeper, prefix, outcome };
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(events(job)).keep_alive(keep_alive).into_response();
     // Proxies shall pass each event on at once.
@@ -90,31 +87,18 @@ impl Streaming {
     }
 
     async fn next_in_time(mut self) -> (Event, Option<Self>) {
-        match self.handle.next_preview().await {
-            Ok(Some(preview)) => match self.partial_image(preview).await {
-                Ok(event) => (event, Some(self)),
-                Err(error) => (self.failed(error), None),
-            },
+        let kind = format!("{}.partial_image", self.prefix);
+        let written = |event: ImageEvent| sse(&event.kind, &event);
+        match self.unfinished.next(&mut self.handle, kind, written).await {
+            Ok(Some(event)) => (event, Some(self)),
             Ok(None) => (self.completed().await, None),
-            Err(error) => (self.failed(error.into()), None),
+            Err(error) => (self.failed(error), None),
         }
     }
 
-    async fn partial_image(&mut self, preview: Picture) -> Result<Event, ApiError> {
-        let kind = format!("{}.partial_image", self.prefix);
-        let index = self.sent;
-        self.sent += 1;
-        let (facts, seed) = (Arc::clone(&self.facts), self.seed);
-        encoded(move || {
-            let mut event = Shown::of(&facts, &preview, seed)?.event(&facts, kind, seed);
-            event.partial_image_index = Some(index);
-            sse(&event.kind, &event)
-        })
-        .await
-    }
-
     async fn completed(self) -> Event {
-        let Self { handle, facts, keeper, seed, prefix, outcome, .. } = self;
+        let Self { handle, unfinished, keeper, prefix, outcome, .. } = self;
+        let Unfinished { facts, seed, .. } = unfinished;
         let kind = format!("{prefix}.completed");
         let completing = async {
             let Finished { generation, memory, loading } = handle.finish().await?;
@@ -155,6 +139,39 @@ impl Streaming {
 
     fn failed(self, error: ApiError) -> Event {
         failed(error, &self.outcome)
+    }
+}
+
+/// The unfinished pictures of a job, as its client is shown them.
+pub(super) struct Unfinished {
+    facts: Arc<ReplyFacts>,
+    seed: Seed,
+    /// How many there were so far.
+    count: usize,
+}
+
+impl Unfinished {
+    pub(super) fn new(facts: Arc<ReplyFacts>, seed: Seed) -> Self {
+        Self { facts, seed, count: 0 }
+    }
+
+    /// The next one, as `write` writes an event of this `kind`, off the runtime; `None` once
+    /// there are no more.
+    pub(super) async fn next<T: Send + 'static>(
+        &mut self,
+        handle: &mut JobHandle,
+        kind: String,
+        write: impl FnOnce(ImageEvent) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<Option<T>, ApiError> {
+        let Some(preview) = handle.next_preview().await? else { return Ok(None) };
+        let (facts, seed, index) = (Arc::clone(&self.facts), self.seed, self.count);
+        self.count += 1;
+        let written = encoded(move || {
+            let mut event = Shown::of(&facts, &preview, seed)?.event(&facts, kind, seed);
+            event.partial_image_index = Some(index);
+            write(event)
+        });
+        written.await.map(Some)
     }
 }
 
@@ -224,8 +241,8 @@ fn sse(kind: &str, data: &impl Serialize) -> Result<Event, ApiError> {
 }
 
 /// Does `work` on a thread for work that blocks.
-async fn encoded(
-    work: impl FnOnce() -> Result<Event, ApiError> + Send + 'static,
-) -> Result<Event, ApiError> {
+async fn encoded<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(spans::carried(work)).await?
 }

@@ -54,12 +54,39 @@ impl Fields {
     /// Takes `background` where it is a yes or no, and so asks for a job or for none; its
     /// words are of the picture, and stay.
     pub(crate) fn take_in_background(&mut self) -> bool {
-        let name = table::BACKGROUND.name;
-        let truths =
-            || self.values.iter().filter(|(given, _)| given == name).map(|(_, it)| it.truth());
-        let [Some(truth)] = truths().collect::<Vec<_>>()[..] else { return false };
-        self.values.retain(|(given, _)| given != name);
+        let Some(truth) = self.background() else { return false };
+        self.values.retain(|(given, _)| given != table::BACKGROUND.name);
         truth
+    }
+
+    /// Whether it asks for a job.
+    pub(crate) fn is_in_background(&self) -> bool {
+        self.background().unwrap_or(false)
+    }
+
+    /// `background` where it is a yes or no.
+    fn background(&self) -> Option<bool> {
+        let given = self.values.iter().filter(|(given, _)| given == table::BACKGROUND.name);
+        let [truth] = given.map(|(_, value)| value.truth()).collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        truth
+    }
+
+    /// Has unfinished pictures shown where some are asked for, whether it says `stream` or not;
+    /// a job shows none.
+    ///
+    /// # Errors
+    /// [`ValidationError`] if `stream` is no truth.
+    pub(crate) fn show_partial_images(&mut self) -> Result<(), ValidationError> {
+        if self.is_in_background() {
+            return Ok(());
+        }
+        self.boolean(&table::STREAM)?;
+        if self.has(table::PARTIAL_IMAGES.name) {
+            self.push(table::STREAM.name.to_owned(), RawValue::Json(true.into()));
+        }
+        Ok(())
     }
 
     /// Adds a value; names may repeat.

@@ -50,6 +50,7 @@ mod plan;
 mod pool;
 mod progress;
 mod queue;
+mod realtime;
 mod regions;
 mod resaved;
 mod sizes;

@@ -22,7 +22,7 @@ use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-pub(super) use admission::{HEADERS, UsedKey, admit};
+pub(super) use admission::{HEADERS, Readmission, UsedKey, admit};
 pub use keys::{ApiKeys, Expiry, KeyHash, KeyName, NamedKey, Scope, Scopes};
 pub use peers::Network;
 pub(super) use permit::{Permit, client_of};

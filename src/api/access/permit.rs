@@ -38,6 +38,16 @@ impl Permit {
         Self { key: None, owner, account, limits, booked: Mutex::default() }
     }
 
+    /// One more for whoever has this one, without a key.
+    pub(super) fn of_same_address(&self, limits: Limits) -> Self {
+        let (owner, account) = (self.owner.clone(), Arc::clone(&self.account));
+        Self { key: None, owner, account, limits, booked: Mutex::default() }
+    }
+
+    pub(super) fn key(&self) -> Option<&Arc<Key>> {
+        self.key.as_ref()
+    }
+
     /// That of `request`.
     ///
     /// # Errors

@@ -55,6 +55,16 @@ impl ApiError {
                  'server.admin_keys' of its settings names some, and so may 'keys'."
                     .to_owned()
             }
+            Self::ForeignOrigin => {
+                "Pages of this origin may not call this server: 'server.cors_origins' of its \
+                 settings names those that may."
+                    .to_owned()
+            }
+            Self::NotWebSocket => {
+                "This address speaks WebSocket (RFC 6455, over HTTP/1.1): open it with 'Upgrade: \
+                 websocket'."
+                    .to_owned()
+            }
             Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
             Self::DeadlineExceeded => {
                 "The pictures were not made in the time that the request, or this server, allows."

@@ -36,12 +36,30 @@ const COPIES: usize = 2;
 pub(in crate::api) fn idempotency_key(
     headers: &HeaderMap,
 ) -> Result<Option<String>, ValidationError> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    let is_sane = |text: &&str| (1..=LONGEST_KEY).contains(&text.len());
-    let text = value.to_str().ok().filter(is_sane);
+    let key = headers.get(IDEMPOTENCY_KEY);
+    let text = key.map(|key| key.to_str().map(str::to_owned).unwrap_or_default());
     let message = "Invalid 'Idempotency-Key': expected 1 to 255 plain characters.";
     let invalid = || ValidationError::new("Idempotency-Key", FaultKind::Invalid, message);
-    text.map(str::to_owned).map(Some).ok_or_else(invalid)
+    sane(text).map_err(|_not_sane| invalid())
+}
+
+/// The same of a message.
+///
+/// # Errors
+/// As [`idempotency_key`].
+pub(in crate::api) fn checked_key(key: Option<String>) -> Result<Option<String>, ValidationError> {
+    let message = "Invalid 'idempotency_key': expected 1 to 255 plain characters.";
+    let invalid = || ValidationError::new("idempotency_key", FaultKind::Invalid, message);
+    sane(key).map_err(|_not_sane| invalid())
+}
+
+/// A name that is no name.
+struct NotSane;
+
+fn sane(key: Option<String>) -> Result<Option<String>, NotSane> {
+    let is_plain = |key: &String| key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let is_sane = |key: &String| (1..=LONGEST_KEY).contains(&key.len()) && is_plain(key);
+    key.map(|key| Some(key).filter(is_sane).ok_or(NotSane)).transpose()
 }
 
 /// Stores a job, once all is refused that can be: 202 with the job.

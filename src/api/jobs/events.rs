@@ -51,9 +51,7 @@ pub(in crate::api) async fn events(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (permit, last) = (Permit::of(&request)?, last_event(request.headers()));
-    let record = state.jobs.own(&permit, &id).await?;
-    let changes = state.jobs.store.watch(record.id);
-    let following = Following { id: record.id, state, changes, last };
+    let following = Following::begin(state, (&permit, &id), last).await?;
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(told(following)).keep_alive(keep_alive).into_response();
     // Proxies shall pass each event on at once.
@@ -69,7 +67,7 @@ fn last_event(headers: &HeaderMap) -> u64 {
 }
 
 /// A client that follows a job.
-struct Following {
+pub(in crate::api) struct Following {
     id: JobId,
     state: AppState,
     changes: watch::Receiver<()>,
@@ -80,14 +78,35 @@ struct Following {
 fn told(following: Following) -> impl Stream<Item = Result<Event, Infallible>> {
     stream::unfold(Some(following), |following| async {
         let (event, rest) = following?.next().await?;
-        Some((Ok(event), rest))
+        Some((Ok(event.into()), rest))
     })
 }
 
+/// How a job is, at some time.
+pub(in crate::api) struct JobEvent {
+    /// `queued`, `progress`, `completed`, `failed` or `cancelled`.
+    pub(in crate::api) name: &'static str,
+    /// Of two events the later one has the greater number.
+    pub(in crate::api) number: u64,
+    pub(in crate::api) job: ImageJob,
+}
+
 impl Following {
+    /// Follows the job that is called `id`, which must be of whoever asks, from the event
+    /// after `last` on.
+    pub(in crate::api) async fn begin(
+        state: AppState,
+        (permit, id): (&Permit, &str),
+        last: u64,
+    ) -> Result<Self, ApiError> {
+        let record = state.jobs.own(permit, id).await?;
+        let changes = state.jobs.store.watch(record.id);
+        Ok(Self { id: record.id, state, changes, last })
+    }
+
     /// The next event, and whether more are to come. Nothing if there is nothing to tell any
     /// more, or the server stops: the client comes back.
-    async fn next(mut self) -> Option<(Event, Option<Self>)> {
+    pub(in crate::api) async fn next(mut self) -> Option<(JobEvent, Option<Self>)> {
         loop {
             self.changes.mark_unchanged();
             let record = match self.seen().await {
@@ -100,7 +119,7 @@ impl Following {
             let (number, is_over) = (record.event_number(), record.state.is_final());
             if number > self.last {
                 self.last = number;
-                let event = event_of(record, number, &self.state);
+                let event = JobEvent::of(record, number, &self.state);
                 return Some((event, (!is_over).then_some(self)));
             }
             if is_over {
@@ -119,15 +138,24 @@ impl Following {
     }
 }
 
-fn event_of(record: JobRecord, number: u64, state: &AppState) -> Event {
-    let name = match record.state {
-        JobState::Queued => "queued",
-        JobState::Running => "progress",
-        JobState::Succeeded => "completed",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-    };
-    // A job is always JSON, and JSON has no line breaks.
-    let data = serde_json::to_string(&ImageJob::of(record, state)).unwrap_or_default();
-    Event::default().event(name).id(number.to_string()).data(data)
+impl JobEvent {
+    fn of(record: JobRecord, number: u64, state: &AppState) -> Self {
+        let name = match record.state {
+            JobState::Queued => "queued",
+            JobState::Running => "progress",
+            JobState::Succeeded => "completed",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        };
+        Self { name, number, job: ImageJob::of(record, state) }
+    }
+}
+
+impl From<JobEvent> for Event {
+    fn from(event: JobEvent) -> Self {
+        let JobEvent { name, number, job } = event;
+        // A job is always JSON, and JSON has no line breaks.
+        let data = serde_json::to_string(&job).unwrap_or_default();
+        Self::default().event(name).id(number.to_string()).data(data)
+    }
 }

@@ -20,8 +20,8 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-pub(super) use accept::{accept, idempotency_key};
-pub(super) use events::{__path_events, events};
+pub(super) use accept::{accept, checked_key, idempotency_key};
+pub(super) use events::{__path_events, Following, JobEvent, events};
 pub(super) use runner::Runner;
 pub(super) use wire::{ImageJob, JobPage};
 

@@ -274,11 +274,9 @@ async fn follow(
     std::future::pending().await
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no job takes so long")]
 fn progress_of(seen: &RunningJob) -> JobProgress {
-    let RunningJob { picture, pictures, step, steps, left_s, .. } = *seen;
-    let left_ms = left_s.map(|seconds| (seconds * 1000.0).max(0.0) as u64);
-    JobProgress { picture, pictures, step, total: steps, left_ms }
+    let RunningJob { picture, pictures, step, steps, .. } = *seen;
+    JobProgress { picture, pictures, step, total: steps, left_ms: seen.left_ms() }
 }
 
 /// Counts and logs what was made, as for a request that somebody waited for.
