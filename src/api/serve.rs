@@ -193,6 +193,9 @@ enum Keeping {
     OneRequest,
 }
 
+/// How often it is looked whether one of all connections has come to rest.
+const ROOM_LOOK: Duration = Duration::from_millis(100);
+
 /// The connections that are open.
 struct Connections {
     keeping: Keeping,
@@ -240,7 +243,8 @@ impl Connections {
             if let Some((_, longest)) = idle.min_by_key(|(since, _)| *since) {
                 longest.close();
             }
-            self.tasks.join_next().await;
+            // One may come to rest meanwhile that does not end by itself.
+            let _ = tokio::time::timeout(ROOM_LOOK, self.tasks.join_next()).await;
         }
     }
 
