@@ -193,6 +193,7 @@ pub(super) async fn begin(
         let accepted = jobs::accept((state, permit, context), (fields, memory), sent).await?;
         return Ok(Begun::Accepted(accepted));
     }
+    jobs::refuse_webhook(&mut fields)?;
     let prepared = prepare(context, (fields, memory), sent.endpoint, sent.asked).await?;
     permit.book(prepared.request.count.get())?;
     Ok(Begun::Ordered(Box::new(order(state, prepared, sent.origin).await?)))

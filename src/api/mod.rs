@@ -65,6 +65,7 @@ use crate::imaging::codec::DecodeLimits;
 use crate::jobs::JobsConfig;
 use crate::pictures::StoreConfig;
 use crate::requests::DefaultResponseFormat;
+use crate::webhooks::WebhookConfig;
 use address::Addresses;
 use request_log::{RequestLog, log_requests};
 use state::AppState;
@@ -136,6 +137,8 @@ pub struct ApiConfig {
     pub metrics: MetricsAddress,
     /// Requests whose pictures are fetched later.
     pub jobs: JobsConfig,
+    /// Who is told that they have ended.
+    pub webhooks: WebhookConfig,
 }
 
 impl ApiConfig {

@@ -22,7 +22,7 @@ use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::{self, ApiError};
-use super::jobs::Runner;
+use super::jobs::{Notices, Runner};
 use super::request_log::{RequestLog, log_requests};
 use super::state::AppState;
 use super::wire::{Health, Readiness, json_response};
@@ -98,6 +98,8 @@ struct Opened {
     services: Vec<ImageService>,
     /// Runs the jobs, until it is told to end, or this is dropped.
     runner: Mutex<Option<Runner>>,
+    /// Tells others of jobs that have ended, likewise.
+    notices: Mutex<Option<Notices>>,
 }
 
 impl Opened {
@@ -183,6 +185,12 @@ impl Site {
         if let Some(runner) = runner {
             runner.finish(deadline).await;
         }
+        let notices = self.opened.borrow().as_ref().and_then(|opened| {
+            opened.notices.lock().unwrap_or_else(PoisonError::into_inner).take()
+        });
+        if let Some(notices) = notices {
+            notices.finish().await;
+        }
     }
 }
 
@@ -201,6 +209,7 @@ impl Opening {
         let metrics = state.metrics().clone();
         let metrics_router = super::metrics::router(state.clone());
         let runner = Mutex::new(Some(Runner::start(state.clone())));
+        let notices = Mutex::new(Notices::start(state.clone()));
         let router = router_of(state);
         self.opened.send_replace(Some(Opened {
             router,
@@ -208,6 +217,7 @@ impl Opening {
             metrics,
             services,
             runner,
+            notices,
         }));
     }
 }

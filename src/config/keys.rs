@@ -133,6 +133,11 @@ keys! {
     JOBS_CAPACITY: "jobs.capacity", "DIFFUSER_JOBS_CAPACITY", "jobs that may wait or run";
     JOBS_BYTES: "jobs.max_bytes", "DIFFUSER_JOBS_MAX_BYTES", "bytes of all requests and results of jobs";
 
+    WEBHOOK_URL: "webhook.url", "DIFFUSER_WEBHOOK_URL", "who is told of jobs that have ended";
+    WEBHOOK_SECRET: "webhook.secret", "DIFFUSER_WEBHOOK_SECRET", "whsec_…, by which the receiver knows us";
+    WEBHOOK_ALLOW_REQUESTS: "webhook.allow_requests", "DIFFUSER_WEBHOOK_ALLOW_REQUESTS", "requests may say who is told";
+    WEBHOOK_ALLOW_PRIVATE: "webhook.allow_private", "DIFFUSER_WEBHOOK_ALLOW_PRIVATE", "also without TLS, and in private networks";
+
     WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
     WARMUP_IMAGE_PATH: "warmup.image_path", "DIFFUSER_WARMUP_IMAGE_PATH", "picture for it";
 
@@ -167,7 +172,7 @@ impl Key {
 
     /// Whether its value is nobody's business.
     pub(super) fn is_secret(&self) -> bool {
-        [API_KEYS, ADMIN_KEYS].contains(self)
+        [API_KEYS, ADMIN_KEYS, WEBHOOK_URL, WEBHOOK_SECRET].contains(self)
     }
 }
 

@@ -27,6 +27,7 @@ mod models;
 mod pictures;
 mod telemetry;
 mod values;
+mod webhooks;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -130,6 +131,7 @@ impl Config {
         let mut layers = layers_of(sources);
 
         let (listen, api) = (layers.listen(), layers.api(&sources.environment));
+        layers.check_webhooks_of(&api.named_keys, &api.webhooks);
         let config = Self {
             listen,
             models: layers.models(&sources.flags.models),
@@ -264,6 +266,7 @@ impl Layers {
             metrics: self.metrics_address(),
             access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
             jobs: self.jobs(),
+            webhooks: self.webhooks(),
         }
     }
 

@@ -73,6 +73,14 @@ impl Fields {
         truth
     }
 
+    /// Takes where somebody is to be told once the job has ended.
+    ///
+    /// # Errors
+    /// [`ValidationError`] if it is no text.
+    pub(crate) fn take_webhook(&mut self) -> Result<Option<String>, ValidationError> {
+        self.text(table::WEBHOOK_URL.name)
+    }
+
     /// Has unfinished pictures shown where some are asked for, whether it says `stream` or not;
     /// a job shows none.
     ///

@@ -311,6 +311,15 @@ pub(crate) const PARTIAL_IMAGES: Row<Integer> = Row {
     help: "With `stream`: how many unfinished pictures to show.",
 };
 
+pub(crate) const WEBHOOK_URL: Row<Text> = Row {
+    name: "webhook_url",
+    aliases: &[],
+    bodies: ALL,
+    kind: Text { most_characters: Some(2048), pattern: None },
+    help: "With `background` being `true`, where the settings allow it \
+           (`webhook.allow_requests`): the address that is told once the job has ended.",
+};
+
 /// What a local model has no use for.
 pub(crate) const INERT_CHOICES: [Row<Choice>; 4] = [
     inert("input_fidelity", &["high", "low"]),
@@ -326,7 +335,7 @@ pub(crate) const INERT_TEXTS: [&str; 2] = ["user", "safety_identifier"];
 const PICTURE_ALIASES: [(&str, &str); 2] = [("mask[]", "mask"), ("mask_image", "mask")];
 
 /// The parameters that are described, in the order in which people read of them.
-const TABLE: [&dyn Described; 23] = [
+const TABLE: [&dyn Described; 24] = [
     &MODEL,
     &N,
     &SIZE,
@@ -350,6 +359,7 @@ const TABLE: [&dyn Described; 23] = [
     &STORE,
     &STREAM,
     &PARTIAL_IMAGES,
+    &WEBHOOK_URL,
 ];
 
 /// The parameters of `body`, each with its schema.

@@ -58,4 +58,5 @@ mod support;
 mod threads;
 #[cfg(unix)]
 mod traces;
+mod webhooks;
 mod weight_files;

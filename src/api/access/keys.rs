@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::rates::Limits;
+use crate::webhooks::WebhookUrl;
 
 /// The keys of which a client must have one; without any, nobody is asked.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -237,6 +238,8 @@ pub struct NamedKey {
     pub models: Option<Vec<String>>,
     /// How much it may ask for.
     pub limits: Limits,
+    /// Who is told of its jobs, if not whom the server tells.
+    pub webhook: Option<WebhookUrl>,
 }
 
 /// Finds the key that somebody shows.
@@ -357,6 +360,7 @@ mod tests {
             expires: None,
             models: None,
             limits: Limits::default(),
+            webhook: None,
         };
 
         let printed = format!("{key:?} {:?}", ApiKeys::new(vec!["secret".to_owned()]));

@@ -31,6 +31,7 @@ pub use rates::Limits;
 use super::ApiConfig;
 use super::error::ApiError;
 use crate::jobs::Owner as JobOwner;
+use crate::webhooks::WebhookUrl;
 use keys::{KeyRing, given_keys};
 use ledger::Ledger;
 use peers::Proxies;
@@ -161,6 +162,7 @@ struct Key {
     expires: Option<Expiry>,
     models: Option<Vec<String>>,
     limits: Limits,
+    webhook: Option<WebhookUrl>,
     account: Arc<Account>,
 }
 
@@ -210,6 +212,7 @@ impl Rules {
                 expires: None,
                 models: None,
                 limits: Limits::default(),
+                webhook: None,
                 account: Account::new(time.clone()),
             }
         };
@@ -220,6 +223,7 @@ impl Rules {
             expires: key.expires,
             models: key.models.clone(),
             limits: key.limits,
+            webhook: key.webhook.clone(),
             account: Account::new(time.clone()),
         });
         let administrators =

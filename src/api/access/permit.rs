@@ -10,6 +10,7 @@ use super::{ApiError, Key};
 use crate::jobs::Owner;
 use crate::requests::{Models, RequestContext};
 use crate::service::Client;
+use crate::webhooks::WebhookUrl;
 
 /// What a request may do, by its key or its address. In the request's extensions.
 #[derive(Debug)]
@@ -70,6 +71,11 @@ impl Permit {
     /// The models that it may use, if not all.
     pub(crate) fn model_names(&self) -> Option<Vec<String>> {
         self.key.as_ref()?.models.clone()
+    }
+
+    /// Who is told of its jobs by its key.
+    pub(crate) fn webhook(&self) -> Option<&WebhookUrl> {
+        self.key.as_ref()?.webhook.as_ref()
     }
 
     /// What logs call its key, if that has a name.

@@ -75,6 +75,7 @@ fn open() -> ApiConfig {
 /// A key whose text is its name.
 fn key(name: &str, scopes: &[Scope]) -> NamedKey {
     NamedKey {
+        webhook: None,
         name: name.parse().unwrap(),
         hash: KeyHash::of(name),
         scopes: Scopes::of(scopes.iter().copied()),

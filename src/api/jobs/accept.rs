@@ -7,6 +7,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::notices;
 use super::wire::ImageJob;
 use crate::api::access::Permit;
 use crate::api::error::ApiError;
@@ -65,9 +66,10 @@ fn sane(key: Option<String>) -> Result<Option<String>, NotSane> {
 /// Stores a job, once all is refused that can be: 202 with the job.
 pub(in crate::api) async fn accept(
     (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
-    (fields, mut memory): (Fields, MemoryShare),
+    (mut fields, mut memory): (Fields, MemoryShare),
     sent: Sent,
 ) -> Result<Response, ApiError> {
+    let asked_webhook = notices::take_webhook(&mut fields, &state.config)?;
     if !state.service().status().accepting {
         return Err(ServiceError::ShuttingDown.into());
     }
@@ -77,7 +79,8 @@ pub(in crate::api) async fn accept(
     let copies = memory.split(copies);
     let from_outside = (asked.deployment.clone(), asked.accepted);
     let origin = origin.as_str().to_owned();
-    let outside = StoredOutside::new(endpoint, from_outside, permit.model_names(), origin);
+    let mut outside = StoredOutside::new(endpoint, from_outside, permit.model_names(), origin);
+    outside.webhook = asked_webhook.as_ref().map(|url| url.as_str().to_owned());
     let (fields, writing, idempotency) = written(fields, outside, idempotency_key).await?;
     let store = &state.jobs.store;
     if let Some(idempotency) = &idempotency
@@ -101,6 +104,7 @@ pub(in crate::api) async fn accept(
         seeds,
         warnings,
         idempotency,
+        webhook: notices::webhook_of(asked_webhook, permit, &state.config),
         request,
     };
     let created = store.create(job).await?;

@@ -2,11 +2,13 @@
 //!
 //! `accept` refuses what can be refused and stores the rest; `runner` takes stored jobs up,
 //! and sends each the way of any request: fields → [`prepare`](crate::requests::prepare) →
-//! the line of its model → reply. The handlers here and `events` tell how far they are. What
+//! the line of its model → reply. The handlers here and `events` tell how far they are;
+//! `notices` tells others that they have ended. What
 //! is promised of a job stands in [`crate::jobs`].
 
 mod accept;
 mod events;
+mod notices;
 mod runner;
 mod wire;
 
@@ -22,6 +24,7 @@ use utoipa::IntoParams;
 
 pub(super) use accept::{accept, checked_key, idempotency_key};
 pub(super) use events::{__path_events, Following, JobEvent, events};
+pub(super) use notices::{Notices, refuse_webhook};
 pub(super) use runner::Runner;
 pub(super) use wire::{ImageJob, JobPage};
 

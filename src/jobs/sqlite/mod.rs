@@ -13,6 +13,7 @@ mod tests;
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,8 +27,8 @@ use super::files::Files;
 use super::id::JobId;
 use super::record::{JobFailure, JobProgress, JobRecord, JobResult, Owner, now_ms};
 use super::store::{
-    Cancelled, Claim, Claimed, Created, Idempotency, JobList, JobStore, NewJob, Outcome, Page,
-    Releasing,
+    Cancelled, Claim, Claimed, Created, Idempotency, JobList, JobStore, NewJob, Notice, Outcome,
+    Page, Releasing,
 };
 use super::watchers::Watchers;
 use changes::End;
@@ -99,7 +100,7 @@ impl Inner {
     }
 
     fn lifetime_ms(&self) -> u64 {
-        u64::try_from(self.config.lifetime.as_millis()).unwrap_or(u64::MAX)
+        whole_ms(self.config.lifetime)
     }
 
     fn recover(&self) -> Result<(), JobStoreError> {
@@ -278,6 +279,10 @@ impl Inner {
     }
 }
 
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The job by that name, told by whether it asks for the same.
 fn find_named(
     database: &Connection,
@@ -383,6 +388,24 @@ impl JobStore for EmbeddedStore {
 
     async fn clean(&self) -> Result<(), JobStoreError> {
         self.off_the_runtime(Inner::clean).await
+    }
+
+    async fn claim_notice(&self, lease: Duration) -> Result<Option<Notice>, JobStoreError> {
+        self.off_the_runtime(move |inner| changes::claim_notice(&inner.database(), whole_ms(lease)))
+            .await
+    }
+
+    async fn settle_notice(
+        &self,
+        id: JobId,
+        tries: u32,
+        again: Option<Duration>,
+    ) -> Result<(), JobStoreError> {
+        let again_ms = again.map(whole_ms);
+        self.off_the_runtime(move |inner| {
+            changes::settle_notice(&inner.database(), (id, tries), again_ms)
+        })
+        .await
     }
 
     fn watch(&self, id: JobId) -> watch::Receiver<()> {

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use crate::jobs::error::JobStoreError;
 
 /// The version of the layout.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// How long a reader from outside, such as a backup, may hold the database.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,6 +46,15 @@ const LAYOUT: &str = "
     PRAGMA user_version = 1;
 ";
 
+/// What has come to the layout since, each to be done at the version before it.
+const ADDITIONS: [&str; 1] = ["
+    ALTER TABLE jobs ADD COLUMN webhook TEXT;
+    ALTER TABLE jobs ADD COLUMN notice_due_ms INTEGER;
+    ALTER TABLE jobs ADD COLUMN notice_tries INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX jobs_by_notice ON jobs (notice_due_ms) WHERE notice_due_ms IS NOT NULL;
+    PRAGMA user_version = 2;
+"];
+
 /// Opens the database in `file`, for this process alone. The lock lasts as long as the file
 /// that is returned.
 pub(super) fn open(file: &Path) -> Result<(Connection, File), JobStoreError> {
@@ -79,9 +88,10 @@ fn prepared(mut connection: Connection) -> Result<Connection, JobStoreError> {
     if found > VERSION {
         return Err(JobStoreError::Newer { found, known: VERSION });
     }
-    if found < VERSION {
+    let steps = std::iter::once(LAYOUT).chain(ADDITIONS);
+    for step in steps.skip(usize::try_from(found).unwrap_or_default()) {
         let transaction = connection.transaction()?;
-        transaction.execute_batch(LAYOUT)?;
+        transaction.execute_batch(step)?;
         transaction.commit()?;
     }
     Ok(connection)

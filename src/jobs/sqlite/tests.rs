@@ -30,6 +30,7 @@ fn owner(name: &str) -> Owner {
 
 fn job_of(who: &str) -> NewJob {
     NewJob {
+        webhook: None,
         owner: owner(who),
         endpoint: "edits".to_owned(),
         model: "tiny".to_owned(),
@@ -314,10 +315,10 @@ async fn a_database_of_a_later_version_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let config = on_disk(folder.path());
     let store = EmbeddedStore::open(&config).unwrap();
-    store.0.database().execute_batch("PRAGMA user_version = 2").unwrap();
+    store.0.database().execute_batch("PRAGMA user_version = 3").unwrap();
     drop(store);
 
     let refused = EmbeddedStore::open(&config).unwrap_err();
 
-    assert!(matches!(refused, JobStoreError::Newer { found: 2, known: 1 }), "{refused}");
+    assert!(matches!(refused, JobStoreError::Newer { found: 3, known: 2 }), "{refused}");
 }

@@ -15,6 +15,7 @@ use diffuser_api::requests::{ModelService, QualityOverrides};
 use diffuser_api::service::{
     Budget, ImageService, PooledModel, ServiceConfig, ServiceStatus, WorkerHandle, start,
 };
+use diffuser_api::webhooks::WebhookConfig;
 use reqwest::multipart::{Form, Part};
 use reqwest::{RequestBuilder, Response};
 use serde_json::Value;
@@ -45,6 +46,8 @@ pub(crate) struct Setup {
     pub(crate) store: Option<PictureStore>,
     /// Where jobs are kept; what the settings say if absent.
     pub(crate) jobs: Option<Arc<dyn JobStore>>,
+    /// Who is told of jobs that have ended.
+    pub(crate) webhooks: WebhookConfig,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -64,6 +67,7 @@ impl Default for Setup {
             metrics: true,
             store: None,
             jobs: None,
+            webhooks: WebhookConfig::default(),
             adjust: |_| {},
         }
     }
@@ -156,6 +160,7 @@ impl Setup {
             max_upload_bytes: self.max_upload_bytes,
             max_image_bytes: 8 << 20,
             max_image_pixels: 4_000_000,
+            webhooks: self.webhooks,
             ..Config::load(&Sources::default()).unwrap().api
         };
         (self.adjust)(&mut api_config);
