@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use diffuser_api::api::{KeyHash, Limits, NamedKey, Scope, Scopes};
+use diffuser_api::config::{Config, Environment, Sources};
 use diffuser_api::webhooks::{
     Courier, Delivery, Message, WebhookConfig, WebhookSecret, WebhookUrl,
 };
@@ -335,5 +336,51 @@ async fn the_page_has_the_parameter_where_it_is_allowed() {
         let fields = &document["components"]["schemas"]["EditJson"]["properties"];
         assert_eq!(fields["webhook_url"] != json!(null), is_there);
         assert!(document["paths"]["/v1/realtime/images"]["get"].is_object());
+    }
+}
+
+/// The settings of some variables, or all that is wrong with them.
+fn configured(variables: &[(&str, &str)]) -> Result<Config, String> {
+    let environment = Environment::from_iter(variables.iter().copied());
+    let sources = Sources { environment, ..Sources::default() };
+    Config::load(&sources).map_err(|error| error.to_string())
+}
+
+#[test]
+fn settings_that_would_tell_nobody_or_somebody_private_are_faulty() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.toml");
+    let hash = KeyHash::of("ann").to_string();
+    let key = |url: &str| {
+        let text =
+            format!("[[key]]\nname = \"ann\"\nsha256 = \"{hash}\"\nwebhook_url = \"{url}\"\n");
+        std::fs::write(&file, text).unwrap();
+        ("DIFFUSER_KEYS_FILE", file.to_str().unwrap())
+    };
+    let secret = ("DIFFUSER_WEBHOOK_SECRET", SECRET);
+    let public = ("DIFFUSER_WEBHOOK_URL", "https://example.org/token");
+    let private = ("DIFFUSER_WEBHOOK_URL", "http://127.0.0.1/token");
+    let allowed = ("DIFFUSER_WEBHOOK_ALLOW_PRIVATE", "true");
+    let requests = ("DIFFUSER_WEBHOOK_ALLOW_REQUESTS", "true");
+
+    let config = configured(&[secret, public]).unwrap();
+    assert_eq!(config.api.webhooks.url.unwrap().as_str(), public.1);
+    configured(&[secret, private, allowed]).unwrap();
+    configured(&[secret, key("https://example.org/token")]).unwrap();
+    for (variables, fault) in [
+        (vec![public], "webhook.secret"),
+        (vec![requests], "webhook.secret"),
+        (vec![secret, private], "webhook.url"),
+        (vec![public, ("DIFFUSER_WEBHOOK_SECRET", "whsec_token")], "webhook.secret"),
+        (vec![key("https://example.org/token")], "webhook.secret"),
+    ] {
+        let faults = configured(&variables).unwrap_err();
+        assert!(faults.starts_with("faulty setting: ") && faults.contains(fault), "{faults}");
+        assert!(!faults.contains("token"), "{faults}");
+    }
+    for wrong in ["http://example.org/token", "https://10.0.0.1/token", "token"] {
+        let faults = configured(&[secret, key(wrong)]).unwrap_err();
+        assert!(faults.contains("keys.key[ann].webhook_url"), "{faults}");
+        assert!(!faults.contains("token"), "{faults}");
     }
 }

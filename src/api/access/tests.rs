@@ -14,6 +14,7 @@ use crate::api::peer::{PeerAddress, PeerLimits};
 use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
 use crate::requests::DefaultResponseFormat;
+use crate::webhooks::WebhookConfig;
 
 /// Settings that limit and ask for nothing.
 fn open() -> ApiConfig {
@@ -57,6 +58,7 @@ fn open() -> ApiConfig {
             capacity: 1,
             max_bytes: 1,
         },
+        webhooks: WebhookConfig::default(),
         picture_store: StoreConfig {
             location: StoreLocation::Memory,
             options: StoreOptions::default(),

@@ -14,7 +14,8 @@ const VERSION: i64 = 2;
 /// How long a reader from outside, such as a backup, may hold the database.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const LAYOUT: &str = "
+/// The first layout.
+pub(super) const LAYOUT: &str = "
     CREATE TABLE jobs (
         id TEXT PRIMARY KEY,
         owner TEXT NOT NULL,

@@ -322,3 +322,57 @@ async fn a_database_of_a_later_version_is_left_alone() {
 
     assert!(matches!(refused, JobStoreError::Newer { found: 3, known: 2 }), "{refused}");
 }
+
+#[tokio::test]
+async fn a_notice_is_due_once_the_job_has_ended_and_until_it_is_settled() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(&on_disk(folder.path())).unwrap();
+    let minute = Duration::from_secs(60);
+    let told = NewJob { webhook: Some("https://there/".to_owned()), ..job_of("a") };
+    let id = accepted(&store, told).await;
+    accepted(&store, job_of("b")).await;
+    assert!(store.claim_notice(minute).await.unwrap().is_none(), "it has not ended");
+    for _ in 0..2 {
+        let claim = taken(&store).await.claim;
+        store.finish(claim, success()).await.unwrap();
+    }
+
+    // Whoever took it up has died, and so has its process.
+    let first = store.claim_notice(Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!((first.job.id, first.webhook.as_str(), first.tries), (id, "https://there/", 1));
+    drop(store);
+    let store = EmbeddedStore::open(&on_disk(folder.path())).unwrap();
+    let second = store.claim_notice(minute).await.unwrap().unwrap();
+    assert_eq!((second.job.id, second.job.state, second.tries), (id, JobState::Succeeded, 2));
+    assert!(store.claim_notice(minute).await.unwrap().is_none(), "it is being sent");
+
+    // Who comes late settles nothing.
+    store.settle_notice(id, 1, None).await.unwrap();
+    store.settle_notice(id, 2, Some(Duration::ZERO)).await.unwrap();
+    let third = store.claim_notice(minute).await.unwrap().unwrap();
+    store.settle_notice(id, third.tries, None).await.unwrap();
+    assert!(store.claim_notice(minute).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_brought_up_to_this_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = on_disk(folder.path());
+    let old = Connection::open(folder.path().join("jobs.db")).unwrap();
+    old.execute_batch(schema::LAYOUT).unwrap();
+    let id = JobId::new();
+    old.execute(
+        "INSERT INTO jobs (id, owner, endpoint, model, state, created_ms, seeds, warnings, \
+         request_bytes, ended_ms, expires_ms) VALUES (?1, 'x', 'edits', 'tiny', 'failed', 1, '[]', \
+         '[]', 0, 2, 9000000000000)",
+        [id.to_string()],
+    )
+    .unwrap();
+    drop(old);
+
+    let store = EmbeddedStore::open(&config).unwrap();
+
+    assert_eq!(store.get(id).await.unwrap().unwrap().state, JobState::Failed);
+    assert!(store.claim_notice(Duration::from_secs(60)).await.unwrap().is_none());
+    accepted(&store, job_of("a")).await;
+}
