@@ -231,6 +231,9 @@ fn every_variable_works() {
     assert_eq!(config.log_filter, "debug");
 }
 
+/// Settings whose values are nobody's business.
+const SECRETS: [&str; 2] = ["webhook.url", "webhook.secret"];
+
 #[test]
 fn every_variable_of_the_table_reaches_its_setting() {
     for key in KEYS {
@@ -245,8 +248,10 @@ fn every_variable_of_the_table_reaches_its_setting() {
                 let fault = &faults(load(&[(variable, &refused)]))[0];
                 assert_eq!(fault.key, key.path);
                 assert_eq!(fault.origin, format!("environment variable {variable}"));
-                let value = fault.value.as_deref().unwrap();
-                assert!(value.len() < 100, "{value}");
+                match fault.value.as_deref() {
+                    Some(value) => assert!(value.len() < 100, "{value}"),
+                    None => assert!(SECRETS.contains(&key.path), "{}", key.path),
+                }
             }
         }
     }
