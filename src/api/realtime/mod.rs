@@ -59,7 +59,8 @@ const PROTOCOL: &str = "realtime";
 ///   a number for `last_event`, and `job` (`ImageJob`); or `job.unfollowed`
 /// - `error`, of a message that was not understood
 ///
-/// Closing the socket calls off what is not in the background. Pages send their key among the
+/// Closing the socket calls off what is not in the background. `x-request-timeout-ms` of the
+/// opening holds for each request. Pages send their key among the
 /// protocols: `["realtime", "openai-insecure-api-key.KEY"]`.
 #[utoipa::path(
     get,
