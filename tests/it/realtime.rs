@@ -98,13 +98,16 @@ impl Client {
 
     /// The code with which the server closes.
     async fn closed(&mut self) -> u16 {
-        loop {
-            match within_patience(self.0.next()).await {
-                Some(Ok(Message::Close(Some(CloseFrame { code, .. })))) => return code.into(),
-                Some(Ok(_)) => {}
-                other => panic!("no close frame: {other:?}"),
+        within_patience(async {
+            loop {
+                match self.0.next().await {
+                    Some(Ok(Message::Close(Some(CloseFrame { code, .. })))) => return code.into(),
+                    Some(Ok(_)) => {}
+                    other => panic!("no close frame: {other:?}"),
+                }
             }
-        }
+        })
+        .await
     }
 }
 
@@ -467,6 +470,8 @@ async fn a_job_is_accepted_and_followed_also_after_one_has_left() {
     assert_eq!(client.hear_of("image.accepted").await["job"]["id"], job, "it is the same one");
     let follow = json!({"type": "job.follow", "id": "g", "job": job, "last_event": last});
     client.say(&follow).await;
+    // What is the case already is not told again.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     server.release(3);
     let heard = client.hear_until("job.completed").await;
     assert!(heard.iter().all(|it| it["event"].as_u64().unwrap() > last && it["id"] == "g"));
