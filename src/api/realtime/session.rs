@@ -351,3 +351,27 @@ pub(super) fn error_message(id: Option<&str>, error: &ApiError) -> String {
     let status = error.status().as_u16();
     ServerMessage::Error { id, status, error: error.body().error }.written()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn steps_pass_untold_while_a_client_does_not_read_and_ends_wait_for_it() {
+        let (to, mut messages) = mpsc::channel(OUTBOX_PLACES);
+        let outbox = Outbox(to);
+        for step in 0..100 {
+            outbox.offer(step.to_string());
+        }
+        let waiting = tokio::spawn(async move { outbox.send("the end".to_owned()).await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+
+        let mut told = Vec::new();
+        while let Some(message) = messages.recv().await {
+            told.push(message.into_text().unwrap().to_string());
+        }
+
+        assert_eq!(told, ["0", "1", "2", "3", "the end"]);
+    }
+}
