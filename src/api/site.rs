@@ -23,7 +23,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::batches::Driver;
 use super::error::{self, ApiError};
-use super::jobs::{Announcing, Runner, models_of};
+use super::jobs::{Announcing, Runner, announced_by, models_of};
 use super::playground::{self, Playground};
 use super::request_log::{RequestLog, log_requests};
 use super::role::Role;
@@ -35,7 +35,7 @@ use crate::jobs::batches::BatchStore;
 use crate::jobs::{Fleet, JobStore};
 use crate::metrics::Metrics;
 use crate::pictures::PictureStore;
-use crate::requests::ModelService;
+use crate::requests::{Announcement, ModelService};
 use crate::service::ImageService;
 
 /// How far the start is.
@@ -243,16 +243,15 @@ pub struct OpenedSite {
 impl OpenedSite {
     /// Keeps the models those that workers announce, for a gateway; never completes.
     pub async fn follow(&self, fleet: &dyn Fleet) -> std::convert::Infallible {
+        let mut known = Vec::new();
         loop {
-            let changed = fleet.until_models_change();
-            let _ = tokio::time::timeout(LOOK, changed).await;
-            match models_of(fleet, self.state.metrics()).await {
-                Ok(models) if models.is_empty() => {}
-                Ok(models) => self.answer_with(&self.state.with_models(models)),
-                Err(error) => {
-                    tracing::warn!(cause = causes::one_line(&error), "the workers' models");
-                }
+            let announced = announced(fleet).await;
+            if announced != known {
+                known.clone_from(&announced);
+                let models = models_of(announced, self.state.metrics());
+                self.answer_with(&self.state.with_models(models));
             }
+            let _ = tokio::time::timeout(LOOK, fleet.until_models_change()).await;
         }
     }
 
@@ -270,10 +269,15 @@ impl OpenedSite {
 
 /// The models that workers have announced, once there is one.
 pub async fn announced_models(fleet: &dyn Fleet, metrics: &Metrics) -> Vec<ModelService> {
+    models_of(announced(fleet).await, metrics)
+}
+
+/// What workers have announced, once there is something.
+async fn announced(fleet: &dyn Fleet) -> Vec<Announcement> {
     loop {
-        match models_of(fleet, metrics).await {
-            Ok(models) if models.is_empty() => {}
-            Ok(models) => return models,
+        match announced_by(fleet).await {
+            Ok(announced) if announced.is_empty() => {}
+            Ok(announced) => return announced,
             Err(error) => tracing::warn!(cause = causes::one_line(&error), "the workers' models"),
         }
         let _ = tokio::time::timeout(LOOK, fleet.until_models_change()).await;

@@ -24,9 +24,10 @@ pub(super) fn request_name(id: JobId) -> String {
     format!("{}.request", scattered(id))
 }
 
-/// Another name each time: what comes too late replaces nothing.
-pub(super) fn result_name(id: JobId) -> String {
-    format!("{}.{}.result", scattered(id), uuid::Uuid::new_v4().simple())
+/// The result of one claim: what comes too late replaces nothing, and what is written again
+/// takes no more room.
+pub(super) fn result_name(id: JobId, claim: u64) -> String {
+    format!("{}.{claim}.result", scattered(id))
 }
 
 /// A part of the stream of one claim.

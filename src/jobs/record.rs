@@ -45,6 +45,8 @@ pub struct JobRecord {
     pub warnings: Vec<String>,
     /// Why it failed.
     pub failure: Option<JobFailure>,
+    /// Whether a client waits for its reply, without which it is of no use.
+    pub is_attached: bool,
     /// Parts of its reply that are there already, if that is a stream.
     pub parts: u64,
     /// How long its request is; 0 once it has ended.

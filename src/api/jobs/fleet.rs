@@ -66,13 +66,19 @@ fn told_of(models: &[ModelService]) -> Result<Vec<(String, String)>, serde_json:
     models.iter().map(told).collect()
 }
 
-/// The models that workers have announced, for a gateway. One of a version that this one
-/// does not understand is left out.
-pub(in crate::api) async fn models_of(
+/// What workers have announced. A model of a version that this one does not understand is left
+/// out.
+pub(in crate::api) async fn announced_by(
     fleet: &dyn Fleet,
+) -> Result<Vec<Announcement>, JobStoreError> {
+    Ok(fleet.models().await?.iter().filter_map(read).collect())
+}
+
+/// The ways to models that workers have announced, for a gateway.
+pub(in crate::api) fn models_of(
+    announced: Vec<Announcement>,
     metrics: &Metrics,
-) -> Result<Vec<ModelService>, JobStoreError> {
-    let announced: Vec<Announcement> = fleet.models().await?.iter().filter_map(read).collect();
+) -> Vec<ModelService> {
     let cards = announced.iter().map(|announced| announced.card.clone()).collect();
     let services = remote(cards, metrics);
     let with_settings = services.into_iter().zip(announced).map(|(images, announced)| {
@@ -80,7 +86,7 @@ pub(in crate::api) async fn models_of(
         let loras = loras.map(LoraNames::Listed);
         ModelService { images, aliases, quality, loras, health_digest: None }
     });
-    Ok(with_settings.collect())
+    with_settings.collect()
 }
 
 fn read(model: &AnnouncedModel) -> Option<Announcement> {

@@ -25,7 +25,7 @@ use utoipa::IntoParams;
 
 pub(super) use accept::{Haste, accept, idempotency_key, store};
 pub(super) use events::{__path_events, events};
-pub(super) use fleet::{Announcing, models_of};
+pub(super) use fleet::{Announcing, announced_by, models_of};
 pub(super) use relay::relay;
 pub(super) use runner::Runner;
 pub(super) use wire::{EndedJob, ImageJob, JobPage};

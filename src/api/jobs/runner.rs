@@ -220,7 +220,7 @@ async fn attempt(state: &AppState, claimed: Claimed) -> Result<Outcome, Unfinish
         deployment: outside.deployment.clone(),
         accepted: outside.accepted(),
         client: if record.is_patient { client.patient() } else { client },
-        is_background: true,
+        is_background: !record.is_attached,
     };
     let endpoint = outside.endpoint;
     let prepared = prepare(&context, (fields, memory), endpoint, asked).await.map_err(failed)?;

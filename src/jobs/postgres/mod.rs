@@ -170,13 +170,12 @@ impl Inner {
         in_time(self.check_room(&job)).await?;
         let name = request_name(id);
         self.objects.write(&name, job.request.clone()).await?;
-        if job.is_attached {
-            self.in_hand.attach(id);
-        }
         let created = in_time(self.insert(id, &job)).await;
-        if !matches!(created, Ok(Created::New(_))) {
-            self.in_hand.detach(id);
-            self.objects.remove(&name).await;
+        match &created {
+            // Not before: if its client leaves meanwhile, its lease runs out.
+            Ok(Created::New(_)) if job.is_attached => self.in_hand.attach(id),
+            Ok(Created::New(_)) => {}
+            Ok(Created::Same(_) | Created::Other(_)) | Err(_) => self.objects.remove(&name).await,
         }
         created
     }
@@ -216,7 +215,7 @@ impl Inner {
             warnings: None,
             lifetime_ms: self.lifetime_ms(),
         };
-        let name = result_name(claim.id);
+        let name = result_name(claim.id, claim.number);
         match outcome {
             Outcome::Failed(failure) => end.failure = Some(failure),
             Outcome::Succeeded(result, warnings) => {
@@ -230,8 +229,12 @@ impl Inner {
         }
         let is_written = in_time(changes::finish(&self.pool, claim, &end)).await?;
         self.in_hand.gone(claim);
-        let left = if is_written { request_name(claim.id) } else { name };
-        self.objects.remove(&left).await;
+        if is_written {
+            self.objects.remove(&request_name(claim.id)).await;
+        } else if self.result_object(claim.id).await?.as_ref() != Some(&name) {
+            // Else it was written before, and the answer was lost.
+            self.objects.remove(&name).await;
+        }
         Ok(is_written)
     }
 
@@ -259,6 +262,13 @@ impl Inner {
             if is_now { Cancelled::Now(record) } else { Cancelled::Ended(record) }
         };
         Ok(record.map(told))
+    }
+
+    /// The object that a job's row names.
+    async fn result_object(&self, id: JobId) -> Result<Option<String>, JobStoreError> {
+        let note = in_time(changes::result(&self.pool, id)).await?;
+        let note = note.as_deref().map(rows::read::<ResultNote>).transpose()?;
+        Ok(note.map(|note| note.object))
     }
 
     async fn result(&self, id: JobId) -> Result<Option<JobResult>, JobStoreError> {

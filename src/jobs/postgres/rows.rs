@@ -12,7 +12,7 @@ use crate::jobs::record::{JobProgress, JobRecord, JobState, Owner};
 macro_rules! columns {
     () => {
         "id, owner, endpoint, model, state, created_ms, started_ms, ended_ms, expires_ms, tries, \
-         claims, parts, progress, is_patient, seeds, warnings, failure, request_bytes, result_bytes, CASE \
+         claims, parts, progress, is_patient, is_attached, seeds, warnings, failure, request_bytes, result_bytes, CASE \
          state WHEN 'queued' THEN (SELECT count(*) FROM diffuser_jobs AS earlier WHERE \
          earlier.state = 'queued' AND earlier.model = diffuser_jobs.model AND earlier.id < \
          diffuser_jobs.id) ELSE 0 END AS ahead"
@@ -42,6 +42,7 @@ pub(super) fn record(row: &PgRow) -> Result<JobRecord, JobStoreError> {
         warnings: read(&row.try_get::<String, _>("warnings")?)?,
         failure: failure.as_deref().map(read).transpose()?,
         is_patient: row.try_get("is_patient")?,
+        is_attached: row.try_get("is_attached")?,
         parts: count(row, "parts")?,
         request_bytes: count(row, "request_bytes")?,
         result_bytes: count(row, "result_bytes")?,

@@ -118,6 +118,7 @@ fn record(row: &Row<'_>) -> Result<JobRecord, JobStoreError> {
         seeds: read(&row.get::<_, String>("seeds")?)?,
         warnings: read(&row.get::<_, String>("warnings")?)?,
         failure: failure.as_deref().map(read).transpose()?,
+        is_attached: false,
         parts: 0,
         request_bytes: row.get("request_bytes")?,
         result_bytes: row.get("result_bytes")?,
