@@ -131,6 +131,14 @@ pub struct Page {
     pub after: Option<JobId>,
 }
 
+/// The first `limit` of what was `found`, and whether there was more: a page asks for one more
+/// than it has.
+pub(super) fn page_of<T>(mut found: Vec<T>, limit: usize) -> (Vec<T>, bool) {
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    (found, has_more)
+}
+
 /// Jobs of an owner.
 #[derive(Debug)]
 pub struct JobList {

@@ -5,7 +5,6 @@
 //! line's. So a line that was sent is found, and not sent again.
 
 use std::collections::HashSet;
-use std::io;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -116,12 +115,7 @@ pub(super) enum Trouble {
 impl Trouble {
     /// Of a file of a batch that cannot be read.
     pub(super) fn of_input(error: JobStoreError) -> Self {
-        if let JobStoreError::File { error: of_file, .. } = &error
-            && of_file.kind() == io::ErrorKind::NotFound
-        {
-            return Self::InputGone;
-        }
-        Self::Store(error)
+        if error.is_for_want_of_file() { Self::InputGone } else { Self::Store(error) }
     }
 }
 

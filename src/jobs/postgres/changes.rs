@@ -9,7 +9,7 @@ use super::{CHANGES, WORK};
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
 use crate::jobs::record::{JobFailure, JobRecord, Owner};
-use crate::jobs::store::{Claim, Idempotency, JobLine, JobList, NewJob, Page, Releasing};
+use crate::jobs::store::{Claim, Idempotency, JobLine, JobList, NewJob, Page, Releasing, page_of};
 
 /// Who has the claim may go on.
 macro_rules! by_claim {
@@ -73,9 +73,8 @@ pub(super) async fn list(
     let after = page.after.map(|id| id.to_string());
     let query = sqlx::query(sql).bind(owner.as_str()).bind(after);
     let found = query.bind(signed(page.limit as u64 + 1)).fetch_all(pool).await?;
-    let mut jobs = found.iter().map(rows::record).collect::<Result<Vec<_>, _>>()?;
-    let has_more = jobs.len() > page.limit;
-    jobs.truncate(page.limit);
+    let jobs = found.iter().map(rows::record).collect::<Result<Vec<_>, _>>()?;
+    let (jobs, has_more) = page_of(jobs, page.limit);
     Ok(JobList { jobs, has_more })
 }
 

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
 use crate::jobs::record::{JobRecord, JobState, Owner, now_ms};
-use crate::jobs::store::{JobLine, JobList, Page};
+use crate::jobs::store::{JobLine, JobList, Page, page_of};
 
 const COLUMNS: &str = "id, owner, endpoint, model, state, created_ms, started_ms, ended_ms, \
      expires_ms, tries, claims, seeds, warnings, failure, request_bytes, \
@@ -60,8 +60,7 @@ pub(super) fn list(db: &Connection, owner: &Owner, page: Page) -> Result<JobList
     while let Some(row) = rows.next()? {
         jobs.push(record(row)?);
     }
-    let has_more = jobs.len() > page.limit;
-    jobs.truncate(page.limit);
+    let (jobs, has_more) = page_of(jobs, page.limit);
     Ok(JobList { jobs, has_more })
 }
 

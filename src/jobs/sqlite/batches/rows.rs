@@ -12,6 +12,7 @@ use crate::jobs::batches::{
 use crate::jobs::error::JobStoreError;
 use crate::jobs::record::{Owner, now_ms};
 use crate::jobs::sqlite::rows::read;
+use crate::jobs::store::page_of;
 
 /// Batches that have not ended.
 pub(super) const UNFINISHED: &str =
@@ -101,8 +102,7 @@ pub(super) fn files(
     while let Some(row) = rows.next()? {
         files.push(file_of(row)?);
     }
-    let has_more = files.len() > page.limit;
-    files.truncate(page.limit);
+    let (files, has_more) = page_of(files, page.limit);
     Ok(FileList { files, has_more })
 }
 
@@ -214,8 +214,7 @@ pub(super) fn batches(
     while let Some(row) = rows.next()? {
         batches.push(batch_of(row)?);
     }
-    let has_more = batches.len() > page.limit;
-    batches.truncate(page.limit);
+    let (batches, has_more) = page_of(batches, page.limit);
     Ok(BatchList { batches, has_more })
 }
 
