@@ -17,6 +17,7 @@
 //!   layers, weights and their configuration, devices, pictures, downloads;
 //! - [`domain`] is the vocabulary of them all;
 //! - [`mod@metrics`] is what is counted and timed, for Prometheus;
+//! - [`webhooks`] tell others that something has happened;
 //! - `interruption` breaks off work that nobody waits for; [`causes`] are what errors tell the log;
 //! - [`signals`] and [`supervisor`] are what the system tells the program, and the other way round;
 //! - [`telemetry`] sets up traces, and the logs, which `terminal` keeps above bars, [`threads`] the threads that compute
@@ -52,3 +53,4 @@ pub mod telemetry;
 pub(crate) mod terminal;
 pub mod threads;
 pub mod tls;
+pub mod webhooks;

@@ -77,7 +77,9 @@ impl Addresses {
 /// one is named. A name may have slashes in it, as models of a hub do.
 fn endpoint<'a>(behind: &'a [&'a str]) -> Option<(&'a [&'a str], Option<Deployment>)> {
     match behind {
-        ["images" | "models" | "jobs" | "files" | "batches", ..] => Some((behind, None)),
+        ["images" | "models" | "jobs" | "files" | "batches" | "realtime", ..] => {
+            Some((behind, None))
+        }
         ["deployments", name @ .., "images", _] if !name.is_empty() => {
             let name = name.join("/");
             let name = percent_decode_str(&name).decode_utf8_lossy().into_owned();

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::response::Response;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use super::{access, reply, request_log};
+use super::origin::Origin;
+use super::{ApiConfig, access, reply, request_log};
 
 /// The pages that may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,17 @@ pub(super) fn layer(origins: &CorsOrigins) -> CorsLayer {
                 .chain(reply::HEADERS.map(HeaderName::from_static))
                 .collect::<Vec<_>>(),
         )
+}
+
+/// Whether the page may call that a request comes from. A browser asks for no leave before it
+/// opens a WebSocket, and lets the page read whatever comes: here the server has to look.
+pub(super) fn may_call(headers: &HeaderMap, config: &ApiConfig) -> bool {
+    let Some(page) = headers.get(header::ORIGIN) else { return true };
+    let CorsOrigins::These(origins) = &config.cors_origins else { return true };
+    let page = page.to_str().unwrap_or_default().to_ascii_lowercase();
+    let own = Origin::of(headers, config);
+    let host = |origin: &str| origin.split_once("://").map(|(_, host)| host.to_owned());
+    origins.contains(&page) || host(&page).is_some_and(|page| host(own.as_str()) == Some(page))
 }
 
 /// Takes the other headers of the layer from answers to pages that may not call.

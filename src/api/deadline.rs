@@ -28,6 +28,14 @@ impl Deadline {
     /// # Errors
     /// [`ValidationError`] if the header is no number of milliseconds up to a day.
     pub(super) fn of(headers: &HeaderMap, config: &ApiConfig) -> Result<Self, ValidationError> {
+        Ok(Self::within(Self::asked(headers)?, config))
+    }
+
+    /// How long the client says that it waits.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub(super) fn asked(headers: &HeaderMap) -> Result<Option<Duration>, ValidationError> {
         let asked = headers.get(HEADER).map(|value| {
             let ms = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
             ms.filter(|ms| (1..=MOST_MS).contains(ms)).ok_or_else(|| {
@@ -35,9 +43,13 @@ impl Deadline {
                 ValidationError::new(HEADER, FaultKind::Invalid, message)
             })
         });
-        let asked = asked.transpose()?.map(Duration::from_millis);
+        Ok(asked.transpose()?.map(Duration::from_millis))
+    }
+
+    /// From now on so long, or as long as the settings say, if that is shorter.
+    pub(super) fn within(asked: Option<Duration>, config: &ApiConfig) -> Self {
         let earliest = asked.into_iter().chain(config.request_timeout).min();
-        Ok(Self(earliest.and_then(|duration| Instant::now().checked_add(duration))))
+        Self(earliest.and_then(|duration| Instant::now().checked_add(duration)))
     }
 
     /// The result of `work`, which is dropped, and so called off, at the deadline.

@@ -70,6 +70,10 @@ pub(super) enum ApiError {
     NotForAll {
         there_are_keys: bool,
     },
+    /// The page of another origin, which may not call.
+    ForeignOrigin,
+    /// What is no opening of a WebSocket, at an address that has nothing else.
+    NotWebSocket,
     /// The client took too long to send its request.
     UploadTooSlow,
     /// The answer would come too late for whoever asked.
@@ -264,7 +268,7 @@ impl ApiError {
             Self::Unauthorised | Self::ExpiredKey => {
                 Row::refused(StatusCode::UNAUTHORIZED, Some("invalid_api_key"))
             }
-            Self::NotForAll { .. } | Self::MissingScope { .. } => {
+            Self::NotForAll { .. } | Self::MissingScope { .. } | Self::ForeignOrigin => {
                 Row::refused(StatusCode::FORBIDDEN, Some("not_allowed"))
             }
             Self::NoModelAllowed => Row {
@@ -281,6 +285,9 @@ impl ApiError {
                 let retry = Retry::MuchLater(*wait);
                 Row::too_often("insufficient_quota", "insufficient_quota", retry)
             }
+            Self::NotWebSocket => {
+                Row::refused(StatusCode::UPGRADE_REQUIRED, Some("upgrade_required"))
+            }
             // Trying again would take as long.
             Self::UploadTooSlow => Row {
                 retry: Retry::Never,
@@ -294,7 +301,11 @@ impl ApiError {
             Self::StorageUnavailable(_) => {
                 Row::unavailable("storage_unavailable", Retry::After(10))
             }
-            Self::NoResult { .. } => Row::refused(StatusCode::CONFLICT, Some("job_has_no_result")),
+            // Clients try 409 again by themselves, at once.
+            Self::NoResult { .. } => Row {
+                retry: Retry::Never,
+                ..Row::refused(StatusCode::CONFLICT, Some("job_has_no_result"))
+            },
             Self::IdempotencyKeyReused => Row {
                 param: Some("Idempotency-Key"),
                 ..Row::refused(StatusCode::UNPROCESSABLE_ENTITY, Some("idempotency_key_reused"))
@@ -347,6 +358,8 @@ impl ApiError {
             | Self::TooManyAtOnce { .. }
             | Self::PicturesSpent { .. }
             | Self::NotForAll { .. }
+            | Self::ForeignOrigin
+            | Self::NotWebSocket
             | Self::UploadTooSlow
             | Self::DeadlineExceeded
             | Self::UnknownPicture
@@ -468,6 +481,9 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         let headers = response.headers_mut();
+        if row.status == StatusCode::UPGRADE_REQUIRED {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
         match row.retry {
             Retry::AsUsual => {}
             Retry::Never => {

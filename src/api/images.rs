@@ -165,21 +165,47 @@ pub(super) struct Sent {
 
 /// Makes what the fields ask for, now or, `background`, later.
 async fn make(
-    (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
-    (mut fields, memory): (Fields, MemoryShare),
+    with: (&AppState, &Arc<Permit>, &RequestContext),
+    read: (Fields, MemoryShare),
     sent: Sent,
     deadline: Deadline,
 ) -> Result<Response, ApiError> {
-    if fields.take_in_background() {
-        return jobs::accept((state, permit, context), (fields, memory), sent).await;
+    match begin(with, read, sent).await? {
+        Begun::Accepted(response) => Ok(response),
+        Begun::Relayed(relayed) => relayed.deliver(deadline).await,
+        Begun::Ordered(ordered) => ordered.deliver(deadline).await,
     }
+}
+
+/// A request that was understood.
+pub(super) enum Begun {
+    /// It is a job: 202 with it.
+    Accepted(Response),
+    /// A worker makes it, while its client waits here.
+    Relayed(jobs::Relayed),
+    /// It is in the line of its model.
+    Ordered(Box<Ordered>),
+}
+
+/// Has what the fields ask for stored, or made by a worker, or puts it into the line of its
+/// model.
+pub(super) async fn begin(
+    (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
+    (mut fields, memory): (Fields, MemoryShare),
+    sent: Sent,
+) -> Result<Begun, ApiError> {
+    if fields.take_in_background() {
+        let accepted = jobs::accept((state, permit, context), (fields, memory), sent).await?;
+        return Ok(Begun::Accepted(accepted));
+    }
+    jobs::refuse_webhook(&mut fields)?;
     if state.config.role == Role::Gateway {
-        let asking = (state, permit, context);
-        return jobs::relay(asking, (fields, memory), sent, deadline).await;
+        let relayed = jobs::relay((state, permit, context), (fields, memory), sent).await?;
+        return Ok(Begun::Relayed(relayed));
     }
     let prepared = prepare(context, (fields, memory), sent.endpoint, sent.asked).await?;
     permit.book(prepared.request.count.get())?;
-    order(state, prepared, sent.origin).await?.deliver(deadline).await
+    Ok(Begun::Ordered(Box::new(order(state, prepared, sent.origin).await?)))
 }
 
 /// What a request says outside its body.
@@ -189,7 +215,7 @@ pub(super) fn outside_of(request: &Request, state: &AppState, permit: &Permit) -
         deployment: deployment.map(|Deployment(name)| name.clone()),
         accepted: accept::accepted_by(request.headers()),
         client: permit.client(),
-        is_background: false,
+        is_followed: false,
     };
     (Origin::of(request.headers(), &state.config), asked)
 }

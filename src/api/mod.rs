@@ -31,6 +31,7 @@ mod multipart;
 mod origin;
 mod peer;
 mod playground;
+mod realtime;
 mod reply;
 mod request_log;
 mod role;
@@ -72,6 +73,7 @@ use crate::imaging::codec::DecodeLimits;
 use crate::jobs::JobsConfig;
 use crate::pictures::StoreConfig;
 use crate::requests::DefaultResponseFormat;
+use crate::webhooks::WebhookConfig;
 use address::Addresses;
 use playground::Playground;
 use request_log::{RequestLog, log_requests};
@@ -146,6 +148,8 @@ pub struct ApiConfig {
     pub metrics: MetricsAddress,
     /// Requests whose pictures are fetched later.
     pub jobs: JobsConfig,
+    /// Who is told that they have ended.
+    pub webhooks: WebhookConfig,
     /// What this process does.
     pub role: Role,
     /// Many of them in a file.
@@ -175,7 +179,7 @@ pub fn router(parts: ServerParts, config: &ApiConfig) -> Router {
 fn router_of(state: AppState) -> Router {
     let config = Arc::clone(&state.config);
     let prefix = path_prefix(&config);
-    let request_log = RequestLog { metrics: state.metrics().clone(), access: config.access_log };
+    let request_log = RequestLog::of(state.metrics(), &config);
     let (endpoints, document) = endpoints(&prefix, &state).split_for_parts();
     let page = state.playground.as_ref().filter(|_| config.role != Role::Worker);
     let page = page.map(Playground::router).unwrap_or_default();
@@ -223,6 +227,7 @@ fn endpoints(prefix: &str, state: &AppState) -> OpenApiRouter<AppState> {
         .routes(routes!(batches::create, batches::list))
         .routes(routes!(batches::batch))
         .routes(routes!(batches::cancel))
+        .routes(routes!(realtime::images))
         .routes(routes!(meta::models))
         .route("/models/{*id}", any(models::of_one))
         .merge(OpenApiRouter::with_openapi(models::OfOne::openapi()))

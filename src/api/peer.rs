@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, Sleep};
 
 /// Where a peer is, without its port.
@@ -51,6 +52,8 @@ pub(super) struct Activity {
     requests: AtomicUsize,
     is_closing: AtomicBool,
     closing: Notify,
+    /// Whether the peer speaks something else than HTTP by now, which has a clock of its own.
+    is_upgraded: AtomicBool,
     /// When the last request ended, or the connection began.
     idle_since: Mutex<Instant>,
     /// Wakes the connection's task.
@@ -63,6 +66,7 @@ impl Activity {
             requests: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
             closing: Notify::new(),
+            is_upgraded: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
             waker: AtomicWaker::new(),
         })
@@ -84,7 +88,15 @@ impl Activity {
 
     /// Completes once the connection is to end. For one who waits.
     pub(super) async fn closing(&self) {
-        self.closing.notified().await;
+        if !self.is_closing() {
+            self.closing.notified().await;
+        }
+    }
+
+    /// No further request is waited for.
+    fn upgrade(&self) {
+        self.is_upgraded.store(true, Ordering::SeqCst);
+        self.waker.wake();
     }
 
     fn is_busy(&self) -> bool {
@@ -114,6 +126,32 @@ impl Drop for UnderWay {
         drop(since);
         self.0.requests.fetch_sub(1, Ordering::SeqCst);
         self.0.waker.wake();
+    }
+}
+
+/// What is done with a connection that HTTP has left to it.
+pub(super) type Successor = BoxFuture<'static, ()>;
+
+/// The connection that a request came by. In the request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Connection {
+    pub(super) activity: Arc<Activity>,
+    successor: mpsc::Sender<Successor>,
+}
+
+impl Connection {
+    /// With the end at which its [`Successor`] comes out.
+    pub(super) fn new(activity: Arc<Activity>) -> (Self, mpsc::Receiver<Successor>) {
+        let (successor, succeeding) = mpsc::channel(1);
+        (Self { activity, successor }, succeeding)
+    }
+
+    /// Leaves the connection to `successor` once HTTP is done with it. It counts as one as long
+    /// as that goes on, and is dropped with it.
+    pub(super) fn hand_over(&self, successor: Successor) {
+        self.activity.upgrade();
+        // There is one at most: HTTP ends with it.
+        let _ = self.successor.try_send(successor);
     }
 }
 
@@ -158,7 +196,7 @@ impl TimedStream {
     /// What comes of waiting for the peer: an end, if it took too long.
     fn wait_to_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.activity.waker.register(context.waker());
-        if self.activity.is_busy() {
+        if self.activity.is_busy() || self.activity.is_upgraded.load(Ordering::SeqCst) {
             self.awaited = Awaited::Nothing;
             return Poll::Pending;
         }

@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures::StreamExt;
 use tracing::{Instrument, Span};
 
+use super::ApiConfig;
 use super::access::UsedKey;
 use super::error::Cause;
 use crate::metrics::{ErrorCode, Metrics, Operation};
@@ -58,6 +59,12 @@ pub(super) struct RequestLog {
     pub(super) access: bool,
 }
 
+impl RequestLog {
+    pub(super) fn of(metrics: &Metrics, config: &ApiConfig) -> Self {
+        Self { metrics: metrics.clone(), access: config.access_log }
+    }
+}
+
 /// Middleware: gives the request an id and a span, and logs and counts how it went.
 pub(super) async fn log_requests(
     State(log): State<RequestLog>,
@@ -75,7 +82,7 @@ pub(super) async fn log_requests(
     let mut line = LogLine {
         log,
         span: span.clone(),
-        method: request.method().clone(),
+        method: request.method().as_str().to_owned(),
         route,
         started: Instant::now(),
         answer: None,
@@ -83,17 +90,25 @@ pub(super) async fn log_requests(
     let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     let afterwards = response.extensions_mut().remove();
-    line.answer = Some(Answer {
-        status: response.status(),
-        cause: response.extensions_mut().remove(),
-        code: response.extensions_mut().remove(),
-        work: response.extensions_mut().remove(),
-        key: response.extensions_mut().remove(),
-    });
+    line.note(&mut response);
     match afterwards {
         Some(Afterwards(outcome)) => log_afterwards(response, line, outcome),
         None => response,
     }
+}
+
+/// The method, as logs and metrics have it, of requests that come as messages.
+const MESSAGE: &str = "MESSAGE";
+
+/// A request that came as a message of a WebSocket at `route`: its id, its span, and its line.
+pub(super) fn log_message(log: RequestLog, route: String) -> (String, Span, LogLine) {
+    let id = uuid::Uuid::new_v4().to_string();
+    let span = tracing::error_span!("request", id);
+    let span = spans::request(&span, MESSAGE, &route, &HeaderMap::new());
+    span.record("request_id", &id);
+    let (method, started) = (MESSAGE.to_owned(), Instant::now());
+    let line = LogLine { log, span: span.clone(), method, route, started, answer: None };
+    (id, span, line)
 }
 
 /// Has the line written when the stream has ended or its client has gone.
@@ -154,11 +169,11 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 /// A log line that is written when it is dropped: also when the client leaves
 /// and the request is dropped half way.
-struct LogLine {
+pub(super) struct LogLine {
     log: RequestLog,
     /// That of the request.
     span: Span,
-    method: Method,
+    method: String,
     route: String,
     started: Instant,
     /// `None` until the response is there.
@@ -177,11 +192,22 @@ struct Answer {
 const CLIENT_LEFT: u16 = 499;
 
 impl LogLine {
+    /// Takes note of how the request was answered, and takes what only the log wants.
+    pub(super) fn note(&mut self, response: &mut Response) {
+        self.answer = Some(Answer {
+            status: response.status(),
+            cause: response.extensions_mut().remove(),
+            code: response.extensions_mut().remove(),
+            work: response.extensions_mut().remove(),
+            key: response.extensions_mut().remove(),
+        });
+    }
+
     fn count(&self) {
         let status = self.answer.as_ref().map_or(CLIENT_LEFT, |answer| answer.status.as_u16());
         let took = self.started.elapsed();
         let metrics = &self.log.metrics;
-        metrics.request_answered(self.method.as_str(), &self.route, status, took);
+        metrics.request_answered(&self.method, &self.route, status, took);
         let Some(Answer { code, work, .. }) = &self.answer else { return };
         if let Some(code) = code {
             metrics.request_failed(*code);

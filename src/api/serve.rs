@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::guarded_body::GuardedBody;
-use super::peer::{Activity, PeerAddress, PeerLimits, TimedStream, UnderWay};
+use super::peer::{Activity, Connection, PeerAddress, PeerLimits, TimedStream, UnderWay};
 use super::{ApiConfig, ServerParts, Site};
 
 /// How often a peer of HTTP/2 is asked whether it is there.
@@ -193,6 +193,9 @@ enum Keeping {
     OneRequest,
 }
 
+/// How often it is looked whether one of all connections has come to rest.
+const ROOM_LOOK: Duration = Duration::from_millis(100);
+
 /// The connections that are open.
 struct Connections {
     keeping: Keeping,
@@ -240,7 +243,8 @@ impl Connections {
             if let Some((_, longest)) = idle.min_by_key(|(since, _)| *since) {
                 longest.close();
             }
-            self.tasks.join_next().await;
+            // One may come to rest meanwhile that does not end by itself.
+            let _ = tokio::time::timeout(ROOM_LOOK, self.tasks.join_next()).await;
         }
     }
 
@@ -274,8 +278,10 @@ async fn serve_peer(
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_INTERVAL);
     let answering = Arc::clone(&activity);
+    let (by, mut succeeding) = Connection::new(Arc::clone(&activity));
     let service = hyper::service::service_fn(move |mut request: hyper::Request<_>| {
         request.extensions_mut().insert(address);
+        request.extensions_mut().insert(by.clone());
         let request_under_way = UnderWay::on(&answering);
         if keeping == Keeping::OneRequest {
             answering.close();
@@ -288,16 +294,18 @@ async fn serve_peer(
         }
     });
     let stream = TokioIo::new(TimedStream::new(stream, Arc::clone(&activity), limits));
-    let connection = builder.serve_connection(stream, service);
-    tokio::pin!(connection);
+    let mut connection = Box::pin(builder.serve_connection_with_upgrades(stream, service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = activity.closing() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            connection.as_mut().await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(error, "a connection ended early");
+    }
+    if let Ok(successor) = succeeding.try_recv() {
+        successor.await;
     }
 }

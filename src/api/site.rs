@@ -23,7 +23,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::batches::Driver;
 use super::error::{self, ApiError};
-use super::jobs::{Announcing, Runner, announced_by, models_of};
+use super::jobs::{Announcing, Notices, Runner, announced_by, models_of};
 use super::playground::{self, Playground};
 use super::request_log::{RequestLog, log_requests};
 use super::role::Role;
@@ -115,6 +115,8 @@ struct Opened {
 struct Working {
     /// Runs the jobs.
     runner: Mutex<Option<Runner>>,
+    /// Tells others of jobs that have ended, likewise.
+    notices: Mutex<Option<Notices>>,
     /// Tells gateways of the models.
     announcing: Option<Announcing>,
     /// Sees to batches until this is dropped.
@@ -207,6 +209,10 @@ impl Site {
         if let Some(runner) = runner {
             runner.finish(deadline).await;
         }
+        let notices = working.notices.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(notices) = notices {
+            notices.finish().await;
+        }
     }
 }
 
@@ -225,8 +231,10 @@ impl Opening {
         let state = AppState::new(parts, config);
         let runs = config.role != Role::Gateway;
         let runner = Mutex::new(runs.then(|| Runner::start(state.clone())));
+        let notices = Mutex::new(Notices::start(state.clone()));
         let driver = Driver::start(state.clone());
-        let working = Arc::new(Working { runner, announcing: announced, _driver: driver });
+        let working = Working { runner, notices, announcing: announced, _driver: driver };
+        let working = Arc::new(working);
         let site = OpenedSite { state, working, opened: self.opened };
         site.answer_with(&site.state);
         site

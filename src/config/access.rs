@@ -10,12 +10,13 @@ use super::keys::{self, Key, nearest};
 use super::layers::{Found, KEY_TABLES, Layers, unknown};
 use super::{ConfigError, Fault, printed, values, whole_number};
 use crate::api::{CorsOrigins, Expiry, KeyName, Limits, NamedKey, Network, Scope, Scopes};
+use crate::webhooks::WebhookUrl;
 
 /// The most that a limit can be.
 const MOST: i64 = 1_000_000_000;
 
 /// What a key may say of itself.
-const FIELDS: [&str; 8] = [
+const FIELDS: [&str; 9] = [
     "name",
     "sha256",
     "scopes",
@@ -24,6 +25,7 @@ const FIELDS: [&str; 8] = [
     "requests_per_minute",
     "concurrent_requests",
     "pictures_per_day",
+    "webhook_url",
 ];
 
 /// The keys in the text of a file of keys.
@@ -212,12 +214,14 @@ impl<'a> KeyTable<'a> {
             concurrent_requests: limit("concurrent_requests"),
             pictures_per_day: limit("pictures_per_day"),
         };
+        let webhook = self.webhook();
         for field in ["name", "sha256"] {
             if !self.fields.contains_key(field) {
                 self.refuse(field, None, "one");
             }
         }
-        Some(NamedKey { name: name?, hash: hash?, scopes, expires, models, limits })
+        let (name, hash) = (name?, hash?);
+        Some(NamedKey { name, hash, scopes, expires, models, limits, webhook })
     }
 
     /// Faults do not show it: it may be the key itself that somebody wrote there.
@@ -229,6 +233,17 @@ impl<'a> KeyTable<'a> {
             self.refuse("sha256", None, expected);
         }
         hash
+    }
+
+    /// Whether the settings allow it is looked at with them. Faults do not show it: it may be
+    /// a secret.
+    fn webhook(&mut self) -> Option<WebhookUrl> {
+        let value = self.fields.get("webhook_url")?;
+        let url = value.as_str().and_then(|text| WebhookUrl::parse(text, true).ok());
+        if url.is_none() {
+            self.refuse("webhook_url", None, "an address such as https://example.org/hook");
+        }
+        url
     }
 
     fn scopes(&mut self) -> Scopes {

@@ -140,6 +140,10 @@ keys! {
     BATCHES_REQUESTS: "batches.max_requests", "DIFFUSER_BATCHES_MAX_REQUESTS", "requests of a batch";
     BATCHES_IN_FLIGHT: "batches.in_flight", "DIFFUSER_BATCHES_IN_FLIGHT", "requests of all batches that are under way";
     BATCHES_LIFETIME: "batches.lifetime_s", "DIFFUSER_BATCHES_LIFETIME_S", "seconds that files are kept, and batches that have ended";
+    WEBHOOK_URL: "webhook.url", "DIFFUSER_WEBHOOK_URL", "who is told of jobs that have ended";
+    WEBHOOK_SECRET: "webhook.secret", "DIFFUSER_WEBHOOK_SECRET", "whsec_…, by which the receiver knows us";
+    WEBHOOK_ALLOW_REQUESTS: "webhook.allow_requests", "DIFFUSER_WEBHOOK_ALLOW_REQUESTS", "requests may say who is told";
+    WEBHOOK_ALLOW_PRIVATE: "webhook.allow_private", "DIFFUSER_WEBHOOK_ALLOW_PRIVATE", "also without TLS, and in private networks";
 
     WARMUP_ENABLED: "warmup.enabled", "DIFFUSER_ENABLE_WARMUP", "make one picture before listening";
     WARMUP_IMAGE_PATH: "warmup.image_path", "DIFFUSER_WARMUP_IMAGE_PATH", "picture for it";
@@ -175,7 +179,7 @@ impl Key {
 
     /// Whether its value is nobody's business.
     pub(super) fn is_secret(&self) -> bool {
-        [API_KEYS, ADMIN_KEYS, JOBS_STORE].contains(self)
+        [API_KEYS, ADMIN_KEYS, JOBS_STORE, WEBHOOK_URL, WEBHOOK_SECRET].contains(self)
     }
 }
 

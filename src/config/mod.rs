@@ -27,6 +27,7 @@ mod models;
 mod pictures;
 mod telemetry;
 mod values;
+mod webhooks;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -136,6 +137,7 @@ impl Config {
 
         let (listen, api) = (layers.listen(), layers.api(&sources.environment));
         let mut api = api;
+        layers.check_webhooks_of(&api.named_keys, &api.webhooks);
         let job_files = layers.job_files(&api.jobs, &sources.environment);
         if let Some(files) = job_files.as_ref().filter(|_| api.role != Role::All) {
             api.picture_store.share(files);
@@ -279,6 +281,7 @@ impl Layers {
             access_log: self.boolean(keys::LOG_ACCESS).unwrap_or_default(),
             role: self.role(&jobs),
             jobs,
+            webhooks: self.webhooks(),
             batches: self.batches(),
         }
     }

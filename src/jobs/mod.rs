@@ -14,7 +14,10 @@
 //! 5. Each try gives the same pictures: the seed is drawn before the job is stored.
 //! 6. A row never says that a file is there which is not: files are written under another
 //!    name, synced and renamed first.
-//! 7. What has ended is kept for `jobs.lifetime_s`; what has waited for longer fails as
+//! 7. Whoever is to be told of a job's end ([`NewJob::webhook`]) is told of by
+//!    [`JobStore::claim_notice`] until that is settled, over restarts, too, for as long as the
+//!    job is kept.
+//! 8. What has ended is kept for `jobs.lifetime_s`; what has waited for longer fails as
 //!    `expired`.
 //!
 //! Who may see a job is its [`Owner`]. What is in a request is no matter of this module, nor
@@ -41,6 +44,6 @@ pub use postgres::SharedStore;
 pub use record::{JobFailure, JobProgress, JobRecord, JobResult, JobState, Owner};
 pub use sqlite::EmbeddedStore;
 pub use store::{
-    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Outcome,
-    Page, Releasing, Wanted,
+    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Notice,
+    Outcome, Page, Releasing, Wanted,
 };

@@ -1,6 +1,6 @@
 //! What is known of a job.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -192,6 +192,10 @@ impl JobRecord {
         };
         self.claims * NUMBERS_OF_A_CLAIM + within
     }
+}
+
+pub(super) fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Milliseconds since 1970.

@@ -1,5 +1,7 @@
 //! What a store of jobs does. The module above says what it promises.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -25,6 +27,8 @@ pub struct NewJob {
     pub idempotency: Option<Idempotency>,
     /// Whether others go first, for nobody waits for it.
     pub is_patient: bool,
+    /// Where somebody is to be told once it has ended.
+    pub webhook: Option<String>,
     /// The request.
     pub request: Bytes,
     /// How much work it is, in seconds of whatever device: only relations count.
@@ -148,6 +152,17 @@ pub struct JobList {
     pub has_more: bool,
 }
 
+/// A job that has ended, of which somebody is to be told.
+#[derive(Debug)]
+pub struct Notice {
+    /// The job.
+    pub job: JobRecord,
+    /// Where.
+    pub webhook: String,
+    /// How often it was tried, with this time.
+    pub tries: u32,
+}
+
 /// A store of jobs.
 #[async_trait]
 pub trait JobStore: Send + Sync + 'static {
@@ -202,6 +217,18 @@ pub trait JobStore: Send + Sync + 'static {
 
     /// The lines of all models for which there are jobs that have not ended.
     async fn lines(&self) -> Result<Vec<JobLine>, JobStoreError>;
+
+    /// Takes up a notice that is due. It is due again after `lease`, unless it is settled
+    /// before: whoever sends it may die.
+    async fn claim_notice(&self, lease: Duration) -> Result<Option<Notice>, JobStoreError>;
+
+    /// Has the notice of a job, at try `tries`, sent again after a while or, without one, never.
+    async fn settle_notice(
+        &self,
+        id: JobId,
+        tries: u32,
+        again: Option<Duration>,
+    ) -> Result<(), JobStoreError>;
 
     /// Tells of each change of a job, but may tell of several at once.
     fn watch(&self, id: JobId) -> watch::Receiver<()>;

@@ -32,8 +32,8 @@ pub(crate) struct Asked {
     pub(crate) accepted: Accepted,
     /// Who asks.
     pub(crate) client: Client,
-    /// Whether the pictures are fetched later.
-    pub(crate) is_background: bool,
+    /// Whether unfinished pictures are seen by other means than a stream.
+    pub(crate) is_followed: bool,
 }
 
 /// What requests are read against; clones share all of it.

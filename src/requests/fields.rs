@@ -54,12 +54,39 @@ impl Fields {
     /// Takes `background` where it is a yes or no, and so asks for a job or for none; its
     /// words are of the picture, and stay.
     pub(crate) fn take_in_background(&mut self) -> bool {
-        let name = table::BACKGROUND.name;
-        let truths =
-            || self.values.iter().filter(|(given, _)| given == name).map(|(_, it)| it.truth());
-        let [Some(truth)] = truths().collect::<Vec<_>>()[..] else { return false };
-        self.values.retain(|(given, _)| given != name);
+        let Some(truth) = self.background() else { return false };
+        self.values.retain(|(given, _)| given != table::BACKGROUND.name);
         truth
+    }
+
+    /// Whether it asks for a job.
+    pub(crate) fn is_in_background(&self) -> bool {
+        self.background().unwrap_or(false)
+    }
+
+    /// `background` where it is a yes or no.
+    fn background(&self) -> Option<bool> {
+        let given = self.values.iter().filter(|(given, _)| given == table::BACKGROUND.name);
+        let [truth] = given.map(|(_, value)| value.truth()).collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        truth
+    }
+
+    /// Takes where somebody is to be told once the job has ended.
+    ///
+    /// # Errors
+    /// [`ValidationError`] if it is no text.
+    pub(crate) fn take_webhook(&mut self) -> Result<Option<String>, ValidationError> {
+        self.text(table::WEBHOOK_URL.name)
+    }
+
+    /// Takes `stream`, where all is told as it goes.
+    ///
+    /// # Errors
+    /// [`ValidationError`] if it is no truth.
+    pub(crate) fn take_stream(&mut self) -> Result<(), ValidationError> {
+        self.boolean(&table::STREAM).map(drop)
     }
 
     /// Adds a value; names may repeat.

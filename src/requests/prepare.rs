@@ -52,7 +52,7 @@ pub(crate) async fn prepare(
     let served = Arc::clone(&route.model);
     let model = served.images.card();
     served.images.check_offered(endpoint.task_kind())?;
-    let against = (context.settings, (asked.accepted, asked.is_background));
+    let against = (context.settings, (asked.accepted, asked.is_followed));
     let mut parameters = Parameters::take(&mut fields, endpoint, route, against)?;
     check_loras(&served, &parameters).await?;
     let inputs = Inputs::take(&mut fields, endpoint, model)?;

@@ -36,6 +36,12 @@ pub(crate) struct StoredOutside {
     pub(crate) models: Option<Vec<String>>,
     /// Where addresses in the reply begin.
     pub(crate) origin: String,
+    /// Where the client wants somebody told once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) webhook: Option<String>,
+    /// Whether its client sees unfinished pictures, though it waits for the reply.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_followed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +65,7 @@ impl StoredOutside {
             Accepted::File(OutputFormat::Jpeg { .. }) => Some(StoredFormat::Jpeg),
             Accepted::File(OutputFormat::Webp { .. }) => Some(StoredFormat::Webp),
         };
-        Self { endpoint, deployment, file, models, origin }
+        Self { endpoint, deployment, file, models, origin, webhook: None, is_followed: false }
     }
 
     /// What the client itself says: neither where the server is, nor what a key is good for.

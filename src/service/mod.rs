@@ -39,6 +39,7 @@ pub use memory::{MemoryError, MemoryShare, RequestMemory};
 pub use order::Client;
 pub use pool::{Budget, Loader, PooledModel, ServiceConfig, WorkerHandle, remote, start};
 pub use progress::{JobStage, RunningJob};
+pub use queue::Position;
 pub use size_plan::{Framing, SizeChoice};
 
 use crate::domain::{
@@ -298,7 +299,7 @@ impl ImageService {
         let place = self.shared.queue.join(job, client, work)?;
         let (metrics, model) = (self.metrics().clone(), self.card().id.clone());
         let unanswered = Unanswered { metrics, model, is_answered: false };
-        Ok((Submitted { answer, progress, unanswered, _place: place }, arriving))
+        Ok((Submitted { answer, progress, unanswered, place }, arriving))
     }
 
     /// Takes no more requests, of any model, and refuses those that wait. The running ones
@@ -391,12 +392,12 @@ struct Submitted {
     answer: Answer,
     progress: watch::Receiver<Option<RunningJob>>,
     unanswered: Unanswered,
-    _place: Place,
+    place: Place,
 }
 
 impl Submitted {
     async fn answered(self) -> Result<Made, ServiceError> {
-        let Self { answer, mut unanswered, _place, .. } = self;
+        let Self { answer, mut unanswered, place: _place, .. } = self;
         let answer = answer.await.unwrap_or(Err(ServiceError::WorkerGone));
         unanswered.is_answered = true;
         answer
@@ -479,6 +480,12 @@ impl JobHandle {
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Option<RunningJob>> {
         self.submitted.progress.clone()
+    }
+
+    /// Where it is in its line.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.submitted.place.position()
     }
 
     /// The finished pictures, with what the client gets that it did not ask for among

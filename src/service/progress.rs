@@ -33,6 +33,19 @@ pub struct RunningJob {
     pub left_s: Option<f64>,
 }
 
+impl RunningJob {
+    /// Milliseconds that are left, as far as can be told.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "no job takes so long"
+    )]
+    pub fn left_ms(&self) -> Option<u64> {
+        self.left_s.map(|seconds| (seconds * 1000.0).max(0.0) as u64)
+    }
+}
+
 /// What is being done for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobStage {

@@ -386,6 +386,32 @@ pub(super) struct Place {
     number: u64,
 }
 
+/// Where a job is in its line, for whoever wants to know.
+#[derive(Clone)]
+pub struct Position {
+    queue: Arc<Queue>,
+    number: u64,
+}
+
+impl Position {
+    /// How many wait for the same model that came before; `None` once it does not wait any
+    /// more. Small ones, and those of other clients, may go first.
+    #[must_use]
+    pub fn ahead(&self) -> Option<usize> {
+        let state = self.queue.lock();
+        let own = state.waiting.iter().find(|waiting| waiting.number == self.number)?;
+        let is_ahead =
+            |other: &&Waiting| other.job.model == own.job.model && other.number < self.number;
+        Some(state.waiting.iter().filter(is_ahead).count())
+    }
+}
+
+impl Place {
+    pub(super) fn position(&self) -> Position {
+        Position { queue: Arc::clone(&self.queue), number: self.number }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.queue.lock();

@@ -22,6 +22,7 @@ use crate::support::server::{
 /// A key for pictures whose text is its name.
 fn key(name: &str, limits: Limits) -> NamedKey {
     NamedKey {
+        webhook: None,
         name: name.parse().unwrap(),
         hash: KeyHash::of(name),
         scopes: Scopes::of([Scope::Images]),

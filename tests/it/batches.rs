@@ -423,6 +423,7 @@ fn key(name: &str, pictures: Option<u32>) -> NamedKey {
             pictures_per_day: pictures.and_then(std::num::NonZeroU32::new),
             ..Limits::default()
         },
+        webhook: None,
     }
 }
 

@@ -231,6 +231,9 @@ fn every_variable_works() {
     assert_eq!(config.log_filter, "debug");
 }
 
+/// Settings whose values are nobody's business.
+const SECRETS: [&str; 3] = ["jobs.store", "webhook.url", "webhook.secret"];
+
 #[test]
 fn every_variable_of_the_table_reaches_its_setting() {
     for key in KEYS {
@@ -246,9 +249,10 @@ fn every_variable_of_the_table_reaches_its_setting() {
                 assert_eq!(fault.key, key.path);
                 assert_eq!(fault.origin, format!("environment variable {variable}"));
                 // What may have a password in it is not shown at all.
-                let value = fault.value.as_deref().unwrap_or_default();
-                assert_eq!(value.is_empty(), variable == "DIFFUSER_JOBS_STORE", "{variable}");
-                assert!(value.len() < 100, "{value}");
+                match fault.value.as_deref() {
+                    Some(value) => assert!(value.len() < 100, "{value}"),
+                    None => assert!(SECRETS.contains(&key.path), "{}", key.path),
+                }
             }
         }
     }

@@ -75,7 +75,7 @@ async fn until(server: &TestServer, id: &str, status: &str) -> Value {
 }
 
 /// A server with jobs in `folder`, which the one before it may be about to leave.
-async fn over(folder: &Path, script: Vec<Behaviour>) -> Setup {
+pub(crate) async fn over(folder: &Path, script: Vec<Behaviour>) -> Setup {
     let config = JobsConfig {
         location: JobStoreLocation::within(folder),
         max_tries: 3,
@@ -371,6 +371,7 @@ async fn a_name_stands_for_one_request() {
 
 fn key(name: &str) -> NamedKey {
     NamedKey {
+        webhook: None,
         name: name.parse().unwrap(),
         hash: KeyHash::of(name),
         scopes: Scopes::of([Scope::Images]),

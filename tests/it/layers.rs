@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("service", &["model", "imaging", "domain", "causes", "metrics", "telemetry", "terminal"]),
     ("pictures", &["tls"]),
     ("jobs", &["causes"]),
+    ("webhooks", &["causes", "tls"]),
     ("requests", &["service", "model", "imaging", "domain", "metrics", "telemetry"]),
     (
         "api",
@@ -27,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "service",
             "pictures",
             "jobs",
+            "webhooks",
             "model",
             "imaging",
             "domain",
@@ -54,6 +56,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "service",
             "pictures",
             "jobs",
+            "webhooks",
             "model",
             "hub",
             "device",

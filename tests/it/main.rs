@@ -52,6 +52,7 @@ mod playground;
 mod pool;
 mod progress;
 mod queue;
+mod realtime;
 mod regions;
 mod resaved;
 mod sizes;
@@ -59,4 +60,5 @@ mod support;
 mod threads;
 #[cfg(unix)]
 mod traces;
+mod webhooks;
 mod weight_files;

@@ -12,7 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::rates::{RequestRate, Running, TooFast};
-use super::{Access, ApiError, Permit, Scope};
+use super::{Access, ApiError, Key, Permit, Scope};
 use crate::api::guarded_body::GuardedBody;
 use crate::api::peer::PeerAddress;
 use crate::api::request_log::{Afterwards, Outcome};
@@ -33,6 +33,12 @@ pub(super) struct Decision {
     pub(super) admitted: Result<(Arc<Permit>, Running), ApiError>,
     rate: Option<RequestRate>,
     key: Option<UsedKey>,
+}
+
+/// What became of a request that came by a connection that was admitted before.
+pub(in crate::api) struct Readmission {
+    pub(in crate::api) admitted: Result<(Arc<Permit>, Running), ApiError>,
+    pub(in crate::api) key: Option<UsedKey>,
 }
 
 /// Middleware: lets those through who have a key and keep to their limits. Preflights have
@@ -65,7 +71,34 @@ pub(crate) async fn admit(
 
 impl Access {
     pub(super) fn decide(&self, request: &Request) -> Decision {
-        let permit = match self.permit(request) {
+        self.counted(self.permit(request))
+    }
+
+    /// A further request of whoever has the permit `before`, by the keys and limits that are
+    /// in force now; it is under way as long as what comes with its permit.
+    pub(in crate::api) fn admit_again(&self, before: &Permit) -> Readmission {
+        let Decision { admitted, key, .. } = self.counted(self.renewed(before));
+        Readmission { admitted, key }
+    }
+
+    fn renewed(&self, before: &Permit) -> Result<Permit, ApiError> {
+        let rules = self.rules();
+        let Some(key) = before.key() else {
+            if rules.ask_for(Scope::Images) {
+                return Err(ApiError::Unauthorised);
+            }
+            return Ok(before.of_same_address(rules.limits));
+        };
+        let is_same =
+            |other: &&Arc<Key>| other.hash == key.hash && other.scopes.contain(Scope::Images);
+        let key = rules.keys.iter().rev().find(is_same).ok_or(ApiError::Unauthorised)?;
+        self.check_expiry(key)?;
+        Ok(Permit::of_key(key))
+    }
+
+    /// Counts a request.
+    fn counted(&self, permit: Result<Permit, ApiError>) -> Decision {
+        let permit = match permit {
             Ok(permit) => Arc::new(permit),
             Err(refusal) => return Decision { admitted: Err(refusal), rate: None, key: None },
         };

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
 use super::rates::Limits;
+use crate::webhooks::WebhookUrl;
 
 /// The keys of which a client must have one; without any, nobody is asked.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -237,6 +238,8 @@ pub struct NamedKey {
     pub models: Option<Vec<String>>,
     /// How much it may ask for.
     pub limits: Limits,
+    /// Who is told of its jobs, if not whom the server tells.
+    pub webhook: Option<WebhookUrl>,
 }
 
 /// Finds the key that somebody shows.
@@ -262,7 +265,11 @@ impl KeyRing {
     }
 }
 
-/// What a request carries as keys: as a bearer, or in the header that clients of Azure send.
+/// What stands before a key among the protocols of a WebSocket: pages cannot set other headers.
+const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
+
+/// What a request carries as keys: as a bearer, in the header that clients of Azure send, or
+/// as pages do that open a WebSocket.
 pub(super) fn given_keys(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let authorization = text(header::AUTHORIZATION.as_str());
@@ -270,7 +277,11 @@ pub(super) fn given_keys(headers: &HeaderMap) -> impl Iterator<Item = &str> {
         let (scheme, key) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
     });
-    [bearer, text("api-key")].into_iter().flatten()
+    let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).into_iter();
+    let protocols = protocols.filter_map(|value| value.to_str().ok());
+    let protocols = protocols.flat_map(|value| value.split(','));
+    let of_page = protocols.filter_map(|protocol| protocol.trim().strip_prefix(KEY_PROTOCOL));
+    [bearer, text("api-key")].into_iter().flatten().chain(of_page)
 }
 
 #[cfg(test)]
@@ -289,6 +300,9 @@ mod tests {
         assert_eq!(found("authorization", "Bearer secret"), Some(0));
         assert_eq!(found("authorization", "bearer other"), Some(1));
         assert_eq!(found("api-key", "secret"), Some(0));
+        let protocols = "realtime, openai-insecure-api-key.other";
+        assert_eq!(found("sec-websocket-protocol", protocols), Some(1));
+        assert_eq!(found("sec-websocket-protocol", "realtime, secret"), None);
         for (name, value) in [
             ("authorization", "secret"),
             ("authorization", "Bearer secre"),
@@ -346,6 +360,7 @@ mod tests {
             expires: None,
             models: None,
             limits: Limits::default(),
+            webhook: None,
         };
 
         let printed = format!("{key:?} {:?}", ApiKeys::new(vec!["secret".to_owned()]));

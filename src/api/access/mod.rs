@@ -22,7 +22,7 @@ use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-pub(super) use admission::{HEADERS, UsedKey, admit};
+pub(super) use admission::{HEADERS, Readmission, UsedKey, admit};
 pub use keys::{ApiKeys, Expiry, KeyHash, KeyName, NamedKey, Scope, Scopes};
 pub use peers::Network;
 pub(super) use permit::{Permit, client_of};
@@ -31,6 +31,7 @@ pub use rates::Limits;
 use super::ApiConfig;
 use super::error::ApiError;
 use crate::jobs::Owner as JobOwner;
+use crate::webhooks::WebhookUrl;
 use keys::{KeyRing, given_keys};
 use ledger::Ledger;
 use peers::Proxies;
@@ -174,6 +175,7 @@ struct Key {
     expires: Option<Expiry>,
     models: Option<Vec<String>>,
     limits: Limits,
+    webhook: Option<WebhookUrl>,
     account: Arc<Account>,
 }
 
@@ -223,6 +225,7 @@ impl Rules {
                 expires: None,
                 models: None,
                 limits: Limits::default(),
+                webhook: None,
                 account: Account::new(time.clone()),
             }
         };
@@ -233,6 +236,7 @@ impl Rules {
             expires: key.expires,
             models: key.models.clone(),
             limits: key.limits,
+            webhook: key.webhook.clone(),
             account: Account::new(time.clone()),
         });
         let administrators =

@@ -10,6 +10,7 @@ use super::{ApiError, Key};
 use crate::jobs::Owner;
 use crate::requests::{Models, RequestContext};
 use crate::service::Client;
+use crate::webhooks::WebhookUrl;
 
 /// What a request may do, by its key or its address. In the request's extensions.
 #[derive(Debug)]
@@ -49,6 +50,15 @@ impl Permit {
         Self { key: None, owner, models, account, limits, booked: Mutex::default() }
     }
 
+    /// One more for whoever has this one, without a key.
+    pub(super) fn of_same_address(&self, limits: Limits) -> Self {
+        Self::of_unknown(self.owner.clone(), Arc::clone(&self.account), limits)
+    }
+
+    pub(super) fn key(&self) -> Option<&Arc<Key>> {
+        self.key.as_ref()
+    }
+
     /// That of `request`.
     ///
     /// # Errors
@@ -71,6 +81,11 @@ impl Permit {
     /// The models that it may use, if not all.
     pub(crate) fn model_names(&self) -> Option<Vec<String>> {
         self.models.clone()
+    }
+
+    /// Who is told of its jobs by its key.
+    pub(crate) fn webhook(&self) -> Option<&WebhookUrl> {
+        self.key.as_ref()?.webhook.as_ref()
     }
 
     /// What logs call its key, if that has a name.

@@ -195,7 +195,7 @@ impl Account {
 
 /// A request under way, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Running(Arc<Account>);
+pub(in crate::api) struct Running(Arc<Account>);
 
 impl Drop for Running {
     fn drop(&mut self) {

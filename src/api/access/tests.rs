@@ -14,6 +14,7 @@ use crate::api::{BatchesConfig, MetricsAddress, Role};
 use crate::jobs::{JobStoreLocation, JobsConfig};
 use crate::pictures::{StoreConfig, StoreLocation, StoreOptions};
 use crate::requests::DefaultResponseFormat;
+use crate::webhooks::WebhookConfig;
 
 /// Settings that limit and ask for nothing.
 fn open() -> ApiConfig {
@@ -65,6 +66,7 @@ fn open() -> ApiConfig {
             capacity: 1,
             max_bytes: 1,
         },
+        webhooks: WebhookConfig::default(),
         picture_store: StoreConfig {
             location: StoreLocation::Memory,
             options: StoreOptions::default(),
@@ -84,6 +86,7 @@ fn open() -> ApiConfig {
 /// A key whose text is its name.
 fn key(name: &str, scopes: &[Scope]) -> NamedKey {
     NamedKey {
+        webhook: None,
         name: name.parse().unwrap(),
         hash: KeyHash::of(name),
         scopes: Scopes::of(scopes.iter().copied()),

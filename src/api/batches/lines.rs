@@ -162,7 +162,7 @@ async fn serve(work: Work, line: Line, _slot: OwnedSemaphorePermit) -> Result<()
             deployment: None,
             accepted: Accepted::Json,
             client: permit.client(),
-            is_background: true,
+            is_followed: true,
         },
         idempotency_key: Some(name_of(&work, number)),
     };

@@ -214,6 +214,9 @@ fn finished(
     let mut document = serde_json::to_value(&document).unwrap_or_default();
     leave_out_what_is_not_offered(&mut document, (models, has_loras), &prefix);
     leave_out_single_files(&mut document, models);
+    if !config.webhooks.allow_requests {
+        leave_out_field(&mut document, "webhook_url");
+    }
     fill_in_examples(&mut document, models);
     tell_defaults(&mut document, models);
     fill_in_bodies(&mut document);
@@ -268,6 +271,14 @@ fn leave_out_what_is_not_offered(
         };
         for (name, _) in fields.iter().filter(|(_, is_offered)| !is_offered) {
             properties.shift_remove(*name);
+        }
+    }
+}
+
+fn leave_out_field(document: &mut Value, name: &str) {
+    for schema in request_schemas(document) {
+        if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+            properties.shift_remove(name);
         }
     }
 }

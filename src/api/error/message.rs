@@ -55,6 +55,16 @@ impl ApiError {
                  'server.admin_keys' of its settings names some, and so may 'keys'."
                     .to_owned()
             }
+            Self::ForeignOrigin => {
+                "Pages of this origin may not call this server: 'server.cors_origins' of its \
+                 settings names those that may."
+                    .to_owned()
+            }
+            Self::NotWebSocket => {
+                "This address speaks WebSocket (RFC 6455, over HTTP/1.1): open it with 'Upgrade: \
+                 websocket'."
+                    .to_owned()
+            }
             Self::UploadTooSlow => "The request took too long to arrive.".to_owned(),
             Self::DeadlineExceeded => {
                 "The pictures were not made in the time that the request, or this server, allows."
@@ -63,12 +73,7 @@ impl ApiError {
             Self::UnknownPicture => {
                 "There is no such picture; those by 'url' are kept for a while only.".to_owned()
             }
-            Self::StorageUnavailable(StoreError::Full(_)) => {
-                "The storage for pictures by 'url' is full. Use 'b64_json', or try again later.".to_owned()
-            }
-            Self::StorageUnavailable(_) => {
-                "The storage for pictures by 'url' is not available. Use 'b64_json', or try again later.".to_owned()
-            }
+            Self::StorageUnavailable(error) => storage_message(error),
             Self::UnknownJob => {
                 "There is no such job; jobs are kept for a while only after they have ended."
                     .to_owned()
@@ -83,17 +88,8 @@ impl ApiError {
                 "This Idempotency-Key was used for another request: send a new one with it."
                     .to_owned()
             }
-            Self::Jobs(JobStoreError::TooManyJobs { capacity }) => format!(
-                "The server has as many jobs as it takes: {capacity} wait or run. Try again later."
-            ),
-            Self::Jobs(JobStoreError::TooManyBatches { most }) => format!(
-                "Too many batches: {most} may be under way at a time. Wait until one has ended."
-            ),
+            Self::Jobs(error) => jobs_message(error),
             Self::Batch(error) => error.message(),
-            Self::Jobs(JobStoreError::NoRoom { .. }) => {
-                "The storage for jobs is full. Try again later.".to_owned()
-            }
-            Self::Jobs(_) => "The storage for jobs is not available. Try again later.".to_owned(),
             Self::UnknownRoute { method, path, base_url, origin } => format!(
                 "Invalid URL ({method} {path}). This server has OpenAI's images API, and files and \
                  batches for it: {base_url}/images/edits, /images/generations, /images/variations. Clients \
@@ -118,6 +114,25 @@ pub(super) fn sentence(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().map(|letter| letter.to_ascii_uppercase());
     first.into_iter().chain(letters).chain(['.']).collect()
+}
+
+fn storage_message(error: &StoreError) -> String {
+    let what = if let StoreError::Full(_) = error { "full" } else { "not available" };
+    format!("The storage for pictures by 'url' is {what}. Use 'b64_json', or try again later.")
+}
+
+fn jobs_message(error: &JobStoreError) -> String {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others mean the same to clients")]
+    match error {
+        JobStoreError::TooManyJobs { capacity } => format!(
+            "The server has as many jobs as it takes: {capacity} wait or run. Try again later."
+        ),
+        JobStoreError::TooManyBatches { most } => format!(
+            "Too many batches: {most} may be under way at a time. Wait until one has ended."
+        ),
+        JobStoreError::NoRoom { .. } => "The storage for jobs is full. Try again later.".to_owned(),
+        _ => "The storage for jobs is not available. Try again later.".to_owned(),
+    }
 }
 
 /// What the client reads of a request that was refused or failed.

@@ -7,6 +7,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::notices;
 use super::wire::ImageJob;
 use crate::api::access::Permit;
 use crate::api::error::ApiError;
@@ -36,12 +37,30 @@ const COPIES: usize = 2;
 pub(in crate::api) fn idempotency_key(
     headers: &HeaderMap,
 ) -> Result<Option<String>, ValidationError> {
-    let Some(value) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    let is_sane = |text: &&str| (1..=LONGEST_KEY).contains(&text.len());
-    let text = value.to_str().ok().filter(is_sane);
+    let key = headers.get(IDEMPOTENCY_KEY);
+    let text = key.map(|key| key.to_str().map(str::to_owned).unwrap_or_default());
     let message = "Invalid 'Idempotency-Key': expected 1 to 255 plain characters.";
     let invalid = || ValidationError::new("Idempotency-Key", FaultKind::Invalid, message);
-    text.map(str::to_owned).map(Some).ok_or_else(invalid)
+    sane(text).map_err(|_not_sane| invalid())
+}
+
+/// The same of a message.
+///
+/// # Errors
+/// As [`idempotency_key`].
+pub(in crate::api) fn checked_key(key: Option<String>) -> Result<Option<String>, ValidationError> {
+    let message = "Invalid 'idempotency_key': expected 1 to 255 plain characters.";
+    let invalid = || ValidationError::new("idempotency_key", FaultKind::Invalid, message);
+    sane(key).map_err(|_not_sane| invalid())
+}
+
+/// A name that is no name.
+struct NotSane;
+
+fn sane(key: Option<String>) -> Result<Option<String>, NotSane> {
+    let is_plain = |key: &String| key.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let is_sane = |key: &String| (1..=LONGEST_KEY).contains(&key.len()) && is_plain(key);
+    key.map(|key| Some(key).filter(is_sane).ok_or(NotSane)).transpose()
 }
 
 /// Stores a job, once all is refused that can be: 202 with the job.
@@ -74,10 +93,17 @@ pub(in crate::api) struct Accepted {
 /// Stores a job, once all is refused that can be.
 pub(in crate::api) async fn store(
     (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
-    (fields, mut memory): (Fields, MemoryShare),
+    (mut fields, mut memory): (Fields, MemoryShare),
     sent: Sent,
     haste: Haste,
 ) -> Result<Accepted, ApiError> {
+    let asked_webhook = match haste {
+        Haste::Usual => notices::take_webhook(&mut fields, &state.config)?,
+        Haste::Attached | Haste::None => {
+            notices::refuse_webhook(&mut fields)?;
+            None
+        }
+    };
     if !state.service().status().accepting {
         return Err(ServiceError::ShuttingDown.into());
     }
@@ -89,7 +115,9 @@ pub(in crate::api) async fn store(
     let copies = memory.split(copies);
     let from_outside = (asked.deployment.clone(), asked.accepted);
     let origin = origin.as_str().to_owned();
-    let outside = StoredOutside::new(endpoint, from_outside, permit.model_names(), origin);
+    let mut outside = StoredOutside::new(endpoint, from_outside, permit.model_names(), origin);
+    outside.webhook = asked_webhook.as_ref().map(|url| url.as_str().to_owned());
+    outside.is_followed = asked.is_followed;
     let (fields, writing, idempotency) = written(fields, outside, idempotency_key).await?;
     let store = &state.jobs.store;
     if let Some(idempotency) = &idempotency
@@ -97,7 +125,7 @@ pub(in crate::api) async fn store(
     {
         return Ok(Accepted { created, delivery: Delivery::Base64 });
     }
-    let asked = Asked { is_background: haste != Haste::Attached, ..asked };
+    let asked = Asked { is_followed: haste != Haste::Attached || asked.is_followed, ..asked };
     let prepared = prepare(context, (fields, memory), endpoint, asked).await?;
     if haste != Haste::Attached {
         refuse_streams(&prepared)?;
@@ -109,6 +137,8 @@ pub(in crate::api) async fn store(
     let estimate = model.images.estimate(request, memory).await?;
     permit.book(pictures)?;
     let request = encoded(writing.with_seed(seed)).await?;
+    let told = (haste == Haste::Usual).then_some(asked_webhook);
+    let webhook = told.and_then(|asked| notices::webhook_of(asked, permit, &state.config));
     let job = NewJob {
         owner: permit.owner().clone(),
         endpoint: name_of(endpoint).to_owned(),
@@ -116,6 +146,7 @@ pub(in crate::api) async fn store(
         seeds,
         warnings,
         idempotency,
+        webhook,
         is_patient: haste == Haste::None,
         request,
         cost_s: estimate.cost_s,

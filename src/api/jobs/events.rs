@@ -6,6 +6,7 @@
 //! numbers: whoever comes back sees the last one again.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
@@ -18,10 +19,11 @@ use tokio::sync::watch;
 use super::previews::{Preview, unseen};
 use super::wire::ImageJob;
 use crate::api::access::Permit;
-use crate::api::docs::JobEvent;
+use crate::api::docs;
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::api::wire::ErrorEnvelope;
+use crate::causes;
 use crate::jobs::{JobId, JobRecord, JobState, JobStoreError};
 
 /// How often a silent stream says that it is alive: proxies give up after 60 s.
@@ -45,7 +47,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
         ("Last-Event-ID" = Option<u64>, Header, description = "The last event that the client has"),
     ),
     responses(
-        (status = 200, description = "Events, each an `ImageJob`", body = JobEvent, content_type = "text/event-stream"),
+        (status = 200, description = "Events, each an `ImageJob`", body = docs::JobEvent, content_type = "text/event-stream"),
         (status = 404, description = "There is none, or it is somebody else's", body = ErrorEnvelope),
     )
 )]
@@ -55,10 +57,7 @@ pub(in crate::api) async fn events(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (permit, last) = (Permit::of(&request)?, last_event(request.headers()));
-    let record = state.jobs.own(&permit, &id).await?;
-    let changes = state.jobs.store.watch(record.id);
-    let previews = state.jobs.previews.watch(record.id);
-    let following = Following { id: record.id, state, changes, previews, last };
+    let following = Following::begin(state, (&permit, &id), last).await?;
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
     let mut response = Sse::new(told(following)).keep_alive(keep_alive).into_response();
     // Proxies shall pass each event on at once.
@@ -74,11 +73,14 @@ fn last_event(headers: &HeaderMap) -> u64 {
 }
 
 /// A client that follows a job.
-struct Following {
+pub(in crate::api) struct Following {
     id: JobId,
     state: AppState,
     changes: watch::Receiver<()>,
+    /// What this process shows of it.
     previews: watch::Receiver<Preview>,
+    /// How many unfinished pictures there were in a store that others share.
+    parts: u64,
     /// The number of the last event that it has.
     last: u64,
 }
@@ -86,14 +88,47 @@ struct Following {
 fn told(following: Following) -> impl Stream<Item = Result<Event, Infallible>> {
     stream::unfold(Some(following), |following| async {
         let (event, rest) = following?.next().await?;
-        Some((Ok(event), rest))
+        Some((Ok(event.into()), rest))
     })
 }
 
+/// What is told of a job.
+pub(in crate::api) enum Told {
+    Job(Box<JobEvent>),
+    /// An unfinished picture: an `ImageEvent` as JSON.
+    Preview(Arc<str>),
+}
+
+/// How a job is, at some time.
+pub(in crate::api) struct JobEvent {
+    /// `queued`, `progress`, `completed`, `failed` or `cancelled`.
+    pub(in crate::api) name: &'static str,
+    /// Of two events the later one has the greater number.
+    pub(in crate::api) number: u64,
+    pub(in crate::api) job: ImageJob,
+}
+
 impl Following {
+    /// Follows the job that is called `id`, which must be of whoever asks, from the event
+    /// after `last` on.
+    pub(in crate::api) async fn begin(
+        state: AppState,
+        (permit, id): (&Permit, &str),
+        last: u64,
+    ) -> Result<Self, ApiError> {
+        let record = state.jobs.own(permit, id).await?;
+        Ok(Self::of(state, record.id, last))
+    }
+
+    /// Follows a job of whoever it is.
+    pub(super) fn of(state: AppState, id: JobId, last: u64) -> Self {
+        let (changes, previews) = (state.jobs.store.watch(id), state.jobs.previews.watch(id));
+        Self { id, state, changes, previews, parts: 0, last }
+    }
+
     /// The next event, and whether more are to come. Nothing if there is nothing to tell any
     /// more, or the server stops: the client comes back.
-    async fn next(mut self) -> Option<(Event, Option<Self>)> {
+    pub(in crate::api) async fn next(mut self) -> Option<(Told, Option<Self>)> {
         loop {
             self.changes.mark_unchanged();
             let record = match self.seen().await {
@@ -106,16 +141,16 @@ impl Following {
             let (number, is_over) = (record.event_number(), record.state.is_final());
             if number > self.last {
                 self.last = number;
-                let event = event_of(record, number, &self.state);
-                return Some((event, (!is_over).then_some(self)));
+                let event = JobEvent::of(record, number, &self.state);
+                return Some((Told::Job(Box::new(event)), (!is_over).then_some(self)));
             }
             if is_over {
                 return None;
             }
-            if let Some(preview) = unseen(&mut self.previews) {
-                return Some((Event::default().event("partial_image").data(preview), Some(self)));
-            }
             let is_running = record.state == JobState::Running;
+            if let Some(preview) = self.preview(record).await {
+                return Some((Told::Preview(preview), Some(self)));
+            }
             tokio::select! {
                 changed = self.changes.changed() => changed.ok()?,
                 // The desk has the other end for as long as this one is there. That it has
@@ -126,20 +161,47 @@ impl Following {
         }
     }
 
+    /// The unfinished picture that was not told of yet.
+    async fn preview(&mut self, record: JobRecord) -> Preview {
+        let Some(fleet) = &self.state.jobs.fleet else { return unseen(&mut self.previews) };
+        // One that begins anew has none at first.
+        let newest = record.parts.checked_sub(1).filter(|_| record.parts > self.parts);
+        self.parts = record.parts;
+        match fleet.part(&record, newest?).await {
+            Ok(part) => std::str::from_utf8(&part).ok().map(Arc::from),
+            Err(error) => {
+                tracing::warn!(cause = causes::one_line(&error), "an unfinished picture is gone");
+                None
+            }
+        }
+    }
+
     async fn seen(&self) -> Result<Option<JobRecord>, JobStoreError> {
         self.state.jobs.store.get(self.id).await
     }
 }
 
-fn event_of(record: JobRecord, number: u64, state: &AppState) -> Event {
-    let name = match record.state {
-        JobState::Queued => "queued",
-        JobState::Running => "progress",
-        JobState::Succeeded => "completed",
-        JobState::Failed => "failed",
-        JobState::Cancelled => "cancelled",
-    };
-    // A job is always JSON, and JSON has no line breaks.
-    let data = serde_json::to_string(&ImageJob::of(record, state)).unwrap_or_default();
-    Event::default().event(name).id(number.to_string()).data(data)
+impl JobEvent {
+    fn of(record: JobRecord, number: u64, state: &AppState) -> Self {
+        let name = match record.state {
+            JobState::Queued => "queued",
+            JobState::Running => "progress",
+            JobState::Succeeded => "completed",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        };
+        Self { name, number, job: ImageJob::of(record, state) }
+    }
+}
+
+impl From<Told> for Event {
+    fn from(told: Told) -> Self {
+        let JobEvent { name, number, job } = match told {
+            Told::Job(event) => *event,
+            Told::Preview(preview) => return Self::default().event("partial_image").data(preview),
+        };
+        // A job is always JSON, and JSON has no line breaks.
+        let data = serde_json::to_string(&job).unwrap_or_default();
+        Self::default().event(name).id(number.to_string()).data(data)
+    }
 }

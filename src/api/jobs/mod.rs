@@ -2,12 +2,14 @@
 //!
 //! `accept` refuses what can be refused and stores the rest; `runner` takes stored jobs up,
 //! and sends each the way of any request: fields → [`prepare`](crate::requests::prepare) →
-//! the line of its model → reply. The handlers here and `events` tell how far they are. What
+//! the line of its model → reply. The handlers here and `events` tell how far they are;
+//! `notices` tells others that they have ended. What
 //! is promised of a job stands in [`crate::jobs`].
 
 mod accept;
 mod events;
 mod fleet;
+mod notices;
 mod previews;
 mod relay;
 mod runner;
@@ -23,10 +25,11 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-pub(super) use accept::{Haste, accept, idempotency_key, store};
-pub(super) use events::{__path_events, events};
+pub(super) use accept::{Haste, accept, checked_key, idempotency_key, store};
+pub(super) use events::{__path_events, Following, JobEvent, Told, events};
 pub(super) use fleet::{Announcing, announced_by, models_of};
-pub(super) use relay::relay;
+pub(super) use notices::{Notices, refuse_webhook};
+pub(super) use relay::{Relayed, relay};
 pub(super) use runner::Runner;
 pub(super) use wire::{EndedJob, ImageJob, JobPage};
 

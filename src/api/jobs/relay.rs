@@ -12,6 +12,7 @@ use futures::stream;
 use tokio::sync::watch;
 
 use super::accept::{self, Accepted, Haste};
+use super::events::Following;
 use super::{envelope_of, failed, succeeded};
 use crate::api::access::Permit;
 use crate::api::deadline::Deadline;
@@ -36,17 +37,34 @@ pub(in crate::api) async fn relay(
     (state, permit, context): (&AppState, &Arc<Permit>, &RequestContext),
     read: (Fields, MemoryShare),
     sent: Sent,
-    deadline: Deadline,
-) -> Result<Response, ApiError> {
+) -> Result<Relayed, ApiError> {
     let asking = (state, permit, context);
     let Accepted { created, delivery } = accept::store(asking, read, sent, Haste::Attached).await?;
     let (Created::New(record) | Created::Same(record) | Created::Other(record)) = created;
-    let waiting = Waiting::new(state, record.id);
-    match (delivery, &state.jobs.fleet) {
-        (Delivery::Events, Some(fleet)) => {
-            Ok(streamed(Relayed { waiting, fleet: Arc::clone(fleet), sent: 0, deadline }))
+    Ok(Relayed { waiting: Waiting::new(state, record.id), delivery })
+}
+
+/// A request that a worker makes. Dropped, it is called off.
+pub(in crate::api) struct Relayed {
+    waiting: Waiting,
+    delivery: Delivery,
+}
+
+impl Relayed {
+    /// Tells how it goes, to whoever does not get the reply.
+    pub(in crate::api) fn following(&self) -> Following {
+        Following::of(self.waiting.state.clone(), self.waiting.id, 0)
+    }
+
+    /// The reply.
+    pub(in crate::api) async fn deliver(self, deadline: Deadline) -> Result<Response, ApiError> {
+        let Self { waiting, delivery } = self;
+        match (delivery, waiting.state.jobs.fleet.clone()) {
+            (Delivery::Events, Some(fleet)) => {
+                Ok(streamed(RelayedStream { waiting, fleet, sent: 0, deadline }))
+            }
+            _ => waiting.reply().await,
         }
-        _ => waiting.reply().await,
     }
 }
 
@@ -114,7 +132,7 @@ impl Drop for Waiting {
 }
 
 /// A stream of a worker on its way to the client.
-struct Relayed {
+struct RelayedStream {
     waiting: Waiting,
     fleet: Arc<dyn Fleet>,
     /// Parts that the client has. A worker that begins anew makes the same ones again.
@@ -129,7 +147,7 @@ enum Next {
     End,
 }
 
-fn streamed(relayed: Relayed) -> Response {
+fn streamed(relayed: RelayedStream) -> Response {
     let parts = stream::unfold(Some(relayed), |relayed| async {
         let (part, rest) = relayed?.next().await?;
         Some((Ok::<_, std::convert::Infallible>(part), rest))
@@ -144,7 +162,7 @@ fn streamed(relayed: Relayed) -> Response {
     response
 }
 
-impl Relayed {
+impl RelayedStream {
     /// The next part, and whether there may be more.
     async fn next(mut self) -> Option<(Bytes, Option<Self>)> {
         let next = tokio::time::timeout(KEEP_ALIVE, self.deadline.bound(self.part())).await;

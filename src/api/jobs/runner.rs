@@ -29,8 +29,8 @@ use crate::api::state::AppState;
 use crate::api::stream::PreviewEvents;
 use crate::causes;
 use crate::jobs::{
-    Claim, Claimed, Fleet, JobFailure, JobId, JobProgress, JobResult, JobState, JobStoreError,
-    Outcome, Releasing, Wanted,
+    Claim, Claimed, Fleet, JobFailure, JobProgress, JobResult, JobState, JobStoreError, Outcome,
+    Releasing, Wanted,
 };
 use crate::requests::{Asked, RequestContext, RequestError, StoredRequest, prepare};
 use crate::service::{ErrorKind, ReplicaState, RunningJob};
@@ -220,7 +220,7 @@ async fn attempt(state: &AppState, claimed: Claimed) -> Result<Outcome, Unfinish
         deployment: outside.deployment.clone(),
         accepted: outside.accepted(),
         client: if record.is_patient { client.patient() } else { client },
-        is_background: !record.is_attached,
+        is_followed: !record.is_attached || outside.is_followed,
     };
     let endpoint = outside.endpoint;
     let prepared = prepare(&context, (fields, memory), endpoint, asked).await.map_err(failed)?;
@@ -233,7 +233,7 @@ async fn attempt(state: &AppState, claimed: Claimed) -> Result<Outcome, Unfinish
         biased;
         outcome = delivered(state, claim, ordered) => outcome,
         never = follow(state, claim, progress) => match never {},
-        never = show(state, claim.id, previews) => match never {},
+        never = show(state, claim, previews) => match never {},
     }
 }
 
@@ -350,31 +350,40 @@ async fn follow(
     std::future::pending().await
 }
 
-/// Shows those who follow the job its unfinished pictures, for as long as there are any.
+/// Shows those who follow the job its unfinished pictures, for as long as there are any:
+/// those who follow it at other processes by the store that they share.
 async fn show(
     state: &AppState,
-    id: JobId,
+    claim: Claim,
     previews: Option<PreviewEvents>,
 ) -> std::convert::Infallible {
     let Some(mut previews) = previews else { return std::future::pending().await };
+    let mut parts = 0;
     loop {
-        match previews.next().await {
-            Ok(Some(event)) => state.jobs.previews.show(id, event),
-            Ok(None) => return std::future::pending().await,
-            Err(error) => {
-                let (_, cause, _) = error.into_parts();
-                let cause = cause.map(|cause| cause.0);
-                tracing::warn!(cause, "an unfinished picture is not shown");
+        let cause = match (previews.next().await, &state.jobs.fleet) {
+            (Ok(Some(event)), None) => {
+                state.jobs.previews.show(claim.id, event);
+                continue;
             }
-        }
+            (Ok(Some(event)), Some(fleet)) => {
+                match fleet.add_part(claim, parts, event.into()).await {
+                    Ok(_) => {
+                        parts += 1;
+                        continue;
+                    }
+                    Err(error) => Some(causes::one_line(&error)),
+                }
+            }
+            (Ok(None), _) => return std::future::pending().await,
+            (Err(error), _) => error.into_parts().1.map(|cause| cause.0),
+        };
+        tracing::warn!(cause, "an unfinished picture is not shown");
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "no job takes so long")]
 fn progress_of(seen: &RunningJob) -> JobProgress {
-    let RunningJob { picture, pictures, step, steps, left_s, .. } = *seen;
-    let left_ms = left_s.map(|seconds| (seconds * 1000.0).max(0.0) as u64);
-    JobProgress { picture, pictures, step, total: steps, left_ms }
+    let RunningJob { picture, pictures, step, steps, .. } = *seen;
+    JobProgress { picture, pictures, step, total: steps, left_ms: seen.left_ms() }
 }
 
 /// Counts and logs what was made, as for a request that somebody waited for.

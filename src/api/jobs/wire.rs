@@ -39,23 +39,23 @@ pub(in crate::api) struct ImageJob {
     /// Queued jobs that were accepted before it; small ones, and those of other clients, may go
     /// first. Null once it runs.
     #[schema(required = true)]
-    position: Option<u64>,
+    pub(in crate::api) position: Option<u64>,
     /// The picture that is being made, from 1.
     #[schema(required = true)]
-    picture: Option<usize>,
+    pub(in crate::api) picture: Option<usize>,
     /// Steps of it that are done.
     #[schema(required = true)]
-    step: Option<usize>,
+    pub(in crate::api) step: Option<usize>,
     /// Steps that it takes.
     #[schema(required = true)]
-    total: Option<usize>,
+    pub(in crate::api) total: Option<usize>,
     /// How long it will take yet, as far as can be told.
     #[schema(required = true)]
-    eta_ms: Option<u64>,
+    pub(in crate::api) eta_ms: Option<u64>,
     /// How often its model has begun; more than once, if the server ended in between.
     tries: u32,
     /// The seed of each picture.
-    seeds: Vec<u64>,
+    pub(in crate::api) seeds: Vec<u64>,
     /// What was accepted without effect.
     warnings: Vec<String>,
     /// Why it failed.

@@ -9,7 +9,9 @@ use super::{CHANGES, WORK};
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
 use crate::jobs::record::{JobFailure, JobRecord, Owner};
-use crate::jobs::store::{Claim, Idempotency, JobLine, JobList, NewJob, Page, Releasing, page_of};
+use crate::jobs::store::{
+    Claim, Idempotency, JobLine, JobList, NewJob, Notice, Page, Releasing, page_of,
+};
 
 /// Who has the claim may go on.
 macro_rules! by_claim {
@@ -88,10 +90,10 @@ pub(super) async fn insert(
     sqlx::query(line).bind(&job.model).execute(pool).await?;
     let insert = concat!(
         "INSERT INTO diffuser_jobs (id, owner, endpoint, model, state, created_ms, seeds, \
-         warnings, idempotency_key, digest, request_bytes, cost_s, is_patient, is_attached, attached_until, \
-         came_s) SELECT $1, $2, $3, $4, 'queued', ",
+         warnings, idempotency_key, digest, request_bytes, webhook, notice_due_ms, cost_s, is_patient, \
+         is_attached, attached_until, came_s) SELECT $1, $2, $3, $4, 'queued', ",
         now_ms!(),
-        ", $5, $6, $7, $8, $9, $10, $13, $11, CASE WHEN $11 THEN clock_timestamp() + make_interval(secs \
+        ", $5, $6, $7, $8, $9, $14, CASE WHEN $14 IS NULL THEN NULL ELSE 0 END, $10, $13, $11, CASE WHEN $11 THEN clock_timestamp() + make_interval(secs \
          => $12) END, now_s FROM diffuser_lines WHERE model = $4 ON CONFLICT (owner, \
          idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING"
     );
@@ -110,7 +112,8 @@ pub(super) async fn insert(
         .bind(job.cost_s)
         .bind(job.is_attached)
         .bind(lease_s)
-        .bind(job.is_patient);
+        .bind(job.is_patient)
+        .bind(&job.webhook);
     Ok(query.fetch_optional(pool).await?.is_some())
 }
 
@@ -286,6 +289,43 @@ pub(super) async fn result(pool: &PgPool, id: JobId) -> Result<Option<String>, J
     let sql = "SELECT result FROM diffuser_jobs WHERE id = $1";
     let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(pool).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
+}
+
+/// Takes up the notice that is due for longest, of a job that has ended.
+pub(super) async fn claim_notice(
+    pool: &PgPool,
+    lease_ms: u64,
+) -> Result<Option<Notice>, JobStoreError> {
+    let sql = concat!(
+        "WITH due AS (SELECT id FROM diffuser_jobs WHERE notice_due_ms <= ",
+        now_ms!(),
+        " AND state NOT IN ('queued', 'running') ORDER BY notice_due_ms, id LIMIT 1 FOR UPDATE SKIP \
+         LOCKED) UPDATE diffuser_jobs SET notice_tries = notice_tries + 1, notice_due_ms = ",
+        now_ms!(),
+        " + $1 WHERE id = (SELECT id FROM due) RETURNING webhook, notice_tries, ",
+        columns!()
+    );
+    let row = sqlx::query(sql).bind(signed(lease_ms)).fetch_optional(pool).await?;
+    let Some(row) = row else { return Ok(None) };
+    let Some(webhook) = row.try_get("webhook")? else { return Ok(None) };
+    let tries = u32::try_from(rows::count(&row, "notice_tries")?).unwrap_or(u32::MAX);
+    Ok(Some(Notice { job: rows::record(&row)?, webhook, tries }))
+}
+
+/// Says when a notice is due again, unless it was taken up anew.
+pub(super) async fn settle_notice(
+    pool: &PgPool,
+    (id, tries): (JobId, u32),
+    again_ms: Option<u64>,
+) -> Result<(), JobStoreError> {
+    let sql = concat!(
+        "UPDATE diffuser_jobs SET notice_due_ms = ",
+        now_ms!(),
+        " + $3 WHERE id = $1 AND notice_tries = $2"
+    );
+    let query = sqlx::query(sql).bind(id.to_string()).bind(i64::from(tries));
+    query.bind(again_ms.map(signed)).execute(pool).await?;
+    Ok(())
 }
 
 /// Those whose time is over.

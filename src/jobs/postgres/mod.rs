@@ -28,10 +28,10 @@ use super::error::JobStoreError;
 use super::fleet::{AnnouncedModel, Fleet};
 use super::id::JobId;
 use super::objects::{Objects, part_name, request_name, result_name};
-use super::record::{JobProgress, JobRecord, JobResult, Owner};
+use super::record::{JobProgress, JobRecord, JobResult, Owner, whole_ms};
 use super::store::{
-    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Outcome,
-    Page, Releasing, Wanted,
+    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Notice,
+    Outcome, Page, Releasing, Wanted,
 };
 use super::watchers::Watchers;
 use crate::causes;
@@ -150,7 +150,7 @@ async fn in_time<T>(
 
 impl Inner {
     fn lifetime_ms(&self) -> u64 {
-        u64::try_from(self.config.lifetime.as_millis()).unwrap_or(u64::MAX)
+        whole_ms(self.config.lifetime)
     }
 
     async fn check_room(&self, job: &NewJob) -> Result<(), JobStoreError> {
@@ -373,6 +373,19 @@ impl JobStore for SharedStore {
 
     async fn lines(&self) -> Result<Vec<JobLine>, JobStoreError> {
         in_time(changes::lines(&self.0.pool)).await
+    }
+
+    async fn claim_notice(&self, lease: Duration) -> Result<Option<Notice>, JobStoreError> {
+        in_time(changes::claim_notice(&self.0.pool, whole_ms(lease))).await
+    }
+
+    async fn settle_notice(
+        &self,
+        id: JobId,
+        tries: u32,
+        again: Option<Duration>,
+    ) -> Result<(), JobStoreError> {
+        in_time(changes::settle_notice(&self.0.pool, (id, tries), again.map(whole_ms))).await
     }
 
     fn watch(&self, id: JobId) -> watch::Receiver<()> {

@@ -5,14 +5,18 @@ use sqlx::{Executor, Row};
 
 use crate::jobs::error::JobStoreError;
 
+/// What makes each version of the layout of the one before it. A step that was published
+/// never changes.
+const STEPS: [&str; 2] = [JOBS, NOTICES];
+
 /// The version of the layout.
-const VERSION: i64 = 1;
+const VERSION: i64 = STEPS.len() as i64;
 
 /// The number of the lock that those take who look at the layout.
 const LAYOUT_LOCK: i64 = 0x6469_6666;
 
 /// Times are the database's: clocks of several machines differ.
-const LAYOUT: &str = "
+const JOBS: &str = "
     CREATE TABLE diffuser_jobs (
         id TEXT PRIMARY KEY,
         owner TEXT NOT NULL,
@@ -77,7 +81,16 @@ const LAYOUT: &str = "
     INSERT INTO diffuser_layout VALUES (1);
 ";
 
-/// Makes the tables if there are none.
+const NOTICES: &str = "
+    ALTER TABLE diffuser_jobs ADD COLUMN webhook TEXT;
+    ALTER TABLE diffuser_jobs ADD COLUMN notice_due_ms BIGINT;
+    ALTER TABLE diffuser_jobs ADD COLUMN notice_tries BIGINT NOT NULL DEFAULT 0;
+    CREATE INDEX diffuser_jobs_by_notice ON diffuser_jobs (notice_due_ms)
+        WHERE notice_due_ms IS NOT NULL;
+    INSERT INTO diffuser_layout VALUES (2);
+";
+
+/// Makes the tables, or brings them up to this version.
 ///
 /// # Errors
 /// [`JobStoreError::Newer`] if a later version of the program made them.
@@ -89,15 +102,17 @@ pub(super) async fn prepare(pool: &PgPool) -> Result<(), JobStoreError> {
         .fetch_one(&mut *transaction)
         .await?
         .try_get(0)?;
-    if !is_there {
-        sqlx::raw_sql(LAYOUT).execute(&mut *transaction).await?;
-    }
-    let found: i64 = sqlx::query("SELECT max(version) FROM diffuser_layout")
-        .fetch_one(&mut *transaction)
-        .await?
-        .try_get(0)?;
+    let found: i64 = if is_there {
+        let version = sqlx::query("SELECT max(version) FROM diffuser_layout");
+        version.fetch_one(&mut *transaction).await?.try_get(0)?
+    } else {
+        0
+    };
     if found > VERSION {
         return Err(JobStoreError::Newer { found, known: VERSION });
+    }
+    for step in STEPS.iter().skip(usize::try_from(found).unwrap_or_default()) {
+        sqlx::raw_sql(*step).execute(&mut *transaction).await?;
     }
     Ok(transaction.commit().await?)
 }

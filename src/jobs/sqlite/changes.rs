@@ -1,12 +1,12 @@
 //! The changes of a job's state: each one statement, whose condition says who may make it.
 
-use rusqlite::{Connection, named_params, params};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::rows;
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
 use crate::jobs::record::{JobFailure, JobRecord, now_ms};
-use crate::jobs::store::{Claim, NewJob, Releasing};
+use crate::jobs::store::{Claim, NewJob, Notice, Releasing};
 
 /// Who has the claim may go on.
 const BY_CLAIM: &str =
@@ -17,8 +17,9 @@ pub(super) fn insert(db: &Connection, id: JobId, job: &NewJob) -> Result<(), Job
     let names = job.idempotency.as_ref();
     db.execute(
         "INSERT INTO jobs (id, owner, endpoint, model, state, created_ms, seeds, warnings, \
-         idempotency_key, digest, request_bytes, is_patient, cost_s) VALUES (:id, :owner, :endpoint, \
-         :model, 'queued', :now, :seeds, :warnings, :key, :digest, :bytes, :patient, :cost)",
+         idempotency_key, digest, request_bytes, is_patient, cost_s, webhook, notice_due_ms) VALUES \
+         (:id, :owner, :endpoint, :model, 'queued', :now, :seeds, :warnings, :key, :digest, :bytes, \
+         :patient, :cost, :webhook, iif(:webhook IS NULL, NULL, 0))",
         named_params! {
             ":id": id.to_string(),
             ":owner": job.owner.as_str(),
@@ -32,7 +33,43 @@ pub(super) fn insert(db: &Connection, id: JobId, job: &NewJob) -> Result<(), Job
             ":bytes": job.request.len() as u64,
             ":cost": job.cost_s,
             ":patient": job.is_patient,
+            ":webhook": job.webhook,
         },
+    )?;
+    Ok(())
+}
+
+/// Takes up the notice that is due for longest, of a job that has ended.
+pub(super) fn claim_notice(
+    db: &Connection,
+    lease_ms: u64,
+) -> Result<Option<Notice>, JobStoreError> {
+    let now = now_ms();
+    let mut statement = db.prepare_cached(
+        "UPDATE jobs SET notice_tries = notice_tries + 1, notice_due_ms = :until WHERE id = \
+         (SELECT id FROM jobs WHERE notice_due_ms <= :now AND state NOT IN ('queued', 'running') \
+         ORDER BY notice_due_ms, id LIMIT 1) RETURNING id, webhook, notice_tries",
+    )?;
+    let until = now.saturating_add(lease_ms);
+    let claimed = statement
+        .query_row(named_params! { ":now": now, ":until": until }, |row| {
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))
+        })
+        .optional()?;
+    let Some((id, webhook, tries)) = claimed else { return Ok(None) };
+    let job = rows::get(db, parsed(&id)?)?;
+    Ok(job.map(|job| Notice { job, webhook, tries }))
+}
+
+/// Says when a notice is due again, unless it was taken up anew.
+pub(super) fn settle_notice(
+    db: &Connection,
+    (id, tries): (JobId, u32),
+    again_ms: Option<u64>,
+) -> Result<(), JobStoreError> {
+    db.execute(
+        "UPDATE jobs SET notice_due_ms = ?3 WHERE id = ?1 AND notice_tries = ?2",
+        params![id.to_string(), tries, again_ms.map(|ms| now_ms().saturating_add(ms))],
     )?;
     Ok(())
 }

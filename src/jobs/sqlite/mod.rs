@@ -14,6 +14,7 @@ mod tests;
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,10 +26,10 @@ use super::config::{JobStoreLocation, JobsConfig};
 use super::error::JobStoreError;
 use super::files::Files;
 use super::id::JobId;
-use super::record::{JobFailure, JobProgress, JobRecord, JobResult, Owner, now_ms};
+use super::record::{JobFailure, JobProgress, JobRecord, JobResult, Owner, now_ms, whole_ms};
 use super::store::{
-    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Outcome,
-    Page, Releasing, Wanted,
+    Cancelled, Claim, Claimed, Created, Idempotency, JobLine, JobList, JobStore, NewJob, Notice,
+    Outcome, Page, Releasing, Wanted,
 };
 use super::watchers::Watchers;
 use changes::End;
@@ -107,7 +108,7 @@ impl Inner {
     }
 
     fn lifetime_ms(&self) -> u64 {
-        u64::try_from(self.config.lifetime.as_millis()).unwrap_or(u64::MAX)
+        whole_ms(self.config.lifetime)
     }
 
     fn recover(&self) -> Result<(), JobStoreError> {
@@ -411,6 +412,24 @@ impl JobStore for EmbeddedStore {
 
     async fn lines(&self) -> Result<Vec<JobLine>, JobStoreError> {
         self.off_the_runtime(|inner| rows::lines(&inner.database())).await
+    }
+
+    async fn claim_notice(&self, lease: Duration) -> Result<Option<Notice>, JobStoreError> {
+        self.off_the_runtime(move |inner| changes::claim_notice(&inner.database(), whole_ms(lease)))
+            .await
+    }
+
+    async fn settle_notice(
+        &self,
+        id: JobId,
+        tries: u32,
+        again: Option<Duration>,
+    ) -> Result<(), JobStoreError> {
+        let again_ms = again.map(whole_ms);
+        self.off_the_runtime(move |inner| {
+            changes::settle_notice(&inner.database(), (id, tries), again_ms)
+        })
+        .await
     }
 
     fn watch(&self, id: JobId) -> watch::Receiver<()> {

@@ -10,7 +10,7 @@ use crate::jobs::error::JobStoreError;
 
 /// What makes each version of the layout of the one before it. A step that was published
 /// never changes.
-pub(super) const STEPS: [&str; 3] = [JOBS, BATCHES, COSTS];
+pub(super) const STEPS: [&str; 4] = [JOBS, BATCHES, COSTS, NOTICES];
 
 /// The version of the layout.
 const VERSION: i64 = STEPS.len() as i64;
@@ -107,6 +107,14 @@ const BATCHES: &str = "
 const COSTS: &str = "
     ALTER TABLE jobs ADD COLUMN cost_s REAL NOT NULL DEFAULT 0;
     PRAGMA user_version = 3;
+";
+
+const NOTICES: &str = "
+    ALTER TABLE jobs ADD COLUMN webhook TEXT;
+    ALTER TABLE jobs ADD COLUMN notice_due_ms INTEGER;
+    ALTER TABLE jobs ADD COLUMN notice_tries INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX jobs_by_notice ON jobs (notice_due_ms) WHERE notice_due_ms IS NOT NULL;
+    PRAGMA user_version = 4;
 ";
 
 /// Opens the database in `file`, for this process alone. The lock lasts as long as the file

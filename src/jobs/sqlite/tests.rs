@@ -30,6 +30,7 @@ fn owner(name: &str) -> Owner {
 
 fn job_of(who: &str) -> NewJob {
     NewJob {
+        webhook: None,
         owner: owner(who),
         endpoint: "edits".to_owned(),
         model: "tiny".to_owned(),
@@ -356,4 +357,35 @@ async fn lines_tell_what_waits_and_what_runs() {
     assert_eq!((line.model.as_str(), line.waiting, line.running), ("tiny", 2, 1));
     assert_eq!(line.work_s, 3.0);
     assert!(line.oldest_ms < 60_000);
+}
+
+#[tokio::test]
+async fn a_notice_is_due_once_the_job_has_ended_and_until_it_is_settled() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(&on_disk(folder.path())).unwrap();
+    let minute = Duration::from_secs(60);
+    let told = NewJob { webhook: Some("https://there/".to_owned()), ..job_of("a") };
+    let id = accepted(&store, told).await;
+    accepted(&store, job_of("b")).await;
+    assert!(store.claim_notice(minute).await.unwrap().is_none(), "it has not ended");
+    for _ in 0..2 {
+        let claim = taken(&store).await.claim;
+        store.finish(claim, success()).await.unwrap();
+    }
+
+    // Whoever took it up has died, and so has its process.
+    let first = store.claim_notice(Duration::ZERO).await.unwrap().unwrap();
+    assert_eq!((first.job.id, first.webhook.as_str(), first.tries), (id, "https://there/", 1));
+    drop(store);
+    let store = EmbeddedStore::open(&on_disk(folder.path())).unwrap();
+    let second = store.claim_notice(minute).await.unwrap().unwrap();
+    assert_eq!((second.job.id, second.job.state, second.tries), (id, JobState::Succeeded, 2));
+    assert!(store.claim_notice(minute).await.unwrap().is_none(), "it is being sent");
+
+    // Who comes late settles nothing.
+    store.settle_notice(id, 1, None).await.unwrap();
+    store.settle_notice(id, 2, Some(Duration::ZERO)).await.unwrap();
+    let third = store.claim_notice(minute).await.unwrap().unwrap();
+    store.settle_notice(id, third.tries, None).await.unwrap();
+    assert!(store.claim_notice(minute).await.unwrap().is_none());
 }

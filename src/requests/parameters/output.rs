@@ -92,13 +92,14 @@ impl Delivery {
 }
 
 impl Output {
-    /// `is_background`: whether the pictures are those of a job. `unless_told`: the way back
+    /// `is_followed`: whether unfinished pictures are
+    /// seen by other means than a stream. `unless_told`: the way back
     /// if the request names none. Who asks for the file itself gets it, whatever the
     /// `response_format`.
     pub(super) fn take(
         fields: &mut Fields,
         model: &ModelCard,
-        ((accepted, is_background), unless_told): ((Accepted, bool), Delivery),
+        ((accepted, is_followed), unless_told): ((Accepted, bool), Delivery),
         warnings: &mut Vec<String>,
     ) -> Result<Self, RequestError> {
         let wanted = match accepted {
@@ -108,7 +109,7 @@ impl Output {
         let format = take_format(fields, wanted, warnings)?;
         refuse_transparency(fields, model, format)?;
         let delivery = take_delivery(fields, unless_told)?;
-        let previews = take_previews(fields, is_background || delivery.is_streamed(), warnings)?;
+        let previews = take_previews(fields, is_followed || delivery.is_streamed(), warnings)?;
         let store = fields.boolean(&table::STORE)?.unwrap_or(false);
         match (accepted, delivery) {
             (Accepted::Json, delivery) => Ok(Self { format, delivery, store, previews }),

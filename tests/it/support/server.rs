@@ -18,6 +18,7 @@ use diffuser_api::requests::{ModelService, QualityOverrides};
 use diffuser_api::service::{
     Budget, ImageService, PooledModel, ServiceConfig, ServiceStatus, WorkerHandle, start,
 };
+use diffuser_api::webhooks::WebhookConfig;
 use reqwest::multipart::{Form, Part};
 use reqwest::{RequestBuilder, Response};
 use serde_json::Value;
@@ -50,6 +51,8 @@ pub(crate) struct Setup {
     pub(crate) jobs: Option<Arc<EmbeddedStore>>,
     /// Whether files and batches have a place there.
     pub(crate) batches: bool,
+    /// Who is told of jobs that have ended.
+    pub(crate) webhooks: WebhookConfig,
     /// Changes what else there is to change.
     pub(crate) adjust: fn(&mut ApiConfig),
 }
@@ -70,6 +73,7 @@ impl Default for Setup {
             store: None,
             jobs: None,
             batches: true,
+            webhooks: WebhookConfig::default(),
             adjust: |_| {},
         }
     }
@@ -162,6 +166,7 @@ impl Setup {
             max_upload_bytes: self.max_upload_bytes,
             max_image_bytes: 8 << 20,
             max_image_pixels: 4_000_000,
+            webhooks: self.webhooks,
             ..Config::load(&Sources::default()).unwrap().api
         };
         (self.adjust)(&mut api_config);
