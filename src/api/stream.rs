@@ -184,8 +184,8 @@ pub(super) struct PreviewEvents {
     facts: Arc<ReplyFacts>,
     prefix: &'static str,
     seed: Seed,
-    /// Unfinished pictures so far.
-    seen: usize,
+    /// The picture that was shown last, and how often it was.
+    seen: (usize, usize),
 }
 
 impl PreviewEvents {
@@ -195,15 +195,16 @@ impl PreviewEvents {
         (endpoint, seed): (Endpoint, Seed),
     ) -> Self {
         let prefix = event_prefix(endpoint);
-        Self { previews, facts: Arc::new(facts), prefix, seed, seen: 0 }
+        Self { previews, facts: Arc::new(facts), prefix, seed, seen: (0, 0) }
     }
 
     /// The next one, as JSON; `None` once there are no more.
     pub(super) async fn next(&mut self) -> Result<Option<String>, ApiError> {
-        let Some(preview) = self.previews.next().await? else { return Ok(None) };
+        let Some((image, preview)) = self.previews.next().await? else { return Ok(None) };
         let kind = format!("{}.partial_image", self.prefix);
-        let (facts, index, seed) = (Arc::clone(&self.facts), self.seen, self.seed);
-        self.seen += 1;
+        let index = if self.seen.0 == image { self.seen.1 } else { 0 };
+        self.seen = (image, index + 1);
+        let (facts, seed) = (Arc::clone(&self.facts), self.seed.of_image(image));
         let written = tokio::task::spawn_blocking(spans::carried(move || {
             let event = partial_image(&facts, &preview, (kind, index, seed))?;
             serde_json::to_string(&event).map_err(|error| ApiError::internal(&error))

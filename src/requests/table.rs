@@ -308,7 +308,7 @@ pub(crate) const PARTIAL_IMAGES: Row<Integer> = Row {
     aliases: &[],
     bodies: ALL,
     kind: Integer::between(0, 3).or(0),
-    help: "With `stream`, or for a job: how many unfinished pictures to show.",
+    help: "With `stream`, or for a job: how many unfinished pictures to show of each.",
 };
 
 pub(crate) const WEBHOOK_URL: Row<Text> = Row {

@@ -288,7 +288,7 @@ impl ImageService {
         request: ImageRequest,
         (previews, client): (usize, Client),
         memory: MemoryShare,
-    ) -> Result<(Submitted, mpsc::UnboundedReceiver<Picture>), ServiceError> {
+    ) -> Result<(Submitted, mpsc::UnboundedReceiver<(usize, Picture)>), ServiceError> {
         let (reply, answer) = oneshot::channel();
         let (to, arriving) = mpsc::unbounded_channel();
         let previews = Previews { count: previews, to };
@@ -431,21 +431,21 @@ pub struct Finished {
 
 /// Looks at the unfinished picture of an order.
 pub struct Unfinished {
-    arriving: mpsc::UnboundedReceiver<Picture>,
+    arriving: mpsc::UnboundedReceiver<(usize, Picture)>,
     size_plan: Arc<SizePlan>,
 }
 
 impl Unfinished {
-    /// The next one; `None` once there are no more.
+    /// The next one, and of which picture it is, from 0; `None` once there are no more.
     ///
     /// # Errors
     /// [`ServiceError::Panicked`] if it cannot be brought to its size.
-    pub async fn next(&mut self) -> Result<Option<Picture>, ServiceError> {
-        let Some(preview) = self.arriving.recv().await else {
+    pub async fn next(&mut self) -> Result<Option<(usize, Picture)>, ServiceError> {
+        let Some((image, preview)) = self.arriving.recv().await else {
             return Ok(None);
         };
         let size_plan = Arc::clone(&self.size_plan);
-        off_the_runtime(move || size_plan.finish(preview)).await.map(Some)
+        off_the_runtime(move || (image, size_plan.finish(preview))).await.map(Some)
     }
 }
 
@@ -464,7 +464,7 @@ impl JobHandle {
     /// # Errors
     /// [`ServiceError::Panicked`] if it cannot be brought to its size.
     pub async fn next_preview(&mut self) -> Result<Option<Picture>, ServiceError> {
-        self.previews.next().await
+        Ok(self.previews.next().await?.map(|(_only_one, preview)| preview))
     }
 
     /// The looks at the unfinished picture, for somebody else; the handle has none any more.

@@ -59,9 +59,10 @@ impl Job {
 
 /// Unfinished pictures for a client.
 pub(super) struct Previews {
-    /// How many, at most.
+    /// How many of each picture, at most.
     pub(super) count: usize,
-    pub(super) to: mpsc::UnboundedSender<Picture>,
+    /// Each with the picture that it will be, from 0.
+    pub(super) to: mpsc::UnboundedSender<(usize, Picture)>,
 }
 
 impl Previews {
@@ -160,9 +161,9 @@ impl StepObserver for ClientWatch<'_> {
         self.previews.are_due(progress)
     }
 
-    fn on_preview(&mut self, _progress: StepProgress, preview: Picture) {
+    fn on_preview(&mut self, progress: StepProgress, preview: Picture) {
         // A client that has gone sees none.
-        let _ = self.previews.to.send(preview);
+        let _ = self.previews.to.send((progress.image, preview));
     }
 }
 

@@ -150,7 +150,7 @@ async fn a_request_is_told_of_and_its_reply_is_that_of_http() {
 }
 
 #[tokio::test]
-async fn unfinished_pictures_are_those_of_a_stream() {
+async fn unfinished_pictures_are_those_of_a_stream_and_of_several_pictures_each_has_its_own() {
     let server = Setup::default().start().await;
     let body = with(edit_body(), &json!({"seed": 3, "partial_images": 2}));
     let mut client = open(&server).await;
@@ -177,7 +177,13 @@ async fn unfinished_pictures_are_those_of_a_stream() {
     assert_eq!(reply["data"][0]["b64_json"], events[2]["b64_json"]);
 
     client.create("b", &with(body, &json!({"n": 2}))).await;
-    client.hear_error("image.failed", Some("b"), Some("n")).await;
+    let heard = client.hear_until("image.completed").await;
+    let shown = heard.iter().filter(|message| message["type"] == "image.partial_image");
+    let shown: Vec<_> = shown.map(|it| (&it["seed"], &it["partial_image_index"])).collect();
+    let (seeds, indices) = ([json!(3), json!(4)], [json!(0), json!(1)]);
+    let all: Vec<_> =
+        seeds.iter().flat_map(|seed| indices.iter().map(move |index| (seed, index))).collect();
+    assert_eq!(shown, all, "each of two pictures, twice");
 }
 
 #[tokio::test]

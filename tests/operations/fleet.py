@@ -1,6 +1,8 @@
 """What gateways and workers promise, held against a real PostgreSQL: each function is a promise."""
 
+import base64
 import contextlib
+import http.server
 import json
 import os
 import signal
@@ -9,9 +11,11 @@ import threading
 import time
 
 import client
+import websockets.sync.client
 from engine import Engine
 from report import Report
 from server import Server
+from standardwebhooks import Webhook
 
 FILES = [("image", client.picture(96, 64))]
 QUICK = {"prompt": "make it red", "seed": "7", "num_inference_steps": "4", "size": "64x64"}
@@ -22,8 +26,9 @@ LEASE_S = 15
 
 
 class Fleet:
-    def __init__(self, engine):
+    def __init__(self, engine, settings):
         self.engine = engine
+        self.settings = {**engine.settings, **settings}
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -33,7 +38,7 @@ class Fleet:
         self.stack.close()
 
     def start(self, role: str, ready=True, **settings) -> Server:
-        settings = {**self.engine.settings, "DIFFUSER_ROLE": role, "DIFFUSER_THREADS": "1", **settings}
+        settings = {**self.settings, "DIFFUSER_ROLE": role, "DIFFUSER_THREADS": "1", **settings}
         server = Server(models=("tiny-random",) if role == "worker" else (), settings=settings)
         self.stack.callback(server.end)
         if ready:
@@ -105,6 +110,65 @@ def a_job_may_be_asked_for_anywhere(gateway, other, report):
     removed = client.exchange(other.port, "DELETE", f"/v1/jobs/{job}")
     gone = client.get(gateway.port, f"/v1/jobs/{job}")
     report.line((removed.status, gone.status) == (200, 404), "removed there, gone here", (removed.status, gone.status), (200, 404))
+
+
+def a_socket_at_a_gateway_is_served_by_a_worker(gateway, single, report):
+    """Two requests at once: one with previews, one that is called off."""
+    heard = {"wanted": [], "unwanted": []}
+    body = {**{name: value for name, value in LONG.items() if name != "num_inference_steps"}, "num_inference_steps": 40,
+            "images": [{"image_url": "data:image/png;base64," + base64.b64encode(FILES[0][1]).decode()}], "seed": int(LONG["seed"])}
+    with websockets.sync.client.connect(f"ws://127.0.0.1:{gateway.port}/v1/realtime/images", max_size=None) as socket:
+        for name in heard:
+            message = {"type": "image.create", "id": name, "endpoint": "edits", "body": {**body, "partial_images": 2}}
+            socket.send(json.dumps(message))
+        socket.send(json.dumps({"type": "image.cancel", "id": "unwanted"}))
+        while not {"image.completed", "image.failed"} & {message["type"] for message in heard["wanted"]}:
+            message = json.loads(socket.recv(timeout=300))
+            heard.get(message.get("id"), []).append(message)
+    kinds = {name: [message["type"] for message in of] for name, of in heard.items()}
+    seen = sorted({*kinds["wanted"]})
+    wanted = ["image.completed", "image.partial_image", "image.progress", "image.queued"]
+    report.line(seen == wanted, "what a socket at a gateway tells", seen, wanted)
+    report.line(kinds["unwanted"][-1] == "image.cancelled", "a request that was called off", kinds["unwanted"], "cancelled")
+    picture = heard["wanted"][-1].get("response", {}).get("data", [{}])[0].get("b64_json")
+    same = picture == edit(single.port, LONG).picture()
+    report.line(same, "its picture", len(heard["wanted"]), "a single server's")
+
+
+def previews_of_a_job_are_seen_by_every_gateway(gateway, other, report):
+    job = edit(gateway.port, LONG, background="true", partial_images="2").json()["id"]
+    events = [*client.get(other.port, f"/v1/jobs/{job}/events").events()]
+    previews = [data for name, data in events if name == "partial_image"]
+    holds = len(previews) == 2 and all(preview["type"] == "image_edit.partial_image" for preview in previews)
+    report.line(holds, "unfinished pictures that another gateway shows", len(previews), 2)
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    """Takes messages."""
+
+    received = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.received.append((self.headers, body))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def the_end_of_a_job_is_told_once(gateway, hooks, report):
+    jobs = [edit(gateway.port, {**QUICK, "seed": str(seed)}, background="true").json()["id"] for seed in range(6)]
+    [until(lambda job=job: ended(gateway, job)) for job in jobs]
+    told = lambda: [json.loads(body)["data"]["id"] for _, body in Hook.received]  # noqa: E731
+    until(lambda: set(jobs) <= set(told()), 20)
+    time.sleep(2)
+    times = [told().count(job) for job in jobs]
+    report.line(times == [1] * len(jobs), "how often each job's end was told, of five processes", times, "once each")
+    for headers, body in Hook.received:
+        Webhook(hooks["DIFFUSER_WEBHOOK_SECRET"]).verify(body, dict(headers.items()))
+    report.line(True, "their signatures", len(Hook.received), "those of Standard Webhooks")
 
 
 def who_leaves_takes_the_work_along(engine, gateway, worker, report):
@@ -271,7 +335,14 @@ def metrics_tell_of_the_lines(gateway, report):
 
 def main():
     report = Report()
-    with Engine() as engine, Fleet(engine) as fleet, Server(settings={"DIFFUSER_THREADS": "1"}) as single:
+    receiver = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    hooks = {
+        "DIFFUSER_WEBHOOK_URL": f"http://127.0.0.1:{receiver.server_port}/hook",
+        "DIFFUSER_WEBHOOK_SECRET": "whsec_" + base64.b64encode(os.urandom(32)).decode(),
+        "DIFFUSER_WEBHOOK_ALLOW_PRIVATE": "true",
+    }
+    with Engine() as engine, Fleet(engine, hooks) as fleet, Server(settings={"DIFFUSER_THREADS": "1"}) as single:
         print(engine.version())
         gateway = fleet.start("gateway", ready=False)
         until(lambda: reason(gateway) == "waiting_for_workers")
@@ -287,6 +358,9 @@ def main():
         who_leaves_takes_the_work_along(engine, gateway, worker, report)
         a_cancelled_job_stops_its_worker(engine, gateway, other, worker, report)
         progress_is_seen_by_every_gateway(gateway, other, report)
+        a_socket_at_a_gateway_is_served_by_a_worker(gateway, single, report)
+        previews_of_a_job_are_seen_by_every_gateway(gateway, other, report)
+        the_end_of_a_job_is_told_once(gateway, hooks, report)
         metrics_tell_of_the_lines(gateway, report)
         worker = a_lost_worker_is_replaced(fleet, gateway, worker, single, report)
         spare = a_worker_that_was_cut_off_is_too_late(engine, fleet, gateway, worker, single, report)
