@@ -12,6 +12,7 @@ import time
 
 import client
 import websockets.sync.client
+from cable import HERE, Cable, can_be_laid
 from engine import Engine
 from report import Report
 from server import Server
@@ -37,9 +38,9 @@ class Fleet:
     def __exit__(self, *_):
         self.stack.close()
 
-    def start(self, role: str, ready=True, **settings) -> Server:
+    def start(self, role: str, ready=True, command=(), **settings) -> Server:
         settings = {**self.settings, "DIFFUSER_ROLE": role, "DIFFUSER_THREADS": "1", **settings}
-        server = Server(models=("tiny-random",) if role == "worker" else (), settings=settings)
+        server = Server(models=("tiny-random",) if role == "worker" else (), settings=settings, command=command)
         self.stack.callback(server.end)
         if ready:
             server.wait_until(server.is_ready, 120)
@@ -183,6 +184,20 @@ def who_leaves_takes_the_work_along(engine, gateway, worker, report):
     report.line(left_s < 10, "the worker idle after its client has left", f"{left_s:.1f} s", "10 s at most")
 
 
+def who_leaves_while_the_job_is_stored_takes_it_along(engine, gateway, report):
+    body, headers = client.form(QUICK, FILES)
+    unfinished = "SELECT count(*) FROM diffuser_jobs WHERE state IN ('queued', 'running')"
+    with engine.locked("diffuser_jobs"):
+        leaving = client.Raw(gateway.port, client.request_bytes("POST", EDITS, body, headers))
+        until(lambda: engine.ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT%'") == "1")
+        leaving.close()
+        time.sleep(0.5)
+    begun = time.monotonic()
+    until(lambda: engine.ask("SELECT count(*) FROM diffuser_jobs WHERE is_attached") == "0" and engine.ask(unfinished) == "0")
+    left_s = time.monotonic() - begun
+    report.line(left_s < 8, "a job whose client left while it was stored", f"gone after {left_s:.1f} s", "8 s at most")
+
+
 def a_cancelled_job_stops_its_worker(engine, gateway, other, worker, report):
     job = edit(gateway.port, LONG, background="true").json()["id"]
     until(lambda: client.get(gateway.port, f"/v1/jobs/{job}").json()["step"])
@@ -240,6 +255,27 @@ def a_worker_that_was_cut_off_is_too_late(engine, fleet, gateway, worker, single
     results = engine.ask(f"SELECT count(*) FROM diffuser_jobs WHERE id = '{job}' AND result IS NOT NULL")
     objects = len([*engine.files.rglob(f"{job}*.result")])
     report.line((results, objects) == ("1", 1), "results of it", (results, objects), "one")
+    return spare
+
+
+def a_worker_without_a_network_is_too_late(engine, fleet, cable, gateway, worker, single, report):
+    """It goes on with what it has, and what it brings once it is back is worth nothing."""
+    worker.end()
+    far = fleet.start("worker", ready=False, command=cable.command, DIFFUSER_JOBS_STORE=engine.url_at(HERE))
+    job = edit(gateway.port, LONG, background="true").json()["id"]
+    until(lambda: client.get(gateway.port, f"/v1/jobs/{job}").json()["step"])
+    cable.cut()
+    spare = fleet.start("worker")
+    seen = until(lambda: ended(gateway, job), 300)
+    cable.mend()
+    until(lambda: "the outcome is discarded" in far.log_text() or "called off, or somebody else" in far.log_text(), 120)
+    seen_again = client.get(gateway.port, f"/v1/jobs/{job}").json()
+    picture = client.get(gateway.port, f"/v1/jobs/{job}/result").picture()
+    right = (seen["status"], seen["tries"]) == ("succeeded", 2) and seen_again == seen and picture == edit(single.port, LONG).picture()
+    report.line(right, "a job whose worker lost its network", f"{seen['status']}, {seen['tries']} tries", "succeeded, 2 tries, the picture")
+    objects = len([*engine.files.rglob(f"{job}*.result")])
+    report.line(objects == 1, "results of it", objects, "one")
+    far.end()
     return spare
 
 
@@ -342,7 +378,14 @@ def main():
         "DIFFUSER_WEBHOOK_SECRET": "whsec_" + base64.b64encode(os.urandom(32)).decode(),
         "DIFFUSER_WEBHOOK_ALLOW_PRIVATE": "true",
     }
-    with Engine() as engine, Fleet(engine, hooks) as fleet, Server(settings={"DIFFUSER_THREADS": "1"}) as single:
+    with contextlib.ExitStack() as laid:
+        cable = laid.enter_context(Cable()) if can_be_laid() else None
+        hold_all(cable, hooks, report)
+    report.end()
+
+
+def hold_all(cable, hooks, report):
+    with Engine(also=HERE if cable else None) as engine, Fleet(engine, hooks) as fleet, Server(settings={"DIFFUSER_THREADS": "1"}) as single:
         print(engine.version())
         gateway = fleet.start("gateway", ready=False)
         until(lambda: reason(gateway) == "waiting_for_workers")
@@ -356,6 +399,7 @@ def main():
         a_job_may_be_asked_for_anywhere(gateway, other, report)
         an_idempotency_key_is_one_job_at_any_gateway(gateway, other, report)
         who_leaves_takes_the_work_along(engine, gateway, worker, report)
+        who_leaves_while_the_job_is_stored_takes_it_along(engine, gateway, report)
         a_cancelled_job_stops_its_worker(engine, gateway, other, worker, report)
         progress_is_seen_by_every_gateway(gateway, other, report)
         a_socket_at_a_gateway_is_served_by_a_worker(gateway, single, report)
@@ -365,11 +409,14 @@ def main():
         worker = a_lost_worker_is_replaced(fleet, gateway, worker, single, report)
         spare = a_worker_that_was_cut_off_is_too_late(engine, fleet, gateway, worker, single, report)
         spare.end()
+        if cable:
+            worker = a_worker_without_a_network_is_too_late(engine, fleet, cable, gateway, worker, single, report)
+        else:
+            report.skip("a worker without a network", "this is not root, or there is no `ip`")
         without_the_database_gateways_say_so_and_workers_hold_what_they_have(engine, gateway, worker, single, report)
         jobs = a_worker_that_ends_in_good_order_gives_back_what_waits(gateway, worker, report)
         worker = jobs_wait_for_a_worker(fleet, gateway, jobs, report)
         a_lost_gateway_takes_its_clients_work_along(engine, fleet, worker, report)
-    report.end()
 
 
 if __name__ == "__main__":

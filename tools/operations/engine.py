@@ -28,7 +28,9 @@ def programs() -> Path:
 class Engine:
     """A database, with a folder beside it for the files of jobs."""
 
-    def __init__(self):
+    def __init__(self, also: str | None = None):
+        """`also`: an address of this machine at which the neighbours of its network find it, too."""
+        self.also = also
         self.folder = Path(tempfile.mkdtemp(prefix="diffuser-engine-"))
         self.data, self.files = self.folder / "data", self.folder / "files"
         self.files.mkdir()
@@ -41,6 +43,9 @@ class Engine:
             self.as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
         self.log = open(self.folder / "log", "ab")
         self.run("initdb", "-D", self.data, "-A", "trust", "-U", "diffuser", "--no-sync")
+        if also:
+            with open(self.data / "pg_hba.conf", "a") as rules:
+                rules.write(f"host all all {also}/30 trust\n")
         self.process = None
 
     def __enter__(self):
@@ -53,7 +58,10 @@ class Engine:
 
     @property
     def url(self) -> str:
-        return f"postgres://diffuser@127.0.0.1:{self.port}/postgres"
+        return self.url_at("127.0.0.1")
+
+    def url_at(self, address: str) -> str:
+        return f"postgres://diffuser@{address}:{self.port}/postgres"
 
     @property
     def settings(self) -> dict:
@@ -69,7 +77,7 @@ class Engine:
 
     def start(self):
         command = [*self.as_user, self.programs / "postgres", "-D", self.data, "-p", str(self.port),
-                   "-k", self.folder, "-c", "listen_addresses=127.0.0.1"]
+                   "-k", self.folder, "-c", f"listen_addresses={','.join(['127.0.0.1', *filter(None, [self.also])])}"]
         begun = time.monotonic()
         while True:
             self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, cwd="/")
@@ -100,6 +108,19 @@ class Engine:
         pid = self.process.pid
         listed = Path(f"/proc/{pid}/task/{pid}/children")
         return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+    @contextlib.contextmanager
+    def locked(self, table: str):
+        """Nobody writes to it meanwhile."""
+        holding = subprocess.Popen(["psql", "-qAt", self.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        holding.stdin.write(f"BEGIN; LOCK TABLE {table} IN SHARE MODE; SELECT 'held';\n")
+        holding.stdin.flush()
+        try:
+            assert holding.stdout.readline().strip() == "held"
+            yield
+        finally:
+            holding.stdin.close()
+            holding.wait()
 
     def ask(self, sql: str) -> str:
         """What a query answers, without decoration."""

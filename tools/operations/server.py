@@ -39,8 +39,8 @@ def raise_descriptor_limit(wanted: int) -> int:
 class Server:
     """A running server; a context that ends it, by force if it must."""
 
-    def __init__(self, models=("tiny-random",), settings=None, limits=None, output=None):
-        """`settings`: variables; `limits`: (resource, number) pairs; `output`: an open file for its log."""
+    def __init__(self, models=("tiny-random",), settings=None, limits=None, output=None, command=()):
+        """`settings`: variables; `limits`: (resource, number) pairs; `output`: an open file for its log; `command`: what starts it."""
         self.port = client.free_port()
         self.log = Path(tempfile.mkdtemp(prefix="diffuser-")) / "log"
         flags = [part for model in models for part in ("--model", str(model))]
@@ -61,7 +61,7 @@ class Server:
         with contextlib.ExitStack() as stack:
             output = output or stack.enter_context(open(self.log, "wb"))
             self.process = subprocess.Popen(
-                [BIN, *flags], env=environment, stdout=output, stderr=output,
+                [*command, BIN, *flags], env=environment, stdout=output, stderr=output,
                 preexec_fn=before_start, cwd=ROOT,
             )
 

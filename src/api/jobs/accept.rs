@@ -8,6 +8,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::notices;
+use super::relay::{self, Waiting};
 use super::wire::ImageJob;
 use crate::api::access::Permit;
 use crate::api::error::ApiError;
@@ -88,6 +89,8 @@ pub(in crate::api) enum Haste {
 pub(in crate::api) struct Accepted {
     pub(in crate::api) created: Created,
     pub(in crate::api) delivery: Delivery,
+    /// Of one that somebody waits for.
+    pub(super) waiting: Option<Waiting>,
 }
 
 /// Stores a job, once all is refused that can be.
@@ -123,7 +126,7 @@ pub(in crate::api) async fn store(
     if let Some(idempotency) = &idempotency
         && let Some(created) = store.named(permit.owner(), idempotency).await?
     {
-        return Ok(Accepted { created, delivery: Delivery::Base64 });
+        return Ok(Accepted { created, delivery: Delivery::Base64, waiting: None });
     }
     let asked = Asked { is_followed: haste != Haste::Attached || asked.is_followed, ..asked };
     let prepared = prepare(context, (fields, memory), endpoint, asked).await?;
@@ -152,14 +155,20 @@ pub(in crate::api) async fn store(
         cost_s: estimate.cost_s,
         is_attached: haste == Haste::Attached,
     };
-    let created = store.create(job).await?;
+    let (created, waiting) = match haste {
+        Haste::Attached => {
+            let (created, waiting) = relay::create(state, job).await?;
+            (created, Some(waiting))
+        }
+        Haste::Usual | Haste::None => (store.create(job).await?, None),
+    };
     drop(copies);
     match &created {
         Created::New(record) => state.jobs.remember(record.id, permit),
         // Somebody was quicker with the same.
         Created::Same(_) | Created::Other(_) => permit.give_back(),
     }
-    Ok(Accepted { created, delivery })
+    Ok(Accepted { created, delivery, waiting })
 }
 
 fn name_of(endpoint: Endpoint) -> &'static str {

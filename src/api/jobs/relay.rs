@@ -21,7 +21,7 @@ use crate::api::images::Sent;
 use crate::api::state::AppState;
 use crate::api::wire::ErrorEnvelope;
 use crate::causes;
-use crate::jobs::{Created, Fleet, JobFailure, JobId, JobRecord, JobState, JobStoreError};
+use crate::jobs::{Created, Fleet, JobFailure, JobId, JobRecord, JobState, JobStoreError, NewJob};
 use crate::requests::{Delivery, Fields, RequestContext};
 use crate::service::MemoryShare;
 
@@ -39,9 +39,22 @@ pub(in crate::api) async fn relay(
     sent: Sent,
 ) -> Result<Relayed, ApiError> {
     let asking = (state, permit, context);
-    let Accepted { created, delivery } = accept::store(asking, read, sent, Haste::Attached).await?;
-    let (Created::New(record) | Created::Same(record) | Created::Other(record)) = created;
-    Ok(Relayed { waiting: Waiting::new(state, record.id), delivery })
+    let Accepted { delivery, waiting, .. } =
+        accept::store(asking, read, sent, Haste::Attached).await?;
+    Ok(Relayed { waiting: waiting.ok_or(LOST)?, delivery })
+}
+
+/// Stores a job for a client that waits. If that leaves meanwhile the job is stored all the
+/// same, by then may be run, and is called off.
+pub(super) async fn create(state: &AppState, job: NewJob) -> Result<(Created, Waiting), ApiError> {
+    let state = state.clone();
+    let creating = tokio::spawn(async move {
+        let created = state.jobs.store.create(job).await?;
+        let (Created::New(record) | Created::Same(record) | Created::Other(record)) = &created;
+        let waiting = Waiting::new(&state, record.id);
+        Ok::<_, ApiError>((created, waiting))
+    });
+    creating.await?
 }
 
 /// A request that a worker makes. Dropped, it is called off.
@@ -69,7 +82,7 @@ impl Relayed {
 }
 
 /// A client that waits for its job. Dropped, the job is called off and forgotten.
-struct Waiting {
+pub(super) struct Waiting {
     id: JobId,
     state: AppState,
     changes: watch::Receiver<()>,
