@@ -187,11 +187,10 @@ def who_leaves_takes_the_work_along(engine, gateway, worker, report):
 def who_leaves_while_the_job_is_stored_takes_it_along(engine, gateway, report):
     body, headers = client.form(QUICK, FILES)
     unfinished = "SELECT count(*) FROM diffuser_jobs WHERE state IN ('queued', 'running')"
-    with engine.locked("diffuser_jobs"):
+    with engine.slow("diffuser_jobs", 2):
         leaving = client.Raw(gateway.port, client.request_bytes("POST", EDITS, body, headers))
-        until(lambda: engine.ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INSERT%'") == "1")
+        until(lambda: engine.ask("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == "1")
         leaving.close()
-        time.sleep(0.5)
     begun = time.monotonic()
     until(lambda: engine.ask("SELECT count(*) FROM diffuser_jobs WHERE is_attached") == "0" and engine.ask(unfinished) == "0")
     left_s = time.monotonic() - begun

@@ -110,17 +110,15 @@ class Engine:
         return [int(child) for child in listed.read_text().split()] if listed.exists() else []
 
     @contextlib.contextmanager
-    def locked(self, table: str):
-        """Nobody writes to it meanwhile."""
-        holding = subprocess.Popen(["psql", "-qAt", self.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        holding.stdin.write(f"BEGIN; LOCK TABLE {table} IN SHARE MODE; SELECT 'held';\n")
-        holding.stdin.flush()
+    def slow(self, table: str, seconds: float):
+        """A row that is added takes so long."""
+        self.ask(f"""CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END';
+            CREATE TRIGGER slow BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION slow()""")
         try:
-            assert holding.stdout.readline().strip() == "held"
             yield
         finally:
-            holding.stdin.close()
-            holding.wait()
+            self.ask("DROP FUNCTION slow CASCADE")
 
     def ask(self, sql: str) -> str:
         """What a query answers, without decoration."""
