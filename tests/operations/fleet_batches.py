@@ -18,6 +18,8 @@ SLOW = {**BODY, "num_inference_steps": 12, "size": "128x128"}
 OVER = ("completed", "failed", "expired", "cancelled")
 LEASE_S = 15
 LOOK_S = 5
+# What is told is known at once; what is not is found out within a look.
+TOLD_S = 2
 # More than a part of an upload.
 LARGE = bytes(range(256)) * (12 << 12)
 
@@ -151,7 +153,7 @@ def a_file_in_use_stays_and_a_batch_is_cancelled_anywhere(gateway, other, report
     took_s = time.monotonic() - begun
     report.line(cancelled in ("cancelling", "cancelled") and ended["status"] == "cancelled", "cancelled at another gateway",
                 (cancelled, ended["status"]), "cancelling, cancelled")
-    report.line(took_s < LOOK_S, "how long that took", f"{took_s:.1f} s", "told, and not found out")
+    report.line(took_s < TOLD_S, "how long that took", f"{took_s:.1f} s", "told, and not found out")
     counts = ended["request_counts"]
     written = [len(content(other.port, ended[name]).splitlines()) for name in ("output_file_id", "error_file_id")]
     holds = written == [counts["completed"], counts["failed"]] and sum(written) == 40 and 0 < written[0] < 40
@@ -218,7 +220,7 @@ def a_lost_gateway_is_replaced(engine, fleet, other, single, report):
     begun = time.monotonic()
     until(lambda: driver_of(engine, batch) not in ("", first), 60)
     took_s = time.monotonic() - begun
-    report.line(took_s < LOOK_S, "until another one has it that was given back", f"{took_s:.1f} s", "told, and not found out")
+    report.line(took_s < TOLD_S, "until another one has it that was given back", f"{took_s:.1f} s", "told, and not found out")
     look_at(report, other, batch, count, expected, "ended in good order")
 
 

@@ -85,7 +85,7 @@ mod tests {
             Ok(numbers.map(piece).collect())
         };
         let open = |name: &str| {
-            let halves = [format!("else"), format!("where {name}\n")];
+            let halves = ["else".to_owned(), format!("where {name}\n")];
             stream::iter(halves.map(|half| Ok(Bytes::from(half)))).boxed()
         };
 

@@ -36,7 +36,7 @@ pub(super) async fn receive(
 }
 
 /// An object that comes in. Dropped, it is called off.
-struct Upload {
+pub(super) struct Upload {
     objects: Objects,
     name: String,
     bytes: u64,
@@ -45,7 +45,7 @@ struct Upload {
 }
 
 impl Upload {
-    fn new(objects: &Objects) -> Self {
+    pub(super) fn new(objects: &Objects) -> Self {
         let (objects, name) = (objects.clone(), file_name());
         let path = Path::from(name.as_str());
         let writer = BufWriter::with_capacity(Arc::clone(&objects.0), path, PART);
@@ -53,7 +53,11 @@ impl Upload {
         Self { objects, name, bytes: 0, writer }
     }
 
-    async fn write(&mut self, piece: bytes::Bytes, room: &mut Room) -> Result<(), JobStoreError> {
+    pub(super) async fn write(
+        &mut self,
+        piece: bytes::Bytes,
+        room: &mut Room,
+    ) -> Result<(), JobStoreError> {
         room.take(piece.len() as u64)?;
         self.bytes += piece.len() as u64;
         let Some(writer) = &mut self.writer else { return Ok(()) };
@@ -61,7 +65,7 @@ impl Upload {
     }
 
     /// Whoever leaves now leaves an object, which is removed by then.
-    async fn finish(mut self) -> Result<Received, JobStoreError> {
+    pub(super) async fn finish(mut self) -> Result<Received, JobStoreError> {
         let (objects, name, bytes) = (self.objects.clone(), self.name.clone(), self.bytes);
         let writer = self.writer.take();
         let finishing = tokio::spawn(async move {
@@ -112,77 +116,4 @@ pub(super) fn of(inner: &Arc<Inner>, place: Place) -> Content<'static> {
         async move { in_time(rows::lines(&pool, (&batch, &part), after, LINES)).await }
     };
     joined(page, move |name| objects.stream(name))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use object_store::ObjectStore;
-    use object_store::local::LocalFileSystem;
-
-    use super::*;
-
-    /// All that is in a folder, what is not whole yet, too.
-    fn files_in(folder: &std::path::Path) -> usize {
-        let found = |entry: std::io::Result<std::fs::DirEntry>| {
-            let path = entry.unwrap().path();
-            if path.is_dir() { files_in(&path) } else { 1 }
-        };
-        std::fs::read_dir(folder).unwrap().map(found).sum()
-    }
-
-    async fn until_files(folder: &std::path::Path, expected: usize) {
-        for _ in 0..200 {
-            if files_in(folder) == expected {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(files_in(folder), expected);
-    }
-
-    async fn sent(upload: &mut Upload, pieces: usize) {
-        let mut room = Room::new(u64::MAX, 0);
-        for _ in 0..pieces {
-            upload.write(Bytes::from(vec![7; 1 << 20]), &mut room).await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn an_upload_in_parts_is_whole_and_one_that_is_dropped_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn ObjectStore> =
-            Arc::new(LocalFileSystem::new_with_prefix(folder.path()).unwrap());
-        let objects = Objects(store);
-
-        let mut upload = Upload::new(&objects);
-        sent(&mut upload, 12).await;
-        let received = upload.finish().await.unwrap();
-        assert_eq!((received.bytes(), files_in(folder.path())), (12 << 20, 1));
-        let pieces: Vec<Bytes> = objects.stream(received.name()).try_collect().await.unwrap();
-        assert!(pieces.len() > 1 && pieces.concat() == vec![7; 12 << 20]);
-        drop(received);
-        until_files(folder.path(), 0).await;
-
-        let mut upload = Upload::new(&objects);
-        sent(&mut upload, 12).await;
-        until_files(folder.path(), 1).await;
-        drop(upload);
-        until_files(folder.path(), 0).await;
-    }
-
-    #[tokio::test]
-    async fn what_has_no_room_is_refused_while_it_comes() {
-        let objects = Objects(Arc::new(object_store::memory::InMemory::new()));
-        let mut upload = Upload::new(&objects);
-        let mut room = Room::new(10, 5);
-        let piece = Bytes::from_static(b"four");
-
-        upload.write(piece.clone(), &mut room).await.unwrap();
-        let refused = upload.write(piece, &mut room).await.unwrap_err();
-
-        assert!(matches!(refused, JobStoreError::NoRoom { max_bytes: 10 }), "{refused}");
-    }
 }

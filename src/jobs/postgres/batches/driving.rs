@@ -20,7 +20,11 @@ pub(super) async fn take(pool: &PgPool, driver: &str) -> Result<Vec<BatchId>, Jo
          driven_until < clock_timestamp()) FOR UPDATE SKIP LOCKED) UPDATE diffuser_batches SET \
          driver = $1, {lease} WHERE id IN (SELECT id FROM free) RETURNING id"
     );
-    ids.extend(changed(pool, taking, driver).await?);
+    let taken = changed(pool, taking, driver).await?;
+    if !taken.is_empty() {
+        tracing::info!(batches = taken.len(), "batches that nobody saw to are taken up");
+    }
+    ids.extend(taken);
     ids.sort_unstable();
     Ok(ids)
 }

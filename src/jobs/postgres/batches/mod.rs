@@ -8,6 +8,8 @@ mod changes;
 mod content;
 mod driving;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use async_trait::async_trait;
 
