@@ -138,12 +138,17 @@ pub(super) async fn settled(pool: &PgPool, id: BatchId) -> Result<Vec<u64>, JobS
     found.iter().map(|row| count(row, "number")).collect()
 }
 
+/// Named one by one: a later version of the layout may have more, while this program runs.
+const BATCH: &str = "SELECT id, owner, endpoint, input_file, context, metadata, state, created_ms, \
+                     due_ms, in_progress_ms, finalizing_ms, cancelling_ms, ended_ms, total, \
+                     completed, failed, faults, output_file, error_file FROM diffuser_batches";
+
 pub(super) async fn batch(
     pool: &PgPool,
     id: BatchId,
 ) -> Result<Option<BatchRecord>, JobStoreError> {
-    let sql = "SELECT * FROM diffuser_batches WHERE id = $1";
-    let found = sqlx::query(sql).bind(id.to_string()).fetch_optional(pool).await?;
+    let sql = format!("{BATCH} WHERE id = $1");
+    let found = sqlx::query(AssertSqlSafe(sql)).bind(id.to_string()).fetch_optional(pool).await?;
     found.as_ref().map(batches::batch).transpose()
 }
 
@@ -152,9 +157,10 @@ pub(super) async fn batches(
     owner: &Owner,
     page: BatchPage,
 ) -> Result<BatchList, JobStoreError> {
-    let sql = "SELECT * FROM diffuser_batches WHERE owner = $1 AND ($2::text IS NULL OR id < $2) \
-               ORDER BY id DESC LIMIT $3";
-    let query = sqlx::query(sql)
+    let sql = format!(
+        "{BATCH} WHERE owner = $1 AND ($2::text IS NULL OR id < $2) ORDER BY id DESC LIMIT $3"
+    );
+    let query = sqlx::query(AssertSqlSafe(sql))
         .bind(owner.as_str())
         .bind(page.after.map(|id| id.to_string()))
         .bind(one_more_than(page.limit));
