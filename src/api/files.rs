@@ -18,6 +18,7 @@ use crate::pictures::{Description, StoredFile, media_type_of};
 /// A finished picture that a reply gave the address of
 #[utoipa::path(
     get,
+    operation_id = "picture_file",
     path = "/images/files/{name}",
     tag = "images",
     params(("name" = String, Path, description = "The last part of the address")),

@@ -181,6 +181,21 @@ async fn every_example_of_an_error_is_one_of_its_own_status() {
     }
 }
 
+/// The page finds its blocks by them, and generated clients call their functions so.
+#[tokio::test]
+async fn no_two_operations_are_called_the_same() {
+    let server = TestServer::start().await;
+    let bodies = Bodies::of(&server).await;
+
+    let paths = bodies.document["paths"].as_object().unwrap().values();
+    let operations = paths.flat_map(|path| path.as_object().unwrap().values());
+    let mut names: Vec<_> = operations.filter_map(|it| it["operationId"].as_str()).collect();
+
+    names.sort_unstable();
+    assert!(names.len() > 20, "{names:?}");
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+}
+
 #[tokio::test]
 async fn the_page_starts_with_our_script_and_the_rest_of_swagger_ui() {
     let server = TestServer::start().await;

@@ -35,6 +35,7 @@ const LONGEST_NOTE: usize = 512;
 /// that did not.
 #[utoipa::path(
     post,
+    operation_id = "create_batch",
     path = "/batches",
     tag = "batches",
     request_body(content = NewBatchBody, content_type = "application/json"),

@@ -31,6 +31,7 @@ impl BatchDesk {
 /// makes what they ask for.
 #[utoipa::path(
     post,
+    operation_id = "upload_file",
     path = "/files",
     tag = "batches",
     request_body(content = UploadForm, content_type = "multipart/form-data"),
@@ -91,6 +92,7 @@ impl FilesQuery {
 /// The files of whoever asks
 #[utoipa::path(
     get,
+    operation_id = "list_files",
     path = "/files",
     tag = "batches",
     params(FilesQuery),
@@ -118,6 +120,7 @@ pub(in crate::api) async fn list(
 /// What is known of a file
 #[utoipa::path(
     get,
+    operation_id = "retrieve_file",
     path = "/files/{id}",
     tag = "batches",
     params(("id" = String, Path, description = "The file's id")),
@@ -138,6 +141,7 @@ pub(in crate::api) async fn file(
 /// What is in a file
 #[utoipa::path(
     get,
+    operation_id = "file_content",
     path = "/files/{id}/content",
     tag = "batches",
     params(("id" = String, Path, description = "The file's id")),
@@ -164,6 +168,7 @@ pub(in crate::api) async fn content(
 /// Forget a file
 #[utoipa::path(
     delete,
+    operation_id = "delete_file",
     path = "/files/{id}",
     tag = "batches",
     params(("id" = String, Path, description = "The file's id")),

@@ -188,6 +188,7 @@ fn invalid(name: &'static str, expected: &str) -> ApiError {
 /// The batches of whoever asks, the latest first
 #[utoipa::path(
     get,
+    operation_id = "list_batches",
     path = "/batches",
     tag = "batches",
     params(BatchesQuery),
@@ -210,6 +211,7 @@ pub(super) async fn list(
 /// How far a batch is
 #[utoipa::path(
     get,
+    operation_id = "retrieve_batch",
     path = "/batches/{id}",
     tag = "batches",
     params(("id" = String, Path, description = "The batch's id")),
@@ -233,6 +235,7 @@ pub(super) async fn batch(
 /// `batch_cancelled`. It is `cancelling` until they are there.
 #[utoipa::path(
     post,
+    operation_id = "cancel_batch",
     path = "/batches/{id}/cancel",
     tag = "batches",
     params(("id" = String, Path, description = "The batch's id")),

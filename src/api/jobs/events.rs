@@ -40,6 +40,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// `partial_image` in between, without a number: each an `ImageEvent` as JSON.
 #[utoipa::path(
     get,
+    operation_id = "job_events",
     path = "/jobs/{id}/events",
     tag = "jobs",
     params(

@@ -120,6 +120,7 @@ impl JobsQuery {
 /// The jobs of whoever asks, the latest first
 #[utoipa::path(
     get,
+    operation_id = "list_jobs",
     path = "/jobs",
     tag = "jobs",
     params(JobsQuery),
@@ -142,6 +143,7 @@ pub(super) async fn list(
 /// How far a job is
 #[utoipa::path(
     get,
+    operation_id = "retrieve_job",
     path = "/jobs/{id}",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
@@ -163,6 +165,7 @@ pub(super) async fn job(
 /// What a job came to: the reply that the endpoint would have given
 #[utoipa::path(
     get,
+    operation_id = "job_result",
     path = "/jobs/{id}/result",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),
@@ -233,6 +236,7 @@ fn envelope_of(failure: JobFailure) -> ErrorEnvelope {
 /// cancelled or not, is forgotten, with its pictures.
 #[utoipa::path(
     delete,
+    operation_id = "delete_job",
     path = "/jobs/{id}",
     tag = "jobs",
     params(("id" = String, Path, description = "The job's id")),

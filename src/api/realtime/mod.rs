@@ -66,6 +66,7 @@ const PROTOCOL: &str = "realtime";
 /// protocols: `["realtime", "openai-insecure-api-key.KEY"]`.
 #[utoipa::path(
     get,
+    operation_id = "realtime",
     path = "/realtime/images",
     tag = "images",
     responses(

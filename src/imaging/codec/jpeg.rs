@@ -68,8 +68,7 @@ impl Frame {
 /// Bytes that reading the picture takes.
 pub(super) fn needed(bytes: &[u8], limits: DecodeLimits) -> Result<usize, DecodeError> {
     let segments = Segments::of(bytes)?;
-    let missing = || DecodeError::damaged("a picture without a frame");
-    let frame = segments.frame.ok_or_else(missing)?;
+    let frame = segments.frame()?;
     limits.check(frame.width as u64, frame.height as u64)?;
     // The decoder keeps all coefficients, two bytes each, if it must come back to them.
     let keeps_all = frame.is_progressive || segments.scans > 1;
@@ -85,7 +84,7 @@ pub(super) fn needed(bytes: &[u8], limits: DecodeLimits) -> Result<usize, Decode
 /// Reads the first picture of a file.
 pub(super) fn read(bytes: &[u8], limits: DecodeLimits) -> Result<Source, DecodeError> {
     let segments = Segments::of(bytes)?;
-    let raster = decode(&bytes[..segments.end], limits)?;
+    let raster = decode(&bytes[..segments.end], segments.frame()?, limits)?;
     let orientation = orientation(segments.exif, segments.xmp);
     Ok(Source { raster, profile: segments.profile(), orientation })
 }
@@ -120,6 +119,10 @@ impl<'a> Segments<'a> {
                 return Err(DecodeError::TooManyScans { scans: segments.scans });
             }
         }
+    }
+
+    fn frame(&self) -> Result<Frame, DecodeError> {
+        self.frame.ok_or_else(|| DecodeError::damaged("a picture without a frame"))
     }
 
     fn take(&mut self, marker: u8, content: &'a [u8]) {
@@ -183,18 +186,23 @@ fn unsupported(frame: u8) -> DecodeError {
     DecodeError::UnsupportedKind { format: "JPEG", kind: kind.to_owned() }
 }
 
-/// The pixels. `jpeg` ends with the picture.
-fn decode(jpeg: &[u8], limits: DecodeLimits) -> Result<Raster, DecodeError> {
+/// The pixels. `jpeg` ends with the picture, whose frame is `frame`: a decoder that finds
+/// another one in a damaged file would take another amount of memory.
+fn decode(jpeg: &[u8], frame: Frame, limits: DecodeLimits) -> Result<Raster, DecodeError> {
     let options = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(jpeg), options);
     decoder.decode_headers().map_err(explain)?;
-    let missing = || DecodeError::damaged("a picture without a frame");
-    let (width, height) = decoder.dimensions().ok_or_else(missing)?;
+    let (Some((width, height)), Some(stored)) = (decoder.dimensions(), decoder.input_colorspace())
+    else {
+        return Err(DecodeError::damaged("a picture without a frame"));
+    };
     limits.check(width as u64, height as u64)?;
-    let stored = decoder.input_colorspace().ok_or_else(missing)?;
+    if (width, height, stored.num_components()) != (frame.width, frame.height, frame.channels) {
+        return Err(DecodeError::damaged("a picture of two frames"));
+    }
     // Four channels are taken as they are stored: their colours follow from the
     // profile, if there is one.
     let (wanted, space) = if stored == ColorSpace::Luma {

@@ -207,6 +207,32 @@ fn a_jpeg_of_endless_scans_is_refused() {
     assert!(matches!(decode(&bomb, LIMITS), Err(DecodeError::TooManyScans { .. })));
 }
 
+/// To us a restart stands alone; the decoder skips as much as comes behind it as a length, and
+/// with that the segment that to us holds the frame.
+#[test]
+fn a_jpeg_is_not_decoded_by_another_frame_than_the_one_that_memory_was_taken_for() {
+    let mut whole = Vec::new();
+    let grey = image::GrayImage::from_pixel(64, 64, image::Luma([90]));
+    grey.write_to(&mut std::io::Cursor::new(&mut whole), image::ImageFormat::Jpeg).unwrap();
+    let frame = whole.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    let (head, tail) = whole.split_at(frame);
+    let one_pixel: &[u8] = &[0xff, 0xc0, 0, 11, 8, 0, 1, 0, 1, 1, 1, 0x11, 0];
+    let with_frame = |seen_by_us: &[u8]| {
+        let skipped = [seen_by_us, &[0xff, 0xe3, 0, 15]].concat();
+        let length = u8::try_from(2 + skipped.len()).unwrap();
+        [head, &[0xff, 0xd3, 0, length], &skipped, tail].concat()
+    };
+
+    let small = with_frame(one_pixel);
+
+    let known = bytes_to_decode(&small, LIMITS).unwrap();
+    assert!(known < bytes_to_decode(&whole, LIMITS).unwrap(), "one pixel is expected");
+    assert_eq!(decode(&whole, LIMITS).unwrap().picture.width(), 64);
+    for refused in [small, with_frame(&[])] {
+        assert!(matches!(decode(&refused, LIMITS), Err(DecodeError::Damaged(_))));
+    }
+}
+
 #[test]
 fn kinds_of_jpeg_that_are_not_read_are_named() {
     for (frame, kind) in [(0xc3, "lossless"), (0xc9, "arithmetic")] {
