@@ -54,7 +54,8 @@ class Server(Running):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
-        environment = {"DIFFUSER_DATA_DIR": self.folder, "PATH": ""}
+        # One line may be under way each time that the server is ended.
+        environment = {"DIFFUSER_DATA_DIR": self.folder, "DIFFUSER_JOBS_MAX_TRIES": "10", "PATH": ""}
         command = [self.program, "--model", "tiny-random", "--port", str(port)]
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
