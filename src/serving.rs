@@ -163,7 +163,10 @@ impl Jobs {
                 let shared = SharedStore::open(&url, objects, &config.api.jobs).await;
                 let shared = Arc::new(shared.context("cannot open the jobs")?);
                 let jobs: Arc<dyn JobStore> = Arc::<SharedStore>::clone(&shared);
-                Ok(Reached { jobs, batches: None, fleet: Some(shared) })
+                let batches: Arc<dyn BatchStore> = Arc::<SharedStore>::clone(&shared);
+                // Whoever takes requests in sees to batches, too.
+                let batches = (config.api.role != Role::Worker).then_some(batches);
+                Ok(Reached { jobs, batches, fleet: Some(shared) })
             }
         }
     }

@@ -119,8 +119,10 @@ struct Working {
     notices: Mutex<Option<Notices>>,
     /// Tells gateways of the models.
     announcing: Option<Announcing>,
-    /// Sees to batches until this is dropped.
-    _driver: Driver,
+    /// Sees to batches.
+    driver: Driver,
+    /// What it makes them with.
+    states: watch::Sender<AppState>,
 }
 
 impl Opened {
@@ -205,6 +207,7 @@ impl Site {
         if let Some(announcing) = &working.announcing {
             announcing.end().await;
         }
+        working.driver.end().await;
         let runner = working.runner.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runner) = runner {
             runner.finish(deadline).await;
@@ -232,8 +235,9 @@ impl Opening {
         let runs = config.role != Role::Gateway;
         let runner = Mutex::new(runs.then(|| Runner::start(state.clone())));
         let notices = Mutex::new(Notices::start(state.clone()));
-        let driver = Driver::start(state.clone());
-        let working = Working { runner, notices, announcing: announced, _driver: driver };
+        let (states, latest) = watch::channel(state.clone());
+        let driver = Driver::start(latest);
+        let working = Working { runner, notices, announcing: announced, driver, states };
         let working = Arc::new(working);
         let site = OpenedSite { state, working, opened: self.opened };
         site.answer_with(&site.state);
@@ -257,7 +261,9 @@ impl OpenedSite {
             if announced != known {
                 known.clone_from(&announced);
                 let models = models_of(announced, self.state.metrics());
-                self.answer_with(&self.state.with_models(models));
+                let state = self.state.with_models(models);
+                self.working.states.send_replace(state.clone());
+                self.answer_with(&state);
             }
             let _ = tokio::time::timeout(LOOK, fleet.until_models_change()).await;
         }

@@ -29,6 +29,7 @@ mod error;
 mod files;
 mod fleet;
 mod id;
+mod json;
 mod objects;
 mod postgres;
 mod record;

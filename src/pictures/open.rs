@@ -26,6 +26,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// the client that it is for.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Nobody writes a file for so long.
+const LONGEST_WRITE: Duration = Duration::from_secs(24 * 3600);
+
 /// A few tries, within the time that one operation has.
 fn retries() -> RetryConfig {
     RetryConfig {
@@ -89,6 +92,25 @@ fn left_in(path: &Path) -> io::Result<Vec<(PictureName, u64)>> {
     Ok(found)
 }
 
+/// Removes what processes were writing when they were killed, which no store lists: other
+/// processes may be writing, too, but not for so long.
+fn remove_half_written(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let Ok(found) = entry.metadata() else { continue };
+        let is_half = entry.file_name().to_string_lossy().contains('#');
+        let age = found.modified().ok().and_then(|written| written.elapsed().ok());
+        if found.is_dir() {
+            remove_half_written(&entry.path());
+        } else if is_half
+            && age.is_some_and(|age| age > LONGEST_WRITE)
+            && let Err(error) = std::fs::remove_file(entry.path())
+        {
+            tracing::debug!(%error, "cannot remove what was half written");
+        }
+    }
+}
+
 /// A store, and the same as what signs its addresses.
 type Signing = (Arc<dyn ObjectStore>, Arc<dyn Signer>);
 
@@ -106,6 +128,9 @@ pub(super) fn objects(config: &StoreConfig) -> Result<Option<Arc<dyn ObjectStore
             make_writable(path).map_err(failed)?;
             let store =
                 LocalFileSystem::new_with_prefix(path).map_err(|error| failed(error.into()))?;
+            let folder = path.clone();
+            // A folder of many files takes its time.
+            std::thread::spawn(move || remove_half_written(&folder));
             Some(Arc::new(store.with_fsync(true)))
         }
         StoreLocation::Bucket { service, name, prefix } => {
@@ -169,4 +194,32 @@ fn azure_blob_storage(container: &str, options: &StoreOptions) -> object_store::
     let builder =
         known(options).fold(builder, |builder, (key, value)| builder.with_config(key, value));
     Ok(both(builder.with_container_name(container).build()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn what_was_half_written_long_ago_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("abc")).unwrap();
+        let [old, young, whole] =
+            ["abc/old.file#1", "abc/young.file#2", "abc/whole.file"].map(|name| {
+                let path = folder.path().join(name);
+                File::create(&path).unwrap();
+                path
+            });
+        let long_ago = SystemTime::now() - LONGEST_WRITE - Duration::from_secs(60);
+        for path in [&old, &whole] {
+            File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+        }
+
+        remove_half_written(folder.path());
+
+        assert!(!old.exists() && young.exists() && whole.exists());
+    }
 }

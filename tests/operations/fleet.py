@@ -11,12 +11,14 @@ import threading
 import time
 
 import client
+import fleet_batches
 import websockets.sync.client
 from cable import HERE, Cable, can_be_laid
 from engine import Engine
 from report import Report
 from server import Server
 from standardwebhooks import Webhook
+from waiting import until
 
 FILES = [("image", client.picture(96, 64))]
 QUICK = {"prompt": "make it red", "seed": "7", "num_inference_steps": "4", "size": "64x64"}
@@ -45,15 +47,6 @@ class Fleet:
         if ready:
             server.wait_until(server.is_ready, 120)
         return server
-
-
-def until(condition, limit_s: float = 120):
-    begun = time.monotonic()
-    while time.monotonic() - begun < limit_s:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise TimeoutError(f"{condition.__name__} did not come to hold")
 
 
 def edit(port: int, fields: dict, **more) -> client.Answer:
@@ -405,6 +398,7 @@ def hold_all(cable, hooks, report):
         previews_of_a_job_are_seen_by_every_gateway(gateway, other, report)
         the_end_of_a_job_is_told_once(gateway, hooks, report)
         metrics_tell_of_the_lines(gateway, report)
+        fleet_batches.main(engine, fleet, gateway, other, single, report)
         worker = a_lost_worker_is_replaced(fleet, gateway, worker, single, report)
         spare = a_worker_that_was_cut_off_is_too_late(engine, fleet, gateway, worker, single, report)
         spare.end()

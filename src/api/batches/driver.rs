@@ -5,11 +5,13 @@
 //! line's. So a line that was sent is found, and not sent again.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
@@ -22,7 +24,10 @@ use crate::causes;
 use crate::jobs::batches::{BatchEnd, BatchId, BatchRecord, BatchState, BatchStore};
 use crate::jobs::{JobStoreError, Owner};
 
-/// How often other processes' doings are looked for, and what was kept for long enough.
+/// How often batches are looked for that another process has left, and others told that this
+/// one is there.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often what was kept for long enough is looked for.
 const UPKEEP: Duration = Duration::from_secs(30);
 /// How often a batch's record is looked at, where nobody tells that it has changed.
 const POLL: Duration = Duration::from_secs(5);
@@ -34,12 +39,24 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What sees to batches. Dropped, it ends at once: nothing is lost.
 pub(in crate::api) struct Driver {
     task: JoinHandle<()>,
+    store: Option<Arc<dyn BatchStore>>,
 }
 
 impl Driver {
-    /// Needs a runtime.
-    pub(in crate::api) fn start(state: AppState) -> Self {
-        Self { task: tokio::spawn(run(state)) }
+    /// `states` has the models that there are. Needs a runtime.
+    pub(in crate::api) fn start(states: watch::Receiver<AppState>) -> Self {
+        let store = states.borrow().batches.store.clone();
+        Self { task: tokio::spawn(run(states)), store }
+    }
+
+    /// Leaves the batches to other processes.
+    pub(in crate::api) async fn end(&self) {
+        self.task.abort();
+        if let Some(store) = &self.store
+            && let Err(error) = store.give_back().await
+        {
+            tracing::warn!(cause = causes::one_line(&error), "batches are not left to others yet");
+        }
     }
 }
 
@@ -50,19 +67,21 @@ impl Drop for Driver {
 }
 
 /// Sees to all batches until the service is shut down.
-async fn run(state: AppState) {
+async fn run(states: watch::Receiver<AppState>) {
+    let state = states.borrow().clone();
     let Some(store) = state.batches.store.clone() else { return };
     let mut changes = state.batches.changes.subscribe();
-    let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut look = tokio::time::interval(LOOK);
+    let upkeep = keep_clean(store.as_ref());
     let shut_down = state.service().until_shut_down();
-    tokio::pin!(shut_down);
+    tokio::pin!(shut_down, upkeep);
     let (mut driven, mut ids) = (JoinSet::new(), HashSet::new());
     loop {
         changes.mark_unchanged();
         for id in unfinished(store.as_ref()).await {
             if ids.insert(id) {
                 let span = tracing::info_span!("batch", %id);
-                driven.spawn(seen_to(state.clone(), Arc::clone(&store), id).instrument(span));
+                driven.spawn(seen_to(states.clone(), Arc::clone(&store), id).instrument(span));
             }
         }
         tokio::select! {
@@ -73,7 +92,9 @@ async fn run(state: AppState) {
                 ids.remove(&id);
             }
             _ = changes.changed() => {}
-            _ = upkeep.tick() => clean(store.as_ref()).await,
+            () = store.until_batches_change() => state.batches.tell(),
+            _ = look.tick() => {}
+            never = &mut upkeep => match never {},
         }
     }
 }
@@ -85,20 +106,28 @@ async fn unfinished(store: &dyn BatchStore) -> Vec<BatchId> {
     })
 }
 
-async fn clean(store: &dyn BatchStore) {
-    if let Err(error) = store.clean_batches().await {
-        tracing::error!(cause = causes::one_line(&error), "batches cannot be looked through");
+async fn keep_clean(store: &dyn BatchStore) -> Infallible {
+    let mut upkeep = tokio::time::interval(UPKEEP);
+    loop {
+        upkeep.tick().await;
+        if let Err(error) = store.clean_batches().await {
+            tracing::error!(cause = causes::one_line(&error), "batches cannot be looked through");
+        }
     }
 }
 
 /// Sees to a batch to its end, and tells which it was.
-async fn seen_to(state: AppState, store: Arc<dyn BatchStore>, id: BatchId) -> BatchId {
-    let drive = AssertUnwindSafe(drive(&state, &store, id));
+async fn seen_to(
+    states: watch::Receiver<AppState>,
+    store: Arc<dyn BatchStore>,
+    id: BatchId,
+) -> BatchId {
+    let drive = AssertUnwindSafe(drive(&states, &store, id));
     if drive.catch_unwind().await.is_err() {
         tracing::error!("what sees to a batch panicked");
         tokio::time::sleep(LONGEST_PAUSE).await;
     }
-    state.batches.forget(id);
+    states.borrow().batches.forget(id);
     id
 }
 
@@ -131,12 +160,12 @@ impl From<JoinError> for Trouble {
     }
 }
 
-async fn drive(state: &AppState, store: &Arc<dyn BatchStore>, id: BatchId) {
+async fn drive(states: &watch::Receiver<AppState>, store: &Arc<dyn BatchStore>, id: BatchId) {
     let mut pause = PAUSE;
-    let mut changes = state.batches.changes.subscribe();
+    let mut changes = states.borrow().batches.changes.subscribe();
     loop {
         changes.mark_unchanged();
-        match step(state, store, id).await {
+        match step(states, store, id).await {
             Ok(Some(state)) if state.is_final() => return,
             Ok(Some(_)) => {
                 pause = PAUSE;
@@ -153,19 +182,24 @@ async fn drive(state: &AppState, store: &Arc<dyn BatchStore>, id: BatchId) {
     }
 }
 
-/// Does what is next, and tells where the batch was before; `None` if there is none.
+/// Does what is next, and tells where the batch was before; `None` if there is none, or none
+/// that this process sees to.
 async fn step(
-    state: &AppState,
+    states: &watch::Receiver<AppState>,
     store: &Arc<dyn BatchStore>,
     id: BatchId,
 ) -> Result<Option<BatchState>, Trouble> {
+    if !store.is_given(id).await? {
+        tracing::info!("another process sees to the batch");
+        return Ok(None);
+    }
     let Some(batch) = store.batch(id).await? else { return Ok(None) };
     let was = batch.state;
     if was.is_final() {
         tracing::info!(state = was.name(), counts = ?batch.counts, "batch over");
         return Ok(Some(was));
     }
-    let work = Work::new(state, store, batch)?;
+    let work = Work::new(states, store, batch)?;
     let has_moved = match move_on(&work).await {
         Err(Trouble::InputGone) => without_input(&work).await?,
         moved => moved?,
@@ -209,6 +243,8 @@ async fn move_on(work: &Work) -> Result<bool, Trouble> {
 #[derive(Clone)]
 pub(super) struct Work {
     pub(super) state: AppState,
+    /// The same with the models that there are by now.
+    states: watch::Receiver<AppState>,
     pub(super) store: Arc<dyn BatchStore>,
     pub(super) batch: Arc<BatchRecord>,
     pub(super) outside: Arc<Outside>,
@@ -222,10 +258,11 @@ pub(super) struct Work {
 
 impl Work {
     fn new(
-        state: &AppState,
+        states: &watch::Receiver<AppState>,
         store: &Arc<dyn BatchStore>,
         batch: BatchRecord,
     ) -> Result<Self, JobStoreError> {
+        let state = states.borrow().clone();
         let outside: Outside = serde_json::from_str(&batch.context)
             .map_err(|error| JobStoreError::Damaged(error.to_string()))?;
         let permit = state.batches.permit_of(batch.id).unwrap_or_else(|| {
@@ -235,14 +272,20 @@ impl Work {
             permit
         });
         Ok(Self {
-            addresses: Arc::new(addresses_of(outside.endpoint, state)),
+            addresses: Arc::new(addresses_of(outside.endpoint, &state)),
             owner: owner_of_lines(&batch.owner),
-            state: state.clone(),
+            state,
+            states: states.clone(),
             store: Arc::clone(store),
             batch: Arc::new(batch),
             outside: Arc::new(outside),
             permit,
         })
+    }
+
+    /// What the next line is made with: models come and go while a batch is made.
+    pub(super) fn state_now(&self) -> AppState {
+        self.states.borrow().clone()
     }
 
     /// What its jobs may do.
@@ -281,13 +324,15 @@ impl Work {
         }
     }
 
-    /// Completes once the batch is not where it was, or its time is over.
+    /// Completes once the batch is not where it was, its time is over, or another process sees
+    /// to it.
     async fn until_left(&self) -> Result<(), Trouble> {
         let mut changes = self.state.batches.changes.subscribe();
         loop {
             changes.mark_unchanged();
             let now = self.store.batch(self.batch.id).await?;
-            if now.is_none_or(|now| now.state != self.batch.state) {
+            let has_moved = now.is_none_or(|now| now.state != self.batch.state);
+            if has_moved || !self.store.is_given(self.batch.id).await? {
                 return Ok(());
             }
             tokio::select! {

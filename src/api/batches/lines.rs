@@ -166,9 +166,10 @@ async fn serve(work: Work, line: Line, _slot: OwnedSemaphorePermit) -> Result<()
         },
         idempotency_key: Some(name_of(&work, number)),
     };
-    let created = match permit.context_of_models(&work.state.requests) {
+    let state = work.state_now();
+    let created = match permit.context_of_models(&state.requests) {
         Ok(context) => {
-            let asking = (&work.state, &permit, &context);
+            let asking = (&state, &permit, &context);
             jobs::store(asking, (fields, memory), sent, Haste::None)
                 .await
                 .map(|stored| stored.created)

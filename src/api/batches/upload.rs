@@ -87,7 +87,9 @@ async fn read(
     store: &dyn BatchStore,
 ) -> Result<Upload, ApiError> {
     let boundary = form::boundary(&request)?;
-    // Nothing is held of it.
+    // What the store holds of it is all that is held.
+    let mut held = state.requests.memory.share();
+    held.grow_to(store.upload_bytes().min(state.requests.memory.total_bytes())).await?;
     let (memory, copies) = (state.requests.memory.share(), 0);
     let mut incoming =
         Incoming::begin(request.into_body(), None, max_bytes, copies, memory).await?;

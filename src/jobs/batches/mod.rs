@@ -12,12 +12,18 @@
 //! 4. The files of a batch that has ended are made of its settled lines, in their order, in
 //!    the same step that ends it.
 //!
+//! A store of several processes gives each batch to one of them at a time, for as long as that
+//! one is there. If two see to it nevertheless, promise 2 holds: it does no harm.
+//!
 //! What is in a line is no matter of this module: lines are bytes.
 
+mod content;
 mod id;
 mod record;
 mod store;
+mod stored;
 
+pub(in crate::jobs) use content::{LINES, Piece, Place, Room, joined};
 pub use id::{BatchId, FileId};
 pub use record::{
     BatchFault, BatchRecord, BatchState, BatchTimes, FilePurpose, FileRecord, LineCounts,
@@ -25,4 +31,9 @@ pub use record::{
 pub use store::{
     BatchEnd, BatchList, BatchPage, BatchStore, Content, FileList, FileOrder, FilePage, LinePart,
     NewBatch, NewFile, Received, Removed, SettledLine,
+};
+#[cfg(test)]
+pub(in crate::jobs) use stored::LONGEST_IN_ROW;
+pub(in crate::jobs) use stored::{
+    Columns, MOST_UNFINISHED, ROW_BYTES, StoredLine, UNFINISHED, batch, file, name,
 };

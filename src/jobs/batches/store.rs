@@ -185,6 +185,11 @@ pub enum BatchEnd {
 /// be done; else nothing was.
 #[async_trait]
 pub trait BatchStore: Send + Sync + 'static {
+    /// What is in memory at most of content that comes in, in bytes.
+    fn upload_bytes(&self) -> usize {
+        0
+    }
+
     /// Takes content in, piece by piece. It is on the disk when this returns.
     async fn receive(&self, content: Content<'_>) -> Result<Received, JobStoreError>;
 
@@ -212,9 +217,20 @@ pub trait BatchStore: Send + Sync + 'static {
     /// Batches of an owner.
     async fn batches(&self, owner: &Owner, page: BatchPage) -> Result<BatchList, JobStoreError>;
 
-    /// Batches that have not ended, the oldest first. A store of several processes may leave
-    /// out those that another one drives: it does no harm if two do, and no good.
+    /// Batches that have not ended, the oldest first. Of a store of several processes those
+    /// that this one is to drive for the next few seconds: all that it drives, and those that
+    /// nobody does. It has to ask again by then, or others take them up.
     async fn unfinished(&self) -> Result<Vec<BatchId>, JobStoreError>;
+
+    /// Whether this process is to drive a batch yet that it was given. If it was out of reach
+    /// for a while, another one may have it.
+    async fn is_given(&self, id: BatchId) -> Result<bool, JobStoreError>;
+
+    /// Gives back all that this process drives, for others to take up.
+    async fn give_back(&self) -> Result<(), JobStoreError>;
+
+    /// Completes when another process has changed a batch; it may not tell of each time.
+    async fn until_batches_change(&self);
 
     /// `Validating` → `InProgress`: its file has so many requests.
     async fn begin_batch(&self, id: BatchId, total: u64) -> Result<bool, JobStoreError>;

@@ -117,12 +117,18 @@ pub(super) async fn insert(
     Ok(query.fetch_optional(pool).await?.is_some())
 }
 
-/// How many have not ended, and the bytes of all.
-pub(super) async fn held(pool: &PgPool) -> Result<(u64, u64), JobStoreError> {
-    let sql = "SELECT count(*) FILTER (WHERE state IN ('queued', 'running')) AS unfinished, \
-               coalesce(sum(request_bytes + result_bytes), 0)::bigint AS bytes FROM diffuser_jobs";
-    let row = sqlx::query(sql).fetch_one(pool).await?;
-    Ok((rows::count(&row, "unfinished")?, rows::count(&row, "bytes")?))
+/// How many have not ended.
+pub(super) async fn unfinished(pool: &PgPool) -> Result<u64, JobStoreError> {
+    let sql = "SELECT count(*) AS unfinished FROM diffuser_jobs WHERE state IN ('queued', \
+               'running')";
+    rows::count(&sqlx::query(sql).fetch_one(pool).await?, "unfinished")
+}
+
+/// What requests and results take.
+pub(super) async fn bytes(pool: &PgPool) -> Result<u64, JobStoreError> {
+    let sql = "SELECT coalesce(sum(request_bytes + result_bytes), 0)::bigint AS bytes FROM \
+               diffuser_jobs";
+    rows::count(&sqlx::query(sql).fetch_one(pool).await?, "bytes")
 }
 
 fn by(claim: Claim) -> (String, i64) {

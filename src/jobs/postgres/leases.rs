@@ -9,10 +9,11 @@ use sqlx::postgres::PgPool;
 
 use super::changes::{self, now_ms, telling};
 use super::rows::{self, signed};
-use super::{Inner, claims, in_time};
+use super::{Inner, batches, claims, in_time};
 use crate::causes;
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
+use crate::jobs::objects::SweepingAges;
 use crate::jobs::record::{JobFailure, JobProgress};
 use crate::jobs::store::Claim;
 
@@ -24,7 +25,8 @@ const RENEWAL: Duration = Duration::from_secs(5);
 const PROGRESS: Duration = Duration::from_secs(1);
 /// How often what has ended is looked through.
 const CLEANING: Duration = Duration::from_secs(60);
-/// How often objects are looked for that no job knows.
+/// How often objects are looked for that no row knows, and how old those must be that wait for
+/// one.
 const SWEEPING: Duration = Duration::from_secs(3600);
 
 /// What this process has in hand.
@@ -141,7 +143,10 @@ impl Due {
         }
         if is_due(self.swept, SWEEPING) {
             self.swept = Some(Instant::now());
-            inner.objects.sweep(inner.config.lifetime * 2 + SWEEPING).await?;
+            let passing = inner.config.lifetime * 2 + SWEEPING;
+            let ages = SweepingAges { passing, unnamed: SWEEPING };
+            let unknown = |names| in_time(batches::unknown(&inner.pool, names));
+            inner.objects.sweep(ages, unknown).await?;
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
-//! What other processes tell: that a job has changed, or that there is work.
+//! What other processes tell: that a job, a batch or a model has changed, or that there is
+//! work.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
 
-use super::{CHANGES, Inner, MODELS, WORK};
+use super::{BATCHES, CHANGES, Inner, MODELS, WORK};
 
 /// Until a database that is away is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -26,11 +27,12 @@ pub(super) async fn listen(store: Weak<Inner>) {
 
 async fn hear(pool: &sqlx::PgPool, store: &Weak<Inner>) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen_all([CHANGES, WORK, MODELS]).await?;
+    listener.listen_all([CHANGES, WORK, MODELS, BATCHES]).await?;
     loop {
         if let Some(inner) = store.upgrade() {
             inner.watchers.tell_all();
             inner.models_changed.notify_waiters();
+            inner.batches_changed.notify_one();
         }
         while let Some(notification) = listener.try_recv().await? {
             let Some(inner) = store.upgrade() else { return Ok(()) };
@@ -47,6 +49,7 @@ fn told(inner: &Arc<Inner>, channel: &str, payload: &str) {
             }
         }
         WORK => inner.watchers.work_came(),
+        BATCHES => inner.batches_changed.notify_one(),
         _ => inner.models_changed.notify_waiters(),
     }
 }

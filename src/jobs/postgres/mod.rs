@@ -1,10 +1,11 @@
 //! The store that several processes share: PostgreSQL, with requests and results as objects
 //! in a folder that all of them have, or in a bucket.
 //!
-//! A row is a job. Who takes one up has a lease on it and renews that; whoever finds one run
+//! Files and batches lie beside the jobs. A row is a job. Who takes one up has a lease on it and renews that; whoever finds one run
 //! out puts the job back. Every write of a worker names its claim, so that one that comes too
 //! late changes nothing. Changes are told by `NOTIFY`; whoever was not listening looks again.
 
+mod batches;
 mod changes;
 mod claims;
 mod leases;
@@ -45,6 +46,8 @@ const CHANGES: &str = "diffuser_jobs";
 const WORK: &str = "diffuser_work";
 /// Where it is told that a worker has other models: its name.
 const MODELS: &str = "diffuser_models";
+/// Where it is told that a batch is to be looked at: its id.
+const BATCHES: &str = "diffuser_batches";
 
 /// How long the database may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -66,6 +69,7 @@ struct Inner {
     watchers: Watchers,
     in_hand: InHand,
     models_changed: Notify,
+    batches_changed: Notify,
     reached: watch::Sender<bool>,
 }
 
@@ -105,6 +109,7 @@ impl SharedStore {
             watchers: Watchers::default(),
             in_hand: InHand::default(),
             models_changed: Notify::new(),
+            batches_changed: Notify::new(),
             reached: watch::Sender::new(true),
         });
         tokio::spawn(listening::listen(Arc::downgrade(&inner)));
@@ -155,14 +160,19 @@ impl Inner {
 
     async fn check_room(&self, job: &NewJob) -> Result<(), JobStoreError> {
         let (capacity, max_bytes) = (self.config.capacity, self.config.max_bytes);
-        let (unfinished, bytes) = changes::held(&self.pool).await?;
-        if unfinished >= capacity as u64 {
+        if changes::unfinished(&self.pool).await? >= capacity as u64 {
             return Err(JobStoreError::TooManyJobs { capacity });
         }
-        if bytes.saturating_add(job.request.len() as u64) > max_bytes {
+        if self.taken_bytes().await?.saturating_add(job.request.len() as u64) > max_bytes {
             return Err(JobStoreError::NoRoom { max_bytes });
         }
         Ok(())
+    }
+
+    /// What requests, results, files and batches take.
+    async fn taken_bytes(&self) -> Result<u64, JobStoreError> {
+        let of_jobs = changes::bytes(&self.pool).await?;
+        Ok(of_jobs.saturating_add(batches::bytes(&self.pool).await?))
     }
 
     async fn create(&self, job: NewJob) -> Result<Created, JobStoreError> {

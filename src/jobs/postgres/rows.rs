@@ -1,11 +1,11 @@
 //! Rows of the database as records.
 
-use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
+pub(super) use crate::jobs::json::{read, written};
 use crate::jobs::record::{JobProgress, JobRecord, JobState, Owner};
 
 /// What a record is made of.
@@ -54,7 +54,11 @@ pub(super) fn count(row: &PgRow, column: &'static str) -> Result<u64, JobStoreEr
     Ok(count_or_none(row, column)?.unwrap_or_default())
 }
 
-fn count_or_none(row: &PgRow, column: &'static str) -> Result<Option<u64>, JobStoreError> {
+/// The same, if there is one.
+pub(super) fn count_or_none(
+    row: &PgRow,
+    column: &'static str,
+) -> Result<Option<u64>, JobStoreError> {
     let found: Option<i64> = row.try_get(column)?;
     Ok(found.map(|number| u64::try_from(number).unwrap_or_default()))
 }
@@ -66,16 +70,6 @@ pub(super) fn id(text: String) -> Result<JobId, JobStoreError> {
 fn state_of(name: &str) -> Result<JobState, JobStoreError> {
     let state = JobState::ALL.into_iter().find(|state| state.name() == name);
     state.ok_or_else(|| JobStoreError::Damaged(format!("a job is '{name}'")))
-}
-
-/// Reads what is stored as JSON.
-pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JobStoreError> {
-    serde_json::from_str(text).map_err(|error| JobStoreError::Damaged(error.to_string()))
-}
-
-/// Writes what is stored as JSON.
-pub(super) fn written<T: serde::Serialize>(value: &T) -> Result<String, JobStoreError> {
-    serde_json::to_string(value).map_err(|error| JobStoreError::Damaged(error.to_string()))
 }
 
 /// As the database stores it.

@@ -7,7 +7,7 @@ use crate::jobs::error::JobStoreError;
 
 /// What makes each version of the layout of the one before it. A step that was published
 /// never changes.
-const STEPS: [&str; 2] = [JOBS, NOTICES];
+const STEPS: [&str; 3] = [JOBS, NOTICES, BATCHES];
 
 /// The version of the layout.
 const VERSION: i64 = STEPS.len() as i64;
@@ -88,6 +88,67 @@ const NOTICES: &str = "
     CREATE INDEX diffuser_jobs_by_notice ON diffuser_jobs (notice_due_ms)
         WHERE notice_due_ms IS NOT NULL;
     INSERT INTO diffuser_layout VALUES (2);
+";
+
+const BATCHES: &str = "
+    CREATE TABLE diffuser_files (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        purpose TEXT NOT NULL,
+        name TEXT NOT NULL,
+        bytes BIGINT NOT NULL,
+        created_ms BIGINT NOT NULL,
+        expires_ms BIGINT NOT NULL,
+        object TEXT,
+        batch TEXT,
+        part TEXT
+    );
+    CREATE INDEX diffuser_files_by_owner ON diffuser_files (owner, id);
+    CREATE INDEX diffuser_files_by_end ON diffuser_files (expires_ms);
+    CREATE INDEX diffuser_files_by_object ON diffuser_files (object) WHERE object IS NOT NULL;
+    CREATE TABLE diffuser_batches (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        endpoint TEXT NOT NULL,
+        input_file TEXT NOT NULL,
+        context TEXT NOT NULL,
+        metadata TEXT,
+        lifetime_ms BIGINT NOT NULL,
+        files_lifetime_ms BIGINT NOT NULL,
+        state TEXT NOT NULL,
+        created_ms BIGINT NOT NULL,
+        due_ms BIGINT NOT NULL,
+        in_progress_ms BIGINT,
+        finalizing_ms BIGINT,
+        cancelling_ms BIGINT,
+        ended_ms BIGINT,
+        total BIGINT NOT NULL DEFAULT 0,
+        completed BIGINT NOT NULL DEFAULT 0,
+        failed BIGINT NOT NULL DEFAULT 0,
+        line_bytes BIGINT NOT NULL DEFAULT 0,
+        faults TEXT NOT NULL DEFAULT '[]',
+        output_file TEXT,
+        error_file TEXT,
+        driver TEXT,
+        driven_until TIMESTAMPTZ
+    );
+    CREATE INDEX diffuser_batches_by_owner ON diffuser_batches (owner, id);
+    CREATE INDEX diffuser_batches_unfinished ON diffuser_batches (owner)
+        WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling');
+    CREATE INDEX diffuser_batches_by_input ON diffuser_batches (input_file)
+        WHERE state IN ('validating', 'in_progress', 'finalizing', 'cancelling');
+    CREATE TABLE diffuser_batch_lines (
+        batch TEXT NOT NULL,
+        number BIGINT NOT NULL,
+        part TEXT NOT NULL,
+        bytes BIGINT NOT NULL,
+        content BYTEA,
+        object TEXT,
+        PRIMARY KEY (batch, number)
+    );
+    CREATE INDEX diffuser_batch_lines_by_object ON diffuser_batch_lines (object)
+        WHERE object IS NOT NULL;
+    INSERT INTO diffuser_layout VALUES (3);
 ";
 
 /// Makes the tables, or brings them up to this version.

@@ -1,10 +1,10 @@
 //! Rows of the database as records.
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
-use serde::de::DeserializeOwned;
 
 use crate::jobs::error::JobStoreError;
 use crate::jobs::id::JobId;
+pub(super) use crate::jobs::json::{read, written};
 use crate::jobs::record::{JobRecord, JobState, Owner, now_ms};
 use crate::jobs::store::{JobLine, JobList, Page, page_of};
 
@@ -127,14 +127,4 @@ fn record(row: &Row<'_>) -> Result<JobRecord, JobStoreError> {
 fn state_of(name: &str) -> Result<JobState, JobStoreError> {
     let state = JobState::ALL.into_iter().find(|state| state.name() == name);
     state.ok_or_else(|| JobStoreError::Damaged(format!("a job is '{name}'")))
-}
-
-/// Reads what is stored as JSON.
-pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, JobStoreError> {
-    serde_json::from_str(text).map_err(|error| JobStoreError::Damaged(error.to_string()))
-}
-
-/// Writes what is stored as JSON.
-pub(super) fn written<T: serde::Serialize>(value: &T) -> Result<String, JobStoreError> {
-    serde_json::to_string(value).map_err(|error| JobStoreError::Damaged(error.to_string()))
 }

@@ -2,10 +2,10 @@
 
 use rusqlite::{Connection, named_params, params};
 
-use super::rows::{self, part_name};
+use super::rows;
 use crate::jobs::batches::{
-    BatchEnd, BatchFault, BatchId, FileId, FilePurpose, LinePart, NewBatch, NewFile, Received,
-    SettledLine,
+    BatchEnd, BatchFault, BatchId, FileId, FilePurpose, LinePart, NewBatch, NewFile, Place,
+    Received, StoredLine,
 };
 use crate::jobs::error::JobStoreError;
 use crate::jobs::record::now_ms;
@@ -39,8 +39,8 @@ pub(super) fn remove_file(db: &Connection, id: FileId) -> Result<Vec<String>, Jo
     let Some(place) = rows::place(db, id)? else { return Ok(Vec::new()) };
     db.execute("DELETE FROM files WHERE id = ?1", [id.to_string()])?;
     let (batch, part) = match place {
-        rows::Place::Blob(blob) => return Ok(vec![blob]),
-        rows::Place::Lines { batch, part } => (batch, part),
+        Place::Whole(blob) => return Ok(vec![blob]),
+        Place::Lines { batch, part } => (batch, part),
     };
     let mut statement =
         db.prepare_cached("DELETE FROM batch_lines WHERE batch = ?1 AND part = ?2 RETURNING blob")?;
@@ -114,13 +114,6 @@ pub(super) fn cancel(db: &Connection, id: BatchId) -> Result<bool, JobStoreError
     Ok(changed > 0)
 }
 
-/// A line as its row has it.
-pub(super) struct StoredLine {
-    pub(super) line: SettledLine,
-    /// Where its content is, if not in the row.
-    pub(super) blob: Option<String>,
-}
-
 /// Settles lines; gives the blobs of those that were settled before, or come too late.
 pub(super) fn settle(
     db: &Connection,
@@ -137,9 +130,10 @@ pub(super) fn settle(
          (?2 = 'error'), line_bytes = line_bytes + ?3 WHERE id = ?1",
     )?;
     let mut discarded = Vec::new();
-    for StoredLine { line, blob } in lines {
-        let (part, bytes) = (part_name(line.part), line.content.len() as u64);
-        let content = blob.is_none().then_some(&line.content[..]);
+    for stored in lines {
+        let StoredLine { line, place: blob } = stored;
+        let (part, bytes) = (line.part.name(), line.content.len() as u64);
+        let content = stored.in_row();
         let inserted = insert.execute(named_params! {
             ":batch": id.to_string(),
             ":number": line.number,
@@ -159,11 +153,7 @@ pub(super) fn settle(
 
 /// Ends a batch and makes files of its lines.
 pub(super) fn end(db: &Connection, id: BatchId, end: BatchEnd) -> Result<bool, JobStoreError> {
-    let (from, to) = match end {
-        BatchEnd::Completed => ("state = 'finalizing'", "completed"),
-        BatchEnd::Expired => ("state IN ('validating', 'in_progress')", "expired"),
-        BatchEnd::Cancelled => ("state = 'cancelling'", "cancelled"),
-    };
+    let (from, to) = (end.from(), end.state().name());
     let sql = format!(
         "UPDATE batches SET state = ?2, ended_ms = ?3, line_bytes = 0 \
          WHERE id = ?1 AND {from} AND completed + failed = total"
@@ -171,7 +161,7 @@ pub(super) fn end(db: &Connection, id: BatchId, end: BatchEnd) -> Result<bool, J
     if db.execute(&sql, params![id.to_string(), to, now_ms()])? == 0 {
         return Ok(false);
     }
-    for part in [LinePart::Output, LinePart::Error] {
+    for part in LinePart::ALL {
         make_file(db, id, part)?;
     }
     Ok(true)
@@ -179,7 +169,7 @@ pub(super) fn end(db: &Connection, id: BatchId, end: BatchEnd) -> Result<bool, J
 
 /// Makes a file of the lines of a part, if there are any.
 fn make_file(db: &Connection, id: BatchId, part: LinePart) -> Result<(), JobStoreError> {
-    let (batch, part) = (id.to_string(), part_name(part));
+    let (batch, part) = (id.to_string(), part.name());
     let sql = "SELECT sum(bytes) FROM batch_lines WHERE batch = ?1 AND part = ?2";
     let bytes: Option<u64> = db.query_row(sql, [&batch, part], |row| row.get(0))?;
     let Some(bytes) = bytes else { return Ok(()) };

@@ -5,21 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures::stream::{self, Stream, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::Inner;
-use super::rows::{self, Piece, Place};
-use crate::jobs::batches::{Content, Received};
+use super::rows;
+use crate::jobs::batches::{Content, LINES, Place, Received, Room, joined};
 use crate::jobs::error::JobStoreError;
 use crate::jobs::files::{Files, UNFINISHED, of as failed};
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 256 << 10;
-
-/// Lines that are looked up at a time.
-const LINES: u32 = 64;
 
 /// Takes content in under a name of its own.
 pub(super) async fn receive(
@@ -57,21 +54,6 @@ async fn room(inner: &Arc<Inner>) -> Result<Room, JobStoreError> {
     looking.await?
 }
 
-/// How much may come in at most.
-#[derive(Clone, Copy)]
-pub(super) struct Room {
-    pub(super) left: u64,
-    pub(super) max_bytes: u64,
-}
-
-impl Room {
-    fn take(&mut self, bytes: usize) -> Result<(), JobStoreError> {
-        let left = self.left.checked_sub(bytes as u64);
-        self.left = left.ok_or(JobStoreError::NoRoom { max_bytes: self.max_bytes })?;
-        Ok(())
-    }
-}
-
 /// Why content was not written.
 enum Unwritten {
     Store(JobStoreError),
@@ -107,7 +89,7 @@ async fn write(
     let mut file = File::create(path).await?;
     let mut bytes = 0;
     while let Some(piece) = content.try_next().await? {
-        room.take(piece.len())?;
+        room.take(piece.len() as u64)?;
         file.write_all(&piece).await?;
         bytes += piece.len() as u64;
     }
@@ -123,7 +105,7 @@ async fn in_memory(
 ) -> Result<Received, JobStoreError> {
     let mut whole = BytesMut::new();
     while let Some(piece) = content.try_next().await? {
-        room.take(piece.len())?;
+        room.take(piece.len() as u64)?;
         whole.extend_from_slice(&piece);
     }
     let whole = whole.freeze();
@@ -133,36 +115,19 @@ async fn in_memory(
 
 /// The content at `place`.
 pub(super) fn of(inner: &Arc<Inner>, place: Place) -> Content<'static> {
-    match place {
-        Place::Blob(name) => blob(inner, &name),
-        Place::Lines { batch, part } => {
-            let inner = Arc::clone(inner);
-            let pieces = pieces(Arc::clone(&inner), (batch, part));
-            let content = pieces.map_ok(move |piece| match piece {
-                Piece::InRow(content) => stream::once(async { Ok(content.into()) }).boxed(),
-                Piece::Blob(name) => blob(&inner, &name),
-            });
-            content.try_flatten().boxed()
+    let (batch, part) = match place {
+        Place::Whole(name) => return blob(inner, &name),
+        Place::Lines { batch, part } => (batch, part),
+    };
+    let (looked_at, opened) = (Arc::clone(inner), Arc::clone(inner));
+    let page = move |after| {
+        let (inner, batch, part) = (Arc::clone(&looked_at), batch.clone(), part.clone());
+        async move {
+            let looking = move || rows::lines(&inner.database(), (&batch, &part), after, LINES);
+            tokio::task::spawn_blocking(looking).await?
         }
-    }
-}
-
-/// The lines of a part, in their order.
-fn pieces(
-    inner: Arc<Inner>,
-    lines: (String, String),
-) -> impl Stream<Item = Result<Piece, JobStoreError>> + Send {
-    let pages = stream::try_unfold((inner, lines, 0), |(inner, lines, after)| async move {
-        let looking = tokio::task::spawn_blocking(move || {
-            let found = rows::lines(&inner.database(), (&lines.0, &lines.1), after, LINES)?;
-            Ok::<_, JobStoreError>((found, inner, lines))
-        });
-        let (found, inner, lines) = looking.await??;
-        let last = found.last().map(|(number, _)| *number);
-        let page = stream::iter(found.into_iter().map(|(_, piece)| Ok(piece)));
-        Ok::<_, JobStoreError>(last.map(|last| (page, (inner, lines, last))))
-    });
-    pages.try_flatten()
+    };
+    joined(page, move |name| blob(&opened, name))
 }
 
 fn blob(inner: &Arc<Inner>, name: &str) -> Content<'static> {

@@ -18,21 +18,11 @@ use rusqlite::Connection;
 use super::{EmbeddedStore, Inner};
 use crate::jobs::batches::{
     BatchEnd, BatchFault, BatchId, BatchList, BatchPage, BatchRecord, BatchStore, Content, FileId,
-    FileList, FilePage, FileRecord, NewBatch, NewFile, Received, Removed, SettledLine,
+    FileList, FilePage, FileRecord, MOST_UNFINISHED, NewBatch, NewFile, ROW_BYTES, Received,
+    Removed, Room, SettledLine, StoredLine,
 };
 use crate::jobs::error::JobStoreError;
 use crate::jobs::record::Owner;
-use changes::StoredLine;
-use content::Room;
-
-/// Batches of an owner that may not have ended.
-const MOST_UNFINISHED: usize = 100;
-
-/// The longest line that lies in its row, in bytes.
-const LONGEST_IN_ROW: usize = 4 << 10;
-
-/// What a file or a batch takes at least, in bytes: many empty ones take room, too.
-const ROW_BYTES: u64 = 1 << 10;
 
 /// What files and batches take.
 pub(super) fn bytes(database: &Connection) -> Result<u64, JobStoreError> {
@@ -49,8 +39,7 @@ impl Inner {
     /// How much may come in.
     fn room(&self) -> Result<Room, JobStoreError> {
         let max_bytes = self.config.max_bytes;
-        let left = max_bytes.saturating_sub(Self::taken_bytes(&self.database())?);
-        Ok(Room { left, max_bytes })
+        Ok(Room::new(max_bytes, Self::taken_bytes(&self.database())?))
     }
 
     fn remove_blobs(&self, names: Vec<String>) {
@@ -113,13 +102,12 @@ impl Inner {
 
     /// The line as its row has it; a long one is on the disk by then.
     fn stored(&self, id: BatchId, line: SettledLine) -> Result<StoredLine, JobStoreError> {
-        let is_short = line.content.len() <= LONGEST_IN_ROW;
-        let blob = (!is_short)
+        let place = StoredLine::needs_place(&line)
             .then(|| format!("{id}.{}.{}.line", line.number, uuid::Uuid::new_v4().simple()));
-        if let Some(blob) = &blob {
+        if let Some(blob) = &place {
             self.blobs.write(blob, &line.content)?;
         }
-        Ok(StoredLine { line, blob })
+        Ok(StoredLine { line, place })
     }
 
     fn end_batch(&self, id: BatchId, end: BatchEnd) -> Result<bool, JobStoreError> {
@@ -182,6 +170,18 @@ impl BatchStore for EmbeddedStore {
 
     async fn unfinished(&self) -> Result<Vec<BatchId>, JobStoreError> {
         self.off_the_runtime(|inner| rows::unfinished(&inner.database())).await
+    }
+
+    async fn is_given(&self, _id: BatchId) -> Result<bool, JobStoreError> {
+        Ok(true)
+    }
+
+    async fn give_back(&self) -> Result<(), JobStoreError> {
+        Ok(())
+    }
+
+    async fn until_batches_change(&self) {
+        std::future::pending().await
     }
 
     async fn begin_batch(&self, id: BatchId, total: u64) -> Result<bool, JobStoreError> {

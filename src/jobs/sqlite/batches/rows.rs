@@ -1,40 +1,16 @@
 //! Rows of files and batches as records.
 
 use std::collections::HashSet;
-use std::str::FromStr;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
 use crate::jobs::batches::{
-    BatchId, BatchList, BatchPage, BatchRecord, BatchState, BatchTimes, FileId, FileList,
-    FileOrder, FilePage, FilePurpose, FileRecord, LineCounts, LinePart,
+    self as batches, BatchId, BatchList, BatchPage, BatchRecord, Columns, FileId, FileList,
+    FileOrder, FilePage, FilePurpose, FileRecord, Piece, Place, UNFINISHED,
 };
 use crate::jobs::error::JobStoreError;
 use crate::jobs::record::{Owner, now_ms};
-use crate::jobs::sqlite::rows::read;
 use crate::jobs::store::page_of;
-
-/// Batches that have not ended.
-pub(super) const UNFINISHED: &str =
-    "state IN ('validating', 'in_progress', 'finalizing', 'cancelling')";
-
-/// As the database calls it.
-pub(super) fn part_name(part: LinePart) -> &'static str {
-    match part {
-        LinePart::Output => "output",
-        LinePart::Error => "error",
-    }
-}
-
-/// Where the content of a file is.
-pub(super) enum Place {
-    Blob(String),
-    /// In the lines of this part of a batch.
-    Lines {
-        batch: String,
-        part: String,
-    },
-}
 
 /// What all of them take, with `row_bytes` for each.
 pub(super) fn bytes(db: &Connection, row_bytes: u64) -> rusqlite::Result<u64> {
@@ -60,22 +36,7 @@ const FILE: &str = "SELECT id, owner, purpose, name, bytes, created_ms, expires_
 
 pub(super) fn file(db: &Connection, id: FileId) -> Result<Option<FileRecord>, JobStoreError> {
     let mut statement = db.prepare_cached(&format!("{FILE} WHERE id = ?1"))?;
-    statement.query_row([id.to_string()], |row| Ok(file_of(row))).optional()?.transpose()
-}
-
-fn file_of(row: &Row<'_>) -> Result<FileRecord, JobStoreError> {
-    let purpose: String = row.get("purpose")?;
-    let purpose = FilePurpose::ALL.into_iter().find(|known| known.name() == purpose);
-    Ok(FileRecord {
-        id: parsed(row, "id")?,
-        owner: Owner::stored(row.get("owner")?),
-        purpose: purpose
-            .ok_or_else(|| JobStoreError::Damaged("a file has no purpose".to_owned()))?,
-        name: row.get("name")?,
-        bytes: row.get("bytes")?,
-        created_ms: row.get("created_ms")?,
-        expires_ms: row.get("expires_ms")?,
-    })
+    statement.query_row([id.to_string()], |row| Ok(batches::file(row))).optional()?.transpose()
 }
 
 pub(super) fn files(
@@ -100,7 +61,7 @@ pub(super) fn files(
     })?;
     let mut files = Vec::new();
     while let Some(row) = rows.next()? {
-        files.push(file_of(row)?);
+        files.push(batches::file(row)?);
     }
     let (files, has_more) = page_of(files, page.limit);
     Ok(FileList { files, has_more })
@@ -115,17 +76,11 @@ pub(super) fn place(db: &Connection, id: FileId) -> Result<Option<Place>, JobSto
     let found = db.query_row(sql, [id.to_string()], |row| {
         let blob: Option<String> = row.get(0)?;
         Ok(match blob {
-            Some(blob) => Place::Blob(blob),
+            Some(blob) => Place::Whole(blob),
             None => Place::Lines { batch: row.get(1)?, part: row.get(2)? },
         })
     });
     Ok(found.optional()?)
-}
-
-/// A line as it is stored.
-pub(super) enum Piece {
-    InRow(Vec<u8>),
-    Blob(String),
 }
 
 /// So many lines of a part behind line `after`, each with its number.
@@ -142,7 +97,7 @@ pub(super) fn lines(
     let lines = statement.query_map(params![batch, part, after, limit], |row| {
         let blob: Option<String> = row.get(2)?;
         let piece = match blob {
-            Some(blob) => Piece::Blob(blob),
+            Some(blob) => Piece::Elsewhere(blob),
             None => Piece::InRow(row.get(1)?),
         };
         Ok((row.get(0)?, piece))
@@ -166,7 +121,7 @@ pub(super) fn outlived_files(db: &Connection) -> Result<Vec<FileId>, JobStoreErr
     let mut rows = statement.query([now_ms()])?;
     let mut ids = Vec::new();
     while let Some(row) = rows.next()? {
-        ids.push(parsed(row, "id")?);
+        ids.push(batches::name(row, "id")?);
     }
     Ok(ids)
 }
@@ -177,7 +132,7 @@ pub(super) fn unfinished(db: &Connection) -> Result<Vec<BatchId>, JobStoreError>
     let mut rows = statement.query([])?;
     let mut ids = Vec::new();
     while let Some(row) = rows.next()? {
-        ids.push(parsed(row, "id")?);
+        ids.push(batches::name(row, "id")?);
     }
     Ok(ids)
 }
@@ -196,7 +151,7 @@ pub(super) fn settled(db: &Connection, id: BatchId) -> Result<Vec<u64>, JobStore
 
 pub(super) fn batch(db: &Connection, id: BatchId) -> Result<Option<BatchRecord>, JobStoreError> {
     let mut statement = db.prepare_cached("SELECT * FROM batches WHERE id = ?1")?;
-    statement.query_row([id.to_string()], |row| Ok(batch_of(row))).optional()?.transpose()
+    statement.query_row([id.to_string()], |row| Ok(batches::batch(row))).optional()?.transpose()
 }
 
 pub(super) fn batches(
@@ -212,50 +167,18 @@ pub(super) fn batches(
     let mut rows = statement.query(params![owner.as_str(), after, one_more_than(page.limit)])?;
     let mut batches = Vec::new();
     while let Some(row) = rows.next()? {
-        batches.push(batch_of(row)?);
+        batches.push(batches::batch(row)?);
     }
     let (batches, has_more) = page_of(batches, page.limit);
     Ok(BatchList { batches, has_more })
 }
 
-fn batch_of(row: &Row<'_>) -> Result<BatchRecord, JobStoreError> {
-    let state: String = row.get("state")?;
-    let state = BatchState::ALL.into_iter().find(|known| known.name() == state);
-    let metadata: Option<String> = row.get("metadata")?;
-    let optional = |name: &str| -> Result<Option<FileId>, JobStoreError> {
-        let text: Option<String> = row.get(name)?;
-        text.map(|_| parsed(row, name)).transpose()
-    };
-    Ok(BatchRecord {
-        id: parsed(row, "id")?,
-        owner: Owner::stored(row.get("owner")?),
-        endpoint: row.get("endpoint")?,
-        input_file: parsed(row, "input_file")?,
-        context: row.get("context")?,
-        metadata: metadata.as_deref().map(read).transpose()?,
-        state: state.ok_or_else(|| JobStoreError::Damaged("a batch has no state".to_owned()))?,
-        times: BatchTimes {
-            created_ms: row.get("created_ms")?,
-            due_ms: row.get("due_ms")?,
-            in_progress_ms: row.get("in_progress_ms")?,
-            finalizing_ms: row.get("finalizing_ms")?,
-            cancelling_ms: row.get("cancelling_ms")?,
-            ended_ms: row.get("ended_ms")?,
-        },
-        counts: LineCounts {
-            total: row.get("total")?,
-            completed: row.get("completed")?,
-            failed: row.get("failed")?,
-        },
-        faults: read(&row.get::<_, String>("faults")?)?,
-        output_file: optional("output_file")?,
-        error_file: optional("error_file")?,
-    })
-}
+impl Columns for Row<'_> {
+    fn text(&self, column: &'static str) -> Result<Option<String>, JobStoreError> {
+        Ok(self.get(column)?)
+    }
 
-/// The name in a column.
-fn parsed<T: FromStr>(row: &Row<'_>, column: &str) -> Result<T, JobStoreError> {
-    let text: String = row.get(column)?;
-    text.parse()
-        .map_err(|_| JobStoreError::Damaged(format!("a file or a batch is called '{text}'")))
+    fn number(&self, column: &'static str) -> Result<Option<u64>, JobStoreError> {
+        Ok(self.get(column)?)
+    }
 }

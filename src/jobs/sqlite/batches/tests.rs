@@ -7,7 +7,9 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::*;
-use crate::jobs::batches::{BatchState, FileOrder, FilePurpose, LineCounts, LinePart};
+use crate::jobs::batches::{
+    BatchState, FileOrder, FilePurpose, LONGEST_IN_ROW, LineCounts, LinePart,
+};
 use crate::jobs::{JobStore, JobStoreLocation, JobsConfig, Wanted};
 
 fn on_disk(folder: &Path) -> JobsConfig {
