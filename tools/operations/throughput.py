@@ -1,7 +1,7 @@
 """How many jobs one, two and three workers make, and what a gateway and a queue add to a request.
 
 Prints ratios of one run: workers of half a processor each (control groups of version 1; as root) are started in turn, ROUNDS (3)
-times, and get JOBS (40) jobs at once; then REQUESTS (100) small requests go, one after the other and by turns, to a single
+times, and get JOBS (40) jobs at once; then REQUESTS (300) small requests go, one after the other and by turns, to a single
 server, to one as jobs (in memory, in SQLite), and through a gateway to a worker. With BEFORE, the path of another build of the
 program, the same requests go to that one, too. BIN names the program.
 """
@@ -21,7 +21,7 @@ from server import Server
 
 ROUNDS = int(os.environ.get("ROUNDS", 3))
 JOBS = int(os.environ.get("JOBS", 40))
-REQUESTS = int(os.environ.get("REQUESTS", 100))
+REQUESTS = int(os.environ.get("REQUESTS", 300))
 BEFORE = os.environ.get("BEFORE")
 CGROUPS = Path("/sys/fs/cgroup/cpu")
 EDITS = "/v1/images/edits"
@@ -148,8 +148,8 @@ def overhead(engine) -> None:
                     times[way].append((time.perf_counter() - begun) * 1000)
     usual = statistics.median(times["a single server"])
     for way, of in times.items():
-        median, late = statistics.median(of), sorted(of)[int(len(of) * 0.95)]
-        print(f"{way}: {median:.1f} ms in the median, {late:.1f} at 95 %: {median - usual:+.1f} ms, {median / usual:.3f} of the first")
+        quick, median, slow = statistics.quantiles(of, n=4)
+        print(f"{way}: {median:.1f} ms ({quick:.1f} to {slow:.1f}): {median - usual:+.1f} ms, {median / usual:.3f} of the first")
 
 
 def main() -> None:
