@@ -13,7 +13,7 @@ import time
 import client
 import fleet_batches
 import websockets.sync.client
-from cable import HERE, Cable, can_be_laid
+from cable import HERE, laid
 from engine import Engine
 from report import Report
 from server import Server
@@ -370,8 +370,7 @@ def main():
         "DIFFUSER_WEBHOOK_SECRET": "whsec_" + base64.b64encode(os.urandom(32)).decode(),
         "DIFFUSER_WEBHOOK_ALLOW_PRIVATE": "true",
     }
-    with contextlib.ExitStack() as laid:
-        cable = laid.enter_context(Cable()) if can_be_laid() else None
+    with laid() as cable:
         hold_all(cable, hooks, report)
     report.end()
 
@@ -405,7 +404,7 @@ def hold_all(cable, hooks, report):
         if cable:
             worker = a_worker_without_a_network_is_too_late(engine, fleet, cable, gateway, worker, single, report)
         else:
-            report.skip("a worker without a network", "this is not root, or there is no `ip`")
+            report.skip("a worker without a network", "no network of its own is allowed here")
         without_the_database_gateways_say_so_and_workers_hold_what_they_have(engine, gateway, worker, single, report)
         jobs = a_worker_that_ends_in_good_order_gives_back_what_waits(gateway, worker, report)
         worker = jobs_wait_for_a_worker(fleet, gateway, jobs, report)

@@ -25,7 +25,8 @@ SEED = int(os.environ.get("SEED", 1))
 LONGEST_PAUSE_S = 6
 LONGEST_ABSENCE_S = 3
 LIMIT_S = 900
-SIZES = [("64x64", 4), ("128x128", 8), ("256x256", 8), ("384x256", 20)]
+# The last one takes a second or two, so that kills come in its middle.
+SIZES = [("64x64", 4), ("128x128", 8), ("256x256", 8), ("384x384", 30)]
 FILES = [("image", client.picture(96, 64))]
 
 
