@@ -37,6 +37,7 @@ class Cable:
             self.ip("-n", self.name, "address", "add", f"{NETWORK}.2/30", "dev", self.other)
             self.ip("-n", self.name, "link", "set", self.other, "up")
             self.ip("-n", self.name, "link", "set", "lo", "up")
+            subprocess.run([*self.command, "true"], check=True, capture_output=True)
         except BaseException:
             self.__exit__()
             raise
