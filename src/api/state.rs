@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
+
 use super::batches::BatchDesk;
 use super::health::DeepChecks;
 use super::jobs::JobDesk;
@@ -19,6 +21,8 @@ use crate::service::{ImageService, RequestMemory, ServiceError};
 pub(super) struct AppState {
     /// What requests for pictures are read against, with the way to the model.
     pub(super) requests: RequestContext,
+    /// The models that there are by now, whatever `requests` has.
+    latest: Arc<watch::Sender<Arc<Models>>>,
     pub(super) config: Arc<ApiConfig>,
     /// The keys and limits in force.
     pub(super) access: Access,
@@ -45,8 +49,10 @@ impl AppState {
             write_prompts: config.write_prompts,
         };
         let models = Models::new(models, &config.model_aliases);
+        let requests = RequestContext::new(models, memory, settings);
         Self {
-            requests: RequestContext::new(models, memory, settings),
+            latest: Arc::new(watch::Sender::new(Arc::clone(&requests.models))),
+            requests,
             store: Arc::new(store),
             jobs: Arc::new(JobDesk::new(jobs, fleet)),
             batches: Arc::new(BatchDesk::new(batches, &config.batches)),
@@ -58,9 +64,16 @@ impl AppState {
         }
     }
 
-    /// The same with other models.
+    /// The same with other models, which are the latest ones from now on.
     pub(super) fn with_models(&self, models: Vec<ModelService>) -> Self {
         let models = Arc::new(Models::new(models, &self.config.model_aliases));
+        self.latest.send_replace(Arc::clone(&models));
+        Self { requests: self.requests.with_models(models), ..self.clone() }
+    }
+
+    /// The same with the models that there are by now: for what lives longer than a request.
+    pub(super) fn latest(&self) -> Self {
+        let models = Arc::clone(&self.latest.borrow());
         Self { requests: self.requests.with_models(models), ..self.clone() }
     }
 

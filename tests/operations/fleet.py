@@ -40,9 +40,9 @@ class Fleet:
     def __exit__(self, *_):
         self.stack.close()
 
-    def start(self, role: str, ready=True, command=(), **settings) -> Server:
+    def start(self, role: str, ready=True, command=(), models=("tiny-random",), **settings) -> Server:
         settings = {**self.settings, "DIFFUSER_ROLE": role, "DIFFUSER_THREADS": "1", **settings}
-        server = Server(models=("tiny-random",) if role == "worker" else (), settings=settings, command=command)
+        server = Server(models=models if role == "worker" else (), settings=settings, command=command)
         self.stack.callback(server.end)
         if ready:
             server.wait_until(server.is_ready, 120)
@@ -127,6 +127,20 @@ def a_socket_at_a_gateway_is_served_by_a_worker(gateway, single, report):
     picture = heard["wanted"][-1].get("response", {}).get("data", [{}])[0].get("b64_json")
     same = picture == edit(single.port, LONG).picture()
     report.line(same, "its picture", len(heard["wanted"]), "a single server's")
+
+
+def a_socket_knows_models_that_came_later(fleet, gateway, report):
+    body = {"prompt": "make it red", "model": "demo", "num_inference_steps": 0, "images": [{"image_url": "data:image/png;base64,"
+            + base64.b64encode(FILES[0][1]).decode()}]}
+    with websockets.sync.client.connect(f"ws://127.0.0.1:{gateway.port}/v1/realtime/images") as socket:
+        socket.recv()
+        later = fleet.start("worker", models=("demo",))
+        until(lambda: "demo" in [model["id"] for model in client.get(gateway.port, "/v1/models").json()["data"]])
+        socket.send(json.dumps({"type": "image.create", "id": "a", "endpoint": "edits", "body": body}))
+        refused = json.loads(socket.recv(timeout=60))
+    param = refused.get("error", {}).get("param")
+    report.line(param == "num_inference_steps", "what a socket says of a model that came later", param, "its fault, and not that it is unknown")
+    later.end()
 
 
 def previews_of_a_job_are_seen_by_every_gateway(gateway, other, report):
@@ -394,6 +408,7 @@ def hold_all(cable, hooks, report):
         a_cancelled_job_stops_its_worker(engine, gateway, other, worker, report)
         progress_is_seen_by_every_gateway(gateway, other, report)
         a_socket_at_a_gateway_is_served_by_a_worker(gateway, single, report)
+        a_socket_knows_models_that_came_later(fleet, gateway, report)
         previews_of_a_job_are_seen_by_every_gateway(gateway, other, report)
         the_end_of_a_job_is_told_once(gateway, hooks, report)
         metrics_tell_of_the_lines(gateway, report)

@@ -68,11 +68,13 @@ enum Reply {
 impl Asker {
     /// Makes the pictures of a request, and tells how it goes.
     pub(super) async fn make(
-        self,
+        mut self,
         create: Create,
         memory: MemoryShare,
         (slot, outbox): (Slot, Outbox),
     ) {
+        // The connection may be older than a model.
+        self.state = self.state.latest();
         let config = &self.state.config;
         let log = RequestLog::of(self.state.metrics(), config);
         let (request_id, span, mut line) = log_message(log, self.route.clone());
