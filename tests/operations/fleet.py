@@ -408,7 +408,6 @@ def hold_all(cable, hooks, report):
         a_cancelled_job_stops_its_worker(engine, gateway, other, worker, report)
         progress_is_seen_by_every_gateway(gateway, other, report)
         a_socket_at_a_gateway_is_served_by_a_worker(gateway, single, report)
-        a_socket_knows_models_that_came_later(fleet, gateway, report)
         previews_of_a_job_are_seen_by_every_gateway(gateway, other, report)
         the_end_of_a_job_is_told_once(gateway, hooks, report)
         metrics_tell_of_the_lines(gateway, report)
@@ -424,6 +423,8 @@ def hold_all(cable, hooks, report):
         jobs = a_worker_that_ends_in_good_order_gives_back_what_waits(gateway, worker, report)
         worker = jobs_wait_for_a_worker(fleet, gateway, jobs, report)
         a_lost_gateway_takes_its_clients_work_along(engine, fleet, worker, report)
+        # The last one: its model stays known.
+        a_socket_knows_models_that_came_later(fleet, gateway, report)
 
 
 if __name__ == "__main__":
