@@ -121,8 +121,6 @@ struct Working {
     announcing: Option<Announcing>,
     /// Sees to batches.
     driver: Driver,
-    /// What it makes them with.
-    states: watch::Sender<AppState>,
 }
 
 impl Opened {
@@ -235,10 +233,8 @@ impl Opening {
         let runs = config.role != Role::Gateway;
         let runner = Mutex::new(runs.then(|| Runner::start(state.clone())));
         let notices = Mutex::new(Notices::start(state.clone()));
-        let (states, latest) = watch::channel(state.clone());
-        let driver = Driver::start(latest);
-        let working = Working { runner, notices, announcing: announced, driver, states };
-        let working = Arc::new(working);
+        let driver = Driver::start(state.clone());
+        let working = Arc::new(Working { runner, notices, announcing: announced, driver });
         let site = OpenedSite { state, working, opened: self.opened };
         site.answer_with(&site.state);
         site
@@ -261,9 +257,7 @@ impl OpenedSite {
             if announced != known {
                 known.clone_from(&announced);
                 let models = models_of(announced, self.state.metrics());
-                let state = self.state.with_models(models);
-                self.working.states.send_replace(state.clone());
-                self.answer_with(&state);
+                self.answer_with(&self.state.with_models(models));
             }
             let _ = tokio::time::timeout(LOOK, fleet.until_models_change()).await;
         }

@@ -56,6 +56,10 @@ pub trait StepObserver {
     /// come again.
     fn on_stage(&mut self, _stage: Stage) {}
 
+    /// Decoding a picture takes about as long as `steps` of its steps. Told before the first
+    /// step, by models that can count it.
+    fn on_decoding_cost(&mut self, _steps: f64) {}
+
     /// How far the networks of this stage, or of the step, are. Told of some, often: it
     /// must be cheap.
     fn on_layer(&mut self, _layer: LayerProgress) {}

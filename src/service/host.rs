@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::ServiceError;
 use super::board::{Board, ReplicaState};
+use super::estimate::seconds_by;
 use super::pool::{Budget, PooledModel};
 use super::progress::{JobStage, Outlook, RunningJobs, Tracked};
 use super::queue::{Action, Command, Next, Queue, Running};
@@ -243,11 +244,20 @@ impl Host {
         let (model, pictures) = (model.clone(), job.request.count.get());
         let expected = match stage {
             JobStage::LoadingModel => None,
-            JobStage::Starting | JobStage::Of(_) => running.expected(job.work),
+            JobStage::Starting | JobStage::Of(_) => {
+                running.expected(job.work).or_else(|| self.estimated(job))
+            }
         };
         let outlook = Outlook { model, pictures, expected, stage };
         let tracked = self.jobs.begin(self.thread, outlook, Instant::now());
         Some(tracked.telling(job.told.clone()))
+    }
+
+    /// How long a job takes by what was counted when its model was loaded.
+    fn estimated(&self, job: &Job) -> Option<Duration> {
+        let card = &self.replicas[self.place_of(job.model)?].model.card;
+        let estimate = self.board.estimate(job.model)?;
+        Duration::try_from_secs_f64(seconds_by(&estimate, card, job.work)?).ok()
     }
 
     fn obey(&mut self, command: Command) {

@@ -144,6 +144,10 @@ impl Tracked {
         self.tell(Instant::now());
     }
 
+    pub(super) fn on_decoding_cost(&self, steps: f64) {
+        self.with(|progress| progress.decoding_steps = steps);
+    }
+
     pub(super) fn on_layer(&self, layer: LayerProgress) {
         self.with(|progress| progress.layer = Some(layer));
     }
@@ -174,6 +178,10 @@ struct Progress {
     together: usize,
     /// How long earlier pictures' steps took.
     denoised: Duration,
+    /// Steps that take as long as decoding a picture does.
+    decoding_steps: f64,
+    /// Pictures that are decoded.
+    decoded: usize,
 }
 
 impl Progress {
@@ -188,12 +196,17 @@ impl Progress {
             done: 0,
             together: 0,
             denoised: Duration::ZERO,
+            decoding_steps: 0.0,
+            decoded: 0,
         }
     }
 
     fn on_stage(&mut self, stage: Stage, now: Instant) {
         // Before the first step, what all steps have in common is made.
         self.denoised = if self.done > 0 { self.denoised_at(now) } else { Duration::ZERO };
+        if self.stage == JobStage::Of(Stage::Decoding) {
+            self.decoded = self.done / self.step.total_steps.max(1);
+        }
         self.stage = JobStage::Of(stage);
         self.stage_started = now;
         self.layer = None;
@@ -230,15 +243,32 @@ impl Progress {
         self.done as f64 + part * self.together.max(1) as f64
     }
 
+    /// How long it takes yet, by the steps that are done; what takes longer than was
+    /// expected ends nobody knows when.
     fn left(&self, now: Instant) -> Option<Duration> {
-        let total = (self.outlook.pictures * self.step.total_steps) as f64;
         let (done, taken) = (self.steps_done(), self.denoised_at(now));
         let elapsed = now.saturating_duration_since(self.started);
-        if done > 0.0 && !taken.is_zero() && done < total {
-            return Some(taken.mul_f64((total - done) / done));
+        let steps_left = self.steps_left();
+        if done > 0.0 && !taken.is_zero() && steps_left > 0.0 {
+            let left = taken.mul_f64(steps_left / done);
+            return left.checked_sub(self.decoding_for(now));
         }
-        // Whoever takes longer than was expected ends nobody knows when.
         self.outlook.expected?.checked_sub(elapsed)
+    }
+
+    /// Steps that are to be done, and what decoding the pictures takes, as steps.
+    fn steps_left(&self) -> f64 {
+        let pictures = self.outlook.pictures;
+        let steps = (pictures * self.step.total_steps) as f64 - self.steps_done();
+        steps.max(0.0) + self.decoding_steps * pictures.saturating_sub(self.decoded) as f64
+    }
+
+    /// How long pictures have been decoded that are not done yet.
+    fn decoding_for(&self, now: Instant) -> Duration {
+        match self.stage {
+            JobStage::Of(Stage::Decoding) => now.saturating_duration_since(self.stage_started),
+            JobStage::LoadingModel | JobStage::Starting | JobStage::Of(_) => Duration::ZERO,
+        }
     }
 
     fn seen_at(&self, now: Instant) -> RunningJob {
@@ -527,6 +557,28 @@ mod tests {
 
         assert_eq!((seen.picture, seen.pictures, seen.step), (2, 2, 0));
         assert!(close(seen.left_s, 8.0), "{seen:?}");
+    }
+
+    #[test]
+    fn decoding_is_counted_as_so_many_steps_and_runs_down() {
+        let case = Case::new(2, None);
+        case.stage(Stage::Denoising, 0.0);
+        case.job.on_decoding_cost(3.0);
+        case.step(0, 0);
+        case.step(0, 1);
+
+        // Two seconds a step: seven more of them, and both pictures' decoding.
+        assert!(close(case.seen(2.0).left_s, 2.0 * (7.0 + 6.0)), "{:?}", case.seen(2.0));
+        (2..=4).for_each(|step| case.step(0, step));
+        case.stage(Stage::Decoding, 8.0);
+        assert!(close(case.seen(10.0).left_s, 2.0 * (4.0 + 6.0) - 2.0), "{:?}", case.seen(10.0));
+        case.stage(Stage::Denoising, 15.0);
+        assert!(close(case.seen(15.0).left_s, 2.0 * (4.0 + 3.0)), "{:?}", case.seen(15.0));
+        (1..=4).for_each(|step| case.step(1, step));
+        case.stage(Stage::Decoding, 23.0);
+        assert!(close(case.seen(24.0).left_s, 5.0), "{:?}", case.seen(24.0));
+        // Longer than was counted: nobody knows.
+        assert_eq!(case.seen(30.0).left_s, None);
     }
 
     #[test]

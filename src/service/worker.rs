@@ -148,6 +148,10 @@ impl StepObserver for ClientWatch<'_> {
         self.note(|job, now| job.on_stage(stage, now));
     }
 
+    fn on_decoding_cost(&mut self, steps: f64) {
+        self.note(|job, _| job.on_decoding_cost(steps));
+    }
+
     fn on_layer(&mut self, layer: LayerProgress) {
         self.note(|job, _| job.on_layer(layer));
     }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::Instrument;
 
@@ -43,10 +42,10 @@ pub(in crate::api) struct Driver {
 }
 
 impl Driver {
-    /// `states` has the models that there are. Needs a runtime.
-    pub(in crate::api) fn start(states: watch::Receiver<AppState>) -> Self {
-        let store = states.borrow().batches.store.clone();
-        Self { task: tokio::spawn(run(states)), store }
+    /// Needs a runtime.
+    pub(in crate::api) fn start(state: AppState) -> Self {
+        let store = state.batches.store.clone();
+        Self { task: tokio::spawn(run(state)), store }
     }
 
     /// Leaves the batches to other processes.
@@ -67,8 +66,7 @@ impl Drop for Driver {
 }
 
 /// Sees to all batches until the service is shut down.
-async fn run(states: watch::Receiver<AppState>) {
-    let state = states.borrow().clone();
+async fn run(state: AppState) {
     let Some(store) = state.batches.store.clone() else { return };
     let mut changes = state.batches.changes.subscribe();
     let mut look = tokio::time::interval(LOOK);
@@ -81,7 +79,7 @@ async fn run(states: watch::Receiver<AppState>) {
         for id in unfinished(store.as_ref()).await {
             if ids.insert(id) {
                 let span = tracing::info_span!("batch", %id);
-                driven.spawn(seen_to(states.clone(), Arc::clone(&store), id).instrument(span));
+                driven.spawn(seen_to(state.clone(), Arc::clone(&store), id).instrument(span));
             }
         }
         tokio::select! {
@@ -117,17 +115,13 @@ async fn keep_clean(store: &dyn BatchStore) -> Infallible {
 }
 
 /// Sees to a batch to its end, and tells which it was.
-async fn seen_to(
-    states: watch::Receiver<AppState>,
-    store: Arc<dyn BatchStore>,
-    id: BatchId,
-) -> BatchId {
-    let drive = AssertUnwindSafe(drive(&states, &store, id));
+async fn seen_to(state: AppState, store: Arc<dyn BatchStore>, id: BatchId) -> BatchId {
+    let drive = AssertUnwindSafe(drive(&state, &store, id));
     if drive.catch_unwind().await.is_err() {
         tracing::error!("what sees to a batch panicked");
         tokio::time::sleep(LONGEST_PAUSE).await;
     }
-    states.borrow().batches.forget(id);
+    state.batches.forget(id);
     id
 }
 
@@ -160,12 +154,12 @@ impl From<JoinError> for Trouble {
     }
 }
 
-async fn drive(states: &watch::Receiver<AppState>, store: &Arc<dyn BatchStore>, id: BatchId) {
+async fn drive(state: &AppState, store: &Arc<dyn BatchStore>, id: BatchId) {
     let mut pause = PAUSE;
-    let mut changes = states.borrow().batches.changes.subscribe();
+    let mut changes = state.batches.changes.subscribe();
     loop {
         changes.mark_unchanged();
-        match step(states, store, id).await {
+        match step(state, store, id).await {
             Ok(Some(state)) if state.is_final() => return,
             Ok(Some(_)) => {
                 pause = PAUSE;
@@ -185,7 +179,7 @@ async fn drive(states: &watch::Receiver<AppState>, store: &Arc<dyn BatchStore>, 
 /// Does what is next, and tells where the batch was before; `None` if there is none, or none
 /// that this process sees to.
 async fn step(
-    states: &watch::Receiver<AppState>,
+    state: &AppState,
     store: &Arc<dyn BatchStore>,
     id: BatchId,
 ) -> Result<Option<BatchState>, Trouble> {
@@ -199,7 +193,7 @@ async fn step(
         tracing::info!(state = was.name(), counts = ?batch.counts, "batch over");
         return Ok(Some(was));
     }
-    let work = Work::new(states, store, batch)?;
+    let work = Work::new(state.latest(), store, batch)?;
     let has_moved = match move_on(&work).await {
         Err(Trouble::InputGone) => without_input(&work).await?,
         moved => moved?,
@@ -243,8 +237,6 @@ async fn move_on(work: &Work) -> Result<bool, Trouble> {
 #[derive(Clone)]
 pub(super) struct Work {
     pub(super) state: AppState,
-    /// The same with the models that there are by now.
-    states: watch::Receiver<AppState>,
     pub(super) store: Arc<dyn BatchStore>,
     pub(super) batch: Arc<BatchRecord>,
     pub(super) outside: Arc<Outside>,
@@ -258,11 +250,10 @@ pub(super) struct Work {
 
 impl Work {
     fn new(
-        states: &watch::Receiver<AppState>,
+        state: AppState,
         store: &Arc<dyn BatchStore>,
         batch: BatchRecord,
     ) -> Result<Self, JobStoreError> {
-        let state = states.borrow().clone();
         let outside: Outside = serde_json::from_str(&batch.context)
             .map_err(|error| JobStoreError::Damaged(error.to_string()))?;
         let permit = state.batches.permit_of(batch.id).unwrap_or_else(|| {
@@ -275,7 +266,6 @@ impl Work {
             addresses: Arc::new(addresses_of(outside.endpoint, &state)),
             owner: owner_of_lines(&batch.owner),
             state,
-            states: states.clone(),
             store: Arc::clone(store),
             batch: Arc::new(batch),
             outside: Arc::new(outside),
@@ -285,7 +275,7 @@ impl Work {
 
     /// What the next line is made with: models come and go while a batch is made.
     pub(super) fn state_now(&self) -> AppState {
-        self.states.borrow().clone()
+        self.state.latest()
     }
 
     /// What its jobs may do.

@@ -64,6 +64,10 @@ impl StepObserver for &Shared<'_> {
         self.observer.borrow_mut().on_stage(stage);
     }
 
+    fn on_decoding_cost(&mut self, steps: f64) {
+        self.observer.borrow_mut().on_decoding_cost(steps);
+    }
+
     fn on_layer(&mut self, layer: LayerProgress) {
         self.observer.borrow_mut().on_layer(layer);
     }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::cost;
 use super::loading::WORKING_BYTES_PER_PIXEL;
-use super::pipeline::{Extent, Pipeline, token_side};
+use super::pipeline::{Extent, Job, Pipeline, token_side};
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
 use crate::checkpoint::{MatrixFormat, Weights};
@@ -61,6 +61,13 @@ pub(super) fn operations(
         steps as f64 * step,
         autoencoder(&extent.output).decode.total(),
     ]
+}
+
+/// Steps of `job` that take as many operations as decoding its picture does; `words`: as
+/// [`operations`] has them.
+pub(super) fn decoding_steps(pipeline: &Pipeline, job: &Job, words: &[usize]) -> f64 {
+    let [.., step, decoding] = operations(pipeline, &pipeline.extent_of(job), words, 1);
+    decoding * job.made_frames().len() as f64 / step
 }
 
 /// What a picture takes whose request says nothing but a prompt.

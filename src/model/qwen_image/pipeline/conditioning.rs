@@ -32,6 +32,13 @@ pub(super) struct Guidance {
     pub(super) warnings: Vec<String>,
 }
 
+impl Guidance {
+    /// Words of each prompt, in tokens.
+    pub(super) fn words(&self) -> Vec<usize> {
+        [&self.positive].into_iter().chain(&self.negative).map(|prompt| prompt.words).collect()
+    }
+}
+
 /// The pictures that prompts are about.
 struct ShownPictures<'a> {
     images: &'a [RgbImage],

@@ -15,7 +15,7 @@ use crate::model::{EditKind, ModelError};
 const MAX_ASPECT_RATIO: usize = 200;
 
 /// A request in pixels.
-pub(super) struct Job {
+pub(in crate::model::qwen_image) struct Job {
     /// Of the picture being made: on the model's grid.
     pub(super) output: PixelSize,
     /// What the encoder sees, in order.
@@ -66,7 +66,7 @@ impl Job {
     }
 
     /// Those of them that are handed out.
-    pub(super) fn made_frames(&self) -> Range<usize> {
+    pub(in crate::model::qwen_image) fn made_frames(&self) -> Range<usize> {
         self.frames() - self.layers.unwrap_or(1)..self.frames()
     }
 }

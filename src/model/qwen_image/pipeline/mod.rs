@@ -51,7 +51,8 @@ use crate::nn::{intermediate, trace};
 use batching::Batching;
 use cache::PipelineCache;
 use denoise::{Denoising, InitialLatents, Known, StepInputs, Watch};
-use job::{Job, Source};
+pub(super) use job::Job;
+use job::Source;
 
 /// The components of a checkpoint.
 pub(crate) struct Components {
@@ -208,6 +209,7 @@ impl Pipeline {
         stage.next("modulation");
         observer.on_stage(Stage::Denoising);
         let modulations = self.cache.modulations(transformer, &self.noise_levels(&schedule))?;
+        observer.on_decoding_cost(outlook::decoding_steps(self, &job, &guidance.words()));
         let batching = self.batching(request, &guidance, &grids)?;
         let step_inputs = StepInputs {
             guidance: &guidance,
@@ -271,7 +273,10 @@ impl Pipeline {
     /// # Errors
     /// [`ModelError::Unsuitable`] if this model cannot serve it.
     pub(super) fn extent(&self, request: &ImageRequest) -> Result<Extent, ModelError> {
-        let job = self.plan(request)?;
+        Ok(self.extent_of(&self.plan(request)?))
+    }
+
+    pub(super) fn extent_of(&self, job: &Job) -> Extent {
         let vision = self.vision_config();
         let patches = |processor: &ProcessorConfig| {
             let grid = |image| preprocess::encoder_grid(image, processor, vision);
@@ -282,14 +287,14 @@ impl Pipeline {
         let merge = vision.spatial_merge_size;
         let merged =
             |patches: &Grid| Grid { height: patches.height / merge, width: patches.width / merge };
-        Ok(Extent {
+        Extent {
             output: job.output,
             encoded: job.references.iter().chain(sources).map(PixelSize::of).collect(),
             shown_grids: shown.iter().map(merged).collect(),
             shown,
-            image_tokens: self.grids(&job).iter().map(|grid| grid.len()).sum(),
-            made_tokens: self.grids(&job)[..job.frames()].iter().map(|grid| grid.len()).sum(),
-        })
+            image_tokens: self.grids(job).iter().map(|grid| grid.len()).sum(),
+            made_tokens: self.grids(job)[..job.frames()].iter().map(|grid| grid.len()).sum(),
+        }
     }
 
     pub(super) fn tensor_kind(&self) -> (DType, &Device) {
