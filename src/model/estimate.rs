@@ -17,8 +17,8 @@ pub struct Estimate {
     pub seconds: Option<f64>,
     /// What would make it sooner, for people.
     pub faster: Vec<String>,
-    /// What each pixel takes beside the weights.
-    pub bytes_per_pixel: BytesPerPixel,
+    /// What each pixel takes beside the weights, if the family tells.
+    pub bytes_per_pixel: Option<BytesPerPixel>,
 }
 
 /// Bytes of a device for each pixel of a picture, while it is made.

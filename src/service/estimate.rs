@@ -31,9 +31,9 @@ pub(super) fn seconds_by(estimate: &Estimate, card: &ModelCard, work: Work) -> O
 
 /// Bytes that `work` takes beside the weights, at most.
 pub(super) fn activation_bytes(estimate: &Estimate, work: Work) -> Option<usize> {
-    let own = estimate.plan.image_area * estimate.bytes_per_pixel.most;
-    let fixed = estimate.plan.activation_bytes?.saturating_sub(own);
-    Some(fixed + work.made_pixels() * estimate.bytes_per_pixel.most)
+    let most = estimate.bytes_per_pixel?.most;
+    let fixed = estimate.plan.activation_bytes?.saturating_sub(estimate.plan.image_area * most);
+    Some(fixed + work.made_pixels() * most)
 }
 
 /// Refuses what its model has no room for, even by the least that it takes. A plan that does
@@ -43,13 +43,13 @@ pub(super) fn activation_bytes(estimate: &Estimate, work: Work) -> Option<usize>
 /// [`ServiceError::TooLarge`].
 pub(super) fn check_room(estimate: &Estimate, work: Work) -> Result<(), ServiceError> {
     let plan = &estimate.plan;
-    let (Some(free), Some(activations), true) =
-        (plan.free_bytes, plan.activation_bytes, plan.fits())
+    let (Some(free), Some(activations), Some(per_pixel), true) =
+        (plan.free_bytes, plan.activation_bytes, estimate.bytes_per_pixel, plan.fits())
     else {
         return Ok(());
     };
     let room_bytes = free - plan.total_bytes.saturating_sub(activations);
-    let needed_bytes = work.seen_pixels().saturating_mul(estimate.bytes_per_pixel.least);
+    let needed_bytes = work.seen_pixels().saturating_mul(per_pixel.least);
     if needed_bytes <= room_bytes {
         return Ok(());
     }
@@ -76,7 +76,7 @@ mod tests {
             total_bytes: 400 * MIB,
             free_bytes: Some(1024 * MIB),
         };
-        let bytes_per_pixel = BytesPerPixel { most: 200, least: 100 };
+        let bytes_per_pixel = Some(BytesPerPixel { most: 200, least: 100 });
         let (width, height, steps) = (1024, 1024, 10);
         let faster = Vec::new();
         Estimate { plan, width, height, steps, seconds: Some(30.0), faster, bytes_per_pixel }

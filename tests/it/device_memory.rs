@@ -76,7 +76,7 @@ impl DiffusionModel for Diarist {
             steps: 4,
             seconds: Some(8.0),
             faster: Vec::new(),
-            bytes_per_pixel: BytesPerPixel { most: 200, least: 100 },
+            bytes_per_pixel: Some(BytesPerPixel { most: 200, least: 100 }),
         })
     }
 }

@@ -118,5 +118,7 @@ fn a_large_picture_is_timed_with_advice_and_a_small_one_is_not() {
     let streamed = ModelPlan { components: streamed(&large.plan), ..large.plan.clone() };
     let whereabouts = Estimate { plan: streamed, ..large }.weights();
     assert!(whereabouts.ends_with("read from their files when needed"), "{whereabouts}");
-    assert!(load(&fixture("stable_diffusion/sd"), None).estimate().is_none());
+    let other = load(&fixture("stable_diffusion/sd"), Some(1024 * 1024)).estimate().unwrap();
+    assert_eq!((other.width, other.height, other.steps), (1024, 1024, 50));
+    assert!(other.weights().ends_with(" on cpu"), "{}", other.weights());
 }

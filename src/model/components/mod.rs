@@ -9,5 +9,7 @@ pub(super) mod keys;
 pub(crate) mod latents;
 pub(super) mod layers;
 pub mod noise;
+pub(super) mod operations;
+pub(super) mod speed;
 pub(super) mod tokenizer_files;
 pub(super) mod watched;

@@ -1,36 +1,11 @@
 //! What a picture costs: floating-point operations of each stage, counted from
 //! the configuration alone.
 //!
-//! A multiplication with its addition counts as two. Only products of matrices
-//! and convolutions are counted; all else is bound by memory.
+//! Counted as [`operations`](crate::model::components::operations) says.
 
 use super::config::{TextConfig, TransformerConfig, VaeConfig, VisionConfig};
 use super::positions::Grid;
-
-/// Floating-point operations of a stage.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Operations {
-    /// In products with weights.
-    pub linear: f64,
-    /// In products of queries with keys, and of scores with values.
-    pub attention: f64,
-}
-
-impl Operations {
-    /// All of them.
-    #[must_use]
-    pub(crate) fn total(self) -> f64 {
-        self.linear + self.attention
-    }
-}
-
-impl std::ops::Add for Operations {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { linear: self.linear + other.linear, attention: self.attention + other.attention }
-    }
-}
+use crate::model::components::operations::{Operations, convolution, middle, residual};
 
 /// One pass of the transformer, of which the flow at `read` of the image tokens is read.
 #[must_use]
@@ -162,27 +137,6 @@ pub(crate) fn autoencoder(
 
     let with_middle = |linear| Operations { linear, attention: 0.0 } + middle;
     AutoencoderOperations { encode: with_middle(encode), decode: with_middle(decode) }
-}
-
-/// A convolution of square kernels that makes `pixels` pixels.
-fn convolution(inputs: f64, outputs: f64, kernel: f64, pixels: f64) -> f64 {
-    2.0 * inputs * outputs * kernel * kernel * pixels
-}
-
-fn residual(inputs: f64, outputs: f64, pixels: f64) -> f64 {
-    let shortcut = if inputs == outputs { 0.0 } else { convolution(inputs, outputs, 1.0, pixels) };
-    convolution(inputs, outputs, 3.0, pixels)
-        + convolution(outputs, outputs, 3.0, pixels)
-        + shortcut
-}
-
-/// Two residual blocks around one head of attention over all pixels.
-fn middle(channels: f64, pixels: f64) -> Operations {
-    Operations {
-        linear: 2.0 * residual(channels, channels, pixels)
-            + convolution(channels, 4.0 * channels, 1.0, pixels),
-        attention: 4.0 * pixels * pixels * channels,
-    }
 }
 
 #[cfg(test)]

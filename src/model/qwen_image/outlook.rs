@@ -1,29 +1,17 @@
 //! What a picture of a model's own size takes here: operations counted from its
 //! configuration, and a product of its transformer's shapes timed on its device.
 
-use std::time::Instant;
-
-use candle_core::{DType, Device, Result, Tensor};
-
 use super::cost;
 use super::loading::WORKING_BYTES_PER_PIXEL;
 use super::pipeline::{Extent, Job, Pipeline, token_side};
 use super::positions::Grid;
 use super::preprocess::{self, PixelSize};
-use crate::checkpoint::{MatrixFormat, Weights};
+use crate::checkpoint::MatrixFormat;
 use crate::domain::{ImageRequest, LayerCount, OutputSize, Prompt, RgbImage, Task};
+use crate::model::components::speed::{TypicalProduct, gpu_advice};
 use crate::model::{BytesPerPixel, EditKind, Estimate};
-use crate::nn::{Linear, has_integer_products};
+use crate::nn::has_integer_products;
 
-/// Operations of a picture from which on a product is timed: what takes an everyday
-/// processor some seconds.
-const TIMED_FROM: f64 = 2e12;
-/// A product that takes so long is timed well enough.
-const TIMED_S: f64 = 0.05;
-/// How often each product is timed: the machine may be busy.
-const TIMES: usize = 2;
-/// Rows of the first product that is timed.
-const FIRST_ROWS: usize = 64;
 /// Words of a prompt, in tokens.
 const USUAL_WORDS: usize = 32;
 /// Steps that a model is taught by a LoRA to do with.
@@ -78,10 +66,15 @@ pub(super) fn estimate(pipeline: &Pipeline) -> Option<Estimate> {
     let words = if is_guided { vec![USUAL_WORDS, 1] } else { vec![USUAL_WORDS] };
     let steps = defaults.num_inference_steps.get();
     let count: f64 = operations(pipeline, &extent, &words, steps).iter().sum();
-    let seconds = (count >= TIMED_FROM)
-        .then(|| operations_a_second(pipeline, extent.image_tokens).ok())
-        .flatten()
-        .map(|speed| count / speed);
+    let (dtype, device) = pipeline.components.transformer.tensor_kind();
+    let product = TypicalProduct {
+        width: pipeline.components.transformer.config().inner_dim(),
+        rows: extent.image_tokens,
+        matrices: pipeline.components.matrices,
+        dtype,
+        device,
+    };
+    let seconds = product.seconds_of(count);
     let PixelSize { width, height } = extent.output;
     Some(Estimate {
         plan: pipeline.plan.clone(),
@@ -90,7 +83,7 @@ pub(super) fn estimate(pipeline: &Pipeline) -> Option<Estimate> {
         steps,
         seconds,
         faster: if seconds.is_some() { faster(pipeline, steps) } else { Vec::new() },
-        bytes_per_pixel: bytes_per_pixel(pipeline),
+        bytes_per_pixel: Some(bytes_per_pixel(pipeline)),
     })
 }
 
@@ -117,43 +110,6 @@ fn own_request(pipeline: &Pipeline) -> Option<ImageRequest> {
     Some(ImageRequest { size: OutputSize::Reference, ..ImageRequest::new(task, prompt) })
 }
 
-/// Floating-point operations a second of a layer of the transformer, in its formats: with as
-/// many rows as a pass has, or as many as are soon multiplied.
-fn operations_a_second(pipeline: &Pipeline, tokens: usize) -> Result<f64> {
-    let (dtype, device) = pipeline.components.transformer.tensor_kind();
-    let width = pipeline.components.transformer.config().inner_dim();
-    let weights = Weights::random("estimate", (dtype, device));
-    let weights = weights.with_matrices(pipeline.components.matrices);
-    let layer = Linear::load_quantizable_without_bias(&weights, width, width)?;
-    let mut rows = FIRST_ROWS.min(tokens);
-    // What is set up once is not timed.
-    seconds_of(&layer, (rows, width), (dtype, device))?;
-    loop {
-        let seconds = seconds_of(&layer, (rows, width), (dtype, device))?;
-        if seconds >= TIMED_S || rows >= tokens {
-            return Ok(2.0 * (rows * width * width) as f64 / seconds.max(f64::MIN_POSITIVE));
-        }
-        rows = (2 * rows).min(tokens);
-    }
-}
-
-fn seconds_of(
-    layer: &Linear,
-    shape: (usize, usize),
-    (dtype, device): (DType, &Device),
-) -> Result<f64> {
-    let x = Tensor::ones(shape, dtype, device)?;
-    device.synchronize()?;
-    let mut least = f64::INFINITY;
-    for _ in 0..TIMES {
-        let started = Instant::now();
-        layer.forward(&x)?;
-        device.synchronize()?;
-        least = least.min(started.elapsed().as_secs_f64());
-    }
-    Ok(least)
-}
-
 /// What would make a picture sooner.
 fn faster(pipeline: &Pipeline, steps: usize) -> Vec<String> {
     let mut ways = Vec::new();
@@ -165,12 +121,7 @@ fn faster(pipeline: &Pipeline, steps: usize) -> Vec<String> {
         if has_integer_products() && !is_rounded {
             ways.push("dtype q8_0 (this processor multiplies 8-bit integers)".to_owned());
         }
-        let gpu = if cfg!(any(feature = "cuda", feature = "metal")) {
-            "a GPU"
-        } else {
-            "a GPU, with a build for it (--features cuda)"
-        };
-        ways.push(gpu.to_owned());
+        ways.push(gpu_advice().to_owned());
     } else if pipeline.plan.resident_bytes() < pipeline.plan.weight_bytes() {
         ways.push("dtype fp8 or fp8-weights, so that more of the weights stay".to_owned());
     }

@@ -147,6 +147,33 @@ impl UnetConfig {
     }
 }
 
+impl UnetConfig {
+    /// Channels that the residual layers of level `depth` (0: the finest) are given on the way
+    /// down.
+    #[must_use]
+    pub fn down_inputs(&self, depth: usize) -> Vec<usize> {
+        let before = self.blocks[depth.saturating_sub(1)].channels;
+        let channels = self.blocks[depth].channels;
+        let inputs = |layer| if layer == 0 { before } else { channels };
+        (0..self.layers_per_block).map(inputs).collect()
+    }
+
+    /// The same on the way up. Each level takes what the way down kept: its own outputs, and
+    /// last the one that the level had been given.
+    #[must_use]
+    pub fn up_inputs(&self, depth: usize) -> Vec<usize> {
+        let channels = self.blocks[depth].channels;
+        let below = self.blocks[(depth + 1).min(self.blocks.len() - 1)].channels;
+        let given = self.blocks[depth.saturating_sub(1)].channels;
+        let inputs = |layer| {
+            let from = if layer == 0 { below } else { channels };
+            let skipped = if layer == self.layers_per_block { given } else { channels };
+            from + skipped
+        };
+        (0..=self.layers_per_block).map(inputs).collect()
+    }
+}
+
 fn pin_unet_values(file: &mut ConfigFile) {
     file.unsupported(&[
         "center_input_sample",

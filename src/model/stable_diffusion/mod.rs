@@ -10,6 +10,8 @@
 //! SDXL refiner, inpainting U-Nets, adapters.
 
 pub mod config;
+mod cost;
+mod outlook;
 mod pictures;
 pub(crate) mod pipeline;
 pub(crate) mod schedule;
@@ -129,14 +131,15 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     }
     check_number_format(context)?;
     let card = card(&context.files(), variant)?;
-    let (components, weight_bytes) = load_components(context, variant, &index)?;
+    let (components, parts) = load_components(context, variant, &index)?;
+    let plan = plan_of(context, &card, parts);
     let loaded = Loaded {
-        device: crate::device::device_name(&context.device),
-        dtype: crate::device::dtype_name(context.dtype).to_owned(),
-        weight_bytes,
+        device: plan.device.clone(),
+        dtype: plan.dtype.clone(),
+        weight_bytes: plan.weight_bytes(),
     };
     let encoded = RefCell::new(ContentCache::new(context.config.cache_bytes));
-    Ok(Pipeline { card, loaded, components, encoded })
+    Ok(Pipeline { card, loaded, plan, components, encoded })
 }
 
 /// What the model would take: everything stays.
@@ -169,9 +172,17 @@ fn plan(context: &LoadContext, variant: &Variant) -> Result<ModelPlan, LoadError
     let load_vae = |weights: &Weights| Vae::load(weights, &vae).map(drop);
     let bytes = checked(open("vae", vae_dtype(context, &vae))?, &load_vae)?;
     components.push(PlannedComponent::resident("vae", bytes));
-    Ok(ModelPlan {
-        model: card.id,
-        pipeline: card.pipeline,
+    Ok(plan_of(context, &card, components))
+}
+
+fn plan_of(
+    context: &LoadContext,
+    card: &ModelCard,
+    components: Vec<PlannedComponent>,
+) -> ModelPlan {
+    ModelPlan {
+        model: card.id.clone(),
+        pipeline: card.pipeline.clone(),
         device: crate::device::device_name(&context.device),
         dtype: crate::device::dtype_name(context.dtype).to_owned(),
         image_area: card.image_area,
@@ -179,7 +190,7 @@ fn plan(context: &LoadContext, variant: &Variant) -> Result<ModelPlan, LoadError
         components,
         activation_bytes: None,
         free_bytes: crate::device::free_memory_bytes(&context.device),
-    })
+    }
 }
 
 /// What the VAE computes in: in float16 some overflow.
@@ -292,12 +303,12 @@ fn check_number_format(context: &LoadContext) -> Result<(), DeviceError> {
     })
 }
 
-/// Loads every component. Returns the bytes of their weights, too.
+/// Loads every component. Returns what their weights take, too.
 fn load_components(
     context: &LoadContext,
     variant: &Variant,
     index: &Index,
-) -> Result<(Components, usize), LoadError> {
+) -> Result<(Components, Vec<PlannedComponent>), LoadError> {
     let snapshot = context.snapshot;
     let scheduler = scheduler_config(snapshot, variant, index)?;
     let text_configs = variant
@@ -312,22 +323,22 @@ fn load_components(
         Weights::open(snapshot, component, stem, (dtype, &context.device), canonical)
     };
     let unchanged: fn(&str) -> String = str::to_owned;
-    let mut bytes = 0;
+    let mut parts = Vec::new();
     let mut texts = Vec::new();
     for ((component, _, tokenizer), config) in variant.texts.iter().zip(&text_configs) {
         let name = TextEncoder::canonical_name;
         let weights = open(component, TRANSFORMERS_STEM, context.dtype, name)?;
         let encoder = weights.load::<_, LoadError>(|weights| TextEncoder::load(weights, config))?;
-        bytes += weights.finish()?;
+        parts.push(PlannedComponent::resident(component, weights.finish()?));
         let positions = config.max_position_embeddings;
         let tokenizer = ClipTokenizer::load(snapshot, tokenizer, positions)?;
         tokenizer.check_ids(config.vocab_size)?;
-        texts.push(TextSide { tokenizer, encoder });
+        texts.push(TextSide { tokenizer, encoder, config: config.clone() });
     }
     check_text_lengths(&texts)?;
     let weights = open("unet", DIFFUSERS_STEM, context.dtype, unchanged)?;
     let unet = weights.load::<_, LoadError>(|weights| Unet::load(weights, &unet_config))?;
-    bytes += weights.finish()?;
+    parts.push(PlannedComponent::resident("unet", weights.finish()?));
     let vae_dtype = vae_dtype(context, &vae_config);
     let weights = open("vae", DIFFUSERS_STEM, vae_dtype, unchanged)?;
     let load_vae = {
@@ -339,7 +350,7 @@ fn load_components(
     let vae_in_float32 =
         (vae_dtype != DType::F32).then(|| in_float32(&weights, load_vae.clone())).transpose()?;
     let vae = Offloadable::new(Residency::Resident, &weights, load_vae)?;
-    bytes += weights.finish()?;
+    parts.push(PlannedComponent::resident("vae", weights.finish()?));
     let force_zeros_for_empty_prompt = index.force_zeros_for_empty_prompt;
     let text_use = if variant.has_text_time {
         TextUse::PenultimateAndPooled { force_zeros_for_empty_prompt }
@@ -358,7 +369,7 @@ fn load_components(
         dtype: context.dtype,
         device: context.device.clone(),
     };
-    Ok((components, bytes))
+    Ok((components, parts))
 }
 
 /// The way to the VAE of `weights` in float32.

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor};
 
+use super::outlook;
 use super::pictures::{to_picture, to_tensor};
 use super::schedule::Schedule;
 use super::scheduler::SchedulerConfig;
@@ -17,6 +18,7 @@ use crate::domain::{ImageRequest, ImageSize, OutputSize, Prompt, RgbImage, Stren
 use crate::model::cache::{ContentCache, ContentHash};
 use crate::model::components::autoencoder_kl::VaeConfig;
 use crate::model::components::autoencoder_kl::{Posterior, Vae};
+use crate::model::components::clip::TextEncoderConfig;
 use crate::model::components::clip::text_encoder::TextEncoder;
 use crate::model::components::clip::tokenizer::ClipTokenizer;
 use crate::model::components::finite::{
@@ -26,8 +28,8 @@ use crate::model::components::noise::TorchGenerator;
 use crate::model::components::watched::observed;
 use crate::model::residency::Offloadable;
 use crate::model::{
-    CutTokens, DiffusionModel, GeneratedImage, Generation, Loaded, ModelCard, ModelError, Stage,
-    StepObserver, StepProgress, TokenUsage,
+    CutTokens, DiffusionModel, Estimate, GeneratedImage, Generation, Loaded, ModelCard, ModelError,
+    ModelPlan, Stage, StepObserver, StepProgress, TokenUsage,
 };
 
 /// A text encoder with its tokenizer.
@@ -36,6 +38,8 @@ pub(crate) struct TextSide {
     pub tokenizer: ClipTokenizer,
     /// Ids to hidden states.
     pub encoder: TextEncoder,
+    /// Its configuration.
+    pub config: TextEncoderConfig,
 }
 
 /// How texts condition the U-Net.
@@ -79,6 +83,7 @@ pub(crate) struct Components {
 pub(crate) struct Pipeline {
     pub(super) card: ModelCard,
     pub(super) loaded: Loaded,
+    pub(super) plan: ModelPlan,
     pub(super) components: Components,
     /// Texts that were encoded before. The model's thread is its only user.
     pub(super) encoded: RefCell<ContentCache<EncodedPrompt>>,
@@ -133,6 +138,10 @@ impl DiffusionModel for Pipeline {
     ) -> Result<Generation, ModelError> {
         observed(observer, |observer| self.make(request, observer))
     }
+
+    fn estimate(&mut self) -> Option<Estimate> {
+        outlook::estimate(self)
+    }
 }
 
 impl Pipeline {
@@ -167,6 +176,8 @@ impl Pipeline {
         let (posterior, arithmetic) = self.encode_picture(&source, size)?;
         let vae_dtype = self.components.vae_dtype;
         arithmetic.tell(&mut warnings, VaeHalf::Encoder, vae_dtype);
+        let passes = if guidance.negative.is_some() { 2 } else { 1 };
+        observer.on_decoding_cost(outlook::decoding_steps(self, size, passes));
         let mut images = Vec::with_capacity(request.count.get());
         for index in 0..request.count.get() {
             let seed = request.seed.of_image(index);

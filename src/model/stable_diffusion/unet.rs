@@ -258,9 +258,7 @@ impl Loader<'_> {
         let load = |(at, block): (usize, &UnetBlock)| {
             let weights = weights.at(at);
             let channels = block.channels;
-            let before = if at == 0 { channels } else { blocks[at - 1].channels };
-            let mut inputs = vec![channels; self.config.layers_per_block];
-            inputs[0] = before;
+            let inputs = self.config.down_inputs(at);
             let (resnets, attentions) =
                 self.layers(&weights, &inputs, block, block.attends_down)?;
             let conv = weights.at("downsamplers.0.conv");
@@ -286,8 +284,6 @@ impl Loader<'_> {
         })
     }
 
-    /// Each level takes what the way down kept: its own outputs, and last the
-    /// one that the level had been given.
     fn up_blocks(&self, weights: &Weights) -> Result<Vec<Level>> {
         let blocks = &self.config.blocks;
         let count = blocks.len();
@@ -296,16 +292,7 @@ impl Loader<'_> {
             let depth = count - 1 - at;
             let block = &blocks[depth];
             let channels = block.channels;
-            let below = blocks[(depth + 1).min(count - 1)].channels;
-            let given = blocks[depth.saturating_sub(1)].channels;
-            let layers = self.config.layers_per_block + 1;
-            let inputs: Vec<usize> = (0..layers)
-                .map(|layer| {
-                    let from = if layer == 0 { below } else { channels };
-                    let skipped = if layer + 1 == layers { given } else { channels };
-                    from + skipped
-                })
-                .collect();
+            let inputs = self.config.up_inputs(depth);
             let (resnets, attentions) = self.layers(&weights, &inputs, block, block.attends_up)?;
             let conv = weights.at("upsamplers.0.conv");
             let resample =
