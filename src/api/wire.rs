@@ -5,7 +5,7 @@ mod health;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub(super) use health::{DeepHealth, ExpectedFrom, Health, PictureStatus, Readiness};
@@ -16,13 +16,13 @@ use crate::requests::{self, Preset, Quality, QualityTable};
 use crate::service::{ImageService, ReplicaState};
 
 /// The body of every error.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(super) struct ErrorEnvelope {
     pub(super) error: ErrorBody,
 }
 
 /// What went wrong. All four keys are always there.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(super) struct ErrorBody {
     /// For people.
     #[schema(example = "Missing required parameter: 'prompt'.")]

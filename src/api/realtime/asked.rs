@@ -29,6 +29,7 @@ use crate::api::reply::MODEL_LOAD_MS;
 use crate::api::request_log::{RequestLog, log_message};
 use crate::api::state::AppState;
 use crate::api::stream::PreviewEvents;
+use crate::api::wire::ErrorEnvelope;
 use crate::domain::{FaultKind, ValidationError};
 use crate::requests::{Accepted, Asked, Fields};
 use crate::service::{MemoryShare, Position, RunningJob};
@@ -87,7 +88,11 @@ impl Asker {
             let made = AssertUnwindSafe(deadline.bound(making.make(create, memory)));
             let panicked = |_| ApiError::Internal("what makes pictures panicked".to_owned());
             let made = made.catch_unwind().await.unwrap_or_else(|panic| Err(panicked(panic)));
-            made.inspect_err(|_| permit.give_back())
+            // What a worker could not make is told by a reply, as it is.
+            if made.as_ref().map_or(true, |(response, _)| !response.status().is_success()) {
+                permit.give_back();
+            }
+            made
         };
         let (mut response, written) = match making.instrument(span).await {
             Ok((response, reply)) => read(response, reply, (&slot.id, &request_id)).await,
@@ -247,7 +252,8 @@ async fn read(response: Response, reply: Reply, names: (&str, &str)) -> (Respons
     // It was made whole.
     let body = to_bytes(body, usize::MAX).await.map_err(|error| ApiError::internal(&error));
     let written = match body {
-        Ok(body) => written(body, (reply, loading), names).await,
+        Ok(body) if parts.status.is_success() => written(body, (reply, loading), names).await,
+        Ok(body) => retold(&body, (parts.status, &parts.headers), names),
         Err(error) => Err(error),
     };
     match written {
@@ -277,6 +283,19 @@ async fn written(
     writing.await?.map_err(|error| ApiError::internal(&error))
 }
 
+/// A message of an error that somebody else has answered with.
+fn retold(
+    body: &[u8],
+    (status, headers): (StatusCode, &HeaderMap),
+    (id, request_id): (&str, &str),
+) -> Result<String, ApiError> {
+    let told: ErrorEnvelope =
+        serde_json::from_slice(body).map_err(|error| ApiError::internal(&error))?;
+    let (retry_after_ms, status) = (retry_after_ms(status, headers), status.as_u16());
+    let error = told.error;
+    Ok(ServerMessage::Failed { id, request_id, status, retry_after_ms, error }.written())
+}
+
 /// An error as HTTP would answer it, and as a message.
 fn failed(error: ApiError, (id, request_id): (&str, &str)) -> (Response, String) {
     let (status, body) = (error.status(), error.body().error);
@@ -301,8 +320,14 @@ pub(super) async fn follow(
     (job, last): (String, u64),
     (slot, outbox): (Slot, Outbox),
 ) {
-    let mut next = match Following::begin(asker.state, (&asker.permit, &job), last).await {
-        Ok(following) => Some(following),
+    // As long as it is followed it counts as a request, of a key that is still good.
+    let begun = async {
+        let (permit, running) = asker.state.access.admit_again(&asker.permit).admitted?;
+        let following = Following::begin(asker.state.clone(), (&permit, &job), last).await?;
+        Ok::<_, ApiError>((following, running))
+    };
+    let (mut next, _running) = match begun.await {
+        Ok((following, running)) => (Some(following), running),
         Err(error) => {
             if slot.end() {
                 outbox.send(error_message(Some(&slot.id), &error)).await;
@@ -319,4 +344,25 @@ pub(super) async fn follow(
         }
     }
     slot.end();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_failure_that_a_worker_answered_with_is_told_as_one() {
+        let error =
+            r#"{"error":{"message":"It broke.","type":"server_error","param":null,"code":null}}"#;
+        let response = (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "3")], error);
+
+        let (response, written) =
+            read(response.into_response(), Reply::Pictures, ("a", "trace-1")).await;
+
+        let told: serde_json::Value = serde_json::from_str(&written).unwrap();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!((&told["type"], &told["id"]), (&"image.failed".into(), &"a".into()), "{told}");
+        assert_eq!((&told["status"], &told["retry_after_ms"]), (&503.into(), &3000.into()));
+        assert_eq!(told["error"]["message"], "It broke.");
+    }
 }

@@ -89,7 +89,7 @@ impl Open {
     }
 }
 
-/// What is open under a name, until this is dropped.
+/// What is open under a name, until its end or until it is called off.
 pub(super) struct Slot {
     pub(super) id: String,
     open: Open,
@@ -98,9 +98,12 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Ends it, if nobody has yet: of a request its client hears one end.
+    /// Ends it, if nobody has yet: of a request its client hears one end. Of its task alone:
+    /// once it was called off, another may have its name.
     pub(super) fn end(&self) -> bool {
-        self.open.lock().remove(&self.id).is_some()
+        let mut open = self.open.lock();
+        let is_own = open.get(&self.id).is_some_and(|(_, task)| task.id() == tokio::task::id());
+        is_own && open.remove(&self.id).is_some()
     }
 }
 
@@ -226,7 +229,7 @@ impl Session {
                 None
             }
             Some(Ok(Message::Ping(bytes) | Message::Pong(bytes))) => {
-                drop(self.meter.take(bytes.len()));
+                self.meter.pass(bytes.len());
                 None
             }
             Some(Ok(Message::Close(_) | Message::Frame(_))) | None => Some(Ending::Left),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::future::BoxFuture;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 
 use crate::api::peer::PeerLimits;
@@ -22,6 +22,8 @@ pub(super) const READ_BYTES: usize = 64 << 10;
 const FREE_BYTES: usize = 2 * READ_BYTES;
 /// In what steps memory is taken, in bytes.
 const STEP: usize = 1 << 20;
+/// Bytes of a masked control frame before its own (RFC 6455, 5.2).
+const CONTROL_HEADER: usize = 6;
 /// How often a message is held while it is taken apart: as it came, and its texts.
 pub(super) const COPIES: usize = 2;
 
@@ -63,6 +65,13 @@ impl Meter {
         arrived.bytes = arrived.bytes.saturating_sub(length).min(READ_BYTES);
         let Memory::Held(share) = &mut arrived.memory else { return None };
         Some(share.split(usize::MAX))
+    }
+
+    /// A control frame of `length` was read, with its header and mask: a message may be there in
+    /// part, and what it takes stays counted.
+    pub(super) fn pass(&self, length: usize) {
+        let mut arrived = self.lock();
+        arrived.bytes = arrived.bytes.saturating_sub(length + CONTROL_HEADER);
     }
 
     /// Whether the budget has had no room for a message.
@@ -119,14 +128,17 @@ impl Arrived {
     }
 }
 
-impl<S: AsyncRead + Unpin> Metered<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Metered<S> {
     pub(super) fn new(stream: S, meter: Meter) -> Self {
         Self { stream, meter }
     }
 
-    /// Throws away what the peer still sends, up to `bytes`: a socket that is closed with
-    /// something unread is reset, and the peer does not read why.
+    /// Sends nothing more, for which the peer waits (RFC 6455, 7.1.1), and throws away what it
+    /// still sends, up to `bytes`: a socket that is closed with something unread is reset, and
+    /// the peer does not read why.
     pub(super) async fn drain(&mut self, bytes: u64) {
+        // A peer that has gone needs no end.
+        let _ = self.stream.shutdown().await;
         let mut rest = (&mut self.stream).take(bytes);
         // Of no interest any more, whatever it is.
         let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
@@ -165,5 +177,43 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn meter() -> Meter {
+        Meter::new(&RequestMemory::new(64 << 20, Duration::from_secs(1)))
+    }
+
+    #[tokio::test]
+    async fn whoever_is_told_of_the_end_reads_it_at_once() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut metered = Metered::new(ours, meter());
+        let draining = tokio::spawn(async move { metered.drain(1024).await });
+
+        let read = tokio::time::timeout(Duration::from_secs(10), theirs.read(&mut [0; 8])).await;
+
+        assert_eq!(read.expect("the end comes before ours is closed").unwrap(), 0);
+        drop(theirs);
+        draining.await.unwrap();
+    }
+
+    #[test]
+    fn a_ping_amid_a_message_leaves_what_has_come_of_it() {
+        let meter = meter();
+        meter.lock().note(3 << 20);
+        let since = meter.lock().since;
+        meter.lock().note(4 + CONTROL_HEADER);
+
+        meter.pass(4);
+
+        assert_eq!(meter.lock().bytes, 3 << 20);
+        meter.lock().note(1);
+        assert_eq!(meter.lock().since, since, "it is the same message");
     }
 }
