@@ -45,6 +45,8 @@ mod lifecycle;
 mod lora;
 mod lora_of_layers;
 mod lora_requests;
+#[cfg(target_os = "linux")]
+mod memory_limits;
 mod metrics;
 mod pictures;
 mod plan;
