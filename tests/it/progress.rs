@@ -13,6 +13,8 @@ use crate::support::checkpoints::load;
 struct Notes {
     stages: Vec<Stage>,
     layers: Vec<(Option<Stage>, LayerProgress)>,
+    /// Steps that decoding takes as long as, and the last stage told of before.
+    decoding: Option<(f64, Option<Stage>)>,
 }
 
 impl StepObserver for Notes {
@@ -24,6 +26,10 @@ impl StepObserver for Notes {
         if self.stages.last() != Some(&stage) {
             self.stages.push(stage);
         }
+    }
+
+    fn on_decoding_cost(&mut self, steps: f64) {
+        self.decoding = Some((steps, self.stages.last().copied()));
     }
 
     fn on_layer(&mut self, layer: LayerProgress) {
@@ -53,11 +59,14 @@ fn notes_of(name: &str) -> Notes {
 #[test]
 fn both_families_tell_their_stages_in_order() {
     for name in ["fixtures/ckpt/qwen-image-edit", "stable_diffusion/sd"] {
-        let stages = notes_of(name).stages;
+        let Notes { stages, decoding, .. } = notes_of(name);
 
         let expected =
             [Stage::EncodingPrompts, Stage::EncodingLatents, Stage::Denoising, Stage::Decoding];
         assert_eq!(stages, expected, "{name}");
+        let (steps, told_in) = decoding.unwrap();
+        assert!(steps > 0.0 && steps.is_finite(), "{name}: {steps}");
+        assert!(told_in.is_some() && told_in != Some(Stage::Decoding), "{name}: {told_in:?}");
     }
 }
 

@@ -273,11 +273,6 @@ impl Work {
         })
     }
 
-    /// What the next line is made with: models come and go while a batch is made.
-    pub(super) fn state_now(&self) -> AppState {
-        self.state.latest()
-    }
-
     /// What its jobs may do.
     pub(super) fn line_permit(&self) -> Permit {
         self.permit.of_line(self.owner.clone(), self.outside.models.clone())

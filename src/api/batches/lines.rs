@@ -166,7 +166,8 @@ async fn serve(work: Work, line: Line, _slot: OwnedSemaphorePermit) -> Result<()
         },
         idempotency_key: Some(name_of(&work, number)),
     };
-    let state = work.state_now();
+    // Models come and go while a batch is made.
+    let state = work.state.latest();
     let created = match permit.context_of_models(&state.requests) {
         Ok(context) => {
             let asking = (&state, &permit, &context);

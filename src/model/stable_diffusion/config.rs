@@ -145,9 +145,7 @@ impl UnetConfig {
         file.finish()?;
         Ok(config)
     }
-}
 
-impl UnetConfig {
     /// Channels that the residual layers of level `depth` (0: the finest) are given on the way
     /// down.
     #[must_use]

@@ -131,8 +131,9 @@ fn load_pipeline(context: &LoadContext, variant: &Variant) -> Result<Pipeline, L
     }
     check_number_format(context)?;
     let card = card(&context.files(), variant)?;
+    let free_bytes = crate::device::free_memory_bytes(&context.device);
     let (components, parts) = load_components(context, variant, &index)?;
-    let plan = plan_of(context, &card, parts);
+    let plan = plan_of(context, &card, (parts, free_bytes));
     let loaded = Loaded {
         device: plan.device.clone(),
         dtype: plan.dtype.clone(),
@@ -172,13 +173,15 @@ fn plan(context: &LoadContext, variant: &Variant) -> Result<ModelPlan, LoadError
     let load_vae = |weights: &Weights| Vae::load(weights, &vae).map(drop);
     let bytes = checked(open("vae", vae_dtype(context, &vae))?, &load_vae)?;
     components.push(PlannedComponent::resident("vae", bytes));
-    Ok(plan_of(context, &card, components))
+    let free_bytes = crate::device::free_memory_bytes(&context.device);
+    Ok(plan_of(context, &card, (components, free_bytes)))
 }
 
+/// `components` all stay; `free_bytes` there are without them.
 fn plan_of(
     context: &LoadContext,
     card: &ModelCard,
-    components: Vec<PlannedComponent>,
+    (components, free_bytes): (Vec<PlannedComponent>, Option<usize>),
 ) -> ModelPlan {
     ModelPlan {
         model: card.id.clone(),
@@ -189,7 +192,7 @@ fn plan_of(
         total_bytes: components.iter().map(|component| component.bytes).sum(),
         components,
         activation_bytes: None,
-        free_bytes: crate::device::free_memory_bytes(&context.device),
+        free_bytes,
     }
 }
 
